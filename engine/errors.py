@@ -1,0 +1,93 @@
+"""Errors that a person can act on: a stable code, a sentence, and what to do."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class GlasshouseError(Exception):
+    """Base of every error that reaches a person.
+
+    `code` is stable and machine-readable; `message` is one sentence without secrets; `hint` says what to do.
+    `exit_code` is what the command line returns: 1 for a failed run or check, 2 for usage.
+    """
+
+    default_code: ClassVar[str] = "error"
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, hint: str = "", *, code: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code or self.default_code
+        self.message = message
+        self.hint = hint
+
+    def as_dict(self) -> dict[str, str]:
+        """`{"code", "message", "hint"}`, for `--json`."""
+        return {"code": self.code, "message": self.message, "hint": self.hint}
+
+
+class UsageError(GlasshouseError):
+    """What was asked for makes no sense as asked."""
+
+    default_code = "usage"
+    exit_code = 2
+
+
+class PlanError(UsageError):
+    """A plan or preset that cannot run."""
+
+    default_code = "plan_invalid"
+
+
+class DataError(UsageError):
+    """A data file, tokenizer or model folder that cannot be used."""
+
+    default_code = "data_invalid"
+
+
+class MissingExtraError(UsageError):
+    """An optional part of the installation is absent."""
+
+    default_code = "extra_missing"
+
+
+class StoreError(GlasshouseError):
+    """The home folder or its database cannot be used."""
+
+    default_code = "store_unusable"
+
+
+class WireError(GlasshouseError):
+    """Bytes from the allocation that break the event format or its chain."""
+
+    default_code = "wire_invalid"
+
+
+class SealingError(GlasshouseError):
+    """A package, key or sealed adapter that does not open."""
+
+    default_code = "sealing_failed"
+
+
+class RefusedError(GlasshouseError):
+    """The protected path refused; `code` is the reason code of the refusal matrix."""
+
+    default_code = "refused"
+
+
+class RemoteError(GlasshouseError):
+    """SSH, staging or collecting failed."""
+
+    default_code = "remote_failed"
+
+
+class ProviderError(GlasshouseError):
+    """An allocation could not be had, observed or released."""
+
+    default_code = "provider_failed"
+
+
+class RunError(GlasshouseError):
+    """A run that cannot go on."""
+
+    default_code = "run_failed"
