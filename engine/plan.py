@@ -1,0 +1,214 @@
+"""Plans: what to run, validated, canonical, with a digest. Presets are plans by name, shipped in `data/presets.json`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final, Literal
+
+import msgspec
+
+from engine.errors import PlanError
+from engine.resources import data_path
+from engine.wire import digest_of, parse
+
+Order = Literal["raw-first", "protected-first"]
+Segments = Literal["pair", "protected", "raw"]
+SegmentKind = Literal["raw", "protected"]
+StopReason = Literal[
+    "target_seconds", "step_budget", "nonfinite_loss", "cancelled", "error", "lease_expired"
+]
+
+PLAN_VERSION: Final = 1
+LORA_TARGETS: Final = ("q_proj", "k_proj", "v_proj", "o_proj")
+MAX_SECONDS: Final = 7 * 24 * 3600
+MAX_STEPS: Final = 100_000_000
+
+
+class _Frozen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
+    pass
+
+
+class Lora(_Frozen, frozen=True, kw_only=True):
+    """LoRA settings (Hu et al. 2021); dropout is 0 so that both segments do the same work."""
+
+    r: int = 8
+    alpha: int = 16
+    targets: tuple[str, ...] = LORA_TARGETS
+
+
+class Training(_Frozen, frozen=True, kw_only=True):
+    """The loop's settings. `dtype` "auto" is bfloat16 where the device has it, else float32."""
+
+    learning_rate: float = 1e-4
+    batch: int = 1
+    max_length: int = 64
+    grad_clip: float = 1.0
+    weight_decay: float = 0.0
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    warmup_steps: int = 20
+    checkpoint_every: int = 250
+    fail_on_nonfinite: bool = True
+
+
+class Target(_Frozen, frozen=True, kw_only=True):
+    """When a segment stops: at the first step that crosses `seconds`, or after `steps`. Exactly one is set."""
+
+    seconds: float | None = None
+    steps: int | None = None
+
+
+class Model(_Frozen, frozen=True, kw_only=True):
+    """`tiny`: made from the seed. `folder`: a local folder, packed whole. `hub`: by id at a pinned revision.
+
+    `digest` is SHA-256 over the files that go into the package (`folder`), else None.
+    """
+
+    source: Literal["tiny", "folder", "hub"]
+    name: str
+    revision: str | None = None
+    digest: str | None = None
+
+
+class Data(_Frozen, frozen=True, kw_only=True):
+    """`builtin` is the shipped corpus. `digest` is SHA-256 of the file. `public`: the operator declared it so.
+
+    `stand_in`: a pair trains on synthetic samples of the same shape in place of the file.
+    """
+
+    source: Literal["builtin", "file"] = "builtin"
+    name: str = "sample-corpus"
+    digest: str | None = None
+    samples: int | None = None
+    public: bool = True
+    stand_in: bool = False
+
+
+class ProviderRequest(_Frozen, frozen=True, kw_only=True):
+    """Where to run. Prices are USD: `max_price` an hour, `max_cost` for the run. `keep_for` in minutes."""
+
+    name: str = "local"
+    gpus: tuple[str, ...] = ()
+    allocation: str | None = None
+    max_price: float | None = None
+    max_cost: float | None = None
+    keep_for: int | None = None
+
+
+class Plan(_Frozen, frozen=True, kw_only=True):
+    """What to run; frozen. `ours` names the settings that the published article does not state."""
+
+    version: int = PLAN_VERSION
+    label: str
+    preset: str | None = None
+    segments: Segments = "pair"
+    order: Order = "raw-first"
+    model: Model
+    data: Data = Data()
+    lora: Lora = Lora()
+    training: Training = Training()
+    target: Target
+    seed: int = 20260517
+    provider: ProviderRequest = ProviderRequest()
+    challenge: str | None = None
+    margin_pct: float = 1.0
+    inject_overhead_pct: float = 0.0
+    ours: tuple[str, ...] = ()
+
+    def kinds(self) -> tuple[SegmentKind, ...]:
+        """The segments in the order in which they run."""
+        if self.segments == "raw":
+            return ("raw",)
+        if self.segments == "protected":
+            return ("protected",)
+        return ("raw", "protected") if self.order == "raw-first" else ("protected", "raw")
+
+
+def plan_digest(plan: Plan) -> str:
+    """SHA-256 in hex over the plan's canonical JSON."""
+    return digest_of(msgspec.to_builtins(plan))
+
+
+def dump_plan(plan: Plan) -> dict[str, Any]:
+    """The plan as JSON-ready builtins."""
+    built: dict[str, Any] = msgspec.to_builtins(plan)
+    return built
+
+
+def load_plan(raw: object) -> Plan:
+    """A validated plan from builtins; raises `PlanError`."""
+    try:
+        plan = msgspec.convert(raw, Plan, strict=True)
+    except msgspec.ValidationError as error:
+        raise PlanError(f"This plan is not valid: {error}.", "Make the run again with `glasshouse run`.") from error
+    return checked(plan)
+
+
+def _positive(name: str, value: float | None, *, flag: str, most: float = math.inf) -> None:
+    if value is None:
+        return
+    if not math.isfinite(value) or value <= 0:
+        raise PlanError(f"The {name} must be greater than zero, not {value:g}.", f"Give {flag} a positive number.")
+    if value > most:
+        raise PlanError(f"The {name} {value:g} is above the limit of {most:g}.", f"Give {flag} a smaller number.")
+
+
+def checked(plan: Plan) -> Plan:
+    """The same plan when its values make sense; raises `PlanError` with the flag to change."""
+    if plan.version != PLAN_VERSION:
+        raise PlanError(f"Plan version {plan.version} is not known here.", "Update glasshouse.")
+    target = plan.target
+    if (target.seconds is None) == (target.steps is None):
+        raise PlanError(
+            "A run stops by time or by steps: exactly one of the two.", "Give either --seconds or --steps."
+        )
+    _positive("target in seconds", target.seconds, flag="--seconds", most=MAX_SECONDS)
+    _positive("step budget", target.steps, flag="--steps", most=MAX_STEPS)
+    training = plan.training
+    _positive("learning rate", training.learning_rate, flag="--lr", most=10)
+    _positive("batch size", training.batch, flag="--batch", most=1024)
+    _positive("maximum length", training.max_length, flag="--max-length", most=131_072)
+    _positive("gradient clip", training.grad_clip, flag="the preset's gradClip")
+    _positive("LoRA rank", plan.lora.r, flag="--lora-r", most=1024)
+    _positive("LoRA alpha", plan.lora.alpha, flag="--lora-alpha", most=65_536)
+    _positive("price ceiling", plan.provider.max_price, flag="--max-price")
+    _positive("cost ceiling", plan.provider.max_cost, flag="--max-cost")
+    _positive("keep time", plan.provider.keep_for, flag="--keep-for", most=7 * 24 * 60)
+    if training.max_length < 2:
+        raise PlanError("A sample needs at least two tokens.", "Give --max-length 2 or more.")
+    if training.warmup_steps < 0 or training.checkpoint_every < 1:
+        raise PlanError("Warm-up and checkpoint intervals are counts of steps.", "Use whole numbers from 0 and 1 up.")
+    if not 0 <= plan.seed < 2**63:
+        raise PlanError(f"The seed {plan.seed} is out of range.", "Give --seed a number from 0 to 2^63 - 1.")
+    if plan.challenge is not None and not 0 < len(plan.challenge) <= 512:
+        raise PlanError("A challenge is a text of 1 to 512 characters.", "Shorten the text of --challenge.")
+    if not plan.label.strip() or len(plan.label) > 80 or not plan.label.isprintable():
+        raise PlanError("A label is a printable text of 1 to 80 characters.", "Give another --label.")
+    if plan.model.source == "hub" and not plan.model.revision:
+        raise PlanError(
+            f"The hub model {plan.model.name} has no pinned revision.", "Add --revision with a full commit id."
+        )
+    if plan.segments != "protected" and not (plan.data.public or plan.data.stand_in):
+        raise PlanError(
+            "A raw segment would hold this data in the clear on somebody else's disk, and it is not declared public.",
+            "Use --segments protected, or --stand-in, or --public-data if it truly is public.",
+            code="data_not_public",
+        )
+    return plan
+
+
+def presets() -> dict[str, Plan]:
+    """Every shipped preset by name, in the file's order."""
+    raw = parse(data_path("presets.json").read_bytes())
+    return {name: load_plan({"preset": name, "label": name, **body}) for name, body in raw.items()}
+
+
+def preset(name: str) -> Plan:
+    """One preset; raises `PlanError` (`preset_unknown`) that lists the known ones."""
+    known = presets()
+    if name not in known:
+        raise PlanError(
+            f"There is no preset called {name!r}.",
+            f"Choose one of: {', '.join(known)}.",
+            code="preset_unknown",
+        )
+    return known[name]

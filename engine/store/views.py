@@ -1,0 +1,155 @@
+"""What readers of the store see: frozen views, one per subject. Times are UTC strings (RFC 3339, milliseconds)."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+import msgspec
+
+RunState = Literal[
+    "queued", "allocating", "connecting", "staging", "running", "collecting", "cleaning",
+    "finished", "failed", "cancelled",
+]  # fmt: skip
+SegmentState = Literal[
+    "pending", "launching", "attesting", "releasing", "loading", "warming", "training", "sealing",
+    "zeroizing", "done", "failed",
+]  # fmt: skip
+AttestationState = Literal["not_requested", "awaiting_evidence", "verified", "rejected"]
+KeyState = Literal["withheld", "released", "destroyed"]
+RuntimeState = Literal["pending", "running", "zeroizing", "zeroized", "unverified"]
+CleanupState = Literal["active", "kept", "terminating", "gone", "leaked", "not_ours"]
+CheckStatus = Literal["passed", "failed", "not_applicable", "pending"]
+Source = Literal["mine", "published"]
+
+FINAL_RUN_STATES: Final = ("finished", "failed", "cancelled")
+RAW_STAGES: Final = ("pending", "launching", "loading", "warming", "training", "done")
+PROTECTED_STAGES: Final = (
+    "pending", "launching", "attesting", "releasing", "loading", "warming", "training", "sealing",
+    "zeroizing", "done",
+)  # fmt: skip
+
+
+class _View(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    pass
+
+
+class Check(_View, frozen=True, kw_only=True):
+    """One named check of a verdict. `group` is `lifecycle` or `model_artifact`."""
+
+    name: str
+    group: Literal["lifecycle", "model_artifact"]
+    status: CheckStatus
+    reason: str
+
+
+class Transition(_View, frozen=True, kw_only=True):
+    """One change of state. `subject`: run, segment:raw, segment:protected, attestation, key, runtime, cleanup."""
+
+    id: int
+    subject: str
+    state: str
+    at: str
+    reason: str
+
+
+class SegmentView(_View, frozen=True, kw_only=True):
+    """One segment, live or final. `elapsed_sec` is measured training time, warm-up excluded; None is unknown."""
+
+    kind: Literal["raw", "protected"]
+    position: int
+    state: SegmentState
+    reason: str
+    stop_reason: str | None
+    steps: int
+    elapsed_sec: float | None
+    last_loss: float | None
+    final_loss: float | None
+    adapter_sha256: str | None
+    tensor_digest: str | None
+    phases: dict[str, float]
+
+    @property
+    def steps_per_second(self) -> float | None:
+        """Mean rate over the measured window, or None before the first measured step."""
+        return self.steps / self.elapsed_sec if self.elapsed_sec else None
+
+
+class RunSummary(_View, frozen=True, kw_only=True):
+    """One line of a list of runs; enough for Fleet, History and `runs`."""
+
+    id: str
+    source: Source
+    label: str
+    preset: str | None
+    provider: str
+    gpu_model: str | None
+    model: str
+    segments: Literal["pair", "protected", "raw"]
+    order: str | None
+    state: RunState
+    reason: str
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+    target_sec: float | None
+    step_budget: int | None
+    raw_steps: int | None
+    protected_steps: int | None
+    overhead_pct: float | None
+    attestation: AttestationState
+    key: KeyState
+    runtime_state: RuntimeState
+    cleanup: CleanupState
+    clean: bool | None
+    orphaned: bool
+    """True when the run is not final and no live runner owns it."""
+
+
+class RunView(_View, frozen=True, kw_only=True):
+    """One run, whole: the summary, its plan, segments, transitions and, once final, its row."""
+
+    summary: RunSummary
+    plan: dict[str, Any] | None
+    plan_digest: str | None
+    segments: tuple[SegmentView, ...]
+    transitions: tuple[Transition, ...]
+    checks: tuple[Check, ...]
+    row: dict[str, Any] | None
+    tier: str | None
+    ear_status: str | None
+    reason_codes: tuple[str, ...]
+
+
+class Series(_View, frozen=True, kw_only=True):
+    """Per-step series of one segment: float32 losses and step times in nanoseconds, as equal-length tuples."""
+
+    losses: tuple[float, ...]
+    nanos: tuple[int, ...]
+
+
+class LogLine(_View, frozen=True, kw_only=True):
+    """One line of a run's two logs, in order of arrival. `chain` is `runner` or `pod`."""
+
+    rowid: int
+    chain: Literal["runner", "pod"]
+    seq: int
+    ts: str
+    event: str
+    body: dict[str, Any]
+
+
+class AllocationView(_View, frozen=True, kw_only=True):
+    """One allocation of the ledger. Prices in USD; None is unknown."""
+
+    id: str
+    provider: str
+    name: str
+    gpu_model: str | None
+    state: CleanupState
+    ledger_state: str
+    created_at: str
+    released_at: str | None
+    price_per_hour: float | None
+    spent: float | None
+    run_id: str | None
+    run_state: RunState | None

@@ -1,0 +1,164 @@
+"""The vocabulary shared with the allocation: canonical JSON (RFC 8785), events and their hash chain.
+
+A log is a file of canonical JSON lines. Each line names its predecessor's hash, so that a dropped, reordered or edited
+line is noticed by whoever holds a later hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import msgspec
+import rfc8785
+
+from engine.errors import WireError
+
+GENESIS: Final = "0" * 64
+MAX_LINE_BYTES: Final = 256 * 1024
+MAX_LOG_BYTES: Final = 256 * 1024 * 1024
+
+# Event names. The first three are those of the published work.
+ANTI_DEBUG_READY: Final = "enclave.anti_debug_ready"
+MEASURED: Final = "enclave.measured"
+RELEASE_PLAN_COMPLETED: Final = "enclave.release_plan_completed"
+PACKAGE_SEALED: Final = "package.sealed"
+LAUNCH_ACCEPTED: Final = "launch.accepted"
+SEGMENT_STATE: Final = "segment.state"
+ATTEST_CHALLENGE: Final = "attest.challenge"
+ATTEST_EVIDENCE: Final = "attest.evidence"
+ATTEST_RESULT: Final = "attest.result"
+RELEASE_DENIED: Final = "release.denied"
+RELEASE_GRANTED: Final = "release.granted"
+TRAIN_STARTED: Final = "train.started"
+TRAIN_PROGRESS: Final = "train.progress"
+TRAIN_CHECKPOINT: Final = "train.checkpoint"
+TRAIN_FINISHED: Final = "train.finished"
+ADAPTER_SEALED: Final = "adapter.sealed"
+ADAPTER_SAVED: Final = "adapter.saved"
+ZEROIZE_STARTED: Final = "zeroize.started"
+ZEROIZE_SCAN: Final = "zeroize.scan"
+ZEROIZE_DONE: Final = "zeroize.done"
+ALLOCATION_GONE: Final = "allocation.gone"
+RUN_CLOSED: Final = "run.closed"
+LOG: Final = "log"
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One line of a log.
+
+    `seq` counts from 0; `prev` and `hash` are SHA-256 in hex; `ts` is UTC with milliseconds (RFC 3339).
+    """
+
+    seq: int
+    prev: str
+    ts: str
+    event: str
+    run_id: str
+    body: dict[str, Any]
+    hash: str
+
+
+def canonical(value: object) -> bytes:
+    """The canonical JSON (RFC 8785) of `value`; raises `WireError` for NaN, infinities and unknown types."""
+    try:
+        return rfc8785.dumps(value)  # type: ignore[arg-type]
+    except (rfc8785.CanonicalizationError, RecursionError) as error:
+        raise WireError(f"This value has no canonical JSON: {error}.", code="json_not_canonical") from error
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise WireError("A JSON object repeats a key.", code="json_duplicate_key")
+    return found
+
+
+def _no_constants(name: str) -> Any:
+    raise WireError(f"JSON has no {name}.", code="json_not_finite")
+
+
+def parse(text: bytes | str) -> Any:
+    """Parse JSON strictly: no duplicate keys, no NaN or infinity; raises `WireError`."""
+    try:
+        return json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
+    except (ValueError, RecursionError) as error:
+        raise WireError("This is not JSON.", code="json_invalid") from error
+
+
+def sha256_hex(data: bytes | bytearray | memoryview) -> str:
+    """SHA-256 in lower-case hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def digest_of(value: object) -> str:
+    """SHA-256 in hex over the canonical JSON of `value`."""
+    return sha256_hex(canonical(value))
+
+
+def utc_now() -> str:
+    """UTC now, RFC 3339 with milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _hash(seq: int, prev: str, ts: str, event: str, run_id: str, body: dict[str, Any]) -> str:
+    return digest_of({"seq": seq, "prev": prev, "ts": ts, "event": event, "run_id": run_id, "body": body})
+
+
+def to_line(event: Event) -> bytes:
+    """The log line of an event, newline included."""
+    return canonical(msgspec.to_builtins(event)) + b"\n"
+
+
+class ChainWriter:
+    """Makes the events of one log, each linked to the one before."""
+
+    def __init__(self, run_id: str, *, head: str = GENESIS, next_seq: int = 0) -> None:
+        self.run_id = run_id
+        self.head = head
+        self.next_seq = next_seq
+
+    def append(self, event: str, body: dict[str, Any], *, ts: str | None = None) -> Event:
+        """The next event; advances `head`."""
+        ts = ts or utc_now()
+        digest = _hash(self.next_seq, self.head, ts, event, self.run_id, body)
+        made = Event(
+            seq=self.next_seq, prev=self.head, ts=ts, event=event, run_id=self.run_id, body=body, hash=digest
+        )
+        self.head = digest
+        self.next_seq += 1
+        return made
+
+
+class ChainReader:
+    """Accepts the lines of one log in order and refuses the first that does not fit."""
+
+    def __init__(self, run_id: str, *, head: str = GENESIS, next_seq: int = 0) -> None:
+        self.run_id = run_id
+        self.head = head
+        self.next_seq = next_seq
+
+    def feed(self, line: bytes) -> Event:
+        """Check one line (without or with its newline) against the chain; raises `WireError` (`log_*` codes)."""
+        if len(line) > MAX_LINE_BYTES:
+            raise WireError("A log line is longer than the limit.", code="log_line_too_long")
+        raw = parse(line)
+        try:
+            event = msgspec.convert(raw, Event, strict=True)
+        except msgspec.ValidationError as error:
+            raise WireError("A log line is not an event.", code="log_line_invalid") from error
+        self.check(event)
+        return event
+
+    def check(self, event: Event) -> None:
+        """Advance over an event that is parsed already; raises `WireError` when it does not follow."""
+        if event.run_id != self.run_id:
+            raise WireError("A log line belongs to another run.", code="log_other_run")
+        if event.seq != self.next_seq or event.prev != self.head:
+            raise WireError("The log's chain is broken: a line is missing or out of order.", code="log_chain_broken")
+        if event.hash != _hash(event.seq, event.prev, event.ts, event.event, event.run_id, event.body):
+            raise WireError("A log line was changed after it was written.", code="log_hash_wrong")
+        self.head = event.hash
+        self.next_seq += 1
