@@ -1,0 +1,50 @@
+"""Makes `tiny_model/tokenizer.json` from `sample_corpus.jsonl`: byte-level BPE with the ChatML control tokens.
+
+Run from the checkout: `python data/make_tokenizer.py`. The same corpus gives the same file.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+HERE = Path(__file__).resolve().parent
+VOCABULARY = 1024
+CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+ROLES = ("system\n", "user\n", "assistant\n")
+
+
+def texts(corpus: Path) -> list[str]:
+    """Every content of the corpus, each under its role as ChatML writes it."""
+    lines = corpus.read_text(encoding="utf-8").splitlines()
+    turns = [turn for line in lines for turn in json.loads(line)["messages"]]
+    return [*ROLES, *(part for turn in turns for part in (turn["role"] + "\n", turn["content"]))]
+
+
+def make(corpus: Path) -> Tokenizer:
+    """A tokenizer trained on the corpus; control tokens have the ids 0, 1, 2."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        min_frequency=2,
+        show_progress=False,
+        special_tokens=list(CONTROL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(texts(corpus), trainer)
+    return tokenizer
+
+
+def main(target: Path) -> None:
+    """Write the tokenizer to `target`."""
+    make(HERE / "sample_corpus.jsonl").save(str(target))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "tiny_model" / "tokenizer.json")
