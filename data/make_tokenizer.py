@@ -1,4 +1,4 @@
-"""Makes `tiny_model/tokenizer.json` from `sample_corpus.jsonl`: byte-level BPE with the ChatML control tokens.
+"""Makes `tiny_model/tokenizer.json` from `sample_corpus.jsonl`: byte-level BPE with ChatML control tokens.
 
 Run from the checkout: `python data/make_tokenizer.py`. The same corpus gives the same file.
 """
