@@ -1,0 +1,124 @@
+"""The worker's bundle: a reproducible zipapp of our own Python and the lock of what it needs.
+
+The same installation gives the same bytes, whatever the folder, locale, umask or clock: names are sorted,
+entries are stored uncompressed, times and modes are fixed. The bundle's identity is the SHA-256 of its bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import engine
+from engine.errors import MissingExtraError
+from engine.wire import canonical, sha256_hex
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+MODULES: Final = ("__init__.py", "errors.py", "plan.py", "resources.py", "wire.py")
+ROOMS: Final = ("attestation", "measure", "sealing", "worker")
+REQUIREMENTS: Final = (
+    "cryptography",
+    "joserfc",
+    "msgspec",
+    "numpy",
+    "peft",
+    "rfc8785",
+    "safetensors",
+    "securesystemslib",
+    "torch",
+    "transformers",
+)
+LOCK_NAME: Final = "worker.lock"
+_MAIN: Final = b"import sys\n\nfrom engine.worker.main import main\n\nsys.exit(main())\n"
+_EPOCH: Final = (1980, 1, 1, 0, 0, 0)
+_UNIX: Final = 3
+_REGULAR_0644: Final = 0o100644 << 16
+
+
+def build_bundle(lock: Mapping[str, str] | None = None) -> bytes:
+    """The zipapp that an allocation runs; `lock` defaults to `worker_lock()`, whose errors it raises."""
+    entries = dict(_sources(Path(engine.__file__).parent))
+    entries["__main__.py"] = _MAIN
+    entries[LOCK_NAME] = canonical(dict(worker_lock() if lock is None else lock))
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_STORED) as archive:
+        for name in sorted(entries):
+            entry = zipfile.ZipInfo(name, _EPOCH)
+            entry.create_system = _UNIX
+            entry.external_attr = _REGULAR_0644
+            archive.writestr(entry, entries[name])
+    return made.getvalue()
+
+
+def bundle_digest(bundle: bytes) -> str:
+    """The bundle's identity: SHA-256 of its bytes, in hex."""
+    return sha256_hex(bundle)
+
+
+def worker_lock() -> dict[str, str]:
+    """Name and version of every distribution that the worker needs; raises `MissingExtraError`."""
+    return {name: found.version for name, found in worker_distributions().items()}
+
+
+def worker_distributions() -> dict[str, metadata.Distribution]:
+    """`REQUIREMENTS` and what they need in turn, as installed here, by normalised name in order.
+
+    Raises `MissingExtraError` (`extra_missing`) when one of `REQUIREMENTS` is absent. What only a
+    distribution's metadata asks for and is not installed is left out.
+    """
+    absent = sorted(name for name in REQUIREMENTS if _distribution(name) is None)
+    if absent:
+        raise MissingExtraError(
+            f"The worker needs {', '.join(absent)}, which this installation lacks.",
+            "Run: pip install 'glasshouse[local]'",
+        )
+    from packaging.requirements import Requirement  # noqa: PLC0415  # comes with transformers
+
+    found: dict[str, metadata.Distribution] = {}
+    seen: set[tuple[str, str]] = set()
+    waiting = [(name, "") for name in REQUIREMENTS]
+    while waiting:
+        name, extra = waiting.pop()
+        installed = _distribution(name)
+        if installed is None or (name, extra) in seen:
+            continue
+        seen.add((name, extra))
+        found[name] = installed
+        for line in installed.requires or ():
+            needed = Requirement(line)
+            if needed.marker is None or needed.marker.evaluate({"extra": extra}):
+                waiting.extend((_normalised(needed.name), wanted) for wanted in ("", *sorted(needed.extras)))
+    return dict(sorted(found.items()))
+
+
+def site_paths() -> tuple[str, ...]:
+    """The folders from which the worker's distributions are imported here, in order of name."""
+    folders = {str(Path(str(found.locate_file(""))).resolve()) for found in worker_distributions().values()}
+    return tuple(sorted(folders))
+
+
+def _distribution(name: str) -> metadata.Distribution | None:
+    try:
+        return metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _normalised(name: str) -> str:
+    """A distribution's name as PEP 503 normalises it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _sources(package: Path) -> Iterator[tuple[str, bytes]]:
+    for module in MODULES:
+        yield f"engine/{module}", (package / module).read_bytes()
+    for room in ROOMS:
+        for path in (package / room).rglob("*.py"):
+            if path.is_file() and not path.is_symlink():
+                yield f"engine/{path.relative_to(package).as_posix()}", path.read_bytes()

@@ -1,0 +1,96 @@
+"""Opening an SSH connection: one pinned host key, one client key, none of the operator's own settings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import asyncssh
+
+from engine.errors import RemoteError
+
+if TYPE_CHECKING:
+    from engine.remote.endpoint import Endpoint, LinkLimits
+
+CIPHERS: Final = (
+    "aes128-gcm@openssh.com",
+    "aes256-gcm@openssh.com",
+    "chacha20-poly1305@openssh.com",
+    "aes256-ctr",
+)
+
+
+async def connect(endpoint: Endpoint, limits: LinkLimits) -> asyncssh.SSHClientConnection:
+    """Connect and log in.
+
+    Raises `RemoteError`: `connect_failed` (refused, unreachable or too slow; trying again may help),
+    `host_key_mismatch`, `auth_rejected`, `key_unusable`.
+    """
+    host_key, client_key = _keys(endpoint)
+    where = f"{endpoint.host}:{endpoint.port}"
+    try:
+        return await asyncssh.connect(
+            endpoint.host,
+            endpoint.port,
+            username=endpoint.user,
+            client_keys=[client_key],
+            known_hosts=([host_key], [], []),
+            config=None,
+            agent_path=None,
+            agent_forwarding=False,
+            x11_forwarding=False,
+            preferred_auth="publickey",
+            password_auth=False,
+            kbdint_auth=False,
+            host_based_auth=False,
+            gss_auth=False,
+            gss_kex=False,
+            compression_algs=None,
+            encryption_algs=list(CIPHERS),
+            connect_timeout=limits.connect,
+            login_timeout=limits.login,
+            # asyncssh gives up one interval after the count is reached.
+            keepalive_interval=limits.keepalive_interval,
+            keepalive_count_max=limits.keepalive_count - 1,
+        )
+    except asyncssh.HostKeyNotVerifiable as error:
+        raise _mismatch(where) from error
+    except asyncssh.KeyExchangeFailed as error:
+        if "host key" in error.reason:
+            raise _mismatch(where) from error
+        raise _failed(where, "no common algorithms") from error
+    except asyncssh.PermissionDenied as error:
+        raise RemoteError(
+            f"{where} rejected the client key of user {endpoint.user}.",
+            "Check that the allocation was given this run's public key.",
+            code="auth_rejected",
+        ) from error
+    except TimeoutError as error:
+        raise _failed(where, "no answer in time") from error
+    except (asyncssh.Error, OSError) as error:
+        raise _failed(where, type(error).__name__) from error
+
+
+def _keys(endpoint: Endpoint) -> tuple[asyncssh.SSHKey, asyncssh.SSHKey]:
+    try:
+        host_key = asyncssh.import_public_key(endpoint.host_key)
+        if isinstance(endpoint.client_key, bytes):
+            return host_key, asyncssh.import_private_key(endpoint.client_key)
+        return host_key, asyncssh.read_private_key(endpoint.client_key)
+    except (asyncssh.KeyImportError, OSError) as error:
+        raise RemoteError(
+            "An SSH key of this allocation cannot be read.", "Release the allocation.", code="key_unusable"
+        ) from error
+
+
+def _mismatch(where: str) -> RemoteError:
+    return RemoteError(
+        f"{where} shows another host key than the one pinned for this allocation; nothing was sent to it.",
+        "Somebody may be in between, or the allocation was replaced: release it.",
+        code="host_key_mismatch",
+    )
+
+
+def _failed(where: str, why: str) -> RemoteError:
+    return RemoteError(
+        f"No SSH connection to {where}: {why}.", "Is the allocation up?", code="connect_failed"
+    )

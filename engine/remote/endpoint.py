@@ -1,0 +1,43 @@
+"""Where an allocation's SSH server is, how it is trusted, and the limits of a link to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One SSH server and the keys of both sides.
+
+    `client_key` is a private OpenSSH key or the path of one; `host_key` is the server's public key line, the
+    only one that is accepted.
+    """
+
+    host: str
+    port: int
+    user: str
+    client_key: bytes | Path = field(repr=False)
+    host_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class LinkLimits:
+    """Times of a link, in seconds.
+
+    A silent link counts as lost after `keepalive_count` intervals. A lost one is tried again after a random
+    part of a pause that doubles from `retry_first` to `retry_most`, until `give_up` has passed since the
+    loss.
+    """
+
+    connect: float = 15.0
+    login: float = 30.0
+    command: float = 90.0
+    keepalive_interval: float = 15.0
+    keepalive_count: int = 4
+    retry_first: float = 1.0
+    retry_most: float = 60.0
+    give_up: float = 900.0

@@ -1,0 +1,229 @@
+"""One SSH session to an allocation: a pinned connection, bounded commands and a run's file operations."""
+
+from __future__ import annotations
+
+import asyncio
+import posixpath
+import re
+import shlex
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Self, TypeVar
+
+import asyncssh
+
+from engine.errors import RemoteError
+from engine.remote.connect import connect
+from engine.remote.endpoint import Endpoint, LinkLimits
+from engine.remote.failures import link_lost, not_a_file, translated
+from engine.remote.transfer import READ_BYTES, download, read_block, upload
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+    from types import TracebackType
+
+T = TypeVar("T")
+
+MAX_OUTPUT_BYTES: Final = 1024 * 1024
+_INBOX_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a remote command gave. `exit_status` is None when the server told none, as after a signal."""
+
+    exit_status: int | None
+    stdout: bytes
+    stderr: bytes
+
+
+class SshSession:
+    """An open session; every method raises `RemoteError`, with code `link_lost` when the connection ended."""
+
+    def __init__(self, connection: asyncssh.SSHClientConnection, limits: LinkLimits) -> None:
+        self._connection = connection
+        self._limits = limits
+        self._sftp: asyncssh.SFTPClient | None = None
+        self._opening = asyncio.Lock()
+
+    @classmethod
+    async def connect(cls, endpoint: Endpoint, limits: LinkLimits | None = None) -> Self:
+        """Connect and log in; the codes of its errors are those of `engine.remote.connect.connect`."""
+        limits = limits or LinkLimits()
+        return cls(await connect(endpoint, limits), limits)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def is_open(self) -> bool:
+        """False once the connection has ended."""
+        return not self._connection.is_closed()
+
+    async def close(self) -> None:
+        """End the connection; a frozen one is cut."""
+        self._connection.close()
+        try:
+            await asyncio.wait_for(self._connection.wait_closed(), 2.0)
+        except TimeoutError:
+            self._connection.abort()
+
+    async def call(self, operation: Callable[[SshSession], Awaitable[T]]) -> T:
+        """Run one operation on this session, without reconnecting."""
+        return await operation(self)
+
+    async def sftp(self) -> asyncssh.SFTPClient:
+        """The session's SFTP client, started on first use."""
+        async with self._opening:
+            if self._sftp is None:
+                with translated("starting SFTP"):
+                    self._sftp = await self._connection.start_sftp_client()
+            return self._sftp
+
+    async def run(
+        self,
+        argv: Sequence[str],
+        stdin: bytes | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109  # bounds the wait; the remote process goes on
+        max_output: int = MAX_OUTPUT_BYTES,
+    ) -> Result:
+        """Run a command and wait for its end.
+
+        Raises `remote_timeout` after `timeout` seconds (by default the link's `command` limit; the remote
+        process may live on) and `remote_output_too_long` when stdout or stderr passes `max_output` bytes.
+        """
+        doing = f"running {argv[0]}"
+        with translated(doing):
+            process = await self._connection.create_process(shlex.join(argv), encoding=None)
+        try:
+            return await asyncio.wait_for(
+                self._finish(process, stdin, max_output, doing), timeout or self._limits.command
+            )
+        except TimeoutError as error:
+            raise RemoteError(
+                f"{Path(argv[0]).name} on the allocation gave no answer in time.", code="remote_timeout"
+            ) from error
+        finally:
+            process.close()
+
+    async def _finish(
+        self, process: asyncssh.SSHClientProcess[bytes], stdin: bytes | None, max_output: int, doing: str
+    ) -> Result:
+        with translated(doing):
+            _, stdout, stderr = await asyncio.gather(
+                _feed(process.stdin, stdin),
+                _drain(process.stdout, max_output),
+                _drain(process.stderr, max_output),
+            )
+            await process.wait_closed()
+        if process.exit_status is None and process.exit_signal is None and not self.is_open:
+            raise link_lost(doing)
+        status = process.exit_status if process.exit_signal is None else None
+        return Result(status, stdout, stderr)
+
+    async def stat(self, path: str) -> asyncssh.SFTPAttrs | None:
+        """The attributes of `path` itself, links not followed; None when it is not there."""
+        sftp = await self.sftp()
+        try:
+            with translated("looking at", path):
+                return await sftp.lstat(path)
+        except RemoteError as error:
+            if error.code == "remote_missing":
+                return None
+            raise
+
+    async def exists(self, path: str) -> bool:
+        """True when something is at `path`, a dangling link included."""
+        return await self.stat(path) is not None
+
+    async def size(self, path: str) -> int | None:
+        """A regular file's size in bytes, None when absent; raises `remote_not_a_file` for anything else."""
+        attrs = await self.stat(path)
+        if attrs is None:
+            return None
+        if not stat.S_ISREG(attrs.permissions or 0) or attrs.size is None:
+            raise not_a_file(path)
+        return attrs.size
+
+    async def mkdir(self, path: str, mode: int = 0o700) -> None:
+        """Make a folder, or keep the one there; raises `remote_not_a_folder` for anything else there."""
+        attrs = await self.stat(path)
+        if attrs is not None:
+            if not stat.S_ISDIR(attrs.permissions or 0):
+                raise RemoteError(f"{path} on the allocation is not a folder.", code="remote_not_a_folder")
+            return
+        sftp = await self.sftp()
+        with translated("making", path):
+            await sftp.mkdir(path, asyncssh.SFTPAttrs(permissions=mode))
+
+    async def remove_tree(self, path: str) -> None:
+        """Remove a folder with all that is in it, links themselves and not their targets; absent is done."""
+        if not path.startswith("/") or posixpath.normpath(path) != path or path.count("/") < 2:
+            raise RemoteError(f"{path} is not a folder of a run.", code="remote_path_refused")
+        result = await self.run(["rm", "-rf", "--", path])
+        if await self.exists(path):
+            raise RemoteError(
+                f"{path} on the allocation could not be removed (exit {result.exit_status}).",
+                code="remote_failed",
+            )
+
+    async def read_at(self, path: str, offset: int, most: int) -> bytes:
+        """Up to `most` bytes of a file from `offset`; empty at its end."""
+        sftp = await self.sftp()
+        with translated("reading", path):
+            async with await sftp.open(path, "rb", encoding=None) as remote:
+                block = await read_block(remote, path, offset, most)
+        return block
+
+    async def upload(
+        self,
+        source: bytes | Path,
+        remote: str,
+        mode: int = 0o600,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> str:
+        """Put a file in place, whole or not at all; returns its SHA-256 in hex. See `transfer.upload`."""
+        return await upload(self, source, remote, mode, progress)
+
+    async def download(self, remote: str, local: Path, max_bytes: int) -> str:
+        """Fetch one regular file into `local` (mode 0600), whole or not at all; returns its SHA-256 in hex.
+
+        Raises `remote_not_a_file` for links and folders, `remote_too_large` above `max_bytes`,
+        `remote_changed` when the file shrinks while it is read.
+        """
+        return await download(self, remote, local, max_bytes)
+
+    async def put_inbox(self, run_dir: str, name: str, data: bytes) -> None:
+        """Hand a message to the supervisor: `data` appears whole as `inbox/NAME` of its run folder."""
+        if not _INBOX_NAME.fullmatch(name):
+            raise RemoteError(
+                "An inbox name is made of letters, digits, dots, dashes.", code="remote_path_refused"
+            )
+        await self.upload(data, posixpath.join(run_dir, "inbox", name))
+
+
+async def _feed(writer: asyncssh.SSHWriter[bytes], data: bytes | None) -> None:
+    try:
+        if data:
+            writer.write(data)
+            await writer.drain()
+        writer.write_eof()
+    except (BrokenPipeError, ConnectionResetError):
+        return  # the command ended without reading all of it; its status tells
+
+
+async def _drain(reader: asyncssh.SSHReader[bytes], most: int) -> bytes:
+    collected = bytearray()
+    while part := await reader.read(READ_BYTES):
+        collected += part
+        if len(collected) > most:
+            raise RemoteError(
+                f"A command on the allocation wrote more than {most} bytes.", code="remote_output_too_long"
+            )
+    return bytes(collected)

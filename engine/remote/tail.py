@@ -1,0 +1,96 @@
+"""Following an allocation's `events.jsonl` by byte offset: whole, verified lines, none twice, all bounded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeVar
+
+from engine.errors import RemoteError, WireError
+from engine.wire import MAX_LINE_BYTES, MAX_LOG_BYTES, ChainReader, Event
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from engine.remote.session import SshSession
+
+T = TypeVar("T")
+
+POLL_BYTES: Final = 4 * MAX_LINE_BYTES
+
+
+class Caller(Protocol):
+    """Something that runs an operation on a session: a session itself or a `Reconnecting` link."""
+
+    async def call(self, operation: Callable[[SshSession], Awaitable[T]]) -> T:
+        """Run the operation and return what it returns."""
+        ...
+
+
+class Tailed(NamedTuple):
+    """A verified event and the offset after its line: where a later tail starts."""
+
+    event: Event
+    end: int
+
+
+class Tail:
+    """The log at `path` from `offset` on, checked by `reader`, whose head is that of the line before.
+
+    `offset` and `reader` advance over returned events only.
+    """
+
+    def __init__(self, source: Caller, path: str, offset: int, reader: ChainReader) -> None:
+        self._source = source
+        self._path = path
+        self._reader = reader
+        self._refusal: WireError | None = None
+        self._seen = -1
+        self.offset = offset
+
+    async def poll(self) -> list[Tailed]:
+        """The events whose lines are complete by now, `POLL_BYTES` at most; empty when there is nothing new.
+
+        A line without its end waits. Raises `WireError`: `log_shrunk`, `log_too_long`, `log_line_too_long`,
+        `log_not_a_file` and what `ChainReader.feed` raises, after the good events before it were returned;
+        and `RemoteError` for the link.
+        """
+        if self._refusal is not None:
+            raise self._refusal
+        block = await self._source.call(self._read)
+        start = self.offset
+        tailed: list[Tailed] = []
+        begin = 0
+        try:
+            while (end := block.find(b"\n", begin)) >= 0:
+                event = self._reader.feed(block[begin:end])
+                begin = end + 1
+                self.offset = start + begin
+                tailed.append(Tailed(event, self.offset))
+            _require_line(len(block) - begin)
+        except WireError as error:
+            if not tailed:
+                raise
+            self._refusal = error
+        return tailed
+
+    async def _read(self, session: SshSession) -> bytes:
+        """What lies beyond the offset, or nothing when the file has not grown since the last look."""
+        try:
+            size = await session.size(self._path)
+        except RemoteError as error:
+            if error.code == "remote_not_a_file":
+                raise WireError("The log is not a regular file.", code="log_not_a_file") from error
+            raise
+        if (size or 0) < self.offset:
+            raise WireError("The log is shorter than it was.", code="log_shrunk")
+        if size is None or size == self._seen:
+            return b""
+        if size > MAX_LOG_BYTES:
+            raise WireError("The log is longer than the limit.", code="log_too_long")
+        block = await session.read_at(self._path, self.offset, min(POLL_BYTES, size - self.offset))
+        self._seen = size if self.offset + len(block) == size else -1
+        return block
+
+
+def _require_line(length: int) -> None:
+    if length > MAX_LINE_BYTES:
+        raise WireError("A log line is longer than the limit.", code="log_line_too_long")

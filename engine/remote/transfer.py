@@ -1,0 +1,230 @@
+"""Files to and from an allocation, whole or not at all.
+
+An upload goes to `NAME.part`, is resumed there after a lost link, flushed, compared by size and SHA-256 on
+the far side and renamed into place. A download is bounded and follows no links.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import os
+import posixpath
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Final, cast
+
+import asyncssh
+
+from engine.errors import RemoteError
+from engine.remote.failures import disk_full, translated
+from engine.wire import sha256_hex
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from engine.remote.session import SshSession
+
+CHUNK_BYTES: Final = 8 * 1024 * 1024
+READ_BYTES: Final = 256 * 1024
+READ_BACK_BYTES: Final = 256 * 1024
+SPARE_BYTES: Final = 4 * 1024 * 1024
+HASH_SECONDS_PER_GIB: Final = 60.0
+
+
+async def upload(
+    session: SshSession,
+    source: bytes | Path,
+    remote: str,
+    mode: int = 0o600,
+    progress: Callable[[int, int], None] | None = None,
+) -> str:
+    """Put `source` at `remote` and return its SHA-256 in hex; what is there already with that hash stays.
+
+    `progress(sent, total)` is called as bytes arrive. Raises `remote_disk_full`, `upload_failed` (the far
+    side holds other bytes), `local_unreadable`, `remote_not_a_file`, `link_lost`.
+    """
+    total, digest = await asyncio.to_thread(_identity, source)
+    if await session.size(remote) == total and await _remote_digest(session, remote, total) == digest:
+        await _chmod(session, remote, mode)
+        return digest
+    part = f"{remote}.part"
+    for resume in (True, False):
+        start = await _resume_at(session, part, total) if resume else 0
+        await _require_room(session, remote, total - start)
+        await _send(session, source, part, start, total, mode, progress)
+        if await session.size(part) == total and await _remote_digest(session, part, total) == digest:
+            sftp = await session.sftp()
+            with translated("renaming", part):
+                await sftp.posix_rename(part, remote)
+            return digest
+        if start == 0:
+            break
+    await _require_room(session, remote, 1)
+    raise RemoteError(
+        f"{remote} arrived with other bytes than were sent.",
+        "Check the allocation's disk.",
+        code="upload_failed",
+    )
+
+
+async def download(session: SshSession, remote: str, local: Path, max_bytes: int) -> str:
+    """Fetch a regular file of at most `max_bytes` into `local` (mode 0600); returns its SHA-256 in hex.
+
+    Raises `remote_missing`, `remote_not_a_file`, `remote_too_large`, `remote_changed`, `local_unwritable`,
+    `link_lost`.
+    """
+    size = await session.size(remote)
+    if size is None:
+        raise RemoteError(f"{remote} is not there on the allocation.", code="remote_missing")
+    if size > max_bytes:
+        raise RemoteError(
+            f"{remote} has {size} bytes; at most {max_bytes} are accepted.", code="remote_too_large"
+        )
+    part = local.with_name(f"{local.name}.part")
+    try:
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as target:
+                digest = await _fetch(session, remote, size, target.write)
+            part.replace(local)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise RemoteError(
+            f"{local} cannot be written: {error.strerror}.", "Free some space.", code="local_unwritable"
+        ) from error
+    return digest
+
+
+async def read_block(remote: asyncssh.SFTPClientFile, path: str, offset: int, most: int) -> bytes:
+    """Up to `most` bytes of an open file, asked in bounded parts; `remote_failed` for a longer reply."""
+    parts: list[bytes] = []
+    while most:
+        asked = min(most, READ_BYTES)
+        part = cast("bytes", await remote.read(asked, offset))
+        if len(part) > asked:
+            raise RemoteError(f"The allocation sent more of {path} than was asked for.", code="remote_failed")
+        if not part:
+            break
+        parts.append(part)
+        offset += len(part)
+        most -= len(part)
+    return b"".join(parts)
+
+
+async def _fetch(session: SshSession, remote: str, size: int, write: Callable[[bytes], object]) -> str:
+    sftp = await session.sftp()
+    digest = hashlib.sha256()
+    done = 0
+    with translated("reading", remote):
+        async with await sftp.open(remote, "rb", encoding=None) as source:
+            while done < size:
+                block = cast("bytes", await source.read(min(CHUNK_BYTES, size - done), done))
+                if not block or len(block) > size - done:
+                    raise RemoteError(f"{remote} changed while it was read.", code="remote_changed")
+                digest.update(block)
+                write(block)
+                done += len(block)
+    return digest.hexdigest()
+
+
+def _open_source(source: bytes | Path) -> BinaryIO:
+    return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
+
+
+def _identity(source: bytes | Path) -> tuple[int, str]:
+    """Size and SHA-256 of what is to be sent."""
+    if isinstance(source, bytes):
+        return len(source), sha256_hex(source)
+    try:
+        with source.open("rb") as file:
+            return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise RemoteError(f"{source} cannot be read: {error.strerror}.", code="local_unreadable") from error
+
+
+async def _resume_at(session: SshSession, part: str, total: int) -> int:
+    """Where to go on: one chunk before the end of what arrived, for the last chunk may have holes."""
+    arrived = await session.size(part)
+    if arrived is None or arrived > total:
+        return 0
+    return max(0, arrived - CHUNK_BYTES)
+
+
+async def _require_room(session: SshSession, remote: str, needed: int) -> None:
+    """Raise `remote_disk_full` when the far side tells its free space and it is too little."""
+    sftp = await session.sftp()
+    folder = posixpath.dirname(remote) or "."
+    try:
+        with translated("looking at", folder):
+            room = await sftp.statvfs(folder)
+    except RemoteError as error:
+        if isinstance(error.__cause__, asyncssh.SFTPOpUnsupported):
+            return
+        raise
+    free = (room.bavail or 0) * (room.frsize or room.bsize or 1)
+    if free < needed + SPARE_BYTES:
+        raise disk_full(remote, needed, free)
+
+
+async def _send(
+    session: SshSession,
+    source: bytes | Path,
+    part: str,
+    start: int,
+    total: int,
+    mode: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    sftp = await session.sftp()
+    flags = asyncssh.FXF_WRITE | asyncssh.FXF_CREAT | (0 if start else asyncssh.FXF_TRUNC)
+    try:
+        with translated("writing", part):
+            opened = sftp.open(part, flags, asyncssh.SFTPAttrs(permissions=0o600), encoding=None)
+            async with await opened as target:
+                with _open_source(source) as file:
+                    file.seek(start)
+                    sent = start
+                    while block := file.read(min(CHUNK_BYTES, total - sent)):
+                        await target.write(block, sent)
+                        sent += len(block)
+                        if progress:
+                            progress(sent, total)
+                await target.chmod(mode)
+                await _flush(target)
+    except OSError as error:
+        raise RemoteError(f"{source!r} cannot be read: {error.strerror}.", code="local_unreadable") from error
+    except RemoteError as error:
+        if isinstance(error.__cause__, asyncssh.SFTPFailure):
+            arrived = await session.size(part)
+            await _require_room(session, part, total - (arrived or 0))
+        raise
+
+
+async def _flush(target: asyncssh.SFTPClientFile) -> None:
+    try:
+        await target.fsync()
+    except asyncssh.SFTPOpUnsupported:
+        return  # the hash below is taken over what the far side holds all the same
+
+
+async def _chmod(session: SshSession, remote: str, mode: int) -> None:
+    sftp = await session.sftp()
+    with translated("setting the mode of", remote):
+        await sftp.chmod(remote, mode)
+
+
+async def _remote_digest(session: SshSession, remote: str, size: int) -> str:
+    """SHA-256 of a remote file: a large one is hashed there if it has the tool, others are read back."""
+    if size > READ_BACK_BYTES:
+        limit = 60.0 + size / 2**30 * HASH_SECONDS_PER_GIB
+        told = await session.run(["sha256sum", "--", remote], timeout=limit)
+        digest = told.stdout.removeprefix(b"\\")[:64].decode("ascii", "replace")
+        if told.exit_status == 0 and len(digest) == 64:
+            return digest
+    return await _fetch(session, remote, size, _discard)
+
+
+def _discard(_block: bytes) -> None:
+    """Take a block and keep nothing of it."""
