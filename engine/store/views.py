@@ -18,6 +18,8 @@ AttestationState = Literal["not_requested", "awaiting_evidence", "verified", "re
 KeyState = Literal["withheld", "released", "destroyed"]
 RuntimeState = Literal["pending", "running", "zeroizing", "zeroized", "unverified"]
 CleanupState = Literal["active", "kept", "terminating", "gone", "leaked", "not_ours"]
+LedgerState = Literal["intent", "created", "ready", "kept", "releasing", "gone", "leaked", "not_ours"]
+RequestKind = Literal["cancel", "cleanup", "keep"]
 CheckStatus = Literal["passed", "failed", "not_applicable", "pending"]
 Source = Literal["mine", "published"]
 
@@ -144,12 +146,24 @@ class AllocationView(_View, frozen=True, kw_only=True):
     id: str
     provider: str
     name: str
+    provider_id: str | None = None
     gpu_model: str | None
     state: CleanupState
-    ledger_state: str
+    ledger_state: LedgerState
+    reason: str = ""
     created_at: str
     released_at: str | None
     price_per_hour: float | None
     spent: float | None
     run_id: str | None
     run_state: RunState | None
+
+
+class Request(_View, frozen=True, kw_only=True):
+    """What console or command line asks of a runner; `run_id` None is for whoever tends the allocations."""
+
+    id: int
+    run_id: str | None
+    kind: RequestKind
+    at: str
+    detail: dict[str, Any]

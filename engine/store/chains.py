@@ -1,0 +1,180 @@
+"""A run's two event logs in the database: taken in exactly once, given back byte for byte."""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Literal, NamedTuple
+
+from engine.errors import WireError
+from engine.store import progress
+from engine.wire import GENESIS, TRAIN_PROGRESS, ChainWriter, Event, canonical, parse
+
+Chain = Literal["runner", "pod"]
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Tail(NamedTuple):
+    """How far a log has been taken in: byte offset in the file, hash of the last event, next sequence number."""
+
+    offset: int
+    head: str
+    next_seq: int
+
+
+def tail(connection: sqlite3.Connection, run: int, chain: Chain) -> Tail:
+    """The tail of one log, (0, GENESIS, 0) before its first event."""
+    row = connection.execute(
+        "SELECT byte_offset, head, next_seq FROM tails WHERE run = ? AND chain = ?", (run, chain)
+    ).fetchone()
+    return Tail(*row) if row is not None else Tail(0, GENESIS, 0)
+
+
+def append(
+    connection: sqlite3.Connection, run: int, chain: Chain, events: Sequence[Event], offset: int | None = None
+) -> int:
+    """Take in the events that are new, inside the caller's transaction; returns how many were.
+
+    Progress events of the pod go into the series and the segment's counters. Raises `WireError` (`log_chain_broken`,
+    `progress_invalid`), after which the caller rolls back.
+    """
+    before = tail(connection, run, chain)
+    fresh = [event for event in events if event.seq >= before.next_seq]
+    head, seq = before.head, before.next_seq
+    gathered: list[tuple[Event, progress.Steps]] = []
+    for event in fresh:
+        if event.seq != seq or event.prev != head:
+            raise WireError(
+                "The log's chain is broken: a line is missing or out of order.", code="log_chain_broken"
+            )
+        head, seq = event.hash, seq + 1
+        if chain == "pod" and event.event == TRAIN_PROGRESS:
+            gathered.append((event, progress.steps_of(event.body)))
+        else:
+            connection.execute(
+                "INSERT INTO events (run, chain, seq, ts, event, body, hash) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    run, chain, event.seq, event.ts, event.event, canonical(event.body).decode(),
+                    bytes.fromhex(event.hash),
+                ),
+            )  # fmt: skip
+    for kind in ("raw", "protected"):
+        _take_in(connection, run, kind, [item for item in gathered if item[1].kind == kind])
+    if fresh or (offset is not None and offset > before.offset):
+        connection.execute(
+            "INSERT OR REPLACE INTO tails (run, chain, next_seq, head, byte_offset) VALUES (?, ?, ?, ?, ?)",
+            (run, chain, seq, head, before.offset if offset is None else max(offset, before.offset)),
+        )
+    return len(fresh)
+
+
+def _take_in(
+    connection: sqlite3.Connection, run: int, kind: str, gathered: list[tuple[Event, progress.Steps]]
+) -> None:
+    if not gathered:
+        return
+    segment = connection.execute(
+        """SELECT key, (SELECT ifnull(sum(count), 0) FROM series WHERE segment = segments.key) AS had
+        FROM segments WHERE run = ? AND kind = ?""",
+        (run, kind),
+    ).fetchone()
+    if segment is None:
+        raise WireError(
+            f"The allocation reports steps of a {kind} segment that the plan lacks.", code="progress_invalid"
+        )
+    expected = segment["had"]
+    for event, steps in gathered:
+        if steps.first != expected:
+            raise WireError("A progress event does not continue its series.", code="progress_invalid")
+        expected += steps.count
+        connection.execute(
+            "INSERT INTO progress (run, seq, ts, protected, first, count) VALUES (?, ?, ?, ?, ?, ?)",
+            (run, event.seq, _short(event.ts), kind == "protected", steps.first, steps.count),
+        )
+    losses = b"".join(steps.losses for _, steps in gathered)
+    nanos = b"".join(steps.nanos for _, steps in gathered)
+    if not losses:
+        return
+    progress.extend(connection, segment["key"], segment["had"], losses, nanos)
+    last_loss = progress.unpack_losses(losses[-progress.LOSS_BYTES :])[0]
+    spent = sum(progress.unpack_nanos(nanos))
+    try:
+        connection.execute(
+            "UPDATE segments SET steps = ?, elapsed_ns = elapsed_ns + ?, last_loss = ? WHERE key = ?",
+            (expected, spent, last_loss if math.isfinite(last_loss) else None, segment["key"]),
+        )
+    except OverflowError as error:
+        raise WireError("The allocation reports impossible step times.", code="progress_invalid") from error
+
+
+def read(connection: sqlite3.Connection, run: int, run_id: str, chain: Chain) -> Iterator[Event]:
+    """Every event of one log in order, as it was taken in; hold a read transaction around it."""
+    head = GENESIS
+    marks = _progress_events(connection, run) if chain == "pod" else iter(())
+    mark = next(marks, None)
+    rows: Iterable[sqlite3.Row] = connection.execute(
+        "SELECT seq, ts, event, body, hash FROM events WHERE run = ? AND chain = ? ORDER BY seq", (run, chain)
+    )
+    for row in rows:
+        while mark is not None and mark[0] < row["seq"]:
+            event = _rebuilt(run_id, head, mark)
+            head, mark = event.hash, next(marks, None)
+            yield event
+        event = Event(
+            seq=row["seq"], prev=head, ts=row["ts"], event=row["event"], run_id=run_id,
+            body=parse(row["body"]), hash=row["hash"].hex(),
+        )  # fmt: skip
+        head = event.hash
+        yield event
+    while mark is not None:
+        event = _rebuilt(run_id, head, mark)
+        head, mark = event.hash, next(marks, None)
+        yield event
+
+
+def _rebuilt(run_id: str, head: str, mark: tuple[int, str, dict[str, Any]]) -> Event:
+    seq, ts, body = mark
+    return ChainWriter(run_id, head=head, next_seq=seq).append(TRAIN_PROGRESS, body, ts=ts)
+
+
+def _progress_events(connection: sqlite3.Connection, run: int) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    series = {
+        row["kind"]: (
+            progress.read_losses(connection, row["key"]),
+            progress.read_nanos(connection, row["key"]),
+        )
+        for row in connection.execute("SELECT key, kind FROM segments WHERE run = ?", (run,))
+    }
+    rows = connection.execute(
+        "SELECT seq, ts, protected, first, count FROM progress WHERE run = ? ORDER BY seq", (run,)
+    )
+    for row in rows:
+        kind = "protected" if row["protected"] else "raw"
+        losses, nanos = series[kind]
+        first, last = row["first"], row["first"] + row["count"]
+        steps = progress.Steps(
+            kind,
+            first,
+            losses[first * progress.LOSS_BYTES : last * progress.LOSS_BYTES],
+            nanos[first * progress.NANO_BYTES : last * progress.NANO_BYTES],
+        )
+        yield row["seq"], _long(row["ts"]), progress.body_of(steps)
+
+
+def _short(ts: str) -> int | str:
+    """Milliseconds since 1970 where they give back the text, else the text."""
+    try:
+        moment = datetime.fromisoformat(ts)
+        millis = (moment - _EPOCH) // timedelta(milliseconds=1) if moment.tzinfo else None
+    except ValueError:
+        return ts
+    return millis if millis is not None and _long(millis) == ts else ts
+
+
+def _long(stored: int | str) -> str:
+    if isinstance(stored, str):
+        return stored
+    moment = _EPOCH + timedelta(milliseconds=stored)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,196 @@
+"""Opening the home folder and its database: paths, permissions, pragmas, and sqlite3's errors as `StoreError`."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from engine.errors import StoreError
+
+DATABASE: Final = "glasshouse.db"
+APPLICATION_ID: Final = 0x47_4C_41_53
+SCHEMA_VERSION: Final = 2
+BUSY_SECONDS: Final = 5.0
+
+_PRIMARY = 0xFF
+_UNWRITABLE = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH)
+_CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def database_path(home: Path) -> Path:
+    """Where the database of this home lies."""
+    return home / DATABASE
+
+
+def corrupt(path: Path, what: str = "is damaged") -> StoreError:
+    """`store_corrupt`: names the file and leaves it where it is."""
+    return StoreError(
+        f"The database {path} {what}.",
+        f"Nothing was changed. Move it aside (mv '{path}' '{path}.damaged') or restore a copy such as "
+        f"{path.name}.before-N; a new one is made at the next start. Adapters and keys are kept apart from it.",
+        code="store_corrupt",
+    )
+
+
+def unwritable(path: Path, why: str) -> StoreError:
+    """`store_unwritable`: the folder or file cannot be made or written."""
+    return StoreError(
+        f"The home folder {path} cannot be used: {why}.",
+        "Make it writable, or choose another with --home DIR or GLASSHOUSE_HOME.",
+        code="store_unwritable",
+    )
+
+
+def full(path: Path) -> StoreError:
+    """`store_full`: the disk has no room; the transaction was rolled back."""
+    return StoreError(
+        f"The disk that holds {path} is full; nothing was half-written.",
+        "Free some space there, or choose another home with --home DIR.",
+        code="store_full",
+    )
+
+
+def store_error(error: sqlite3.Error, path: Path) -> StoreError:
+    """The `StoreError` for what sqlite3 raised."""
+    code = getattr(error, "sqlite_errorcode", 0) & _PRIMARY
+    if code in _CORRUPT:
+        return corrupt(path)
+    if code == sqlite3.SQLITE_FULL:
+        return full(path)
+    if code in _UNWRITABLE:
+        return unwritable(path.parent, "the database cannot be opened for writing there")
+    if code in _BUSY:
+        return StoreError(
+            f"The database {path} stayed locked by another process for {BUSY_SECONDS:g} s.",
+            "Try again; if it stays so, look for a stopped process that has it open.",
+            code="store_busy",
+        )
+    if code == sqlite3.SQLITE_CONSTRAINT:
+        return StoreError(
+            "The store refused a record that contradicts another one.",
+            "Report this with the log file.",
+            code="store_conflict",
+        )
+    if code == sqlite3.SQLITE_INTERRUPT:
+        return StoreError("The read was interrupted.", "Ask again.", code="store_interrupted")
+    if code == sqlite3.SQLITE_IOERR:
+        return StoreError(
+            f"The disk under {path} failed while it was read or written.",
+            "Check the disk, then try again.",
+            code="store_io",
+        )
+    return StoreError(f"The database {path} cannot be used: {error}.", "Report this with the log file.")
+
+
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Turns every sqlite3 error of the block into a `StoreError`."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise store_error(error, path) from error
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """An autocommit connection to a database file that exists; usable from any thread, one at a time."""
+    connection = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode=rw",
+        uri=True,
+        timeout=BUSY_SECONDS,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+    connection.row_factory = sqlite3.Row
+    return connection
+
+
+def schema_version(connection: sqlite3.Connection, path: Path) -> int:
+    """The schema's version, 0 for an empty file; raises `StoreError` (`store_newer`, `store_corrupt`)."""
+    found = int(connection.execute("PRAGMA user_version").fetchone()[0])
+    owner = int(connection.execute("PRAGMA application_id").fetchone()[0])
+    tables = int(connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
+    if owner != APPLICATION_ID and (found or tables):
+        raise corrupt(path, "was not made by Glasshouse")
+    if found > SCHEMA_VERSION:
+        raise StoreError(
+            f"The database {path} was made by a newer Glasshouse (schema {found}, this one knows {SCHEMA_VERSION}).",
+            "Update glasshouse, or choose another home with --home DIR.",
+            code="store_newer",
+        )
+    return found
+
+
+def prepare_home(home: Path) -> None:
+    """Make the home folder, 0700; one of ours that is open to others is closed to them."""
+    try:
+        if home.is_dir():
+            ours = database_path(home).exists() or not any(home.iterdir())
+            if ours and home.stat().st_mode & 0o077:
+                home.chmod(0o700)
+            return
+        home.mkdir(parents=True, mode=0o700)
+        home.chmod(0o700)
+    except OSError as error:
+        raise unwritable(home, (error.strerror or "it cannot be made").lower()) from error
+
+
+def create_file(path: Path) -> None:
+    """Make an empty private file (0600 whatever the umask) unless it is there; sqlite3 gives its side files the same mode."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            if os.fstat(descriptor).st_mode & 0o777 != 0o600:
+                os.fchmod(descriptor, 0o600)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise unwritable(path.parent, (error.strerror or "a file cannot be made there").lower()) from error
+
+
+def open_for_writing(home: Path) -> sqlite3.Connection:
+    """The database of this home, made or brought up to date first; raises `StoreError`."""
+    path = database_path(home)
+    prepare_home(home)
+    create_file(path)
+    connection = _open_current(home, path)
+    with translated(path):
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA journal_size_limit = 4194304")
+    return connection
+
+
+def open_for_reading(home: Path) -> sqlite3.Connection | None:
+    """A connection that cannot write, or None while this home has no database; raises `StoreError`."""
+    path = database_path(home)
+    try:
+        if not path.exists():
+            return None
+    except OSError as error:
+        raise unwritable(home, (error.strerror or "it cannot be read").lower()) from error
+    connection = _open_current(home, path)
+    with translated(path):
+        connection.execute("PRAGMA query_only = ON")
+    return connection
+
+
+def _open_current(home: Path, path: Path) -> sqlite3.Connection:
+    with translated(path):
+        connection = connect(path)
+        try:
+            due = schema_version(connection, path) < SCHEMA_VERSION
+        except BaseException:
+            connection.close()
+            raise
+        if due:
+            from engine.store.schema import upgrade  # noqa: PLC0415  sqlite_utils takes 0.2 s to import
+
+            connection.close()
+            upgrade(home)
+            connection = connect(path)
+        return connection

@@ -1,0 +1,150 @@
+"""Per-step losses and times: from progress events into compressed chunks and back, byte for byte.
+
+A segment's chunk holds `CHUNK_STEPS` steps; a full one is byte-shuffled (all first bytes, then all second ones) and
+deflated, the one being filled is kept plain. Losses are float32 and step times uint64 nanoseconds, little-endian.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import sqlite3
+import struct
+import zlib
+from typing import Any, Final, NamedTuple
+
+from engine.errors import WireError
+
+CHUNK_STEPS: Final = 1000
+LOSS_BYTES: Final = 4
+NANO_BYTES: Final = 8
+_KEYS: Final = {"segment", "from", "to", "losses", "nanos"}
+_MOST_NANOS: Final = 2**63 - 1
+
+
+class Steps(NamedTuple):
+    """The measured steps `first` to `first + count` of one segment."""
+
+    kind: str
+    first: int
+    losses: bytes
+    nanos: bytes
+
+    @property
+    def count(self) -> int:
+        """How many steps."""
+        return len(self.losses) // LOSS_BYTES
+
+    @property
+    def total_nanos(self) -> int:
+        """The time that these steps took."""
+        return sum(unpack_nanos(self.nanos))
+
+
+def unpack_losses(raw: bytes) -> tuple[float, ...]:
+    """Floats from float32 little-endian."""
+    return struct.unpack(f"<{len(raw) // LOSS_BYTES}f", raw)
+
+
+def unpack_nanos(raw: bytes) -> tuple[int, ...]:
+    """Integers from uint64 little-endian."""
+    return struct.unpack(f"<{len(raw) // NANO_BYTES}Q", raw)
+
+
+def steps_of(body: dict[str, Any]) -> Steps:
+    """The steps in a progress event's body; raises `WireError` (`progress_invalid`).
+
+    Accepts only bodies that `body_of` gives back exactly.
+    """
+    if body.keys() != _KEYS or body["segment"] not in ("raw", "protected"):
+        raise _invalid("has other fields than it should")
+    first, last = body["from"], body["to"]
+    if type(first) is not int or type(last) is not int or not 0 <= first <= last:
+        raise _invalid("has no range of steps")
+    steps = Steps(body["segment"], first, _decoded(body["losses"]), _decoded(body["nanos"]))
+    count = last - first
+    if len(steps.losses) != count * LOSS_BYTES or len(steps.nanos) != count * NANO_BYTES:
+        raise _invalid("has a series of another length than its range")
+    if steps.total_nanos > _MOST_NANOS:
+        raise _invalid("has impossible step times")
+    return steps
+
+
+def body_of(steps: Steps) -> dict[str, Any]:
+    """The body of the progress event that brought these steps."""
+    return {
+        "segment": steps.kind,
+        "from": steps.first,
+        "to": steps.first + steps.count,
+        "losses": base64.b64encode(steps.losses).decode(),
+        "nanos": base64.b64encode(steps.nanos).decode(),
+    }
+
+
+def _decoded(text: object) -> bytes:
+    if not isinstance(text, str):
+        raise _invalid("has a series that is not text")
+    try:
+        raw = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise _invalid("has a series that is not base64") from error
+    if base64.b64encode(raw).decode() != text:
+        raise _invalid("has a series that is not plain base64")
+    return raw
+
+
+def _invalid(what: str) -> WireError:
+    return WireError(f"A progress event from the allocation {what}.", code="progress_invalid")
+
+
+def pack(raw: bytes, width: int) -> bytes:
+    """Byte-shuffle items of `width` bytes and deflate them."""
+    return zlib.compress(b"".join(raw[place::width] for place in range(width)), 9)
+
+
+def unpack(packed: bytes, width: int) -> bytes:
+    """What `pack` was given."""
+    shuffled = zlib.decompress(packed)
+    count = len(shuffled) // width
+    raw = bytearray(len(shuffled))
+    for place in range(width):
+        raw[place::width] = shuffled[place * count : (place + 1) * count]
+    return bytes(raw)
+
+
+def extend(connection: sqlite3.Connection, segment: int, had: int, losses: bytes, nanos: bytes) -> None:
+    """Add steps behind the `had` that segment `segment` (its key) holds, inside the caller's transaction."""
+    chunk, filled = divmod(had, CHUNK_STEPS)
+    if filled:
+        row = connection.execute(
+            "SELECT losses, nanos FROM series WHERE segment = ? AND chunk = ?", (segment, chunk)
+        ).fetchone()
+        losses, nanos = row["losses"] + losses, row["nanos"] + nanos
+    for start in range(0, len(losses) // LOSS_BYTES, CHUNK_STEPS):
+        some_losses = losses[start * LOSS_BYTES : (start + CHUNK_STEPS) * LOSS_BYTES]
+        some_nanos = nanos[start * NANO_BYTES : (start + CHUNK_STEPS) * NANO_BYTES]
+        count = len(some_losses) // LOSS_BYTES
+        full = count == CHUNK_STEPS
+        if full:
+            some_losses, some_nanos = pack(some_losses, LOSS_BYTES), pack(some_nanos, NANO_BYTES)
+        connection.execute(
+            """INSERT INTO series (segment, chunk, count, packed, losses, nanos) VALUES (?, ?, ?, ?, ?, ?)
+            ON CONFLICT (segment, chunk) DO UPDATE SET
+                count = excluded.count, packed = excluded.packed, losses = excluded.losses, nanos = excluded.nanos""",
+            (segment, chunk, count, full, some_losses, some_nanos),
+        )
+        chunk += 1
+
+
+def read_losses(connection: sqlite3.Connection, segment: int) -> bytes:
+    """Every loss of a segment, float32 little-endian."""
+    rows = connection.execute(
+        "SELECT packed, losses FROM series WHERE segment = ? ORDER BY chunk", (segment,)
+    )
+    return b"".join(unpack(row["losses"], LOSS_BYTES) if row["packed"] else row["losses"] for row in rows)
+
+
+def read_nanos(connection: sqlite3.Connection, segment: int) -> bytes:
+    """Every step time of a segment, uint64 nanoseconds little-endian."""
+    rows = connection.execute("SELECT packed, nanos FROM series WHERE segment = ? ORDER BY chunk", (segment,))
+    return b"".join(unpack(row["nanos"], NANO_BYTES) if row["packed"] else row["nanos"] for row in rows)

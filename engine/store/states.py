@@ -1,0 +1,82 @@
+"""The states of a run and its parts: what may be entered, and the record of each change."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Final, get_args
+
+from engine.errors import StoreError, UsageError
+from engine.store.views import (
+    FINAL_RUN_STATES,
+    AttestationState,
+    CleanupState,
+    KeyState,
+    RunState,
+    RuntimeState,
+    SegmentState,
+)
+
+_COLUMNS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
+    "run": ("state", get_args(RunState)),
+    "attestation": ("attestation", get_args(AttestationState)),
+    "key": ("key_state", get_args(KeyState)),
+    "runtime": ("runtime_state", get_args(RuntimeState)),
+    "cleanup": ("cleanup", get_args(CleanupState)),
+}
+
+
+def key_of(db: sqlite3.Connection, run_id: str) -> int:
+    """The run's key in the other tables; raises `UsageError` (`run_unknown`)."""
+    row = db.execute("SELECT key FROM runs WHERE id = ?", (run_id,)).fetchone()
+    if row is None:
+        raise UsageError(
+            f"There is no run {run_id}.", "List the runs with `glasshouse runs`.", code="run_unknown"
+        )
+    return int(row["key"])
+
+
+def note(db: sqlite3.Connection, run: int | None, subject: str, state: str, at: str, reason: str) -> None:
+    """Record a state in the run's history."""
+    db.execute(
+        "INSERT INTO transitions (run, subject, state, at, reason) VALUES (?, ?, ?, ?, ?)",
+        (run, subject, state, at, reason),
+    )
+
+
+def move(
+    db: sqlite3.Connection, run: int, run_id: str, subject: str, state: str, reason: str, at: str
+) -> None:
+    """Change a state and record it, inside the caller's transaction; raises `StoreError`."""
+    kind = subject.removeprefix("segment:")
+    if subject in _COLUMNS:
+        column, known = _COLUMNS[subject]
+        present = db.execute(f"SELECT {column} FROM runs WHERE key = ?", (run,)).fetchone()[0]  # noqa: S608
+    elif subject.startswith("segment:"):
+        row = db.execute("SELECT state FROM segments WHERE run = ? AND kind = ?", (run, kind)).fetchone()
+        known, present = (get_args(SegmentState), row["state"]) if row is not None else ((), None)
+    else:
+        known, present = (), None
+    if state not in known:
+        raise StoreError(f"There is no state {state!r} of {subject!r}.", "Report this.", code="state_unknown")
+    last = db.execute(
+        "SELECT state, reason FROM transitions WHERE run = ? AND subject = ? ORDER BY id DESC LIMIT 1",
+        (run, subject),
+    ).fetchone()
+    if last is not None and tuple(last) == (state, reason):
+        return
+    if subject == "run" and present in FINAL_RUN_STATES and state != present:
+        raise StoreError(f"Run {run_id} has ended: {present}.", "Start a new run.", code="run_final")
+    if subject == "run":
+        db.execute(
+            """UPDATE runs SET state = ?1, reason = ?2,
+                started_at = iif(started_at IS NULL AND ?1 <> 'queued', ?3, started_at),
+                finished_at = iif(?4, ifnull(finished_at, ?3), NULL) WHERE key = ?5""",
+            (state, reason, at, state in FINAL_RUN_STATES, run),
+        )
+    elif subject in _COLUMNS:
+        db.execute(f"UPDATE runs SET {_COLUMNS[subject][0]} = ? WHERE key = ?", (state, run))  # noqa: S608
+    else:
+        db.execute(
+            "UPDATE segments SET state = ?, reason = ? WHERE run = ? AND kind = ?", (state, reason, run, kind)
+        )
+    note(db, run, subject, state, at, reason)

@@ -1,0 +1,381 @@
+"""Writes to the store: short `BEGIN IMMEDIATE` transactions, whole or not at all."""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, TypedDict, Unpack
+
+import msgspec
+
+from engine.errors import StoreError
+from engine.plan import Plan, dump_plan, plan_digest
+from engine.store import chains, ledger, locks, states
+from engine.store.chains import Chain, Tail
+from engine.store.database import database_path, open_for_writing, translated
+from engine.store.ledger import AllocationFields
+from engine.store.published import search_text
+from engine.store.views import (
+    FINAL_RUN_STATES,
+    Check,
+    LedgerState,
+    Request,
+    RequestKind,
+)
+from engine.wire import Event, canonical, parse, utc_now
+
+SegmentKind = Literal["raw", "protected"]
+
+
+class RunFields(TypedDict, total=False):
+    """What becomes known of a run on its way."""
+
+    gpu_model: str
+    tier: str
+    ear_status: str
+    reason_codes: Sequence[str]
+
+
+class SegmentFields(TypedDict, total=False):
+    """What becomes known of a segment. `elapsed_sec` is measured training time; `phases` (seconds) are merged."""
+
+    stop_reason: str
+    steps: int
+    elapsed_sec: float
+    last_loss: float | None
+    final_loss: float | None
+    adapter_sha256: str
+    tensor_digest: str
+    phases: Mapping[str, float]
+
+
+class Writer:
+    """The store's one way in; usable from any thread. Every method raises `StoreError` when the store fails.
+
+    A run that is not there is a `UsageError` (`run_unknown`).
+    """
+
+    def __init__(self, home: Path, *, clock: Callable[[], str] = utc_now) -> None:
+        self.home = home
+        self._path = database_path(home)
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._connection = open_for_writing(home)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the database; the writer is of no use afterwards."""
+        with self._lock, translated(self._path):
+            self._connection.close()
+
+    @contextmanager
+    def _transaction(self, *, durable: bool = False) -> Iterator[sqlite3.Connection]:
+        """One transaction. `durable` ones are on the disk before it returns, whatever happens to the power."""
+        with self._lock, translated(self._path):
+            connection = self._connection
+            if durable:
+                connection.execute("PRAGMA synchronous = FULL")
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                try:
+                    yield connection
+                    connection.execute("COMMIT")
+                except BaseException:
+                    if connection.in_transaction:
+                        connection.execute("ROLLBACK")
+                    raise
+            finally:
+                if durable:
+                    connection.execute("PRAGMA synchronous = NORMAL")
+
+    # Runs
+
+    def create_run(self, run_id: str, plan: Plan) -> None:
+        """Enter a queued run with its plan and pending segments; raises `StoreError` (`run_exists`)."""
+        now = self._clock()
+        model = plan.model.name
+        with self._transaction() as db:
+            if db.execute("SELECT 1 FROM runs WHERE id = ?", (run_id,)).fetchone():
+                raise StoreError(f"There is a run {run_id} already.", "Start again.", code="run_exists")
+            run = db.execute(
+                """INSERT INTO runs (id, source, label, preset, provider, model, segments, run_order, state, created_at,
+                    target_sec, step_budget, attestation, key_state, runtime_state, cleanup, search)
+                VALUES (?, 'mine', ?, ?, ?, ?, ?, ?, 'queued', ?, ?, ?, 'not_requested', 'withheld', 'pending',
+                    'active', ?)""",
+                (
+                    run_id, plan.label, plan.preset, plan.provider.name, model, plan.segments,
+                    plan.order if plan.segments == "pair" else None, now, plan.target.seconds, plan.target.steps,
+                    search_text(plan.label, run_id, model, plan.provider.name),
+                ),
+            ).lastrowid  # fmt: skip
+            db.execute(
+                "INSERT INTO plans (run, digest, body) VALUES (?, ?, ?)",
+                (run, plan_digest(plan), canonical(dump_plan(plan)).decode()),
+            )
+            for position, kind in enumerate(plan.kinds()):
+                db.execute(
+                    "INSERT INTO segments (run, kind, position) VALUES (?, ?, ?)", (run, kind, position)
+                )
+                states.note(db, run, f"segment:{kind}", "pending", now, "")
+            states.note(db, run, "run", "queued", now, "")
+
+    def describe(self, run_id: str, **fields: Unpack[RunFields]) -> None:
+        """Set what became known of a run."""
+        codes = fields.get("reason_codes")
+        with self._transaction() as db:
+            run = states.key_of(db, run_id)
+            db.execute(
+                """UPDATE runs SET gpu_model = ifnull(?, gpu_model), tier = ifnull(?, tier),
+                    ear_status = ifnull(?, ear_status), reason_codes = ifnull(?, reason_codes) WHERE key = ?""",
+                (
+                    fields.get("gpu_model"), fields.get("tier"), fields.get("ear_status"),
+                    None if codes is None else canonical(list(codes)).decode(), run,
+                ),
+            )  # fmt: skip
+            row = db.execute(
+                "SELECT label, id, model, gpu_model, provider FROM runs WHERE key = ?", (run,)
+            ).fetchone()
+            db.execute("UPDATE runs SET search = ? WHERE key = ?", (search_text(*row), run))
+
+    def transition(self, run_id: str, subject: str, state: str, reason: str = "") -> None:
+        """Record a change of state before it is acted upon. Repeating the present state and reason records nothing.
+
+        `subject`: run, segment:raw, segment:protected, attestation, key, runtime, cleanup. Raises `StoreError`:
+        `state_unknown`, or `run_final` for a run that would leave a final state.
+        """
+        with self._transaction() as db:
+            states.move(db, states.key_of(db, run_id), run_id, subject, state, reason, self._clock())
+
+    def segment(self, run_id: str, kind: SegmentKind, **fields: Unpack[SegmentFields]) -> None:
+        """Set what became known of a segment."""
+        with self._transaction() as db:
+            row = db.execute(
+                "SELECT key, phases FROM segments WHERE run = ? AND kind = ?",
+                (states.key_of(db, run_id), kind),
+            ).fetchone()
+            if row is None:
+                raise StoreError(
+                    f"Run {run_id} has no {kind} segment.", "Report this.", code="store_conflict"
+                )
+            changes: dict[str, Any] = dict(fields)
+            unknown = changes.keys() - SegmentFields.__annotations__.keys()
+            if unknown:
+                raise StoreError(
+                    f"A segment has no {sorted(unknown)}.", "Report this.", code="store_conflict"
+                )
+            if "phases" in fields:
+                changes["phases"] = canonical({**parse(row["phases"]), **fields["phases"]}).decode()
+            if "elapsed_sec" in fields:
+                changes["elapsed_ns"] = round(changes.pop("elapsed_sec") * 1e9)
+            for name in ("last_loss", "final_loss"):
+                if changes.get(name) is not None and not math.isfinite(changes[name]):
+                    changes[name] = None
+            for name, value in changes.items():
+                db.execute(f"UPDATE segments SET {name} = ? WHERE key = ?", (value, row["key"]))  # noqa: S608
+
+    def finish(
+        self,
+        run_id: str,
+        row: Mapping[str, Any],
+        checks: Sequence[Check],
+        state: Literal["finished", "failed", "cancelled"] = "finished",
+        reason: str = "",
+    ) -> None:
+        """Store the row with its checks and end the run. A run that has ended keeps its state; its row is replaced."""
+        now = self._clock()
+        overhead = row.get("overheadPct")
+        if overhead is not None and not math.isfinite(overhead):
+            raise StoreError("An overhead is a finite number.", "Report this.", code="store_conflict")
+        with self._transaction(durable=True) as db:
+            run = states.key_of(db, run_id)
+            db.execute(
+                "INSERT OR REPLACE INTO results (run, at, body, checks) VALUES (?, ?, ?, ?)",
+                (
+                    run,
+                    now,
+                    canonical(dict(row)).decode(),
+                    canonical(msgspec.to_builtins(list(checks))).decode(),
+                ),
+            )
+            db.execute(
+                "UPDATE runs SET overhead_pct = ?, clean = ? WHERE key = ?", (overhead, row.get("clean"), run)
+            )
+            present = db.execute("SELECT state FROM runs WHERE key = ?", (run,)).fetchone()["state"]
+            if present not in FINAL_RUN_STATES:
+                states.move(db, run, run_id, "run", state, reason, now)
+
+    # Logs
+
+    def tail(self, run_id: str, chain: Chain = "pod") -> Tail:
+        """How far a log has been taken in: (offset, head, next_seq)."""
+        with self._lock, translated(self._path):
+            return chains.tail(self._connection, states.key_of(self._connection, run_id), chain)
+
+    def ingest(self, run_id: str, events: Sequence[Event], offset: int) -> int:
+        """Take in events of the pod's log and the offset behind them, once; returns how many were new.
+
+        Replayed events are skipped. Raises `WireError` (`log_chain_broken`, `progress_invalid`) and stores nothing.
+        """
+        with self._transaction() as db:
+            return chains.append(db, states.key_of(db, run_id), "pod", events, offset)
+
+    def append_events(self, run_id: str, chain: Chain, events: Sequence[Event]) -> int:
+        """Append events to a log, once; returns how many were new. Raises `WireError` (`log_chain_broken`)."""
+        with self._transaction() as db:
+            return chains.append(db, states.key_of(db, run_id), chain, events)
+
+    # Proofs
+
+    def evidence(self, run_id: str, kind: str, body: Any) -> None:
+        """Keep a JSON document under its kind (delegation, challenge, token, result, ...); a later one replaces it."""
+        with self._transaction() as db:
+            db.execute(
+                "INSERT OR REPLACE INTO evidence (run, kind, at, body) VALUES (?, ?, ?, ?)",
+                (states.key_of(db, run_id), kind, self._clock(), canonical(body).decode()),
+            )
+
+    def receipt(self, run_id: str, kind: str, envelope: Mapping[str, Any], *, replace: bool = False) -> None:
+        """Keep a signed receipt, on the disk when this returns. The same again is nothing new.
+
+        Raises `StoreError` (`receipt_exists`) for another of the kind, unless `replace` (a run receipt signed anew).
+        """
+        body = canonical(dict(envelope)).decode()
+        with self._transaction(durable=True) as db:
+            run = states.key_of(db, run_id)
+            row = db.execute("SELECT body FROM receipts WHERE run = ? AND kind = ?", (run, kind)).fetchone()
+            if row is not None and row["body"] == body:
+                return
+            if row is not None and not replace:
+                raise StoreError(
+                    f"Run {run_id} has a {kind} receipt already.",
+                    "It is never made twice.",
+                    code="receipt_exists",
+                )
+            db.execute(
+                "INSERT OR REPLACE INTO receipts (run, kind, at, body) VALUES (?, ?, ?, ?)",
+                (run, kind, self._clock(), body),
+            )
+
+    # Locks
+
+    def claim_runner(self, run_id: str, pid: int | None = None, start_time: int | None = None) -> None:
+        """Make a process (default: this one) the run's only runner; raises `StoreError` (`run_locked`)."""
+        with self._transaction() as db:
+            states.key_of(db, run_id)
+            holder = locks.claim(db, f"run:{run_id}", self._clock(), pid, start_time)
+        if holder is not None:
+            raise StoreError(
+                f"Run {run_id} is being run by process {holder}.",
+                f"Follow it with `glasshouse watch {run_id}`.",
+                code="run_locked",
+            )
+
+    def release_runner(self, run_id: str, pid: int | None = None) -> None:
+        """Give the runner's lock back, if this process holds it."""
+        with self._transaction() as db:
+            locks.release(db, f"run:{run_id}", pid)
+
+    def claim_allocation(self, name: str, pid: int | None = None, start_time: int | None = None) -> bool:
+        """Take a machine that one run at a time may use; False while a live process holds it."""
+        with self._transaction() as db:
+            return locks.claim(db, f"allocation:{name}", self._clock(), pid, start_time) is None
+
+    def release_allocation(self, name: str, pid: int | None = None) -> None:
+        """Give a machine back, if this process holds it."""
+        with self._transaction() as db:
+            locks.release(db, f"allocation:{name}", pid)
+
+    # The ledger
+
+    def allocation_intent(
+        self,
+        allocation_id: str,
+        provider: str,
+        name: str,
+        run_id: str | None,
+        **fields: Unpack[AllocationFields],
+    ) -> None:
+        """Enter an allocation before the provider is asked for it; on the disk when this returns.
+
+        `allocation_id` is ours, `name` the provider's unique one.
+        """
+        with self._transaction(durable=True) as db:
+            run = None if run_id is None else states.key_of(db, run_id)
+            ledger.intend(db, allocation_id, provider, name, run, self._clock(), fields)
+
+    def allocation_state(
+        self, allocation_id: str, state: LedgerState, reason: str = "", **fields: Unpack[AllocationFields]
+    ) -> None:
+        """Enter an allocation's next state, on the disk when this returns; raises `StoreError` (`ledger_move`)."""
+        with self._transaction(durable=True) as db:
+            ledger.move(db, allocation_id, state, reason, self._clock(), fields)
+
+    # Requests and settings
+
+    def request(self, run_id: str | None, kind: RequestKind, detail: Mapping[str, Any] | None = None) -> int:
+        """Ask the runner for something; returns the request's id, that of an open equal one if there is one.
+
+        Raises `StoreError` (`run_final`) for cancelling a run that has ended.
+        """
+        body = canonical(dict(detail or {})).decode()
+        with self._transaction() as db:
+            run = None if run_id is None else states.key_of(db, run_id)
+            if kind == "cancel" and run is not None:
+                state = db.execute("SELECT state FROM runs WHERE key = ?", (run,)).fetchone()["state"]
+                if state in FINAL_RUN_STATES:
+                    raise StoreError(
+                        f"Run {run_id} has ended: {state}.", "There is nothing to cancel.", code="run_final"
+                    )
+            same = db.execute(
+                "SELECT id FROM requests WHERE run IS ? AND kind = ? AND detail = ? AND done_at IS NULL",
+                (run, kind, body),
+            ).fetchone()
+            if same is not None:
+                return int(same["id"])
+            made = db.execute(
+                "INSERT INTO requests (run, kind, at, detail) VALUES (?, ?, ?, ?)",
+                (run, kind, self._clock(), body),
+            )
+            return int(made.lastrowid or 0)
+
+    def pending_requests(self, run_id: str | None) -> list[Request]:
+        """Open requests to a run's runner (None: those that name no run), oldest first."""
+        with self._lock, translated(self._path):
+            db = self._connection
+            run = None if run_id is None else states.key_of(db, run_id)
+            rows = db.execute(
+                "SELECT id, kind, at, detail FROM requests WHERE run IS ? AND done_at IS NULL ORDER BY id",
+                (run,),
+            ).fetchall()
+        return [
+            Request(id=row["id"], run_id=run_id, kind=row["kind"], at=row["at"], detail=parse(row["detail"]))
+            for row in rows
+        ]
+
+    def complete_request(self, request_id: int, outcome: str = "done") -> None:
+        """Mark a request as answered."""
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE requests SET done_at = ?, outcome = ? WHERE id = ? AND done_at IS NULL",
+                (self._clock(), outcome, request_id),
+            )
+
+    def set_setting(self, name: str, value: str | None) -> None:
+        """Keep a setting of console or command line; None removes it."""
+        with self._transaction() as db:
+            if value is None:
+                db.execute("DELETE FROM settings WHERE name = ?", (name,))
+            else:
+                db.execute("INSERT OR REPLACE INTO settings (name, value) VALUES (?, ?)", (name, value))
