@@ -1,0 +1,271 @@
+"""The two verdicts of a row, check by check. Each check says what was seen, and why it passed or not."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable
+from typing import Final
+
+from engine.measure.stepchain import step_chain
+from engine.records.facts import Facts
+from engine.store.views import Check, CheckStatus
+from engine.wire import (
+    ATTEST_RESULT,
+    RELEASE_GRANTED,
+    RELEASE_PLAN_COMPLETED,
+    TRAIN_CHECKPOINT,
+    TRAIN_FINISHED,
+    TRAIN_STARTED,
+)
+
+Outcome = tuple[CheckStatus, str]
+
+
+
+def verdicts(facts: Facts) -> tuple[Check, ...]:
+    """Every check of both verdicts, in a fixed order."""
+    return tuple(
+        Check(name=name, group=group, status=outcome[0], reason=outcome[1])
+        for group, table in (("lifecycle", LIFECYCLE), ("model_artifact", ARTIFACT))
+        for name, check in table.items()
+        for outcome in (check(facts),)
+    )
+
+
+def is_clean(checks: tuple[Check, ...]) -> bool:
+    """Every applicable check passed and none is pending."""
+    return all(check.status in {"passed", "not_applicable"} for check in checks)
+
+
+def _protected(facts: Facts) -> bool:
+    return facts.plan.segments != "raw"
+
+
+def _pair(facts: Facts) -> bool:
+    return facts.plan.segments == "pair"
+
+
+def _no_protected() -> Outcome:
+    return "not_applicable", "the plan has no protected segment"
+
+
+def _no_pair() -> Outcome:
+    return "not_applicable", "the plan has one segment only"
+
+
+def _attestation(facts: Facts) -> Outcome:
+    if not _protected(facts):
+        return _no_protected()
+    state = facts.view.summary.attestation
+    if state == "verified":
+        return "passed", f"evidence met the policy (tier {facts.view.tier}, EAR {facts.view.ear_status})"
+    codes = ", ".join(facts.view.reason_codes) or "no evidence"
+    return "failed", f"attestation is {state}: {codes}"
+
+
+def _released_after(facts: Facts) -> Outcome:
+    if not _protected(facts):
+        return _no_protected()
+    results, granted = facts.runner(ATTEST_RESULT), facts.runner(RELEASE_GRANTED)
+    if not granted:
+        return "failed", "no key was released"
+    if len(granted) != 1 or "release" not in facts.receipts:
+        return "failed", "the release is not backed by exactly one receipt"
+    passed = [e for e in results if e.body.get("status") in {"affirming", "warning"}]
+    if passed and passed[0].seq < granted[0].seq:
+        return "passed", "the result stands before the release in the runner's log"
+    return "failed", "the release does not follow a result that passed"
+
+
+def _trained_after(facts: Facts) -> Outcome:
+    if not _protected(facts):
+        return _no_protected()
+    opened, started = facts.pod(RELEASE_PLAN_COMPLETED), facts.pod(TRAIN_STARTED, "protected")
+    granted = facts.runner(RELEASE_GRANTED)
+    if not opened or not started or not granted:
+        return "failed", "release or training is absent from the logs"
+    linked = opened[0].body.get("runnerHead") == granted[0].hash
+    if linked and opened[0].seq < started[0].seq:
+        return "passed", "the allocation's log links to the release, and training stands after it"
+    return "failed", "training does not stand after a release that the runner's log knows"
+
+
+def _chains(facts: Facts) -> Outcome:
+    broken = [
+        name for name, whole in (("runner", facts.runner_whole), ("allocation", facts.pod_whole)) if not whole
+    ]
+    if broken:
+        return "failed", f"the chain of the {' and the '.join(broken)} is not whole"
+    return "passed", f"{len(facts.runner_log)} and {len(facts.pod_log)} events, each linked to the one before"
+
+
+def _zeroized(facts: Facts) -> Outcome:
+    if not _protected(facts):
+        return _no_protected()
+    state = facts.view.summary.runtime_state
+    if state == "zeroized" and "zeroization" in facts.receipts:
+        return "passed", "the scan found the secrets before the wipe and none after it"
+    reasons = [t.reason for t in facts.view.transitions if t.subject == "runtime" and t.reason]
+    return "failed", f"the runtime is {state}{': ' + reasons[-1] if reasons else ''}"
+
+
+def _raw_completed(facts: Facts) -> Outcome:
+    if facts.plan.segments == "protected":
+        return "not_applicable", "the plan has no raw segment"
+    raw = facts.segment("raw")
+    if raw is not None and raw.state == "done":
+        return "passed", f"{raw.steps} steps, artifact collected"
+    return "failed", f"the raw segment is {raw.state if raw else 'absent'}"
+
+
+def _same_allocation(facts: Facts) -> Outcome:
+    if not _pair(facts):
+        return _no_pair()
+    seen = facts.evidence.get("identities", {})
+    if len(seen) < 2:
+        return "failed", "the allocation was not identified in both segments"
+    if seen["raw"] == seen["protected"]:
+        return "passed", "one machine, by its nonce and the start of its first process, in both segments"
+    return "failed", "the machine changed between the segments"
+
+
+def _gone(facts: Facts) -> Outcome:
+    proof = facts.evidence.get("allocation_gone")
+    cleanup = facts.view.summary.cleanup
+    if cleanup == "not_ours":
+        return "not_applicable", "the host is not ours to end"
+    if cleanup == "kept":
+        return "pending", "the allocation is kept"
+    if cleanup == "gone" and proof and proof.get("count") == 0:
+        return "passed", f"absent in {proof.get('listings')} successful listings"
+    if cleanup in {"active", "terminating"}:
+        return "pending", f"the allocation is {cleanup}"
+    return "failed", f"the allocation is {cleanup}"
+
+
+def _finite(facts: Facts) -> Outcome:
+    for kind in facts.plan.kinds():
+        segment = facts.segment(kind)
+        losses = facts.series[kind].losses
+        if segment is None or segment.final_loss is None or not losses:
+            return "failed", f"the {kind} segment has no final loss"
+        if not all(math.isfinite(loss) for loss in losses):
+            return "failed", f"a loss of the {kind} segment is not finite"
+        finished = facts.pod(TRAIN_FINISHED, kind)
+        if not finished or finished[-1].body.get("adapterFinite") is not True:
+            return "failed", f"the {kind} adapter is not known to be finite"
+    return "passed", "every loss and every adapter value is finite"
+
+
+def _planned_stop(facts: Facts) -> Outcome:
+    wanted = "step_budget" if facts.plan.target.steps is not None else "target_seconds"
+    for kind in facts.plan.kinds():
+        segment = facts.segment(kind)
+        if segment is None or segment.stop_reason != wanted:
+            return "failed", f"the {kind} segment stopped by {segment.stop_reason if segment else 'nothing'}"
+    return "passed", f"stopped by {wanted}"
+
+
+def _distinct(facts: Facts) -> Outcome:
+    if not _pair(facts):
+        return _no_pair()
+    raw, protected = facts.segment("raw"), facts.segment("protected")
+    first = raw.adapter_sha256 if raw else None
+    second = protected.adapter_sha256 if protected else None
+    if first is None or second is None:
+        return "failed", "an adapter is missing"
+    return ("failed", "the artifacts are one file") if first == second else ("passed", "two artifacts")
+
+
+def _collected(facts: Facts) -> Outcome:
+    found = facts.evidence.get("collected", {})
+    for kind in facts.plan.kinds():
+        seen = found.get(kind)
+        if seen is None:
+            return "failed", f"the {kind} adapter was not collected"
+        if seen.get("status") == "sealed":
+            return "not_applicable", "the recipient key is under a passphrase; `glasshouse adapter` opens it"
+        if seen.get("status") != "opened":
+            return "failed", f"the {kind} adapter: {seen.get('reason', 'unknown')}"
+    return "passed", "each adapter opened, and is the one that its log names"
+
+
+def _bits(losses: tuple[float, ...], count: int) -> bytes:
+    return struct.pack(f"<{count}f", *losses[:count])
+
+
+def _same_losses(facts: Facts) -> Outcome:
+    if not _pair(facts):
+        return _no_pair()
+    raw, protected = facts.series["raw"].losses, facts.series["protected"].losses
+    common = min(len(raw), len(protected))
+    if common == 0:
+        return "failed", "a segment has no steps"
+    if _bits(raw, common) == _bits(protected, common):
+        return "passed", f"the loss bits of {common} common steps are equal"
+    first = next(i for i in range(common) if _bits(raw[i : i + 1], 1) != _bits(protected[i : i + 1], 1))
+    return "failed", f"the losses part at measured step {first + 1} of {common}"
+
+
+def _same_tensors(facts: Facts) -> Outcome:
+    if not _pair(facts):
+        return _no_pair()
+    raw, protected = facts.segment("raw"), facts.segment("protected")
+    if raw is None or protected is None or not raw.steps or not protected.steps:
+        return "failed", "a segment has no steps"
+    digests = [
+        {e.body["step"]: e.body["tensorDigest"] for e in facts.pod(TRAIN_CHECKPOINT, kind)}
+        for kind in ("raw", "protected")
+    ]
+    common = sorted(set(digests[0]) & set(digests[1]))
+    if any(digests[0][step] != digests[1][step] for step in common):
+        return "failed", "the adapters part at a checkpoint"
+    if raw.steps == protected.steps:
+        if raw.tensor_digest is None or raw.tensor_digest != protected.tensor_digest:
+            return "failed", "the final adapters differ as tensors"
+        return "passed", f"equal at {len(common)} checkpoints and at the end"
+    if not common:
+        return "not_applicable", "the step counts differ and there is no common checkpoint"
+    return "passed", f"equal at {len(common)} checkpoints, the last after step {common[-1]}"
+
+
+def _evidence_of_steps(facts: Facts) -> Outcome:
+    if not _protected(facts):
+        return _no_protected()
+    finished = facts.pod(TRAIN_FINISHED, "protected")
+    series = facts.series["protected"]
+    if not finished or not finished[-1].body.get("stepChain"):
+        return "failed", "the protected segment left no step chain"
+    if finished[-1].body["stepChain"] == step_chain(series.losses, series.nanos):
+        return "passed", f"recomputed over {len(series.losses)} steps"
+    return "failed", "the step chain does not fit the series"
+
+
+def _honest_timing(facts: Facts) -> Outcome:
+    if facts.plan.inject_overhead_pct:
+        return "failed", f"the plan injects {facts.plan.inject_overhead_pct:g} % to test the method"
+    return "passed", "nothing was injected"
+
+
+Checker = Callable[[Facts], Outcome]
+LIFECYCLE: Final[dict[str, Checker]] = {
+    "attestation_verified": _attestation,
+    "released_after_result": _released_after,
+    "trained_after_release": _trained_after,
+    "chains_whole": _chains,
+    "zeroization_proven": _zeroized,
+    "raw_completed": _raw_completed,
+    "same_allocation": _same_allocation,
+    "allocation_gone": _gone,
+}
+ARTIFACT: Final[dict[str, Checker]] = {
+    "finite": _finite,
+    "planned_stop": _planned_stop,
+    "adapters_distinct": _distinct,
+    "adapters_open": _collected,
+    "same_losses": _same_losses,
+    "same_tensors": _same_tensors,
+    "step_chain": _evidence_of_steps,
+    "nothing_injected": _honest_timing,
+}

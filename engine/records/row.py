@@ -1,0 +1,144 @@
+"""The row: one run under the published field names, and ours beside them. Unknown is null, never zero."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from engine import __version__
+from engine.measure.overhead import pair_overhead_pct
+from engine.records.checks import is_clean, verdicts
+from engine.records.facts import Facts
+from engine.store.views import Check, RunView, SegmentView
+
+TIER_NOTE: Final = (
+    "Software tier: whoever controls operator and machine together could fabricate this row. "
+    "It is no hardware TEE claim."
+)
+PLACES: Final = 6
+
+
+def overhead(raw: SegmentView | None, protected: SegmentView | None) -> float | None:
+    """Percent by the published definition, or None before both segments have measured steps."""
+    if raw is None or protected is None or not raw.elapsed_sec or not protected.elapsed_sec:
+        return None
+    if not raw.steps or not protected.steps:
+        return None
+    return pair_overhead_pct(
+        raw_steps=raw.steps,
+        raw_elapsed_sec=raw.elapsed_sec,
+        protected_steps=protected.steps,
+        protected_elapsed_sec=protected.elapsed_sec,
+    )
+
+
+def _rounded(value: float | None, places: int = PLACES) -> float | None:
+    return None if value is None else round(value, places)
+
+
+def live_row(view: RunView) -> dict[str, Any]:
+    """The row so far of a run that is not final: what is not known yet is null, and it is never clean."""
+    return _row(view, view.checks, clean=None)
+
+
+def build_row(facts: Facts) -> tuple[dict[str, Any], tuple[Check, ...]]:
+    """The final row and its checks."""
+    checks = verdicts(facts)
+    failed = facts.view.summary.state in {"failed", "cancelled"}
+    row = _row(facts.view, checks, clean=is_clean(checks) and not failed)
+    identities = facts.evidence.get("identities", {})
+    row["sameAllocation"] = (
+        identities["raw"] == identities["protected"] if {"raw", "protected"} <= set(identities) else None
+    )
+    proof = facts.evidence.get("allocation_gone") or {}
+    row["cleanup"] = {
+        "activeRunPodPodsAfterRun": proof.get("count"),
+        "otherActivePods": proof.get("others"),
+    }
+    row["overheadPrecisionPct"] = _precision(facts)
+    return row, checks
+
+
+def _precision(facts: Facts) -> float | None:
+    """Half-width in percent within this pair's segments; no confidence interval. None where it cannot be had."""
+    import numpy as np
+
+    from engine.measure.precision import within_segment_precision
+
+    if facts.plan.segments != "pair":
+        return None
+    raw, protected = (np.array(facts.series[kind].nanos, dtype=np.uint64) for kind in ("raw", "protected"))
+    found = within_segment_precision(raw, protected, seed=facts.plan.seed)
+    return None if found is None else _rounded(found.half_width_pct, 3)
+
+
+def _row(view: RunView, checks: tuple[Check, ...], *, clean: bool | None) -> dict[str, Any]:
+    summary = view.summary
+    plan = view.plan or {}
+    by_kind = {segment.kind: segment for segment in view.segments}
+    raw, protected = by_kind.get("raw"), by_kind.get("protected")
+    value = overhead(raw, protected)
+    row: dict[str, Any] = {
+        "id": summary.id,
+        "label": summary.label,
+        "provider": summary.provider,
+        "gpuModel": summary.gpu_model,
+        "model": summary.model,
+        "modelRevision": plan.get("model", {}).get("revision"),
+        "order": summary.order,
+        "targetSec": summary.target_sec,
+        "stepBudget": summary.step_budget,
+        **_segment_fields("raw", raw),
+        **_segment_fields("protected", protected),
+        "overheadPct": _rounded(value, 2),
+        "overheadCi95": None,
+        "noiseFloorPct": None,
+        "verdict": "not resolved" if value is not None and clean is not None else None,
+        "attestation": summary.attestation,
+        "tier": view.tier,
+        "earStatus": view.ear_status,
+        "reasonCodes": list(view.reason_codes),
+        "keyState": summary.key,
+        "runtimeState": summary.runtime_state,
+        "sameAllocation": None,
+        "cleanup": {"activeRunPodPodsAfterRun": None, "otherActivePods": None},
+        "cleanupState": summary.cleanup,
+        "phases": {segment.kind: segment.phases for segment in view.segments},
+        "costUsd": 0.0 if summary.provider == "local" else None,
+        "startedAt": summary.started_at,
+        "finishedAt": summary.finished_at,
+        "state": summary.state,
+        "reason": summary.reason,
+        "version": __version__,
+        "planDigest": view.plan_digest,
+        "dataDigest": plan.get("data", {}).get("digest"),
+        "seed": plan.get("seed"),
+        "challenge": plan.get("challenge"),
+        "injectOverheadPct": plan.get("injectOverheadPct"),
+        "clean": clean,
+        "checks": [
+            {"name": check.name, "group": check.group, "status": check.status, "reason": check.reason}
+            for check in checks
+        ],
+        "segments": [_segment(segment) for segment in view.segments],
+        "note": TIER_NOTE,
+    }
+    return row
+
+
+def _segment_fields(kind: str, segment: SegmentView | None) -> dict[str, Any]:
+    return {
+        f"{kind}ElapsedSec": _rounded(segment.elapsed_sec) if segment else None,
+        f"{kind}Steps": segment.steps if segment else None,
+        f"{kind}FinalLoss": segment.final_loss if segment else None,
+        f"{kind}StopReason": segment.stop_reason if segment else None,
+        f"{kind}AdapterSha256": segment.adapter_sha256 if segment else None,
+        f"{kind}TensorDigest": segment.tensor_digest if segment else None,
+    }
+
+
+def _segment(segment: SegmentView) -> dict[str, Any]:
+    built: dict[str, Any] = msgspec.to_builtins(segment)
+    built["stepsPerSecond"] = _rounded(segment.steps_per_second)
+    return built

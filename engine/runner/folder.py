@@ -1,0 +1,73 @@
+"""A run's private folder: what a restarted runner needs, and what is destroyed at a final state."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Final
+
+from engine.errors import StoreError
+
+RUNS: Final = "runs"
+ADAPTERS: Final = "adapters"
+LOGS: Final = "logs"
+
+
+class RunFolder:
+    """`home/runs/<id>`, 0700; its files are 0600 and written whole or not at all."""
+
+    def __init__(self, home: Path, run_id: str) -> None:
+        self.home = home
+        self.run_id = run_id
+        self.path = home / RUNS / run_id
+
+    def create(self) -> None:
+        """Make the folder; raises `StoreError` (`store_unwritable`)."""
+        try:
+            for folder in (self.path.parent, self.path):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(
+                f"The run folder {self.path} cannot be made: {error.strerror}.",
+                "Free some space or choose another --home.",
+                code="store_unwritable",
+            ) from error
+
+    def write(self, name: str, data: bytes) -> Path:
+        """Put a file in place atomically."""
+        target = self.path / name
+        temporary = self.path / f".{name}.part"
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+        return target
+
+    def write_json(self, name: str, value: object) -> Path:
+        """Put a JSON file in place atomically."""
+        return self.write(name, json.dumps(value).encode())
+
+    def read(self, name: str) -> bytes | None:
+        """A file's bytes, or None when it is not there."""
+        try:
+            return (self.path / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def read_json(self, name: str) -> Any:
+        """A JSON file's value, or None when it is not there."""
+        found = self.read(name)
+        return None if found is None else json.loads(found)
+
+    @property
+    def adapters(self) -> Path:
+        """Where the run's adapters stay after the folder is gone."""
+        return self.home / ADAPTERS / self.run_id
+
+    def destroy(self) -> None:
+        """Remove the folder and the secrets in it."""
+        shutil.rmtree(self.path, ignore_errors=True)

@@ -1,0 +1,136 @@
+"""Child processes of the supervisor: each is the same measured bundle in another role, with inherited descriptors only."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from engine.errors import RunError
+from engine.worker.channel import TIMEOUT, Channel
+from engine.worker.isolation.procfs import start_time
+
+PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+INHERITED: Final = ("CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "NVIDIA_VISIBLE_DEVICES", "TZ")
+POLL_SECONDS: Final = 0.2
+EXIT_SECONDS: Final = 30.0
+
+
+class Bundle:
+    """The sealed memfd that this process runs from, and the folders of third-party code."""
+
+    def __init__(self, sites: Sequence[str]) -> None:
+        self.path = sys.argv[0]
+        self.fd = int(self.path.rsplit("/", 1)[1])
+        self.sites = tuple(sites)
+
+    def content(self) -> bytes:
+        """The bytes that run."""
+        size = os.fstat(self.fd).st_size
+        return os.pread(self.fd, size, 0)
+
+
+class Child:
+    """A running child and its channel. Messages of kind `error` become a `RunError` with the child's code."""
+
+    def __init__(self, role: str, process: subprocess.Popen[bytes], channel: Channel) -> None:
+        self.role = role
+        self.process = process
+        self.channel = channel
+        self.pid = process.pid
+        self.start = start_time(process.pid) or 0
+
+    def expect(
+        self, kind: str, seconds: float, *, meanwhile: Callable[[], None] | None = None,
+        others: Callable[[dict[str, Any]], None] | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Wait for the message `kind`; others go to `others`; `meanwhile` runs between polls and may raise."""
+        until = time.monotonic() + seconds
+        while True:
+            if meanwhile is not None:
+                meanwhile()
+            try:
+                message, _ = self.channel.recv(POLL_SECONDS)
+            except RunError as error:
+                if error.code != TIMEOUT:
+                    raise self._died() from error
+                if time.monotonic() > until:
+                    raise RunError(
+                        f"The {self.role} gave no {kind!r} within {seconds:.0f} s.", code="worker_stuck"
+                    ) from error
+                continue
+            if message.get("msg") == kind:
+                return message
+            if "error" in message or message.get("msg") == "error":
+                raise RunError(
+                    str(message.get("message") or f"The {self.role} failed."),
+                    str(message.get("hint") or ""),
+                    code=str(message.get("code") or message.get("error")),
+                )
+            if others is not None:
+                others(message)
+
+    def _died(self) -> RunError:
+        status = self._wait(EXIT_SECONDS)
+        how = f"by signal {-status}" if status is not None and status < 0 else f"with status {status}"
+        code = "out_of_memory" if status == -9 else "worker_died"
+        return RunError(
+            f"The {self.role} ended {how} before its work was done.",
+            "The log of the run has its last lines.",
+            code=f"{self.role.split(' ')[0]}_{code}",
+        )
+
+    def _wait(self, seconds: float) -> int | None:
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def finish(self, seconds: float = EXIT_SECONDS) -> int | None:
+        """Wait for the child's own end; kill it when it does not come. Returns its status."""
+        status = self._wait(seconds)
+        if status is None:
+            self.kill()
+            status = self.process.returncode
+        self.channel.close()
+        return status
+
+    def kill(self) -> None:
+        """End the child now, whatever it does."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self._wait(EXIT_SECONDS)
+
+
+def spawn(
+    bundle: Bundle, role: str, arguments: Sequence[str], *, fds: Sequence[int], env: Mapping[str, str], log: Path
+) -> tuple[subprocess.Popen[bytes], int, int]:
+    """Start the bundle in a role; returns the process and our ends (read, write) of its two pipes."""
+    ours_read, theirs_write = os.pipe()
+    theirs_read, ours_write = os.pipe()
+    command = [sys.executable, "-I", "-S", "-B", bundle.path, *role.split(" "), "--read", str(theirs_read)]
+    command += ["--write", str(theirs_write), *arguments]
+    for site in bundle.sites:
+        command += ["--site", site]
+    base = {"PATH": PATH, "LANG": "C.UTF-8", "HOME": str(log.parent)}
+    base |= {name: os.environ[name] for name in INHERITED if name in os.environ}
+    with log.open("ab") as sink:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, env={**base, **env}, cwd="/",
+            pass_fds=[bundle.fd, theirs_read, theirs_write, *fds], close_fds=True,
+        )  # fmt: skip
+    os.close(theirs_read)
+    os.close(theirs_write)
+    return process, ours_read, ours_write
+
+
+def spawn_child(
+    bundle: Bundle, role: str, arguments: Sequence[str], *, fds: Sequence[int], env: Mapping[str, str], log: Path
+) -> Child:
+    """Start the bundle in a role, with a channel over pipes."""
+    process, read, write = spawn(bundle, role, arguments, fds=fds, env=env, log=log)
+    return Child(role, process, Channel(read, write))

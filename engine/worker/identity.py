@@ -1,0 +1,75 @@
+"""What tells one machine from another, seen from inside it. A container's boot id is its host's, so that is no help."""
+
+from __future__ import annotations
+
+import base64
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from engine.worker.isolation.procfs import start_time
+
+NONCE_FILE: Final = "identity"
+
+
+class Gpu(msgspec.Struct, frozen=True):
+    """One GPU as the driver names it."""
+
+    uuid: str
+    name: str
+    driver: str
+
+
+class Identity(msgspec.Struct, frozen=True, rename="camel"):
+    """Equal in both segments, or they did not run on one allocation."""
+
+    nonce: str
+    first_process_start: int
+    gpu_uuid: str | None
+    pod_id: str | None
+    cpu: str
+
+
+def gpu() -> Gpu | None:
+    """The first GPU by `nvidia-smi`, or None where there is none."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    found = subprocess.run(
+        [tool, "--query-gpu=uuid,name,driver_version", "--format=csv,noheader"],
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    if found.returncode != 0 or not found.stdout.strip():
+        return None
+    parts = [part.strip() for part in found.stdout.splitlines()[0].split(",")]
+    return Gpu(*parts) if len(parts) == 3 else None
+
+
+def cpu_name() -> str:
+    """The processor's name as Linux gives it."""
+    for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()
+
+
+def observe(folder: Path) -> Identity:
+    """This machine's identity; the nonce is made once per run folder."""
+    path = folder / NONCE_FILE
+    if not path.exists():
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(fd, "w") as file:
+            file.write(base64.b64encode(os.getrandom(16)).decode())
+    found = gpu()
+    return Identity(
+        nonce=path.read_text(),
+        first_process_start=start_time(1) or 0,
+        gpu_uuid=found.uuid if found else None,
+        pod_id=os.environ.get("RUNPOD_POD_ID"),
+        cpu=cpu_name(),
+    )

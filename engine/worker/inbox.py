@@ -1,0 +1,51 @@
+"""What the runner sends: small JSON files that appear whole in `inbox/`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from engine.errors import RunError
+from engine.wire import parse
+
+MAX_MESSAGE: Final = 4 * 1024 * 1024
+POLL_SECONDS: Final = 0.05
+
+
+class Inbox:
+    """Reads messages by name. A link or an oversized file is not a message."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def take(self, name: str) -> dict[str, Any] | None:
+        """The message, or None while it is not there; raises `RunError` (`inbox_invalid`)."""
+        path = self._folder / name
+        if path.is_symlink() or not path.is_file():
+            return None
+        if path.stat().st_size > MAX_MESSAGE:
+            raise RunError(f"The message {name} is too large.", code="inbox_invalid")
+        found = parse(path.read_bytes())
+        if not isinstance(found, dict):
+            raise RunError(f"The message {name} is not an object.", code="inbox_invalid")
+        return found
+
+    def cancelled(self) -> bool:
+        """True once the runner asked to stop."""
+        return (self._folder / "cancel.json").exists()
+
+    def wait(self, name: str, seconds: float, *, give_up: Callable[[], None]) -> dict[str, Any]:
+        """Wait for a message; `give_up` may raise to end the wait; raises `RunError` (`runner_silent`) in the end."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            found = self.take(name)
+            if found is not None:
+                return found
+            give_up()
+            time.sleep(POLL_SECONDS)
+        raise RunError(
+            f"The runner sent no {name} within {seconds:.0f} s.", "Resume the run with `glasshouse resume`.",
+            code="runner_silent",
+        )  # fmt: skip

@@ -1,0 +1,34 @@
+"""The bundle's entry: one role a process."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Final
+
+ROLES: Final = {
+    "supervisor": "engine.worker.supervisor",
+    "trainer": "engine.worker.trainer",
+    "keyproc": "engine.worker.keyproc",
+    "scanner": "engine.worker.scanner",
+}
+
+
+def _sites(argv: list[str]) -> list[str]:
+    return [argv[index + 1] for index, word in enumerate(argv[:-1]) if word == "--site"]
+
+
+def main() -> int:
+    """`ROLE ... --site PATH...`: third-party code comes from the named folders only, after the bundle's own."""
+    argv = sys.argv[1:]
+    if not argv or argv[0] not in ROLES:
+        sys.stderr.write(f"a role is one of: {', '.join(ROLES)}\n")
+        return 2
+    sys.path.extend(site for site in _sites(argv) if site not in sys.path)
+    module = importlib.import_module(ROLES[argv[0]])
+    status: int = module.main(argv[1:])
+    return status
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,59 @@
+"""The raw segment: the same work with the payload in the clear, for comparison."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import msgspec
+
+from engine.errors import RunError
+from engine.wire import ADAPTER_SAVED
+from engine.worker import identity
+from engine.worker.context import Context
+from engine.worker.segment import TrainerProcess
+
+KIND = "raw"
+
+
+def run(context: Context) -> None:
+    """Run the raw segment to its end; raises `RunError` when it cannot finish."""
+    log = context.log
+    seen = identity.observe(context.folder)
+    log.state(KIND, "launching", identity=msgspec.to_builtins(seen))
+    files = open_payload(context.folder / "raw", context.job.payload_files)
+    folder = context.outbox / "raw"
+    folder.mkdir(mode=0o700)
+    target = os.open(folder / "adapter.safetensors", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    trainer = TrainerProcess(context, KIND, files, target)
+    try:
+        trainer.launch({})
+        trainer.child.expect("ready", context.job.limits.launch, meanwhile=context.give_up_if_cancelled)
+        finished = trainer.load_and_train()
+        written = trainer.write_adapter({"runId": context.job.run_id, "segment": KIND})
+        log.add(
+            ADAPTER_SAVED,
+            {"segment": KIND, "size": written["size"], "sha256": written["sha256"],
+             "tensorDigest": finished["tensorDigest"]},
+        )  # fmt: skip
+        trainer.exit()
+    finally:
+        trainer.stop()
+        for fd in (*files.values(), target):
+            os.close(fd)
+    log.state(KIND, "done")
+
+
+def open_payload(folder: Path, digests: dict[str, str]) -> dict[str, int]:
+    """Descriptors of the clear payload's files; raises `RunError` (`payload_changed`) when one is not as staged."""
+    found: dict[str, int] = {}
+    for name, expected in digests.items():
+        fd = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        found[name] = fd
+        with os.fdopen(os.dup(fd), "rb") as file:
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
+        os.lseek(fd, 0, os.SEEK_SET)
+        if actual != expected:
+            raise RunError(f"The staged file {name} is not what was sent.", code="payload_changed")
+    return found

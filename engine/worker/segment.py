@@ -1,0 +1,116 @@
+"""What both segments do with their trainer: launch, load, warm up, train, write the adapter."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from engine.plan import SegmentKind
+from engine.wire import TRAIN_CHECKPOINT, TRAIN_FINISHED, TRAIN_PROGRESS, TRAIN_STARTED, canonical
+from engine.worker.children import Child, spawn_child
+from engine.worker.context import Context
+from engine.worker.isolation import memfd
+from engine.worker.training import numerics
+
+LOAD_SECONDS: Final = 3600.0
+TRAIN_SECONDS: Final = 8 * 24 * 3600.0
+WRITE_SECONDS: Final = 600.0
+
+
+class TrainerProcess:
+    """The trainer of one segment, seen from the supervisor."""
+
+    def __init__(self, context: Context, kind: SegmentKind, files: Mapping[str, int], adapter_fd: int) -> None:
+        self._context = context
+        self._kind = kind
+        self._files = dict(files)
+        self._adapter_fd = adapter_fd
+        self._stop_sent = False
+        self._child: Child | None = None
+
+    @property
+    def child(self) -> Child:
+        """The running process; only after `launch`."""
+        if self._child is None:
+            raise RuntimeError("the trainer was not launched")
+        return self._child
+
+    def launch(self, extra: Mapping[str, Any], fds: Sequence[int] = ()) -> None:
+        """Start the process. It imports, and stops before any payload is read."""
+        setup = {
+            "kind": self._kind,
+            "plan": msgspec.to_builtins(self._context.plan),
+            "modelType": self._context.job.model_type,
+            "noiseSeed": self._context.job.noise_seed,
+            "files": self._files,
+            "adapterFd": self._adapter_fd,
+            **extra,
+        }
+        setup_fd = memfd.from_bytes("setup", canonical(setup))
+        try:
+            self._child = spawn_child(
+                self._context.bundle, "trainer", ["--setup", str(setup_fd)],
+                fds=[setup_fd, self._adapter_fd, *self._files.values(), *fds],
+                env=numerics.ENVIRONMENT, log=self._context.folder / f"{self._kind}.log",
+            )  # fmt: skip
+        finally:
+            os.close(setup_fd)
+
+    def load_and_train(self) -> dict[str, Any]:
+        """Drive the trainer through loading, warm-up and the measured window; returns its `finished` message."""
+        log, kind = self._context.log, self._kind
+        log.state(kind, "loading")
+        self.child.channel.send({"cmd": "load"})
+        loaded = self.child.expect("loaded", LOAD_SECONDS, meanwhile=self._forward_stop)
+        log.state(kind, "warming")
+        warmed = self.child.expect("warmed", LOAD_SECONDS, meanwhile=self._forward_stop)
+        log.state(kind, "training")
+        log.add(TRAIN_STARTED, {"segment": kind, "numerics": loaded["numerics"], "gpu": warmed["gpu"]})
+        finished = self.child.expect(
+            "finished", TRAIN_SECONDS, meanwhile=self._forward_stop, others=self._record
+        )
+        body = {key: value for key, value in finished.items() if key != "msg"}
+        log.add(TRAIN_FINISHED, {"segment": kind, **body})
+        return body
+
+    def write_adapter(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """Have the adapter written to its descriptor; returns size and SHA-256 of the artifact."""
+        self.child.channel.send({"cmd": "write_adapter", "metadata": canonical(metadata).decode()})
+        return self.child.expect("adapter", WRITE_SECONDS)
+
+    def command(self, command: str, answer: str, seconds: float = WRITE_SECONDS) -> dict[str, Any]:
+        """Send a command and wait for its answer."""
+        self.child.channel.send({"cmd": command})
+        return self.child.expect(answer, seconds)
+
+    def exit(self) -> int | None:
+        """Let the trainer end; returns its status."""
+        self.child.channel.send({"cmd": "exit"})
+        return self.child.finish()
+
+    def stop(self) -> None:
+        """End the process if it still runs."""
+        if self._child is not None:
+            self._child.kill()
+
+    def _record(self, message: dict[str, Any]) -> None:
+        kind = message.pop("msg")
+        if kind == "progress":
+            self._context.log.add(TRAIN_PROGRESS, {"segment": self._kind, **message})
+        elif kind == "checkpoint":
+            self._context.log.add(TRAIN_CHECKPOINT, {"segment": self._kind, **message})
+
+    def _forward_stop(self) -> None:
+        if self._stop_sent:
+            return
+        if self._context.inbox.cancelled():
+            reason = "cancelled"
+        elif self._context.lease_over():
+            reason = "lease_expired"
+        else:
+            return
+        self.child.channel.send({"cmd": "stop", "reason": reason})
+        self._stop_sent = True

@@ -1,0 +1,120 @@
+"""The supervisor: survives every disconnect, runs the segments in order, and writes the allocation's log."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from engine.attestation.measurement import bundle_digest
+from engine.attestation.receipts import public_key_text
+from engine.errors import GlasshouseError, RunError
+from engine.plan import SegmentKind
+from engine.wire import LAUNCH_ACCEPTED, RUN_CLOSED, canonical
+from engine.worker import identity, protected, raw
+from engine.worker.children import Bundle
+from engine.worker.context import Cancelled, Context
+from engine.worker.isolation.procfs import start_time
+from engine.worker.job import read_job
+from engine.worker.log import EventLog
+
+PRESENCE_FILE: Final = "supervisor.json"
+RUNNERS: Final = {"raw": raw.run, "protected": protected.run}
+
+
+def _claim(folder: Path) -> None:
+    """Say who supervises this folder; a second supervisor finds the file and ends."""
+    own = {"pid": os.getpid(), "start": start_time(os.getpid())}
+    temporary = folder / f".{PRESENCE_FILE}.{os.getpid()}"
+    temporary.write_bytes(canonical(own))
+    try:
+        os.link(temporary, folder / PRESENCE_FILE)
+    except FileExistsError as error:
+        raise RunError("Another supervisor has this run.", code="supervisor_exists") from error
+    finally:
+        temporary.unlink()
+
+
+class Supervisor:
+    """One run on one allocation."""
+
+    def __init__(self, folder: Path, sites: Sequence[str]) -> None:
+        os.umask(0o077)
+        _claim(folder)
+        job, job_digest = read_job(folder)
+        for name in ("inbox", "outbox", "scratch"):
+            (folder / name).mkdir(mode=0o700, exist_ok=True)
+        bundle = Bundle(sites)
+        attester = Ed25519PrivateKey.generate()
+        self.context = Context(
+            folder, job, bundle, EventLog(folder, job.run_id), attester, identity.observe(folder)
+        )
+        self.context.log.add(
+            LAUNCH_ACCEPTED,
+            {
+                "attesterKey": public_key_text(attester.public_key()),
+                "bundleDigest": bundle_digest(bundle.content()),
+                "jobDigest": job_digest,
+                "pid": os.getpid(),
+                "identity": msgspec.to_builtins(self.context.identity),
+                "cpu": identity.cpu_name(),
+                "gpu": msgspec.to_builtins(identity.gpu()),
+            },
+        )
+
+    def run(self) -> int:
+        """Run every segment, then wait for the runner to have collected; returns the exit status."""
+        kinds = self.context.job.kinds()
+        failed: SegmentKind | None = None
+        for kind in kinds:
+            if failed is None:
+                failed = None if self._segment(kind) else kind
+            else:
+                self.context.log.state(kind, "failed", f"not started: the {failed} segment did not finish",
+                                       code="not_started")  # fmt: skip
+        try:
+            end = self.context.inbox.wait("end.json", self.context.job.limits.end, give_up=lambda: None)
+        except RunError as error:
+            self.context.log.note(error.message, code=error.code)
+            end = {}
+        self.context.log.add(RUN_CLOSED, {"runnerHead": end.get("runnerHead"), "failed": failed})
+        shutil.rmtree(self.context.folder / "raw", ignore_errors=True)
+        return 0 if failed is None else 1
+
+    def _segment(self, kind: SegmentKind) -> bool:
+        log = self.context.log
+        try:
+            self.context.give_up_if_cancelled()
+            RUNNERS[kind](self.context)
+        except Cancelled as error:
+            log.state(kind, "failed", error.message, code=error.code, stopReason="cancelled")
+        except GlasshouseError as error:
+            stop = "lease_expired" if error.code == "lease_expired" else "error"
+            log.state(kind, "failed", error.message, code=error.code, stopReason=stop)
+        except OSError as error:
+            name = error.strerror or "an operating system error"
+            log.state(kind, "failed", f"The machine refused: {name}.", code="os_error", stopReason="error")
+        else:
+            return True
+        return False
+
+
+def main(argv: Sequence[str]) -> int:
+    """`supervisor --dir DIR --site PATH...`"""
+    parser = argparse.ArgumentParser("supervisor")
+    parser.add_argument("--dir", type=Path, required=True)
+    parser.add_argument("--site", action="append", default=[])
+    options = parser.parse_args(argv)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    supervisor = Supervisor(options.dir, options.site)
+    status = supervisor.run()
+    time.sleep(0.5)
+    return status

@@ -1,0 +1,184 @@
+"""The trainer: one process per segment. It speaks with the supervisor over pipes and never holds a key.
+
+A protected trainer hands its own memory descriptors over before it is hardened, and sees plaintext only afterwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import hashlib
+import os
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.errors import GlasshouseError, RunError
+from engine.plan import Plan, StopReason, load_plan
+from engine.wire import parse
+from engine.worker.channel import TIMEOUT, Channel
+from engine.worker.training import adapter, loop, model, numerics
+from engine.worker.training.model import Workload
+
+
+class _Reporter:
+    """Sends the loop's news to the supervisor and hears whether to stop."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._stop: StopReason | None = None
+
+    def progress(self, first: int, losses: list[float], nanos: list[int]) -> None:
+        self._channel.send(
+            {
+                "msg": "progress",
+                "from": first,
+                "to": first + len(losses),
+                "losses": base64.b64encode(struct.pack(f"<{len(losses)}f", *losses)).decode(),
+                "nanos": base64.b64encode(struct.pack(f"<{len(nanos)}Q", *nanos)).decode(),
+            }
+        )
+
+    def checkpoint(self, step: int, tensor_digest: str, step_chain: str | None) -> None:
+        self._channel.send(
+            {"msg": "checkpoint", "step": step, "tensorDigest": tensor_digest, "stepChain": step_chain}
+        )
+
+    def should_stop(self) -> StopReason | None:
+        if self._stop is None:
+            try:
+                command, _ = self._channel.recv(0)
+            except RunError as error:
+                if error.code != TIMEOUT:
+                    raise
+                return None
+            self._stop = "lease_expired" if command.get("reason") == "lease_expired" else "cancelled"
+        return self._stop
+
+
+class TrainerRole:
+    """One trainer's life, from imports to exit."""
+
+    def __init__(self, setup: dict[str, Any], channel: Channel) -> None:
+        self.plan: Plan = load_plan(setup["plan"])
+        self.kind: str = setup["kind"]
+        self.files: dict[str, int] = setup["files"]
+        self.setup = setup
+        self.channel = channel
+
+    def run(self) -> None:
+        """Follow the supervisor's commands to the end."""
+        numerics.pin(self.setup["noiseSeed"])
+        model.import_architecture(self.setup["modelType"])
+        if self.kind == "protected":
+            self._lock_down()
+        self.channel.send({"msg": "ready"})
+        self._expect("load")
+        workload = model.load(self.plan, self.files)
+        self.channel.send(
+            {"msg": "loaded", "numerics": numerics.recorded(workload.device, workload.dtype)}
+        )
+        trainer = loop.Trainer(workload, self.plan)
+        reporter = _Reporter(self.channel)
+        loop.warm_up(trainer, reporter)
+        self.channel.send({"msg": "warmed", "gpu": _gpu(workload.device)})
+        outcome = loop.measure(trainer, reporter, with_evidence=self.kind == "protected")
+        self.channel.send(
+            {
+                "msg": "finished",
+                "steps": outcome.steps,
+                "elapsedNs": outcome.elapsed_ns,
+                "stopReason": outcome.stop_reason,
+                "finalLoss": _finite(outcome.final_loss),
+                "stepChain": outcome.step_chain,
+                "tensorDigest": adapter.digest(workload.trainable),
+                "adapterFinite": adapter.is_finite(workload.trainable),
+            }
+        )
+        self._write_adapter(workload)
+        if self.kind == "protected":
+            self._wipe(workload, trainer, outcome.last_row)
+        self._expect("exit")
+
+    def _expect(self, command: str) -> dict[str, Any]:
+        """Wait for one command; a stop that comes between stages ends the process."""
+        received, _ = self.channel.recv()
+        while command == "write_adapter" and received.get("cmd") == "stop":
+            received, _ = self.channel.recv()
+        if received.get("cmd") != command:
+            raise GlasshouseError(
+                f"The supervisor sent {received.get('cmd')!r} where {command!r} was due.", code="worker_stopped"
+            )
+        return received
+
+    def _lock_down(self) -> None:
+        from engine.worker.isolation.hardening import Options, harden
+        from engine.worker.isolation.procfs import self_memory
+        from engine.worker.training.rehearsal import rehearse
+
+        rehearse(self.plan, self.setup["modelType"])
+        handover = Channel(self.setup["handover"])
+        mem, smaps = self_memory()
+        handover.send({"msg": "memory"}, fds=[mem, smaps])
+        handover.close()
+        os.close(mem)
+        os.close(smaps)
+        devices = tuple(sorted(Path("/dev").glob("nvidia*")))
+        observed = harden(Options(scratch=Path(self.setup["scratch"]), device_paths=devices))
+        self.channel.send(
+            {"msg": "hardened", "enforcement": {name: seen.as_dict() for name, seen in observed.items()}}
+        )
+
+    def _write_adapter(self, workload: Workload) -> None:
+        command = self._expect("write_adapter")
+        fd = int(self.setup["adapterFd"])
+        size = adapter.write(workload.trainable, command["metadata"], fd)
+        os.lseek(fd, 0, os.SEEK_SET)
+        with os.fdopen(os.dup(fd), "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        self.channel.send({"msg": "adapter", "size": size, "sha256": digest})
+
+    def _wipe(self, workload: Workload, trainer: loop.Trainer, last_row: int) -> None:
+        from engine.worker.training import secrets
+
+        self._expect("patterns")
+        count = secrets.write_patterns(workload, trainer.optimizer, last_row, int(self.setup["patternsFd"]))
+        self.channel.send({"msg": "patterns", "count": count})
+        self._expect("wipe")
+        detail = secrets.wipe(workload, trainer)
+        self.channel.send({"msg": "wiped", "detail": detail})
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and value == value and abs(value) != float("inf") else None
+
+
+def _gpu(device: str) -> dict[str, Any] | None:
+    if device != "cuda":
+        return None
+    import torch
+
+    properties = torch.cuda.get_device_properties(0)
+    return {"name": properties.name, "uuid": f"GPU-{properties.uuid}", "memory": properties.total_memory}
+
+
+def main(argv: Sequence[str]) -> int:
+    """`trainer --setup FD --read FD --write FD`: descriptors inherited from the supervisor."""
+    parser = argparse.ArgumentParser("trainer")
+    for name in ("--setup", "--read", "--write"):
+        parser.add_argument(name, type=int, required=True)
+    parser.add_argument("--site", action="append")
+    options = parser.parse_args(argv)
+    with os.fdopen(options.setup, "rb") as file:
+        setup = parse(file.read())
+    channel = Channel(options.read, options.write)
+    try:
+        TrainerRole(setup, channel).run()
+    except GlasshouseError as error:
+        channel.send({"msg": "error", **error.as_dict()})
+        return 1
+    except MemoryError:
+        channel.send({"msg": "error", "code": "out_of_memory", "message": "The trainer ran out of memory.", "hint": ""})
+        return 1
+    return 0

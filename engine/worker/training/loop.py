@@ -1,0 +1,166 @@
+"""The training loop: warm-up, then the measured window, until the plan's target."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from engine.measure.stepchain import StepChain
+from engine.plan import Plan, StopReason
+from engine.worker.training import adapter
+from engine.worker.training.model import Workload
+from engine.worker.training.recorder import CudaRecorder, HostRecorder, Recorder
+
+REPORT_EVERY_NS: Final = 500_000_000
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What a measured window came to. `step_chain` is None in a raw segment; `last_row` indexes the samples."""
+
+    steps: int
+    elapsed_ns: int
+    stop_reason: StopReason
+    final_loss: float | None
+    step_chain: str | None
+    last_row: int
+
+
+class Reporter(Protocol):
+    """Where the loop sends what it has; called between steps, inside the measured window."""
+
+    def progress(self, first: int, losses: list[float], nanos: list[int]) -> None:
+        """Steps `first ..` of the measured window are done."""
+
+    def checkpoint(self, step: int, tensor_digest: str, step_chain: str | None) -> None:
+        """The adapter's digest after `step` measured steps."""
+
+    def should_stop(self) -> StopReason | None:
+        """A reason to stop before the target, or None."""
+
+
+class Trainer:
+    """The optimiser and the order of samples over one workload."""
+
+    def __init__(self, workload: Workload, plan: Plan) -> None:
+        import torch
+
+        self.workload = workload
+        self.plan = plan
+        self.parameters = list(workload.trainable.values())
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=plan.training.learning_rate, weight_decay=plan.training.weight_decay, fused=True
+        )
+        self.order = workload.tokens["order"]
+        self.taken = 0
+        self.last_row = 0
+
+    def step(self) -> Any:
+        """One step: forward, backward, clip, update. Returns the loss tensor."""
+        import torch
+
+        rows = self._rows()
+        ids = self.workload.tokens["input_ids"][rows].to(device=self.workload.device, dtype=torch.int64)
+        labels = self.workload.tokens["labels"][rows].to(device=self.workload.device, dtype=torch.int64)
+        loss = self.workload.model(input_ids=ids, labels=labels, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.plan.training.grad_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=False)
+        return loss.detach()
+
+    def _rows(self) -> Any:
+        import torch
+
+        count = len(self.order)
+        first = self.taken
+        self.taken += self.plan.training.batch
+        rows = [int(self.order[index % count]) for index in range(first, self.taken)]
+        self.last_row = rows[-1]
+        return torch.tensor(rows)
+
+
+def warm_up(trainer: Trainer, reporter: Reporter) -> None:
+    """Run the plan's warm-up steps, uncounted, unless asked to stop."""
+    for _ in range(trainer.plan.training.warmup_steps):
+        float(trainer.step().item())
+        if reporter.should_stop() is not None:
+            return
+
+
+def measure(trainer: Trainer, reporter: Reporter, *, with_evidence: bool) -> Outcome:
+    """Train through the measured window. `with_evidence` keeps the step chain inside it, as a protected segment does."""
+    plan = trainer.plan
+    chain = StepChain() if with_evidence else None
+    recorder: Recorder = CudaRecorder(chain) if trainer.workload.device == "cuda" else HostRecorder(chain)
+    target_ns = None if plan.target.seconds is None else round(plan.target.seconds * 1e9)
+    slowdown = plan.inject_overhead_pct / 100 if with_evidence else 0.0
+    flush = _Flusher(recorder, reporter)
+    issued = 0
+    stop: StopReason | None = None
+    flush.asked_to_stop = reporter.should_stop()
+    recorder.start()
+    while stop is None:
+        began = time.perf_counter_ns()
+        loss = trainer.step()
+        if slowdown:
+            _spin(round((time.perf_counter_ns() - began) * slowdown))
+        recorder.step(loss)
+        issued += 1
+        if issued % plan.training.checkpoint_every == 0:
+            flush.now(all_steps=True)
+            reporter.checkpoint(
+                issued, adapter.digest(trainer.workload.trainable), chain.head() if chain is not None else None
+            )
+        flush.when_due()
+        if recorder.nonfinite_at is not None and plan.training.fail_on_nonfinite:
+            stop = "nonfinite_loss"
+        elif plan.target.steps is not None and issued >= plan.target.steps:
+            stop = "step_budget"
+        elif target_ns is not None and recorder.elapsed_ns >= target_ns:
+            stop = "target_seconds"
+        else:
+            stop = flush.asked_to_stop
+    flush.now(all_steps=True)
+    return Outcome(
+        steps=flush.sent,
+        elapsed_ns=recorder.elapsed_ns,
+        stop_reason=stop,
+        final_loss=flush.last_loss,
+        step_chain=chain.head() if chain is not None else None,
+        last_row=trainer.last_row,
+    )
+
+
+class _Flusher:
+    """Sends completed steps on at intervals and asks whether to stop."""
+
+    def __init__(self, recorder: Recorder, reporter: Reporter) -> None:
+        self._recorder = recorder
+        self._reporter = reporter
+        self._due = time.perf_counter_ns() + REPORT_EVERY_NS
+        self.sent = 0
+        self.last_loss: float | None = None
+        self.asked_to_stop: StopReason | None = None
+
+    def when_due(self) -> None:
+        """Flush when the interval has passed."""
+        if time.perf_counter_ns() >= self._due:
+            self.now(all_steps=False)
+            self.asked_to_stop = self._reporter.should_stop()
+
+    def now(self, *, all_steps: bool) -> None:
+        """Flush what is complete, or everything."""
+        losses, nanos = self._recorder.drain(all_steps=all_steps)
+        if losses:
+            self._reporter.progress(self.sent, losses, nanos)
+            self.sent += len(losses)
+            self.last_loss = losses[-1]
+        self._due = time.perf_counter_ns() + REPORT_EVERY_NS
+
+
+def _spin(nanos: int) -> None:
+    until = time.perf_counter_ns() + nanos
+    while time.perf_counter_ns() < until:
+        pass
