@@ -60,7 +60,7 @@ def pack_series(losses: Losses, nanos: Nanos) -> bytes:
 def unpack_series(blob: bytes, *, max_steps: int = MAX_STEPS) -> tuple[Losses, Nanos]:
     """Losses and nanoseconds of `pack_series`, bit for bit.
 
-    Raises `WireError` (`series_invalid`) for anything else, and for more than `max_steps` before unpacking them.
+    Raises `WireError` (`series_invalid`) for anything else, and for more than `max_steps` steps.
     """
     if len(blob) < _HEADER.size:
         raise WireError("A stored series is cut short.", code="series_invalid")

@@ -1,0 +1,129 @@
+"""A local model folder: config.json, tokenizer.json and safetensors shards, checked before packing."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from safetensors import SafetensorError, safe_open
+
+from engine.errors import DataError, WireError
+from engine.payload.shape import ModelShape, read_config
+from engine.wire import digest_of, parse
+
+INDEX: Final = "model.safetensors.index.json"
+SINGLE: Final = "model.safetensors"
+MAX_INDEX_BYTES: Final = 64 * 1024 * 1024
+_EMBEDDING: Final = "model.embed_tokens.weight"
+
+
+class ModelFolder(msgspec.Struct, frozen=True, kw_only=True):
+    """A folder that can be trained. `shards` are in the order of their names."""
+
+    config: dict[str, Any]
+    shape: ModelShape
+    tokenizer: Path
+    shards: tuple[Path, ...]
+
+
+def _refuse(what: str, hint: str, code: str) -> DataError:
+    return DataError(f"The model folder {what}.", hint, code=code)
+
+
+def _required(folder: Path, name: str) -> Path:
+    path = folder / name
+    if not path.is_file():
+        raise _refuse(
+            f"{folder} lacks {name}", "Give a folder that save_pretrained wrote.", "model_file_missing"
+        )
+    return path
+
+
+def _indexed(folder: Path) -> dict[str, str]:
+    """The index file's tensor names and the shard of each."""
+    broken = _refuse(f"has an unusable {INDEX}", "Save the model again.", "model_index_invalid")
+    path = folder / INDEX
+    if path.stat().st_size > MAX_INDEX_BYTES:
+        raise broken
+    try:
+        raw = parse(path.read_bytes())
+    except (WireError, UnicodeDecodeError) as error:
+        raise broken from error
+    weights = raw.get("weight_map") if isinstance(raw, dict) else None
+    if not isinstance(weights, dict) or not weights:
+        raise broken
+    for shard in weights.values():
+        if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise broken
+    return weights
+
+
+def _contents(shard: Path) -> dict[str, tuple[int, ...]]:
+    """Tensor names and shapes in a shard's header."""
+    try:
+        with safe_open(str(shard), framework="np") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise _refuse(
+            f"has a damaged {shard.name}", "Copy or save the model again.", "model_weights_invalid"
+        ) from error
+
+
+def _shards(folder: Path) -> tuple[tuple[Path, ...], dict[str, tuple[int, ...]]]:
+    """The weight files and every tensor's shape, the index honoured where there is one."""
+    if not (folder / INDEX).is_file():
+        path = _required(folder, SINGLE)
+        return (path,), _contents(path)
+    index = _indexed(folder)
+    paths = tuple(_required(folder, name) for name in sorted(set(index.values())))
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in paths:
+        contents = _contents(path)
+        if set(contents) != {name for name, shard in index.items() if shard == path.name}:
+            raise _refuse(
+                f"has a {path.name} that differs from {INDEX}", "Save the model again.", "model_index_invalid"
+            )
+        shapes.update(contents)
+    return paths, shapes
+
+
+def read_folder(folder: Path, targets: tuple[str, ...]) -> ModelFolder:
+    """The folder's parts. `targets` are the projections that LoRA trains.
+
+    Raises `DataError`: `model_folder_missing`, `model_file_missing`, `model_config_invalid`,
+    `model_unsupported`, `model_index_invalid`, `model_weights_invalid`, `model_lacks_targets`.
+    """
+    if not folder.is_dir():
+        raise DataError(
+            f"There is no model folder {folder}.",
+            "Check the path given with --model.",
+            code="model_folder_missing",
+        )
+    config, shape = read_config(_required(folder, "config.json").read_bytes())
+    tokenizer = _required(folder, "tokenizer.json")
+    shards, shapes = _shards(folder)
+    wanted = {
+        f"model.layers.{layer}.self_attn.{target}.weight": shape.projection(target)
+        for layer in range(shape.layers)
+        for target in targets
+    }
+    wanted[_EMBEDDING] = (shape.vocab, shape.hidden)
+    for name, size in wanted.items():
+        if shapes.get(name) != size:
+            raise _refuse(
+                f"has no {name} of the shape that its config.json states",
+                "Give a model with Llama's or Qwen2's layout.",
+                "model_lacks_targets",
+            )
+    return ModelFolder(config=config, shape=shape, tokenizer=tokenizer, shards=shards)
+
+
+def folder_digest(folder: ModelFolder) -> str:
+    """SHA-256 in hex over the names and digests of config.json, tokenizer.json and the shards."""
+    files = {"config.json": digest_of(folder.config)}
+    for path in (folder.tokenizer, *folder.shards):
+        with path.open("rb") as file:
+            files[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digest_of(files)
