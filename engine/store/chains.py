@@ -17,7 +17,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Tail(NamedTuple):
-    """How far a log has been taken in: byte offset in the file, hash of the last event, next sequence number."""
+    """How far a log has been taken in: byte offset in the file, the last event's hash, the next `seq`."""
 
     offset: int
     head: str
@@ -37,8 +37,8 @@ def append(
 ) -> int:
     """Take in the events that are new, inside the caller's transaction; returns how many were.
 
-    Progress events of the pod go into the series and the segment's counters. Raises `WireError` (`log_chain_broken`,
-    `progress_invalid`), after which the caller rolls back.
+    Progress events of the pod go into the series and the segment's counters. Raises `WireError`
+    (`log_chain_broken`, `progress_invalid`), after which the caller rolls back.
     """
     before = tail(connection, run, chain)
     fresh = [event for event in events if event.seq >= before.next_seq]

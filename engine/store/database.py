@@ -1,10 +1,14 @@
-"""Opening the home folder and its database: paths, permissions, pragmas, and sqlite3's errors as `StoreError`."""
+"""Opening the home folder and its database: paths, permissions, pragmas.
+
+Everything that sqlite3 raises leaves here as a `StoreError` with a code of its own.
+"""
 
 from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -16,10 +20,7 @@ APPLICATION_ID: Final = 0x47_4C_41_53
 SCHEMA_VERSION: Final = 2
 BUSY_SECONDS: Final = 5.0
 
-_PRIMARY = 0xFF
-_UNWRITABLE = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH)
-_CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-_BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+_PRIMARY: Final = 0xFF  # sqlite's extended result codes keep the primary one in the low byte
 
 
 def database_path(home: Path) -> Path:
@@ -31,8 +32,8 @@ def corrupt(path: Path, what: str = "is damaged") -> StoreError:
     """`store_corrupt`: names the file and leaves it where it is."""
     return StoreError(
         f"The database {path} {what}.",
-        f"Nothing was changed. Move it aside (mv '{path}' '{path}.damaged') or restore a copy such as "
-        f"{path.name}.before-N; a new one is made at the next start. Adapters and keys are kept apart from it.",
+        f"Nothing was changed. Move it aside (mv '{path}' '{path}.damaged') and the next start makes a new "
+        "one; keys and adapters are kept apart from it. Or put a copy that you have in its place.",
         code="store_corrupt",
     )
 
@@ -55,45 +56,70 @@ def full(path: Path) -> StoreError:
     )
 
 
+def _cannot_open(path: Path) -> StoreError:
+    return unwritable(path.parent, "its database cannot be opened or written")
+
+
+def _busy(path: Path) -> StoreError:
+    return StoreError(
+        f"The database {path} stayed locked by another process for {BUSY_SECONDS:g} s.",
+        "Try again; if it stays so, look for a stopped process that has it open.",
+        code="store_busy",
+    )
+
+
+def _conflict(_path: Path) -> StoreError:
+    return StoreError(
+        "The store refused a record that contradicts another one.",
+        "Report this with the log file.",
+        code="store_conflict",
+    )
+
+
+def _interrupted(_path: Path) -> StoreError:
+    return StoreError("The read was interrupted.", "Ask again.", code="store_interrupted")
+
+
+def _disk_failed(path: Path) -> StoreError:
+    return StoreError(
+        f"The disk under {path} failed while it was read or written.",
+        "Check the disk and the space on it, then try again.",
+        code="store_io",
+    )
+
+
+_MEANINGS: Final[dict[int, Callable[[Path], StoreError]]] = {
+    sqlite3.SQLITE_CORRUPT: corrupt,
+    sqlite3.SQLITE_NOTADB: corrupt,
+    sqlite3.SQLITE_FULL: full,
+    sqlite3.SQLITE_READONLY: _cannot_open,
+    sqlite3.SQLITE_CANTOPEN: _cannot_open,
+    sqlite3.SQLITE_PERM: _cannot_open,
+    sqlite3.SQLITE_BUSY: _busy,
+    sqlite3.SQLITE_LOCKED: _busy,
+    sqlite3.SQLITE_CONSTRAINT: _conflict,
+    sqlite3.SQLITE_INTERRUPT: _interrupted,
+    sqlite3.SQLITE_IOERR: _disk_failed,
+}
+
+
 def store_error(error: sqlite3.Error, path: Path) -> StoreError:
-    """The `StoreError` for what sqlite3 raised."""
-    code = getattr(error, "sqlite_errorcode", 0) & _PRIMARY
-    if code in _CORRUPT:
-        return corrupt(path)
-    if code == sqlite3.SQLITE_FULL:
-        return full(path)
-    if code in _UNWRITABLE:
-        return unwritable(path.parent, "the database cannot be opened for writing there")
-    if code in _BUSY:
-        return StoreError(
-            f"The database {path} stayed locked by another process for {BUSY_SECONDS:g} s.",
-            "Try again; if it stays so, look for a stopped process that has it open.",
-            code="store_busy",
-        )
-    if code == sqlite3.SQLITE_CONSTRAINT:
-        return StoreError(
-            "The store refused a record that contradicts another one.",
-            "Report this with the log file.",
-            code="store_conflict",
-        )
-    if code == sqlite3.SQLITE_INTERRUPT:
-        return StoreError("The read was interrupted.", "Ask again.", code="store_interrupted")
-    if code == sqlite3.SQLITE_IOERR:
-        return StoreError(
-            f"The disk under {path} failed while it was read or written.",
-            "Check the disk, then try again.",
-            code="store_io",
-        )
+    """The `StoreError` for what sqlite3 raised about the database at `path`."""
+    meaning = _MEANINGS.get(getattr(error, "sqlite_errorcode", 0) & _PRIMARY)
+    if meaning is not None:
+        return meaning(path)
     return StoreError(f"The database {path} cannot be used: {error}.", "Report this with the log file.")
 
 
 @contextmanager
 def translated(path: Path) -> Iterator[None]:
-    """Turns every sqlite3 error of the block into a `StoreError`."""
+    """Turns the block's sqlite3 errors, and a stored series that does not inflate, into a `StoreError`."""
     try:
         yield
     except sqlite3.Error as error:
         raise store_error(error, path) from error
+    except zlib.error as error:
+        raise corrupt(path) from error
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -118,7 +144,7 @@ def schema_version(connection: sqlite3.Connection, path: Path) -> int:
         raise corrupt(path, "was not made by Glasshouse")
     if found > SCHEMA_VERSION:
         raise StoreError(
-            f"The database {path} was made by a newer Glasshouse (schema {found}, this one knows {SCHEMA_VERSION}).",
+            f"The database {path} was made by a newer Glasshouse: schema {found}, here {SCHEMA_VERSION}.",
             "Update glasshouse, or choose another home with --home DIR.",
             code="store_newer",
         )
@@ -140,7 +166,10 @@ def prepare_home(home: Path) -> None:
 
 
 def create_file(path: Path) -> None:
-    """Make an empty private file (0600 whatever the umask) unless it is there; sqlite3 gives its side files the same mode."""
+    """Make an empty file unless it is there, and 0600 whatever the umask.
+
+    sqlite3 gives its side files the mode of the database. Raises `StoreError` (`store_unwritable`).
+    """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:

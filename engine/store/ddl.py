@@ -46,16 +46,30 @@ _TABLES: Final = (
     "CREATE INDEX runs_by_overhead_falling ON runs (ifnull(overhead_pct, -1e300), id)",
     "CREATE INDEX runs_published ON runs (source) WHERE source = 'published'",
     "CREATE INDEX runs_by_state ON runs (state, created_at, id)",
-    "CREATE TABLE tallies (source TEXT, state TEXT, runs INTEGER NOT NULL, PRIMARY KEY (source, state)) WITHOUT ROWID",
+    # How many runs there are of each source and state: counting a million rows takes 30 ms.
+    """CREATE TABLE tallies (
+        source TEXT NOT NULL,
+        state TEXT NOT NULL,
+        runs INTEGER NOT NULL,
+        PRIMARY KEY (source, state)) WITHOUT ROWID""",
     """CREATE TRIGGER runs_counted AFTER INSERT ON runs BEGIN
-        INSERT INTO tallies VALUES (new.source, new.state, 1) ON CONFLICT DO UPDATE SET runs = runs + 1; END""",
+        INSERT INTO tallies VALUES (new.source, new.state, 1)
+        ON CONFLICT DO UPDATE SET runs = runs + 1;
+    END""",
     """CREATE TRIGGER runs_recounted AFTER UPDATE OF state ON runs WHEN new.state <> old.state BEGIN
         UPDATE tallies SET runs = runs - 1 WHERE source = old.source AND state = old.state;
-        INSERT INTO tallies VALUES (new.source, new.state, 1) ON CONFLICT DO UPDATE SET runs = runs + 1; END""",
+        INSERT INTO tallies VALUES (new.source, new.state, 1)
+        ON CONFLICT DO UPDATE SET runs = runs + 1;
+    END""",
     """CREATE TABLE plans (
-        run INTEGER PRIMARY KEY REFERENCES runs, digest TEXT NOT NULL, body TEXT NOT NULL)""",
+        run INTEGER PRIMARY KEY REFERENCES runs,
+        digest TEXT NOT NULL,
+        body TEXT NOT NULL)""",
     """CREATE TABLE results (
-        run INTEGER PRIMARY KEY REFERENCES runs, at TEXT NOT NULL, body TEXT NOT NULL, checks TEXT NOT NULL)""",
+        run INTEGER PRIMARY KEY REFERENCES runs,
+        at TEXT NOT NULL,
+        body TEXT NOT NULL,
+        checks TEXT NOT NULL)""",
     """CREATE TABLE segments (
         key INTEGER PRIMARY KEY,
         run INTEGER NOT NULL REFERENCES runs,
@@ -98,8 +112,8 @@ _TABLES: Final = (
         hash BLOB NOT NULL)""",
     "CREATE INDEX events_by_run ON events (run)",
     "CREATE UNIQUE INDEX events_by_seq ON events (run, chain, seq)",
-    # One row for each train.progress event: with the series it gives back the event's bytes. `ts` is milliseconds
-    # since 1970 where that gives back the text, else the text.
+    # One row for each train.progress event: with the series it gives back the event's bytes. `ts` is
+    # milliseconds since 1970 where that gives back the text, else the text.
     """CREATE TABLE progress (
         run INTEGER NOT NULL REFERENCES runs,
         seq INTEGER NOT NULL,

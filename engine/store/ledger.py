@@ -43,7 +43,8 @@ def intend(
 ) -> None:  # fmt: skip
     """Enter an allocation that is about to be asked for."""
     connection.execute(
-        "INSERT INTO allocations (id, provider, name, state, created_at, run) VALUES (?, ?, ?, 'intent', ?, ?)",
+        """INSERT INTO allocations (id, provider, name, state, created_at, run)
+        VALUES (?, ?, ?, 'intent', ?, ?)""",
         (allocation_id, provider, name, at, run),
     )
     _record(connection, allocation_id, "intent", at, "")
@@ -54,7 +55,7 @@ def move(
     connection: sqlite3.Connection, allocation_id: str, state: LedgerState, reason: str, at: str,
     fields: AllocationFields,
 ) -> None:  # fmt: skip
-    """Enter the next state; the present one again only updates. Raises `StoreError` (`ledger_move`) for others."""
+    """Enter the next state, or the present one again; raises `StoreError` (`ledger_move`) for any other."""
     row = connection.execute(
         "SELECT state, reason FROM allocations WHERE id = ?", (allocation_id,)
     ).fetchone()
@@ -92,8 +93,9 @@ def _set(connection: sqlite3.Connection, allocation_id: str, fields: AllocationF
             price_per_hour = ifnull(?, price_per_hour), spent = ifnull(?, spent), detail = ifnull(?, detail)
         WHERE id = ?""",
         (
-            fields.get("provider_id"), fields.get("gpu_model"), fields.get("price_per_hour"), fields.get("spent"),
-            canonical(fields["detail"]).decode() if "detail" in fields else None, allocation_id,
+            fields.get("provider_id"), fields.get("gpu_model"), fields.get("price_per_hour"),
+            fields.get("spent"), canonical(fields["detail"]).decode() if "detail" in fields else None,
+            allocation_id,
         ),
     )  # fmt: skip
 

@@ -29,7 +29,7 @@ class Filter(NamedTuple):
 
 class _Order(NamedTuple):
     expression: str
-    index: str
+    indexed_by: str
     falling: bool
 
 
@@ -68,7 +68,7 @@ def page(
     falling = order.falling
     if cursor is not None:
         row = connection.execute(
-            f"SELECT {order.expression}, id FROM runs WHERE id = ?",
+            f"SELECT {order.expression}, id FROM runs WHERE id = ?",  # noqa: S608  the expression is ours
             (cursor,),
         ).fetchone()
         if row is None:
@@ -79,7 +79,7 @@ def page(
         conditions.append(f"({order.expression}, runs.id) {'<' if falling else '>'} (?, ?)")
         values += tuple(row)
     direction = "DESC" if falling else "ASC"
-    hint = f"INDEXED BY {order.index}" if _many(connection, which) else ""
+    hint = f"INDEXED BY {order.indexed_by}" if _many(connection, which) else ""
     rows = connection.execute(
         f"""SELECT {COLUMNS} FROM runs {hint} {JOIN} WHERE {" AND ".join(conditions)}
         ORDER BY {order.expression} {direction}, runs.id {direction} LIMIT ? OFFSET ?""",  # noqa: S608

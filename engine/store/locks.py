@@ -10,7 +10,10 @@ from engine.errors import StoreError
 
 
 def start_ticks(pid: int) -> int | None:
-    """When this process started, in clock ticks since boot (proc(5), field 22); None when it is gone or a zombie."""
+    """When this process started, in clock ticks since boot (proc(5), field 22); None when it is gone.
+
+    A zombie counts as gone.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
@@ -37,8 +40,8 @@ def claim(
 ) -> int | None:
     """Take the lock for a process (default: this one) inside the caller's transaction.
 
-    Returns None, or the pid of the live process that holds it. Raises `StoreError` (`run_locked`) when the claiming
-    process itself is gone.
+    Returns None, or the pid of the live process that holds it. Raises `StoreError` (`run_locked`) when the
+    claiming process itself is gone.
     """
     pid = os.getpid() if pid is None else pid
     started = start_ticks(pid) if ticks is None else ticks

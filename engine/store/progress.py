@@ -1,7 +1,8 @@
 """Per-step losses and times: from progress events into compressed chunks and back, byte for byte.
 
-A segment's chunk holds `CHUNK_STEPS` steps; a full one is byte-shuffled (all first bytes, then all second ones) and
-deflated, the one being filled is kept plain. Losses are float32 and step times uint64 nanoseconds, little-endian.
+A segment's chunk holds `CHUNK_STEPS` steps; a full one is byte-shuffled (all first bytes, then all second
+ones) and deflated, the one being filled is kept plain. Losses are float32, step times uint64 nanoseconds,
+both little-endian.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import binascii
 import sqlite3
 import struct
 import zlib
-from typing import Any, Final, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Final
 
 from engine.errors import WireError
 
@@ -22,8 +24,9 @@ _KEYS: Final = {"segment", "from", "to", "losses", "nanos"}
 _MOST_NANOS: Final = 2**63 - 1
 
 
-class Steps(NamedTuple):
-    """The measured steps `first` to `first + count` of one segment."""
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """The measured steps of one segment from `first` on, as they travel."""
 
     kind: str
     first: int
@@ -130,7 +133,8 @@ def extend(connection: sqlite3.Connection, segment: int, had: int, losses: bytes
         connection.execute(
             """INSERT INTO series (segment, chunk, count, packed, losses, nanos) VALUES (?, ?, ?, ?, ?, ?)
             ON CONFLICT (segment, chunk) DO UPDATE SET
-                count = excluded.count, packed = excluded.packed, losses = excluded.losses, nanos = excluded.nanos""",
+                count = excluded.count, packed = excluded.packed,
+                losses = excluded.losses, nanos = excluded.nanos""",
             (segment, chunk, count, full, some_losses, some_nanos),
         )
         chunk += 1

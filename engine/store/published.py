@@ -1,4 +1,4 @@
-"""The published rows: facts shipped in `data/published_rows.json`, kept beside the operator's own and marked as such."""
+"""The published rows: facts shipped in `data/published_rows.json`, kept beside the operator's own."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from engine.resources import data_path
 from engine.wire import canonical, parse
 
 FILE: Final = "published_rows.json"
+MLP_MODEL: Final = "MLP"
 _LEFT_OUT_OF_IDS: Final = re.compile(r"\bNVIDIA\b|\bBlackwell\b|\b\d+GB\b|\bHBM\d\b")
 
 
@@ -38,7 +39,7 @@ def recomputed_overhead(row: dict[str, Any]) -> float:
     else:
         raw = row["rawSteps"] / row["rawElapsedSec"]
         protected = row["protectedSteps"] / row["protectedElapsedSec"]
-    return round((1 - protected / raw) * 100, 2)
+    return round(float(1 - protected / raw) * 100, 2)
 
 
 def _slug(text: str) -> str:
@@ -62,19 +63,24 @@ def search_text(*parts: str | None) -> str:
 def insert_published(connection: sqlite3.Connection) -> None:
     """Add the published rows as finished runs; those that state steps have segments too."""
     for row in published_rows():
-        model = row.get("model") or "MLP (CUDA/PyTorch)"
         created_at = f"{row['published']}T00:00:00.000Z"
         key = connection.execute(
-            """INSERT INTO runs (id, source, label, provider, gpu_model, model, segments, run_order, state, reason,
-                created_at, target_sec, step_budget, overhead_pct, attestation, key_state, runtime_state, cleanup,
-                search)
-            VALUES (?, 'published', ?, ?, ?, ?, 'pair', ?, 'finished', ?, ?, ?, ?, ?, ?, 'destroyed', ?, 'gone', ?)""",
-            (
-                row["id"], row["label"], row["provider"], row["gpuModel"], model, row["order"], row["scope"],
-                created_at, row.get("targetSec"), row.get("stepBudget"), row["overheadPct"], row["attestation"],
-                row["runtimeState"], search_text(row["label"], row["id"], model, row["gpuModel"], row["provider"]),
-            ),
-        ).lastrowid  # fmt: skip
+            """INSERT INTO runs (id, source, label, provider, gpu_model, model, segments, run_order, state,
+                reason, created_at, target_sec, step_budget, overhead_pct, attestation, key_state,
+                runtime_state, cleanup, search)
+            VALUES (:id, 'published', :label, :provider, :gpuModel, :model, 'pair', :order, 'finished',
+                :scope, :created_at, :targetSec, :stepBudget, :overheadPct, :attestation, 'destroyed',
+                :runtimeState, 'gone', :search)""",
+            {
+                "stepBudget": None,
+                "model": MLP_MODEL,
+                **row,
+                "created_at": created_at,
+                "search": search_text(
+                    row["label"], row["id"], row.get("model", MLP_MODEL), row["gpuModel"], row["provider"]
+                ),
+            },
+        ).lastrowid
         kinds = ("protected", "raw") if row["order"] == "protected-first" else ("raw", "protected")
         for position, kind in enumerate(kinds if row["workload"] == "lora" else ()):
             connection.execute(

@@ -35,9 +35,10 @@ _AMBIGUOUS_SHOWN = 4
 
 
 class Reader:
-    """The store's one way out; usable from any thread, one read at a time. Every method raises `StoreError`.
+    """The store's one way out; usable from any thread, one read at a time.
 
-    A home without a database reads as one that holds the published rows and nothing else, and nothing is made there.
+    Every method raises `StoreError` when the store fails. A home without a database reads as one that holds
+    the published rows and nothing else, and nothing is made there.
     """
 
     def __init__(self, home: Path) -> None:
@@ -86,7 +87,8 @@ class Reader:
             try:
                 yield db
             finally:
-                db.execute("COMMIT")
+                if db.in_transaction:
+                    db.execute("COMMIT")
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is not None and self._in_memory and self.exists():
@@ -118,15 +120,15 @@ class Reader:
         offset: int = 0,
         descending: bool | None = None,
     ) -> list[RunSummary]:
-        """One page of runs: the newest first, or rising by another column (`descending` turns that round).
+        """One page of runs: the newest first, or rising by another column (`descending` says otherwise).
 
-        `text`: words that must all occur in label, id, model, GPU or provider. `before`: the page behind this run.
-        `above`: the `limit` runs directly above it. `offset` skips that many more.
+        `text`: words that must all occur in label, id, model, GPU or provider. `before`: the page behind
+        this run. `above`: the `limit` runs directly above it. `offset` skips that many more.
         """
         with self._snapshot() as db:
             return listing.page(
-                db, Filter(source, text, states), limit=limit, before=before, above=above, offset=offset, sort=sort,
-                descending=descending,
+                db, Filter(source, text, states), limit=limit, before=before, above=above, offset=offset,
+                sort=sort, descending=descending,
             )  # fmt: skip
 
     def count(
@@ -179,7 +181,8 @@ class Reader:
         with self._snapshot() as db:
             run = states.key_of(db, run_id)
             row = db.execute(
-                f"""SELECT {listing.COLUMNS}, plans.body AS plan, plans.digest, results.body AS result, results.checks
+                f"""SELECT {listing.COLUMNS}, plans.body AS plan, plans.digest,
+                    results.body AS result, results.checks
                 FROM runs {listing.JOIN} LEFT JOIN plans ON plans.run = runs.key
                 LEFT JOIN results ON results.run = runs.key WHERE runs.key = ?""",  # noqa: S608  the columns are ours
                 (run,),
@@ -213,7 +216,10 @@ class Reader:
     def series_points(
         self, run_id: str, kind: Literal["raw", "protected"], points: int
     ) -> list[tuple[int, float]]:
-        """At most `points` of (step counted from 1, mean loss since the point before), without non-finite losses."""
+        """At most `points` pairs: a step, counted from 1, and the mean loss since the pair before.
+
+        Pairs whose mean is not finite are left out.
+        """
         with self._reading() as db:
             segment = _segment_key(db, run_id, kind)
             losses = () if segment is None else progress.unpack_losses(progress.read_losses(db, segment))

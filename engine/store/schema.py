@@ -1,4 +1,7 @@
-"""Making the database and bringing an older one up to date. Imported only when that is due: it loads sqlite_utils."""
+"""Making the database and bringing an older one up to date.
+
+Imported only when that is due: it loads sqlite_utils, which takes 0.2 s.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +65,8 @@ def _one_at_a_time(home: Path) -> Iterator[None]:
 def upgrade(home: Path) -> None:
     """Apply every step that is due, all or none, after copying a database that holds anything.
 
-    Raises `StoreError`: `store_in_use` while a runner lives, `store_full`, `store_corrupt`, `store_unwritable`.
+    Raises `StoreError`: `store_in_use` while a runner lives, `store_full`, `store_corrupt`,
+    `store_unwritable`.
     """
     path = database_path(home)
     with _one_at_a_time(home), translated(path):
@@ -77,10 +81,9 @@ def upgrade(home: Path) -> None:
             try:
                 if found:
                     _refuse_while_running(connection)
-                    _copy(path, found)
+                    _copy(path)
                 migrations().apply(Database(connection))
-                if connection.execute("PRAGMA foreign_key_check").fetchone():
-                    raise corrupt(path, "holds records that contradict each other")
+                _refuse_contradictions(connection, path)
                 connection.execute("COMMIT")
             except BaseException:
                 if connection.in_transaction:
@@ -90,19 +93,24 @@ def upgrade(home: Path) -> None:
             connection.close()
 
 
+def _refuse_contradictions(connection: sqlite3.Connection, path: Path) -> None:
+    if connection.execute("PRAGMA foreign_key_check").fetchone() is not None:
+        raise corrupt(path, "holds records that contradict each other")
+
+
 def _refuse_while_running(connection: sqlite3.Connection) -> None:
     for lock in connection.execute("SELECT name, pid, start_ticks, boot FROM locks WHERE name LIKE 'run:%'"):
         if is_alive(lock["pid"], lock["start_ticks"], lock["boot"]):
             run_id = lock["name"].removeprefix("run:")
             raise StoreError(
-                f"The database needs an update, and run {run_id} is being run by an older Glasshouse (process {lock['pid']}).",
+                f"The database needs an update, and an older Glasshouse (pid {lock['pid']}) runs {run_id}.",
                 "Wait until it ends, or cancel it with the version that started it.",
                 code="store_in_use",
             )
 
 
-def _copy(path: Path, version: int) -> None:
-    """Keep the database as it was: `glasshouse.db.before-<n>`, where n is the version being migrated to."""
+def _copy(path: Path) -> None:
+    """Keep the database as it was in `glasshouse.db.before-<n>`, n being the version that follows."""
     final = path.with_name(f"{path.name}.before-{SCHEMA_VERSION}")
     partial = final.with_name(final.name + ".part")
     try:
@@ -120,4 +128,4 @@ def _copy(path: Path, version: int) -> None:
         partial.unlink(missing_ok=True)
         raise
     except OSError as error:
-        raise unwritable(path.parent, f"the copy before the update to schema {version} failed") from error
+        raise unwritable(path.parent, "the copy before its update cannot be made") from error

@@ -1,4 +1,4 @@
-"""What readers of the store see: frozen views, one per subject. Times are UTC strings (RFC 3339, milliseconds)."""
+"""What readers of the store see: frozen views, one per subject. Times are UTC (RFC 3339, milliseconds)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,10 @@ class Check(_View, frozen=True, kw_only=True):
 
 
 class Transition(_View, frozen=True, kw_only=True):
-    """One change of state. `subject`: run, segment:raw, segment:protected, attestation, key, runtime, cleanup."""
+    """One change of state.
+
+    `subject`: run, segment:raw, segment:protected, attestation, key, runtime, cleanup.
+    """
 
     id: int
     subject: str
@@ -55,7 +58,7 @@ class Transition(_View, frozen=True, kw_only=True):
 
 
 class SegmentView(_View, frozen=True, kw_only=True):
-    """One segment, live or final. `elapsed_sec` is measured training time, warm-up excluded; None is unknown."""
+    """One segment, live or final; None is unknown. `elapsed_sec`: measured training time without warm-up."""
 
     kind: Literal["raw", "protected"]
     position: int
@@ -123,7 +126,7 @@ class RunView(_View, frozen=True, kw_only=True):
 
 
 class Series(_View, frozen=True, kw_only=True):
-    """Per-step series of one segment: float32 losses and step times in nanoseconds, as equal-length tuples."""
+    """Per-step series of one segment: float32 losses and step times in nanoseconds, equally long."""
 
     losses: tuple[float, ...]
     nanos: tuple[int, ...]

@@ -42,7 +42,7 @@ class RunFields(TypedDict, total=False):
 
 
 class SegmentFields(TypedDict, total=False):
-    """What becomes known of a segment. `elapsed_sec` is measured training time; `phases` (seconds) are merged."""
+    """What becomes known of a segment. `elapsed_sec`: measured training; `phases` (seconds) are merged."""
 
     stop_reason: str
     steps: int
@@ -82,7 +82,7 @@ class Writer:
 
     @contextmanager
     def _transaction(self, *, durable: bool = False) -> Iterator[sqlite3.Connection]:
-        """One transaction. `durable` ones are on the disk before it returns, whatever happens to the power."""
+        """One transaction. What a `durable` one wrote outlives a power cut once it has returned."""
         with self._lock, translated(self._path):
             connection = self._connection
             if durable:
@@ -110,14 +110,15 @@ class Writer:
             if db.execute("SELECT 1 FROM runs WHERE id = ?", (run_id,)).fetchone():
                 raise StoreError(f"There is a run {run_id} already.", "Start again.", code="run_exists")
             run = db.execute(
-                """INSERT INTO runs (id, source, label, preset, provider, model, segments, run_order, state, created_at,
-                    target_sec, step_budget, attestation, key_state, runtime_state, cleanup, search)
-                VALUES (?, 'mine', ?, ?, ?, ?, ?, ?, 'queued', ?, ?, ?, 'not_requested', 'withheld', 'pending',
-                    'active', ?)""",
+                """INSERT INTO runs (id, source, label, preset, provider, model, segments, run_order, state,
+                    created_at, target_sec, step_budget, attestation, key_state, runtime_state, cleanup,
+                    search)
+                VALUES (?, 'mine', ?, ?, ?, ?, ?, ?, 'queued', ?, ?, ?, 'not_requested', 'withheld',
+                    'pending', 'active', ?)""",
                 (
                     run_id, plan.label, plan.preset, plan.provider.name, model, plan.segments,
-                    plan.order if plan.segments == "pair" else None, now, plan.target.seconds, plan.target.steps,
-                    search_text(plan.label, run_id, model, plan.provider.name),
+                    plan.order if plan.segments == "pair" else None, now, plan.target.seconds,
+                    plan.target.steps, search_text(plan.label, run_id, model, plan.provider.name),
                 ),
             ).lastrowid  # fmt: skip
             db.execute(
@@ -138,7 +139,8 @@ class Writer:
             run = states.key_of(db, run_id)
             db.execute(
                 """UPDATE runs SET gpu_model = ifnull(?, gpu_model), tier = ifnull(?, tier),
-                    ear_status = ifnull(?, ear_status), reason_codes = ifnull(?, reason_codes) WHERE key = ?""",
+                    ear_status = ifnull(?, ear_status), reason_codes = ifnull(?, reason_codes)
+                WHERE key = ?""",
                 (
                     fields.get("gpu_model"), fields.get("tier"), fields.get("ear_status"),
                     None if codes is None else canonical(list(codes)).decode(), run,
@@ -150,10 +152,10 @@ class Writer:
             db.execute("UPDATE runs SET search = ? WHERE key = ?", (search_text(*row), run))
 
     def transition(self, run_id: str, subject: str, state: str, reason: str = "") -> None:
-        """Record a change of state before it is acted upon. Repeating the present state and reason records nothing.
+        """Record a change of state before it is acted upon; the present state and reason are no change.
 
-        `subject`: run, segment:raw, segment:protected, attestation, key, runtime, cleanup. Raises `StoreError`:
-        `state_unknown`, or `run_final` for a run that would leave a final state.
+        `subject`: run, segment:raw, segment:protected, attestation, key, runtime, cleanup. Raises
+        `StoreError`: `state_unknown`, or `run_final` for a run that would leave a final state.
         """
         with self._transaction() as db:
             states.move(db, states.key_of(db, run_id), run_id, subject, state, reason, self._clock())
@@ -193,7 +195,7 @@ class Writer:
         state: Literal["finished", "failed", "cancelled"] = "finished",
         reason: str = "",
     ) -> None:
-        """Store the row with its checks and end the run. A run that has ended keeps its state; its row is replaced."""
+        """Store the row with its checks and end the run; of a run that has ended only the row is replaced."""
         now = self._clock()
         overhead = row.get("overheadPct")
         if overhead is not None and not math.isfinite(overhead):
@@ -226,20 +228,24 @@ class Writer:
     def ingest(self, run_id: str, events: Sequence[Event], offset: int) -> int:
         """Take in events of the pod's log and the offset behind them, once; returns how many were new.
 
-        Replayed events are skipped. Raises `WireError` (`log_chain_broken`, `progress_invalid`) and stores nothing.
+        Replayed events are skipped. Raises `WireError` (`log_chain_broken`, `progress_invalid`) and stores
+        nothing.
         """
         with self._transaction() as db:
             return chains.append(db, states.key_of(db, run_id), "pod", events, offset)
 
     def append_events(self, run_id: str, chain: Chain, events: Sequence[Event]) -> int:
-        """Append events to a log, once; returns how many were new. Raises `WireError` (`log_chain_broken`)."""
+        """Append events to a log, once; returns how many were new.
+
+        Raises `WireError` (`log_chain_broken`).
+        """
         with self._transaction() as db:
             return chains.append(db, states.key_of(db, run_id), chain, events)
 
     # Proofs
 
     def evidence(self, run_id: str, kind: str, body: Any) -> None:
-        """Keep a JSON document under its kind (delegation, challenge, token, result, ...); a later one replaces it."""
+        """Keep a JSON document under its kind (delegation, token, result, ...); a later one replaces it."""
         with self._transaction() as db:
             db.execute(
                 "INSERT OR REPLACE INTO evidence (run, kind, at, body) VALUES (?, ?, ?, ?)",
@@ -249,7 +255,8 @@ class Writer:
     def receipt(self, run_id: str, kind: str, envelope: Mapping[str, Any], *, replace: bool = False) -> None:
         """Keep a signed receipt, on the disk when this returns. The same again is nothing new.
 
-        Raises `StoreError` (`receipt_exists`) for another of the kind, unless `replace` (a run receipt signed anew).
+        Raises `StoreError` (`receipt_exists`) for another of the kind, unless `replace`: a run receipt is
+        signed anew when a kept allocation is released.
         """
         body = canonical(dict(envelope)).decode()
         with self._transaction(durable=True) as db:
@@ -318,7 +325,10 @@ class Writer:
     def allocation_state(
         self, allocation_id: str, state: LedgerState, reason: str = "", **fields: Unpack[AllocationFields]
     ) -> None:
-        """Enter an allocation's next state, on the disk when this returns; raises `StoreError` (`ledger_move`)."""
+        """Enter an allocation's next state, on the disk when this returns.
+
+        Raises `StoreError` (`ledger_move`) for a state that cannot follow.
+        """
         with self._transaction(durable=True) as db:
             ledger.move(db, allocation_id, state, reason, self._clock(), fields)
 
