@@ -1,0 +1,1 @@
+"""What a person meets: the console and the command line. Nothing here owns work."""

@@ -1,0 +1,141 @@
+"""`adapter`: a run's adapter as a folder that `peft` loads, all of it or nothing."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from pathlib import Path
+from typing import Final, Literal
+
+import click
+import msgspec
+
+from engine.errors import RefusedError, SealingError, UsageError
+from engine.store.views import RunView
+from glasshouse_tui.commands.base import RUN_ID, Session, Subcommand, session_of
+from glasshouse_tui.commands.home import open_reader
+from glasshouse_tui.commands.output import emit_json, emit_text
+from glasshouse_tui.commands.passphrase import KEYS, passphrase_if_needed, passphrase_option
+
+Kind = Literal["raw", "protected"]
+
+ADAPTERS: Final = "adapters"
+FILES: Final = {"raw": "raw.safetensors", "protected": "protected.sealed"}
+CONFIG: Final = "adapter_config.json"
+WEIGHTS: Final = "adapter_model.safetensors"
+
+
+@click.command(cls=Subcommand, short_help="Open a run's adapter as a peft folder.")
+@click.argument("run_id", type=RUN_ID, metavar="ID")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="New or empty.",
+)
+@click.option(
+    "--segment",
+    type=click.Choice(("protected", "raw")),
+    help="Whose adapter (default: protected where the run has one).",
+)
+@passphrase_option
+@click.pass_context
+def adapter(
+    context: click.Context, run_id: str, output: Path, segment: Kind | None, passphrase_file: Path | None
+) -> int:
+    """Open a run's sealed adapter with the operator's key, into a folder that `peft` loads.
+
+    ID is any unique prefix of a run's id, or `last`.
+    """
+    session = session_of(context)
+    reader = open_reader(session)
+    view = reader.run(reader.resolve(run_id))
+    kind: Kind = segment or ("raw" if view.summary.segments == "raw" else "protected")
+    _refuse_filled(output)
+    source = _source(session, view, kind)
+    weights = source.read_bytes() if kind == "raw" else _opened(session, view, source, passphrase_file)
+    _check(view, kind, weights)
+    _write_folder(output, {WEIGHTS: weights, CONFIG: (source.parent / CONFIG).read_bytes()})
+    if session.json:
+        emit_json({"id": view.summary.id, "segment": kind, "folder": str(output), "files": [WEIGHTS, CONFIG]})
+    else:
+        emit_text(f"The {kind} adapter of run {view.summary.id} is in {output}.")
+    return 0
+
+
+def _refuse_filled(folder: Path) -> None:
+    if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
+        raise UsageError(f"{folder} is there already and is not an empty folder.", "Give -o another folder.")
+
+
+def _source(session: Session, view: RunView, kind: Kind) -> Path:
+    run_id = view.summary.id
+    folder = session.home / ADAPTERS / run_id
+    source = folder / FILES[kind]
+    if view.summary.segments not in ("pair", kind):
+        raise UsageError(
+            f"Run {run_id} has no {kind} segment.", "Leave --segment out.", code="adapter_missing"
+        )
+    if view.summary.source == "published":
+        raise UsageError(
+            f"The row {run_id} was published, and its adapters were not.",
+            "Only runs of your own have adapters here.",
+            code="adapter_missing",
+        )
+    if not source.is_file() or not (folder / CONFIG).is_file():
+        raise SealingError(
+            f"Run {run_id} has no {kind} adapter here: it is {view.summary.state}.",
+            f"`glasshouse show {run_id}` says how far it came.",
+            code="adapter_missing",
+        )
+    return source
+
+
+def _opened(session: Session, view: RunView, source: Path, passphrase_file: Path | None) -> bytes:
+    from engine.sealing.adapter import open_adapter, read_adapter_header  # noqa: PLC0415
+    from engine.sealing.keys import OperatorKeys  # noqa: PLC0415
+
+    claimed = read_adapter_header(source).binding
+    expected = msgspec.structs.replace(claimed, run_id=view.summary.id, segment="protected")
+    keys = OperatorKeys.load(session.home / KEYS, passphrase_if_needed(session.home, passphrase_file))
+    return open_adapter(source, keys.recipient, expected)
+
+
+def _check(view: RunView, kind: Kind, weights: bytes) -> None:
+    """Raises `RefusedError` (`adapter_differs`) unless the tensors are those that the run's log names."""
+    from engine.measure.digest import tensor_digest  # noqa: PLC0415
+    from engine.worker.training.tensors import read_header  # noqa: PLC0415
+
+    buffer = memoryview(weights)
+    named = next((segment.tensor_digest for segment in view.segments if segment.kind == kind), None)
+    found = tensor_digest(
+        (name, spec.dtype, spec.shape, buffer[spec.start : spec.end])
+        for name, spec in read_header(buffer).items()
+    )
+    if named is not None and found != named:
+        raise RefusedError(
+            f"This adapter does not hold the tensors that run {view.summary.id} recorded.",
+            "The file was exchanged or changed; run the segment again.",
+            code="adapter_differs",
+        )
+
+
+def _write_folder(folder: Path, files: dict[str, bytes]) -> None:
+    """Make the folder with its files, or leave what was there."""
+    folder = folder.absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
+    part.mkdir(mode=0o700)
+    try:
+        for name, data in files.items():
+            with (part / name).open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        part.rename(folder)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise

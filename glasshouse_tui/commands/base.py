@@ -1,0 +1,184 @@
+"""What commands share: the session, `--json` and `--home`, lazy loading, the mention of unattended runs."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+from click.shell_completion import CompletionItem
+
+from engine.errors import GlasshouseError
+from glasshouse_tui.commands.output import note
+
+if TYPE_CHECKING:
+    from engine.store.reader import Reader
+    from engine.store.writer import Writer
+
+HOME_VARIABLE: Final = "GLASSHOUSE_HOME"
+
+
+@dataclass
+class Session:
+    """One invocation: where the home is, and whether stdout carries JSON. Filled while options are parsed."""
+
+    chosen_home: str | None = None
+    json: bool = False
+
+    @property
+    def home(self) -> Path:
+        """The home folder, absolute; it need not exist."""
+        if self.chosen_home:
+            return Path(self.chosen_home).expanduser().absolute()
+        from platformdirs import user_data_dir  # noqa: PLC0415
+
+        return Path(user_data_dir("glasshouse", appauthor=False))
+
+    def reader(self) -> Reader:
+        """The store for reading; raises `StoreError` when its database cannot be used."""
+        from engine.store.reader import Reader  # noqa: PLC0415
+
+        return Reader(self.home)
+
+    def writer(self) -> Writer:
+        """The store for requests; makes home and database; raises `StoreError`."""
+        from engine.store.writer import Writer  # noqa: PLC0415
+
+        return Writer(self.home)
+
+
+def session_of(context: click.Context) -> Session:
+    """The session of this invocation."""
+    session: Session = context.ensure_object(Session)
+    return session
+
+
+def _keep_json(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    if value:
+        session_of(context).json = True
+
+
+def _keep_home(context: click.Context, _parameter: click.Parameter, value: str | None) -> None:
+    if value:
+        session_of(context).chosen_home = value
+
+
+def json_option() -> click.Option:
+    """`--json`."""
+    return click.Option(
+        ["--json"],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_keep_json,
+        help="Print one JSON document on stdout, and nothing else there.",
+    )
+
+
+def home_option() -> click.Option:
+    """`--home DIR`."""
+    return click.Option(
+        ["--home"],
+        metavar="DIR",
+        type=click.Path(file_okay=True),
+        expose_value=False,
+        callback=_keep_home,
+        help=f"Where database, keys and run folders lie (or {HOME_VARIABLE}; default: the user data folder).",
+    )
+
+
+def unattended(session: Session) -> list[tuple[str, str]]:
+    """(id, label) of every unfinished run that nobody is running; empty where there is no readable store."""
+    try:
+        reader = session.reader()
+        if not reader.exists():
+            return []
+        return [(run.id, run.label) for run in reader.unfinished() if run.orphaned]
+    except (GlasshouseError, OSError):
+        return []  # the command itself says so where it needs the store
+
+
+def mention_unattended(session: Session) -> None:
+    """Say on stderr which unfinished runs nobody is running."""
+    runs = unattended(session)
+    if len(runs) == 1:
+        run_id, label = runs[0]
+        note(
+            f"run {run_id} ({label}) is unfinished and nobody is running it; "
+            f"`glasshouse resume {run_id}` continues it."
+        )
+    elif runs:
+        named = ", ".join(run_id for run_id, _ in runs)
+        note(
+            f"{len(runs)} runs are unfinished and nobody is running them ({named}); "
+            "`glasshouse resume` continues them."
+        )
+
+
+class Subcommand(click.Command):
+    """A command with `--json` and `--home` that mentions unattended runs before it starts."""
+
+    mentions: bool = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params.extend([home_option(), json_option()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; its return value is the exit code (None is 0)."""
+        if self.mentions:
+            mention_unattended(session_of(ctx))
+        return super().invoke(ctx)
+
+
+class QuietSubcommand(Subcommand):
+    """A command whose own subject are the unattended runs."""
+
+    mentions = False
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module only when that command is looked up."""
+
+    def __init__(self, *args: Any, lazy: Mapping[str, str], **kwargs: Any) -> None:
+        """`lazy` maps a command's name to `module:attribute`."""
+        super().__init__(*args, **kwargs)
+        self._lazy = lazy
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names in the order in which they were given."""
+        return list(self._lazy)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name, imported now, or None."""
+        place = self._lazy.get(cmd_name)
+        if place is None:
+            return None
+        module, _, attribute = place.partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+
+class RunId(click.ParamType[str]):
+    """A run's id, any unique prefix of it, or `last`. Completes from the store."""
+
+    name = "id"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """The newest ids that start with what is typed; nothing where there is no readable store."""
+        try:
+            reader = session_of(ctx).reader()
+            runs = reader.runs(limit=50) if reader.exists() else []
+        except (GlasshouseError, OSError):
+            return []
+        items = [CompletionItem(run.id, help=f"{run.label}, {run.state}") for run in runs]
+        items.append(CompletionItem("last", help="the newest run"))
+        return [item for item in items if item.value.startswith(incomplete)]
+
+
+RUN_ID: Final = RunId()

@@ -1,0 +1,36 @@
+"""`completions`: the script that teaches a shell to complete commands, options and run ids."""
+
+from __future__ import annotations
+
+import click
+from click.shell_completion import get_completion_class
+
+from engine.errors import UsageError
+from glasshouse_tui.commands.base import Subcommand, session_of
+from glasshouse_tui.commands.output import emit_json, emit_text
+
+_HINTS = {
+    "bash": 'add to ~/.bashrc: eval "$(glasshouse completions bash)"',
+    "zsh": 'add to ~/.zshrc: eval "$(glasshouse completions zsh)"',
+    "fish": "save as ~/.config/fish/completions/glasshouse.fish",
+}
+
+
+@click.command(cls=Subcommand, short_help="Print a shell's completion script.")
+@click.argument("shell", type=click.Choice(tuple(_HINTS)), metavar="bash|zsh|fish")
+@click.pass_context
+def completions(context: click.Context, shell: str) -> int:
+    """Print the completion script of a shell.
+
+    bash: `eval "$(glasshouse completions bash)"` in ~/.bashrc; zsh the same in ~/.zshrc; fish: save it as
+    ~/.config/fish/completions/glasshouse.fish.
+    """
+    found = get_completion_class(shell)
+    if found is None:
+        raise UsageError(f"There is no completion for {shell}.", f"Choose one of: {', '.join(_HINTS)}.")
+    script = found(context.find_root().command, {}, "glasshouse", "_GLASSHOUSE_COMPLETE").source()
+    if session_of(context).json:
+        emit_json({"shell": shell, "install": _HINTS[shell], "script": script})
+    else:
+        emit_text(script.rstrip("\n"))
+    return 0

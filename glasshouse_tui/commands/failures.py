@@ -1,0 +1,116 @@
+"""From an exception to what a person reads: a code, a sentence, what to do, and the exit code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+import traceback
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import click
+
+from engine.errors import GlasshouseError
+from glasshouse_tui.commands.output import plain
+
+INTERRUPTED: Final = 130
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+_FORBIDDEN: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What went wrong, for a person and for `--json`."""
+
+    code: str
+    message: str
+    hint: str
+    exit_code: int
+
+    def as_document(self) -> dict[str, dict[str, str]]:
+        """`{"error": {"code", "message", "hint"}}`."""
+        return {"error": {"code": self.code, "message": self.message, "hint": self.hint}}
+
+    def as_text(self) -> str:
+        """`error: sentence`, and the hint below it."""
+        lines = [f"error: {plain(self.message)}"]
+        lines += [f"  {plain(line)}" for line in self.hint.splitlines() if line.strip()]
+        return "\n".join(lines)
+
+
+def explain(error: BaseException, home: Path) -> Failure:
+    """The failure behind `error`; what nobody foresaw goes to a log under `home`, whose path is named."""
+    if isinstance(error, GlasshouseError):
+        return Failure(error.code, error.message, error.hint, error.exit_code)
+    if isinstance(error, click.ClickException):
+        return _from_click(error)
+    if isinstance(error, (click.Abort, KeyboardInterrupt, EOFError)):
+        return Failure("interrupted", "Interrupted.", "", INTERRUPTED)
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return Failure(
+            "disk_full",
+            f"There is no space left to write {_place(error)}.",
+            "Free some space there, or choose another home with --home.",
+            1,
+        )
+    if isinstance(error, OSError) and error.errno in _FORBIDDEN:
+        return Failure(
+            "not_permitted",
+            f"Reading or writing {_place(error)} is not permitted.",
+            "Change its permissions or choose another place.",
+            1,
+        )
+    return _unforeseen(error, home)
+
+
+def _place(error: OSError) -> str:
+    return str(error.filename) if error.filename is not None else "the output"
+
+
+def _from_click(error: click.ClickException) -> Failure:
+    context = getattr(error, "ctx", None)
+    hint = f"See `{context.command_path} --help`." if isinstance(context, click.Context) else ""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        return Failure("usage", f"`{error.ctx.command_path}` needs a command.", hint, 2)
+    message = error.format_message().strip()
+    message = message if message.endswith((".", "?", "!")) else f"{message}."
+    return Failure("usage" if error.exit_code == 2 else "error", message, hint, error.exit_code)
+
+
+def _unforeseen(error: BaseException, home: Path) -> Failure:
+    kind = type(error).__name__
+    try:
+        path = write_crash_log(error, home)
+    except OSError:
+        return Failure(
+            "unexpected",
+            f"Something unforeseen happened ({kind}).",
+            "Its log could not be written anywhere.",
+            1,
+        )
+    return Failure(
+        "unexpected",
+        f"Something unforeseen happened ({kind}); what is known is in {path}.",
+        "Please report it with that file.",
+        1,
+    )
+
+
+def write_crash_log(error: BaseException, home: Path) -> Path:
+    """Write the traceback to a new file (0600) in `home/logs`, else in the temporary folder; its path."""
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+    text = "".join(traceback.format_exception(error))
+    for folder in (home / "logs", Path(tempfile.gettempdir())):
+        path = folder / f"crash-{stamp}-{os.getpid()}.log"
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except OSError:
+            continue
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+        return path
+    raise OSError(errno.ENOENT, "no place for a crash log")

@@ -1,0 +1,175 @@
+"""Following a run through the store until it is final, and what Ctrl-C means meanwhile."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType, TracebackType
+from typing import Any, Final, Self
+
+from engine.errors import GlasshouseError, RunError
+from engine.store.views import FINAL_RUN_STATES, RunView
+from glasshouse_tui.commands.base import Session
+from glasshouse_tui.commands.failures import INTERRUPTED
+from glasshouse_tui.commands.output import emit_json, emit_text
+from glasshouse_tui.commands.progress import Progress
+from glasshouse_tui.commands.row_text import row_text
+
+POLL_SECONDS: Final = 0.1
+REREAD_SECONDS: Final = 1.0
+ORPHAN_GRACE_SECONDS: Final = 5.0
+SAME_SIGNAL_SECONDS: Final = 0.3
+
+EXIT_DONE: Final = 0
+EXIT_FAILED: Final = 1
+EXIT_NOT_CLEAN: Final = 3
+
+
+class Interrupts:
+    """Counts SIGINT and SIGTERM while it is entered, in place of ending the process.
+
+    Signals that arrive together (a shell and a wrapper both pass Ctrl-C on) count once. While `starting` is
+    set the second one raises `KeyboardInterrupt`, so that a long start can be left.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.starting = False
+        self._last = -SAME_SIGNAL_SECONDS
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if now - self._last >= SAME_SIGNAL_SECONDS:
+            self.count += 1
+            self._last = now
+        if self.starting and self.count > 1:
+            raise KeyboardInterrupt
+
+
+def exit_code(view: RunView) -> int:
+    """The exit code that a final run stands for."""
+    if view.summary.state == "cancelled":
+        return INTERRUPTED
+    if view.summary.state != "finished":
+        return EXIT_FAILED
+    return EXIT_DONE if view.summary.clean else EXIT_NOT_CLEAN
+
+
+def row_of(view: RunView) -> dict[str, Any]:
+    """The row of a run: as it was recorded when final, as far as it has come otherwise."""
+    if view.row is not None:
+        return view.row
+    from engine.records import live_row  # noqa: PLC0415
+
+    return live_row(view)
+
+
+def print_row(session: Session, view: RunView) -> None:
+    """The row on stdout, as JSON or laid out."""
+    row = row_of(view)
+    if session.json:
+        emit_json(row)
+    else:
+        emit_text(row_text(view, row))
+
+
+def start_and_follow(session: Session, start: Callable[[], str]) -> int:
+    """Start a run and follow it; Ctrl-C cancels it and waits for its clean-up. Prints the row."""
+    with Interrupts() as interrupts:
+        interrupts.starting = True
+        run_id = start()
+        interrupts.starting = False
+        return _follow(session, run_id, interrupts, cancels=True)
+
+
+def watch_run(session: Session, run_id: str) -> int:
+    """Follow a run; Ctrl-C only stops watching. Prints the row; the exit code."""
+    with Interrupts() as interrupts:
+        return _follow(session, run_id, interrupts, cancels=False)
+
+
+def _follow(session: Session, run_id: str, interrupts: Interrupts, *, cancels: bool) -> int:
+    progress = Progress(sys.stderr)
+    progress.say(f"run {run_id}")
+    try:
+        view = _until_final(session, run_id, interrupts, progress, cancels=cancels)
+    finally:
+        progress.close()
+    print_row(session, view)
+    return INTERRUPTED if interrupts.count else exit_code(view)
+
+
+def _until_final(
+    session: Session, run_id: str, interrupts: Interrupts, progress: Progress, *, cancels: bool
+) -> RunView:
+    """The last view: final, or as it was when an interrupt ended the wait; raises `RunError` if abandoned."""
+    asked = False
+    abandoned_since: float | None = None
+    for view in _views(session, run_id):
+        progress.show(view)
+        if view.summary.state in FINAL_RUN_STATES:
+            break
+        if interrupts.count and not cancels:
+            progress.say(f"No longer watching; the run goes on. `glasshouse cancel {run_id}` ends it.")
+            break
+        if interrupts.count and not asked:
+            _request_cancel(session, run_id)
+            progress.say(
+                "Cancelling: waiting for the run to zeroize and clean up. "
+                "Ctrl-C again stops the waiting, not the cleaning."
+            )
+            asked = True
+        if interrupts.count > 1:
+            progress.say(
+                f"No longer waiting; the runner goes on cleaning. `glasshouse watch {run_id}` shows it."
+            )
+            break
+        now = time.monotonic()
+        abandoned_since = (abandoned_since or now) if view.summary.orphaned else None
+        if abandoned_since is not None and now - abandoned_since >= ORPHAN_GRACE_SECONDS:
+            raise RunError(
+                f"Nobody is running run {run_id} any more: its runner has ended before the run did.",
+                f"`glasshouse resume {run_id}` continues it.",
+                code="runner_gone",
+            )
+    return view
+
+
+def _views(session: Session, run_id: str) -> Iterator[RunView]:
+    """The run's view at every poll, read again when the store has changed or a second has passed."""
+    reader = session.reader()
+    version, read_at = reader.data_version(), time.monotonic()
+    view = reader.run(run_id)
+    while True:
+        yield view
+        time.sleep(POLL_SECONDS)
+        newest, now = reader.data_version(), time.monotonic()
+        if newest != version or now - read_at >= REREAD_SECONDS:
+            version, read_at = newest, now
+            view = reader.run(run_id)
+
+
+def _request_cancel(session: Session, run_id: str) -> None:
+    try:
+        with session.writer() as writer:
+            writer.request(run_id, "cancel")
+    except GlasshouseError as error:
+        raise type(error)(
+            f"The run goes on, because the request to cancel it could not be written: {error.message}",
+            f"{error.hint} Then `glasshouse cancel {run_id}`.".strip(),
+            code=error.code,
+        ) from error

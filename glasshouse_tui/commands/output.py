@@ -1,0 +1,94 @@
+"""What commands write: one JSON document or text on stdout, notes and errors on stderr."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from glasshouse_tui.format import parse_time
+
+UNKNOWN = "unknown"
+
+
+def emit_json(document: object) -> None:
+    """Write one JSON document (UTF-8, indented; NaN and infinities become null) to stdout."""
+    body = msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
+    sys.stdout.flush()
+    sys.stdout.buffer.write(body)
+    sys.stdout.buffer.flush()
+
+
+def emit_text(text: str) -> None:
+    """Write text and a newline to stdout."""
+    sys.stdout.write(text + "\n")
+
+
+def say(text: str) -> None:
+    """Write one line to stderr at once."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def note(text: str) -> None:
+    """A note for a person, on stderr."""
+    say(f"note: {text}")
+
+
+def plain(text: object) -> str:
+    """`text` with every control character spelled out, so that it cannot steer a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+
+
+def as_builtins(value: object) -> Any:
+    """A view as JSON-ready builtins, with the names that JSON readers see."""
+    return msgspec.to_builtins(value)
+
+
+def known(value: object, unit: str = "") -> str:
+    """The value as text, or `unknown`."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return UNKNOWN
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    text = f"{value:,.10g}".replace(",", "") if isinstance(value, float) else plain(value)
+    return f"{text}{unit}"
+
+
+def seconds(value: float | None) -> str:
+    """A duration: `15.203 s`, `900.4 s`, or `unknown`."""
+    if value is None:
+        return UNKNOWN
+    return f"{value:.3f} s" if value < 100 else f"{value:.1f} s"
+
+
+def rate(steps: int | None, elapsed: float | None) -> str:
+    """Steps per second: `118.2 steps/s`, or `unknown`."""
+    return f"{steps / elapsed:.1f} steps/s" if steps is not None and elapsed else UNKNOWN
+
+
+def loss(value: float | None) -> str:
+    """A loss with seven significant digits, or `unknown`."""
+    return UNKNOWN if value is None or not math.isfinite(value) else f"{value:.7g}"
+
+
+def local_time(stamp: str | None) -> str:
+    """A UTC stamp of the store in local time with its zone, or `unknown`."""
+    moment = parse_time(stamp)
+    return UNKNOWN if moment is None else moment.astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: frozenset[int] = frozenset()) -> str:
+    """Columns padded to their widest cell; those in `right` are right-aligned."""
+    lines = [head, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )

@@ -1,0 +1,221 @@
+"""From the options of `run` to a plan: a preset with the given fields replaced, or a plan from scratch."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from engine.errors import DataError, PlanError, UsageError
+from engine.plan import Data, Model, Order, Plan, ProviderRequest, Segments, Target, checked, preset, presets
+
+AVAILABLE_PROVIDERS: Final = ("local",)
+LATER_PROVIDERS: Final = ("static", "runpod")
+_HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What stood on the command line of `run`; None is not given. Names are those of the options."""
+
+    preset: str | None = None
+    label: str | None = None
+    model: str | None = None
+    revision: str | None = None
+    data: Path | None = None
+    public_data: bool = False
+    stand_in: bool = False
+    seconds: float | None = None
+    steps: int | None = None
+    order: Order | None = None
+    segments: Segments | None = None
+    seed: int | None = None
+    lr: float | None = None
+    lora_r: int | None = None
+    lora_alpha: int | None = None
+    batch: int | None = None
+    max_length: int | None = None
+    warmup: int | None = None
+    checkpoint_every: int | None = None
+    challenge: str | None = None
+    provider: str | None = None
+    gpu: str | None = None
+    allocation: str | None = None
+    max_price: float | None = None
+    max_cost: float | None = None
+    keep_for: int | None = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A checked plan and the local files that it is about."""
+
+    plan: Plan
+    data_file: Path | None
+    model_folder: Path | None
+
+
+def asked_for(options: RunOptions) -> Asked:
+    """The plan that the options ask for; raises `UsageError`, `PlanError` or `DataError`."""
+    if options.seconds is not None and options.steps is not None:
+        raise UsageError(
+            "Both --seconds and --steps are given, and a run stops by one of them.",
+            "Leave one of the two out.",
+        )
+    model, folder = _model(options)
+    base = preset(options.preset) if options.preset is not None else _from_scratch(options, model)
+    changes = _changes(base, options, model)
+    changed = tuple(sorted(name for name in changes if name in _ARTICLE_FIELDS))
+    if options.preset is not None and changed:
+        changes["ours"] = tuple(dict.fromkeys((*base.ours, *changed)))
+    plan = checked(msgspec.structs.replace(base, **changes))
+    _check_provider(plan.provider)
+    return Asked(plan, options.data, folder)
+
+
+_ARTICLE_FIELDS: Final = ("segments", "order", "model", "data", "lora", "training", "target", "seed")
+
+
+def _given(**fields: Any) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _from_scratch(options: RunOptions, model: Model | None) -> Plan:
+    if options.seconds is None and options.steps is None:
+        raise UsageError(
+            "Nothing says what to run.",
+            f"Give --preset NAME ({', '.join(presets())}), "
+            "or --seconds or --steps with a --model or --data of your own.",
+        )
+    demo = preset("demo")
+    model = model or demo.model
+    return Plan(label=model.name.rpartition("/")[2], model=model, target=demo.target, training=demo.training)
+
+
+def _changes(base: Plan, options: RunOptions, model: Model | None) -> dict[str, Any]:
+    changes = _given(
+        label=options.label,
+        segments=options.segments,
+        order=options.order,
+        seed=options.seed,
+        challenge=options.challenge,
+        model=model,
+        data=_data(options),
+    )
+    if options.seconds is not None or options.steps is not None:
+        changes["target"] = Target(seconds=options.seconds, steps=options.steps)
+    nested = {
+        "lora": _given(r=options.lora_r, alpha=options.lora_alpha),
+        "training": _given(
+            learning_rate=options.lr,
+            batch=options.batch,
+            max_length=options.max_length,
+            warmup_steps=options.warmup,
+            checkpoint_every=options.checkpoint_every,
+        ),
+        "provider": _given(
+            name=options.provider,
+            gpus=_gpus(options.gpu),
+            allocation=options.allocation,
+            max_price=options.max_price,
+            max_cost=options.max_cost,
+            keep_for=options.keep_for,
+        ),
+    }
+    for name, fields in nested.items():
+        if fields:
+            changes[name] = msgspec.structs.replace(getattr(base, name), **fields)
+    return changes
+
+
+def _gpus(text: str | None) -> tuple[str, ...] | None:
+    if text is None:
+        return None
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise UsageError("--gpu names no GPU.", "Give names with commas between them, best first.")
+    return names
+
+
+def _data(options: RunOptions) -> Data | None:
+    if options.data is None:
+        if options.public_data or options.stand_in:
+            flag = "--public-data" if options.public_data else "--stand-in"
+            raise UsageError(f"{flag} speaks of a data file, and none is given.", "Add --data FILE.jsonl.")
+        return None
+    if not options.data.exists():
+        raise DataError(
+            f"There is no data file {options.data}.", "Check the path given to --data.", code="data_missing"
+        )
+    return Data(source="file", name=options.data.name, public=options.public_data, stand_in=options.stand_in)
+
+
+def _model(options: RunOptions) -> tuple[Model | None, Path | None]:
+    """The model and, for a local one, its folder."""
+    name, revision = options.model, options.revision
+    if revision is not None and not _COMMIT.fullmatch(revision):
+        raise PlanError(
+            f"The revision {revision!r} is not a full commit id, so it could change.",
+            "Give --revision the 40 hexadecimal digits of a commit.",
+        )
+    if name is None:
+        if revision is not None:
+            raise UsageError("--revision speaks of a hub model, and none is given.", "Add --model ID.")
+        return None, None
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise UsageError(f"{name} is a local folder and has no revision.", "Leave --revision out.")
+        folder = folder.resolve()
+        return Model(source="folder", name=folder.name), folder
+    if name == preset("demo").model.name:
+        return preset("demo").model, None
+    if folder.exists() or not _HUB_ID.fullmatch(name):
+        raise DataError(
+            f"There is no model folder {name}.",
+            "Give --model a folder with config.json, tokenizer and safetensors weights, or a hub id such as "
+            "Qwen/Qwen2.5-0.5B-Instruct.",
+            code="model_missing",
+        )
+    revision = revision or _pinned().get(name)
+    if revision is None:
+        raise PlanError(
+            f"There is no model folder {name}, and as a hub model it has no pinned revision.",
+            "Check the path, or add --revision with a full commit id.",
+            code="model_missing",
+        )
+    return Model(source="hub", name=name, revision=revision), None
+
+
+def _pinned() -> dict[str, str]:
+    """The revisions that presets pin, by hub id."""
+    models = (plan.model for plan in presets().values())
+    return {model.name: model.revision for model in models if model.source == "hub" and model.revision}
+
+
+def _check_provider(request: ProviderRequest) -> None:
+    if request.name not in AVAILABLE_PROVIDERS:
+        what = (
+            f"The provider {request.name} arrives with a later version."
+            if request.name in LATER_PROVIDERS
+            else f"There is no provider called {request.name!r}."
+        )
+        raise UsageError(
+            what,
+            f"Available now: {', '.join(AVAILABLE_PROVIDERS)} (this machine).",
+            code="provider_unavailable",
+        )
+    for flag, value in (
+        ("--gpu", request.gpus),
+        ("--allocation", request.allocation),
+        ("--keep-for", request.keep_for),
+    ):
+        if value:
+            raise UsageError(
+                f"{flag} speaks of a rented allocation, and this run takes the local one.",
+                f"Leave {flag} out.",
+            )

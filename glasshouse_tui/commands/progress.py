@@ -1,0 +1,96 @@
+"""Progress of a run as lines: one for each transition, at most one a second for each training segment."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import IO, Final
+
+from engine.store.views import RunView, SegmentView
+from glasshouse_tui.commands.output import loss, plain, rate
+
+_WIDTH: Final = 12
+_CLEAR_LINE: Final = "\r\x1b[K"
+_LONG_RUN_SECONDS: Final = 60.0
+_LONG_RUN_INTERVAL: Final = 10.0
+
+
+def transition_line(subject: str, state: str, reason: str) -> str:
+    """`raw         training  reason`; segments go by their kind alone."""
+    name = plain(subject.removeprefix("segment:"))
+    line = f"{name:<{_WIDTH}}{plain(state)}"
+    return f"{line}  {plain(reason)}" if reason else line
+
+
+def progress_line(view: RunView, segment: SegmentView) -> str:
+    """`raw         training  steps 512/1800  118.2 steps/s  loss 2.31`; by time, also the seconds."""
+    parts = [f"{segment.kind:<{_WIDTH}}{segment.state}"]
+    budget, target = view.summary.step_budget, view.summary.target_sec
+    if target is not None and segment.elapsed_sec is not None:
+        parts.append(f"{segment.elapsed_sec:.1f}/{target:g} s")
+    parts.append(f"steps {segment.steps}/{budget}" if budget is not None else f"steps {segment.steps}")
+    parts.append(rate(segment.steps, segment.elapsed_sec))
+    parts.append(f"loss {loss(segment.last_loss)}")
+    return "  ".join(parts)
+
+
+class Progress:
+    """Turns successive views of one run into lines.
+
+    Off a terminal every line is appended, plain, and after a minute of training one each ten seconds will do;
+    on a terminal the progress line is drawn over itself.
+    """
+
+    def __init__(
+        self, stream: IO[str], *, interval: float = 1.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`interval` is in seconds; `clock` is monotonic."""
+        self._stream = stream
+        self._terminal = stream.isatty()
+        self._interval = interval
+        self._clock = clock
+        self._last_transition = 0
+        self._shown: dict[str, tuple[float, int]] = {}
+        self._open_line = False
+
+    def show(self, view: RunView) -> None:
+        """Write what is new in `view`."""
+        for transition in view.transitions:
+            if transition.id > self._last_transition:
+                self._last_transition = transition.id
+                self._write(transition_line(transition.subject, transition.state, transition.reason))
+        for segment in view.segments:
+            if segment.state == "training" and segment.steps:
+                self._show_training(view, segment)
+
+    def say(self, text: str) -> None:
+        """Write one more line among them."""
+        self._write(text)
+
+    def close(self) -> None:
+        """End a line that is still being drawn over."""
+        if self._open_line:
+            self._stream.write("\n")
+            self._stream.flush()
+            self._open_line = False
+
+    def _show_training(self, view: RunView, segment: SegmentView) -> None:
+        now = self._clock()
+        long = not self._terminal and (segment.elapsed_sec or 0) > _LONG_RUN_SECONDS
+        then, steps = self._shown.get(segment.kind, (-math.inf, -1))
+        if steps == segment.steps or now - then < (_LONG_RUN_INTERVAL if long else self._interval):
+            return
+        self._shown[segment.kind] = (now, segment.steps)
+        self._write(progress_line(view, segment), passing=True)
+
+    def _write(self, line: str, *, passing: bool = False) -> None:
+        if not self._terminal:
+            self._stream.write(line + "\n")
+        elif passing:
+            self._stream.write(f"{_CLEAR_LINE}{line}")
+            self._open_line = True
+        else:
+            self._stream.write(f"{_CLEAR_LINE if self._open_line else ''}{line}\n")
+            self._open_line = False
+        self._stream.flush()

@@ -1,0 +1,155 @@
+"""A row laid out for a person: segments side by side, the overhead and what it is worth, both verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+from engine.store.views import Check, RunView
+from glasshouse_tui.commands.output import UNKNOWN, known, local_time, loss, plain, rate, seconds, table
+
+_MARKS: Final = {"passed": "ok", "failed": "FAILED", "not_applicable": "n/a", "pending": "pending"}
+_VERDICTS: Final = (("lifecycle", "lifecycle"), ("model_artifact", "model artifact"))
+_INDENT: Final = "  "
+_KEY_WIDTH: Final = 13
+
+
+def row_text(view: RunView, row: dict[str, Any]) -> str:
+    """The row as text, at most about 80 columns where its values allow; nulls read `unknown`."""
+    blocks = [_headline(view, row), _facts(view, row), _segments(view, row), _results(view, row)]
+    blocks += [_verdict(title, [c for c in view.checks if c.group == group]) for group, title in _VERDICTS]
+    return "\n\n".join(block for block in blocks if block)
+
+
+def cleanliness(view: RunView) -> str:
+    """`clean`, `not clean`, or what stands in the way of knowing."""
+    if view.summary.source == "published":
+        return "published"
+    if view.summary.clean is None:
+        return "not judged yet"
+    return "clean" if view.summary.clean else "NOT CLEAN"
+
+
+def overhead_text(pct: float | None, interval: Iterable[float] | None, *, provisional: bool = False) -> str:
+    """The overhead and what it is worth: a single pair has no interval, and below zero is never a gain."""
+    if pct is None:
+        return UNKNOWN
+    bounds = list(interval) if interval is not None else None
+    if bounds is not None and len(bounds) == 2:
+        low, high = bounds
+        worth = f"95 % interval {low:.2f} to {high:.2f} %"
+        worth = f"within noise: {worth}" if low <= 0 <= high else worth
+        worth = f"control failed: {worth}" if high < 0 else worth
+    else:
+        worth = "no interval from a single pair"
+        worth = f"within noise: {worth}" if pct < 0 else worth
+    return f"{pct:.2f} % ({'provisional; ' if provisional else ''}{worth})"
+
+
+def _lines(pairs: Iterable[tuple[str, str]]) -> str:
+    return "\n".join(f"{_INDENT}{name:<{_KEY_WIDTH}}{value}" for name, value in pairs)
+
+
+def _headline(view: RunView, row: dict[str, Any]) -> str:
+    summary = view.summary
+    label = known(row.get("label", summary.label))
+    line = f"run {plain(summary.id)}  {label}  {summary.state}, {cleanliness(view)}"
+    return f"{line}\n{_INDENT}{plain(summary.reason)}" if summary.reason else line
+
+
+def _facts(view: RunView, row: dict[str, Any]) -> str:
+    summary = view.summary
+    if summary.target_sec is not None:
+        target = f"{summary.target_sec:g} s a segment"
+    elif summary.step_budget is not None:
+        target = f"{summary.step_budget} steps a segment"
+    else:
+        target = UNKNOWN
+    pairs = [
+        ("model", known(row.get("model", summary.model))),
+        ("revision", known(row.get("modelRevision"))),
+        ("provider", f"{known(summary.provider)}, GPU {known(row.get('gpuModel', summary.gpu_model))}"),
+        (
+            "order",
+            f"{known(row.get('order', summary.order))}; target {target}; seed {known(row.get('seed'))}",
+        ),
+        ("started", local_time(row.get("startedAt") or summary.started_at)),
+        ("finished", local_time(row.get("finishedAt") or summary.finished_at)),
+    ]
+    if row.get("challenge"):
+        pairs.append(("challenge", plain(row["challenge"])))
+    return _lines(pairs)
+
+
+def _segments(view: RunView, row: dict[str, Any]) -> str:
+    kinds = [kind for kind in ("raw", "protected") if view.summary.segments in ("pair", kind)]
+    live = {segment.kind: segment for segment in view.segments}
+
+    def cells(name: str) -> list[Any]:
+        return [row.get(f"{kind}{name}") for kind in kinds]
+
+    steps, elapsed = cells("Steps"), cells("ElapsedSec")
+    losses = cells("FinalLoss")
+    rows = [
+        ["steps", *(known(value) for value in steps)],
+        ["elapsed", *(seconds(value) for value in elapsed)],
+        ["rate", *(rate(count, time) for count, time in zip(steps, elapsed, strict=True))],
+        ["final loss", *(loss(value) for value in losses)],
+        ["stopped for", *(known(value) for value in cells("StopReason"))],
+        ["adapter", *(_short(value) for value in cells("AdapterSha256"))],
+        ["tensors", *(_short(value) for value in cells("TensorDigest"))],
+    ]
+    if live:
+        rows.insert(0, ["state", *(live[kind].state if kind in live else UNKNOWN for kind in kinds)])
+    body = table(["", *kinds], rows)
+    return "\n".join(_INDENT + line for line in body.splitlines())
+
+
+def _results(view: RunView, row: dict[str, Any]) -> str:
+    summary = view.summary
+    tier, ear = row.get("tier", view.tier), row.get("earStatus", view.ear_status)
+    pairs = []
+    if summary.segments == "pair":
+        provisional = view.row is None
+        pairs.append(
+            (
+                "overhead",
+                overhead_text(row.get("overheadPct"), row.get("overheadCi95"), provisional=provisional),
+            )
+        )
+        noise = row.get("noiseFloorPct")
+        pairs.append(("noise floor", known(noise, " %")))
+    codes = f" ({', '.join(plain(code) for code in view.reason_codes)})" if view.reason_codes else ""
+    pairs += [
+        ("attestation", f"{known(row.get('attestation'))}{codes}; tier {known(tier)}, EAR {known(ear)}"),
+        ("runtime", known(row.get("runtimeState"))),
+        ("allocation", f"{summary.cleanup}; same for both segments: {known(row.get('sameAllocation'))}"),
+        ("cost", known(row.get("costUsd"), " USD")),
+        ("plan", _short(row.get("planDigest", view.plan_digest))),
+    ]
+    return _lines(pairs)
+
+
+def _short(digest: object) -> str:
+    return plain(digest)[:16] if isinstance(digest, str) and digest else UNKNOWN
+
+
+def _verdict(title: str, checks: list[Check]) -> str:
+    if not checks:
+        return ""
+    counts = [(word, sum(check.status == status for check in checks)) for status, word in _COUNTED]
+    summed = ", ".join(f"{count} {word}" for word, count in counts if count)
+    width = max(len(check.name) for check in checks)
+    lines = [
+        f"{_MARKS[check.status]:<8}{plain(check.name):<{width}}  {plain(check.reason)}".rstrip()
+        for check in checks
+    ]
+    return "\n".join([f"{title}: {summed}", *(_INDENT + line for line in lines)])
+
+
+_COUNTED: Final = (
+    ("passed", "passed"),
+    ("failed", "failed"),
+    ("pending", "pending"),
+    ("not_applicable", "not applicable"),
+)

@@ -1,0 +1,100 @@
+"""`runs` and `show`: rows and live state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Final
+
+import click
+
+from engine.store.views import FINAL_RUN_STATES, RunSummary, Source
+from glasshouse_tui.commands.base import RUN_ID, Subcommand, session_of
+from glasshouse_tui.commands.follow import print_row
+from glasshouse_tui.commands.home import open_reader
+from glasshouse_tui.commands.output import (
+    UNKNOWN,
+    as_builtins,
+    emit_json,
+    emit_text,
+    known,
+    plain,
+    table,
+)
+from glasshouse_tui.format import day, moment
+
+_SOURCES: Final[dict[str, tuple[Source, ...]]] = {
+    "mine": ("mine",),
+    "published": ("published",),
+    "all": ("mine", "published"),
+}
+_NUMBERS: Final = frozenset({4, 5, 6})
+
+
+def _sources(_context: click.Context, _parameter: click.Parameter, value: str) -> tuple[Source, ...]:
+    """The sources named with commas between them, each once."""
+    found: dict[Source, None] = {}
+    for name in value.split(","):
+        if name.strip() not in _SOURCES:
+            raise click.BadParameter(f"{name.strip()!r} is not one of mine, published, all")
+        found.update(dict.fromkeys(_SOURCES[name.strip()]))
+    return tuple(found)
+
+
+@click.command(cls=Subcommand, short_help="List runs, the newest first.")
+@click.option(
+    "--source",
+    default="mine",
+    metavar="mine,published,all",
+    callback=_sources,
+    help="Whose runs (default: mine).",
+)
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most so many, the newest first.")
+@click.pass_context
+def runs(context: click.Context, source: tuple[Source, ...], limit: int | None) -> int:
+    """List runs, the newest first."""
+    session = session_of(context)
+    found = open_reader(session).runs(source=source, limit=limit)
+    if session.json:
+        emit_json({"runs": as_builtins(found)})
+    elif found:
+        emit_text(_runs_table(found))
+    else:
+        emit_text("No runs yet. `glasshouse demo` makes the first.")
+    return 0
+
+
+def _runs_table(found: Sequence[RunSummary]) -> str:
+    zone = datetime.now().astimezone().tzname() or "local"
+    head = ("id", "label", "state", "clean", "raw", "protected", "overhead", f"started ({zone})")
+    return table(head, [_cells(run) for run in found], right=_NUMBERS)
+
+
+def _cells(run: RunSummary) -> tuple[str, ...]:
+    state = f"{run.state}, nobody runs it" if run.orphaned else run.state
+    judged = run.state in FINAL_RUN_STATES and run.source == "mine"
+    overhead = f"{run.overhead_pct:.2f} %" if run.overhead_pct is not None else UNKNOWN
+    return (
+        plain(run.id),
+        plain(run.label),
+        state,
+        known(run.clean) if judged else "-",
+        known(run.raw_steps) if run.segments != "protected" else "-",
+        known(run.protected_steps) if run.segments != "raw" else "-",
+        overhead if run.segments == "pair" else "-",
+        day(run.created_at) if run.source == "published" else moment(run.started_at or run.created_at),
+    )
+
+
+@click.command(cls=Subcommand, short_help="Show one row with every check.")
+@click.argument("run_id", type=RUN_ID, metavar="ID")
+@click.pass_context
+def show(context: click.Context, run_id: str) -> int:
+    """Show one row: both segments, the overhead, and every check of both verdicts.
+
+    ID is any unique prefix of a run's id, or `last`.
+    """
+    session = session_of(context)
+    reader = open_reader(session)
+    print_row(session, reader.run(reader.resolve(run_id)))
+    return 0
