@@ -1,0 +1,100 @@
+"""What /proc says about a process: who it is, how many tasks it has, what it holds, whether it is gone."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+_START_TIME_FIELD: Final = 19  # of stat(5), counted from the one after the command name
+_ZOMBIE: Final = frozenset("ZX")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A process that a reused pid cannot stand in for; `start` is in clock ticks since boot."""
+
+    pid: int
+    start: int
+
+
+def _stat_fields(pid: int) -> list[str]:
+    text = Path(f"/proc/{pid}/stat").read_text()
+    return text[text.rindex(")") + 2 :].split()
+
+
+def start_time(pid: int) -> int | None:
+    """When `pid` started, in clock ticks since boot; None when there is no such process."""
+    try:
+        return int(_stat_fields(pid)[_START_TIME_FIELD])
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def identity(pid: int | None = None) -> Identity:
+    """Pid and start time of `pid`, by default of this process; raises `ProcessLookupError`."""
+    wanted = os.getpid() if pid is None else pid
+    start = start_time(wanted)
+    if start is None:
+        raise ProcessLookupError(wanted)
+    return Identity(wanted, start)
+
+
+def gone(pid: int, start: int) -> bool:
+    """Whether the process with this pid *and* start time has ended; a zombie has no memory, so it has."""
+    try:
+        fields = _stat_fields(pid)
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return int(fields[_START_TIME_FIELD]) != start or fields[0] in _ZOMBIE
+
+
+def self_memory() -> tuple[int, int]:
+    """Descriptors of this process's own `mem` and `smaps`, opened before hardening to be handed to the
+    scanner.
+
+    They go on working after it, for later maps too; the caller closes them once they are sent.
+    """
+    memory = os.open("/proc/self/mem", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return memory, os.open("/proc/self/smaps", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        os.close(memory)
+        raise
+
+
+def task_count(pid: int | None = None) -> int:
+    """How many threads a process has; raises `OSError`."""
+    return len(list(Path(f"/proc/{'self' if pid is None else pid}/task").iterdir()))
+
+
+def deleted_open_files(pid: int) -> list[str] | None:
+    """Deleted files that `pid` holds open, by kind: `disk` or `memfd`, with their names.
+
+    None when its descriptors may not be listed (another user's process, or one that is not dumpable); an
+    empty list for a process that is gone.
+    """
+    found = []
+    try:
+        descriptors = list(Path(f"/proc/{pid}/fd").iterdir())
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    except PermissionError:
+        return None
+    for descriptor in descriptors:
+        try:
+            target = str(descriptor.readlink())
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        except PermissionError:
+            return None
+        if target.endswith(" (deleted)"):
+            name = target.removesuffix(" (deleted)")
+            found.append(f"memfd:{name[7:]}" if name.startswith("/memfd:") else f"disk:{name}")
+    return sorted(found)
+
+
+def leftovers(folder: Path) -> list[str]:
+    """Everything inside a scratch folder, as paths relative to it; empty also when the folder is gone."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) if folder.is_dir() else []

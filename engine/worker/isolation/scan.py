@@ -1,0 +1,319 @@
+"""Searching a process's memory, and the memfds it can reach, for byte patterns.
+
+Memory is read through descriptors that the target opened and handed over. Every area is read, or counted
+under the class for which it is not; what is left is listed, so that a verdict cannot rest on it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from engine.errors import RunError
+from engine.worker.isolation import patterns, smaps
+from engine.worker.isolation._libc import libc
+
+WINDOW_BYTES: Final = 1024 * 1024
+PAGE_BYTES: Final = 4096
+MAX_MISSED_PAGES: Final = 4096  # in a row, before the rest of an area is given up
+DESCRIPTOR: Final = "descriptor"  # class of a map whose memfd is read by descriptor in the same scan
+
+_MIN_ANCHOR: Final = 8
+_ZERO_BLOCK: Final = bytes(64 * 1024)
+_ZERO_PAGE: Final = bytes(PAGE_BYTES)
+
+_memmem: Final = libc.memmem
+_memmem.restype = ctypes.c_void_p
+_memmem.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_size_t)
+
+
+@dataclass(slots=True)
+class Target:
+    """A process to scan: its name, its memory and smaps descriptors, and memfds that it holds or held."""
+
+    name: str
+    memory: int | None = None
+    smaps: int | None = None
+    memfds: list[int] = field(default_factory=list)
+
+    def close(self) -> None:
+        """Close every descriptor, so that the scan keeps no memory alive."""
+        for fd in (self.memory, self.smaps, *self.memfds):
+            if fd is not None:
+                os.close(fd)
+        self.memory = self.smaps = None
+        self.memfds = []
+
+
+@dataclass(slots=True)
+class Report:
+    """What one scan of one target saw.
+
+    `where` counts hits by kind of area. Only with an empty `unread_other` does zero prove anything.
+    """
+
+    state: str = "read"
+    bytes_read: int = 0
+    regions_read: int = 0
+    descriptors_read: int = 0
+    hits: Counter[str] = field(default_factory=Counter)
+    where: Counter[str] = field(default_factory=Counter)
+    skipped: dict[str, list[int]] = field(default_factory=dict)
+    unread_other: list[dict[str, Any]] = field(default_factory=list)
+
+    def skip(self, name: str, size: int) -> None:
+        """Count an area, or a part of one, under the class for which it is not read."""
+        counts = self.skipped.setdefault(name, [0, 0])
+        counts[0] += 1
+        counts[1] += size
+
+    def as_dict(self, classes: Iterable[str]) -> dict[str, Any]:
+        """JSON; `hits` names every class that was looked for, with 0 where there was none."""
+        return {
+            "state": self.state,
+            "bytes_read": self.bytes_read,
+            "regions_read": self.regions_read,
+            "descriptors_read": self.descriptors_read,
+            "hits": {name: self.hits[name] for name in sorted(set(classes))},
+            "where": dict(sorted(self.where.items())),
+            "skipped": {k: {"regions": n, "bytes": size} for k, (n, size) in sorted(self.skipped.items())},
+            "unread_other": self.unread_other,
+        }
+
+
+class PatternStore:
+    """The scanner's own copy of what it looks for, in one buffer that `wipe` zeroes."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray(patterns.STORE_BYTES)
+        self._used = 0
+        self.items: list[patterns.Item] = []
+
+    def add(self, source: memoryview) -> dict[str, int]:
+        """Copy the patterns of a map; returns how many of each class; raises `RunError` (`pattern_*`)."""
+        counts: Counter[str] = Counter()
+        whole = memoryview(self._buffer)
+        for name, data in patterns.read(source):
+            end = self._used + len(data)
+            if end > len(whole):
+                raise RunError("The patterns do not fit.", code="pattern_overflow")
+            whole[self._used : end] = data
+            self.items.append((name, whole[self._used : end]))
+            self._used = end
+            counts[name] += 1
+        return dict(sorted(counts.items()))
+
+    @property
+    def classes(self) -> list[str]:
+        """The class of each pattern."""
+        return [name for name, _ in self.items]
+
+    def wipe(self) -> int:
+        """Zero and forget every pattern; returns how many there were."""
+        count = len(self.items)
+        memoryview(self._buffer)[: self._used] = bytes(self._used)
+        self._used = 0
+        self.items = []
+        return count
+
+
+@dataclass(slots=True)
+class _Group:
+    """Patterns that begin alike, and the bytes to search for: the shortest one without its trailing zeros."""
+
+    address: int
+    size: int
+    members: list[patterns.Item]
+
+
+class Search:
+    """Counts patterns in a stream of bytes that passes through one window, across the window's edges too."""
+
+    def __init__(self, store: PatternStore) -> None:
+        self._longest = max((len(data) for _, data in store.items), default=0)
+        self._groups = _by_prefix(store.items)
+        self._window = bytearray(self._longest + WINDOW_BYTES)
+        self._address = _address(self._window)
+        self._kept = 0
+
+    def restart(self) -> None:
+        """The next bytes do not follow the last ones."""
+        self._kept = 0
+
+    def space(self, size: int) -> memoryview:
+        """Where the next bytes go: at most `size` of them, and at most a window."""
+        return memoryview(self._window)[self._kept : self._kept + min(size, WINDOW_BYTES)]
+
+    def feed(self, size: int) -> Counter[str]:
+        """Count the patterns that end in the `size` bytes just written into `space`."""
+        fresh = self._kept
+        end = fresh + size
+        hits: Counter[str] = Counter()
+        for start, stop in self._runs(fresh, end):
+            self._count(start, stop, fresh, hits)
+        kept = min(end, max(0, self._longest - 1))
+        view = memoryview(self._window)
+        view[:kept] = view[end - kept : end]
+        self._kept = kept
+        return hits
+
+    def wipe(self) -> None:
+        """Zero the window, which holds a copy of what was read last."""
+        memoryview(self._window)[:] = bytes(len(self._window))
+        self._kept = 0
+
+    def _runs(self, fresh: int, end: int) -> list[tuple[int, int]]:
+        """Stretches that can hold a pattern: all but zero pages further than a pattern away from other
+        bytes.
+        """
+        window = self._window
+        margin = max(0, self._longest - 1)
+        runs: list[tuple[int, int]] = [(0, min(end, fresh + margin))] if fresh else []
+        for block in range(fresh, end, len(_ZERO_BLOCK)):
+            block_end = min(block + len(_ZERO_BLOCK), end)
+            if block_end - block == len(_ZERO_BLOCK) and window.startswith(_ZERO_BLOCK, block):
+                continue
+            for page in range(block, block_end, PAGE_BYTES):
+                page_end = min(page + PAGE_BYTES, block_end)
+                if page_end - page < PAGE_BYTES or not window.startswith(_ZERO_PAGE, page):
+                    _join(runs, max(0, page - margin), min(end, page_end + margin))
+        return runs
+
+    def _count(self, start: int, stop: int, fresh: int, hits: Counter[str]) -> None:
+        window = self._window
+        base = self._address
+        for group in self._groups:
+            found = _memmem(base + start, stop - start, group.address, group.size)
+            while found:
+                at = found - base
+                for name, data in group.members:
+                    if fresh < at + len(data) <= stop and window.startswith(data, at):
+                        hits[name] += 1
+                found = _memmem(found + 1, base + stop - found - 1, group.address, group.size)
+
+
+class Scan:
+    """One pass over several targets with one set of patterns."""
+
+    def __init__(self, store: PatternStore) -> None:
+        self._search = Search(store)
+        self._classes = store.classes
+
+    def run(self, targets: Sequence[Target]) -> dict[str, dict[str, Any]]:
+        """The report of each target by name; the window is zeroed afterwards."""
+        described = {_identity(fd) for target in targets for fd in target.memfds}
+        try:
+            return {target.name: self._target(target, described).as_dict(self._classes) for target in targets}
+        finally:
+            self._search.wipe()
+
+    def _target(self, target: Target, described: set[tuple[int, int]]) -> Report:
+        report = Report()
+        if target.memory is not None and target.smaps is not None:
+            areas = smaps.read(target.smaps)
+            if not areas:
+                report.state = "gone"
+            for area in areas:
+                self._area(target.memory, area, described, report)
+            known = {(area.start, area.end) for area in areas}
+            for area in smaps.read(target.smaps):
+                if (area.start, area.end) not in known and area.skip_class is None:
+                    report.unread_other.append(_unread("appeared", area, area.size))
+        for fd in target.memfds:
+            self._descriptor(fd, report)
+        return report
+
+    def _area(self, memory: int, area: smaps.Area, described: set[tuple[int, int]], report: Report) -> None:
+        name = area.skip_class
+        if name is None and area.shared_memfd and (area.device, area.inode) in described:
+            name = DESCRIPTOR
+        if name is not None:
+            report.skip(name, area.size)
+            return
+        self._search.restart()
+        at = area.start
+        unread = missed = 0
+        while at < area.end and missed < MAX_MISSED_PAGES:
+            space = self._search.space(area.end - at)
+            try:
+                count = os.preadv(memory, [space], at)
+            except OSError:
+                count = 0
+            if count > 0:
+                self._found(self._search.feed(count), area.kind, report)
+                report.bytes_read += count
+                missed = 0
+            else:
+                self._search.restart()
+                count = min(PAGE_BYTES, area.end - at)
+                unread += count
+                missed += 1
+            at += count
+        unread += area.end - at
+        if unread < area.size:
+            report.regions_read += 1
+        if unread and area.unreadable_class is not None:
+            report.skip(area.unreadable_class, unread)
+        elif unread:
+            report.unread_other.append(_unread("unreadable", area, unread))
+
+    def _descriptor(self, fd: int, report: Report) -> None:
+        self._search.restart()
+        size = os.fstat(fd).st_size
+        at = 0
+        while at < size:
+            count = os.preadv(fd, [self._search.space(size - at)], at)
+            if count <= 0:
+                report.unread_other.append({"why": "short", "kind": DESCRIPTOR, "bytes": size - at})
+                break
+            self._found(self._search.feed(count), DESCRIPTOR, report)
+            report.bytes_read += count
+            at += count
+        report.descriptors_read += 1
+
+    @staticmethod
+    def _found(hits: Counter[str], kind: str, report: Report) -> None:
+        report.hits += hits
+        if hits:
+            report.where[kind] += hits.total()
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
+
+
+def _unread(why: str, area: smaps.Area, size: int) -> dict[str, Any]:
+    return {"why": why, "kind": area.kind, "permissions": area.permissions, "bytes": size}
+
+
+def _by_prefix(items: Sequence[patterns.Item]) -> list[_Group]:
+    """Patterns grouped under the shortest that begins them: a key and its first half cost one search."""
+    groups: list[_Group] = []
+    for item in sorted(items, key=lambda item: len(item[1])):
+        data = item[1]
+        for group in groups:
+            if data[: len(group.members[0][1])] == group.members[0][1]:
+                group.members.append(item)
+                break
+        else:
+            size = len(data)
+            while size > _MIN_ANCHOR and not data[size - 1]:
+                size -= 1
+            groups.append(_Group(_address(data), size, [item]))
+    return groups
+
+
+def _address(view: memoryview | bytearray) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(view))
+
+
+def _join(runs: list[tuple[int, int]], start: int, stop: int) -> None:
+    if runs and start <= runs[-1][1]:
+        runs[-1] = (runs[-1][0], max(stop, runs[-1][1]))
+    else:
+        runs.append((start, stop))

@@ -1,0 +1,150 @@
+"""Overwriting what a process has freed: heap chunks of the C library, blocks of the interpreter, maths
+buffers.
+
+Freed memory keeps its bytes until it is used again. A sweep takes every free chunk, zeroes it and gives it
+back. It reaches the main arena: run it in the main thread of a process whose other threads handled no
+secrets.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+from engine.worker.isolation._libc import libc
+
+_M_PERTURB: Final = -6
+_PERTURB_BYTE: Final = 0x5A
+_TCACHE_REQUESTS: Final = range(24, 1033, 16)
+_TCACHE_DEPTH: Final = 8
+_LARGEST_CHUNK: Final = 1 << 26
+_SMALLEST_CHUNK: Final = 32
+_RTLD_NOLOAD: Final = 4
+_HEADER_BYTES: Final = ctypes.sizeof(ctypes.c_size_t)
+_IS_MMAPPED: Final = 2
+_PYTHON_CLASSES: Final = range(48, 513, 16)
+_PYTHON_BYTES_PER_CLASS: Final = 128 * 1024
+_BYTES_OVERHEAD: Final = bytes.__basicsize__
+
+_malloc: Final = libc.malloc
+_malloc.restype = ctypes.c_void_p
+_malloc.argtypes = (ctypes.c_size_t,)
+_free: Final = libc.free
+_free.restype = None
+_free.argtypes = (ctypes.c_void_p,)
+_sbrk: Final = libc.sbrk
+_sbrk.restype = ctypes.c_void_p
+_sbrk.argtypes = (ctypes.c_ssize_t,)
+_usable: Final = libc.malloc_usable_size
+_usable.restype = ctypes.c_size_t
+_usable.argtypes = (ctypes.c_void_p,)
+
+
+class _Held:
+    """Chunks taken from the heap, zeroed, and chained through their own first word: nothing else is
+    allocated.
+    """
+
+    def __init__(self) -> None:
+        self.head = 0
+        self.bytes = 0
+
+    def take(self, request: int, limit: int) -> bool:
+        """Take and zero one free chunk; False when there is none below `limit` and the heap had to grow."""
+        chunk = int(_malloc(request) or 0)
+        if not chunk:
+            return False
+        size = int(_usable(chunk))
+        mapped = ctypes.c_size_t.from_address(chunk - _HEADER_BYTES).value & _IS_MMAPPED
+        if mapped or chunk + size > limit:
+            _free(chunk)
+            return False
+        ctypes.memset(chunk, 0, size)
+        ctypes.c_size_t.from_address(chunk).value = self.head
+        self.head = chunk
+        self.bytes += size
+        return True
+
+    def release(self) -> None:
+        """Give everything back."""
+        while self.head:
+            following = ctypes.c_size_t.from_address(self.head).value
+            ctypes.c_size_t.from_address(self.head).value = 0
+            _free(self.head)
+            self.head = following
+
+
+def sweep_heap() -> int:
+    """Zero every free chunk of the main arena; returns the bytes zeroed.
+
+    The per-thread cache comes first, class by class; then chunks from large to small, so that each free
+    stretch is filled by halves, up to where the heap ended.
+    """
+    held = _Held()
+    limit = int(_sbrk(0) or 0)
+    for request in _TCACHE_REQUESTS:
+        for _ in range(_TCACHE_DEPTH):
+            held.take(request, limit)
+    chunk = _LARGEST_CHUNK
+    while chunk >= _SMALLEST_CHUNK:
+        while held.take(chunk - _HEADER_BYTES, limit):
+            pass
+        chunk //= 2
+    held.release()
+    return held.bytes
+
+
+def sweep_python() -> int:
+    """Zero free blocks of the interpreter's own allocator, by size class; returns the bytes zeroed."""
+    total = 0
+    for size in _PYTHON_CLASSES:
+        count = _PYTHON_BYTES_PER_CLASS // size
+        blocks = [bytes(size - _BYTES_OVERHEAD) for _ in range(count)]
+        total += count * size
+        del blocks
+    return total
+
+
+def trim() -> bool:
+    """Give free pages back to the kernel; True when some were, False also where the C library cannot."""
+    give_back = getattr(libc, "malloc_trim", None)
+    return give_back is not None and bool(give_back(0))
+
+
+def perturb_frees() -> bool:
+    """Have the C library overwrite memory as it is freed; False where it cannot.
+
+    Only with `GLIBC_TUNABLES=glibc.malloc.tcache_count=0` in the process's environment does it see every
+    free.
+    """
+    option = getattr(libc, "mallopt", None)
+    return option is not None and bool(option(_M_PERTURB, _PERTURB_BYTE))
+
+
+def free_math_buffers() -> str:
+    """Free the packed panels that the maths library keeps: `freed`, or `absent` where torch brings no such
+    library.
+
+    Imports nothing and opens no file, so that it works behind Landlock.
+    """
+    for library in _math_libraries():
+        release = getattr(library, "mkl_serv_free_buffers", None)
+        if release is not None:
+            release.restype = None
+            release()
+            return "freed"
+    return "absent"
+
+
+def _math_libraries() -> list[Any]:
+    torch = sys.modules.get("torch")
+    found: list[Any] = [libc]
+    if torch is not None and torch.__file__:
+        path = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+        try:
+            found.append(ctypes.CDLL(str(path), mode=_RTLD_NOLOAD))
+        except OSError:
+            return found
+    return found
