@@ -1,27 +1,29 @@
-"""Plans: what to run, validated, canonical, with a digest. Presets are plans by name, shipped in `data/presets.json`."""
+"""Plans: what to run, validated, canonical, with a digest. Presets are plans by name."""
 
 from __future__ import annotations
 
 import math
+import re
 from typing import Any, Final, Literal
 
 import msgspec
 
-from engine.errors import PlanError
+from engine.errors import PlanError, WireError
 from engine.resources import data_path
 from engine.wire import digest_of, parse
 
 Order = Literal["raw-first", "protected-first"]
 Segments = Literal["pair", "protected", "raw"]
 SegmentKind = Literal["raw", "protected"]
-StopReason = Literal[
-    "target_seconds", "step_budget", "nonfinite_loss", "cancelled", "error", "lease_expired"
-]
+StopReason = Literal["target_seconds", "step_budget", "nonfinite_loss", "cancelled", "error", "lease_expired"]
 
 PLAN_VERSION: Final = 1
 LORA_TARGETS: Final = ("q_proj", "k_proj", "v_proj", "o_proj")
 MAX_SECONDS: Final = 7 * 24 * 3600
 MAX_STEPS: Final = 100_000_000
+MAX_SEED: Final = 2**53 - 1
+"""The largest integer that canonical JSON carries exactly."""
+_COMMIT: Final = re.compile("[0-9a-f]{40}")
 
 
 class _Frozen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
@@ -51,7 +53,7 @@ class Training(_Frozen, frozen=True, kw_only=True):
 
 
 class Target(_Frozen, frozen=True, kw_only=True):
-    """When a segment stops: at the first step that crosses `seconds`, or after `steps`. Exactly one is set."""
+    """When a segment stops: at the first step that crosses `seconds`, or after `steps`; one is set."""
 
     seconds: float | None = None
     steps: int | None = None
@@ -60,7 +62,7 @@ class Target(_Frozen, frozen=True, kw_only=True):
 class Model(_Frozen, frozen=True, kw_only=True):
     """`tiny`: made from the seed. `folder`: a local folder, packed whole. `hub`: by id at a pinned revision.
 
-    `digest` is SHA-256 over the files that go into the package (`folder`), else None.
+    `digest` covers the files that the payload is made from (`folder`), else None.
     """
 
     source: Literal["tiny", "folder", "hub"]
@@ -70,7 +72,7 @@ class Model(_Frozen, frozen=True, kw_only=True):
 
 
 class Data(_Frozen, frozen=True, kw_only=True):
-    """`builtin` is the shipped corpus. `digest` is SHA-256 of the file. `public`: the operator declared it so.
+    """`builtin` is the shipped corpus. `digest` is the file's SHA-256. `public`: the operator declared it so.
 
     `stand_in`: a pair trains on synthetic samples of the same shape in place of the file.
     """
@@ -139,7 +141,9 @@ def load_plan(raw: object) -> Plan:
     try:
         plan = msgspec.convert(raw, Plan, strict=True)
     except msgspec.ValidationError as error:
-        raise PlanError(f"This plan is not valid: {error}.", "Make the run again with `glasshouse run`.") from error
+        raise PlanError(
+            f"This plan is not valid: {error}.", "Make the run again with `glasshouse run`."
+        ) from error
     return checked(plan)
 
 
@@ -147,52 +151,97 @@ def _positive(name: str, value: float | None, *, flag: str, most: float = math.i
     if value is None:
         return
     if not math.isfinite(value) or value <= 0:
-        raise PlanError(f"The {name} must be greater than zero, not {value:g}.", f"Give {flag} a positive number.")
+        raise PlanError(
+            f"The {name} must be greater than zero, not {value:g}.", f"Give {flag} a positive number."
+        )
     if value > most:
-        raise PlanError(f"The {name} {value:g} is above the limit of {most:g}.", f"Give {flag} a smaller number.")
+        raise PlanError(
+            f"The {name} {value:g} is above the limit of {most:g}.", f"Give {flag} a smaller number."
+        )
 
 
-def checked(plan: Plan) -> Plan:
-    """The same plan when its values make sense; raises `PlanError` with the flag to change."""
-    if plan.version != PLAN_VERSION:
-        raise PlanError(f"Plan version {plan.version} is not known here.", "Update glasshouse.")
-    target = plan.target
+def _check_target(target: Target) -> None:
     if (target.seconds is None) == (target.steps is None):
         raise PlanError(
             "A run stops by time or by steps: exactly one of the two.", "Give either --seconds or --steps."
         )
     _positive("target in seconds", target.seconds, flag="--seconds", most=MAX_SECONDS)
     _positive("step budget", target.steps, flag="--steps", most=MAX_STEPS)
-    training = plan.training
+
+
+def _check_training(training: Training) -> None:
     _positive("learning rate", training.learning_rate, flag="--lr", most=10)
     _positive("batch size", training.batch, flag="--batch", most=1024)
     _positive("maximum length", training.max_length, flag="--max-length", most=131_072)
     _positive("gradient clip", training.grad_clip, flag="the preset's gradClip")
-    _positive("LoRA rank", plan.lora.r, flag="--lora-r", most=1024)
-    _positive("LoRA alpha", plan.lora.alpha, flag="--lora-alpha", most=65_536)
+    if training.max_length < 2:
+        raise PlanError("A sample needs at least two tokens.", "Give --max-length 2 or more.")
+    if not (0 <= training.warmup_steps <= MAX_STEPS and 1 <= training.checkpoint_every <= MAX_STEPS):
+        raise PlanError(
+            "Warm-up and checkpoint intervals are counts of steps.", "Use whole numbers from 0 and 1 up."
+        )
+    if not (math.isfinite(training.weight_decay) and training.weight_decay >= 0):
+        raise PlanError("The weight decay is a number from zero up.", "Change the preset's weightDecay.")
+
+
+def _check_lora(lora: Lora) -> None:
+    _positive("LoRA rank", lora.r, flag="--lora-r", most=1024)
+    _positive("LoRA alpha", lora.alpha, flag="--lora-alpha", most=65_536)
+    if (
+        not lora.targets
+        or len(set(lora.targets)) != len(lora.targets)
+        or not set(lora.targets) <= set(LORA_TARGETS)
+    ):
+        raise PlanError(
+            "The LoRA targets are not distinct attention projections.",
+            f"Choose from {', '.join(LORA_TARGETS)}.",
+        )
+
+
+def _check_inputs(plan: Plan) -> None:
+    if plan.model.source == "hub" and not _COMMIT.fullmatch(plan.model.revision or ""):
+        raise PlanError(
+            f"The hub model {plan.model.name} has no pinned revision.",
+            "Add --revision with a full commit id.",
+        )
+    if plan.segments != "protected" and not (plan.data.public or plan.data.stand_in):
+        raise PlanError(
+            "A raw segment holds its data in the clear on another's disk, and this is not declared public.",
+            "Use --segments protected, or --stand-in, or --public-data if it truly is public.",
+            code="data_not_public",
+        )
+
+
+def _check_figures(plan: Plan) -> None:
     _positive("price ceiling", plan.provider.max_price, flag="--max-price")
     _positive("cost ceiling", plan.provider.max_cost, flag="--max-cost")
     _positive("keep time", plan.provider.keep_for, flag="--keep-for", most=7 * 24 * 60)
-    if training.max_length < 2:
-        raise PlanError("A sample needs at least two tokens.", "Give --max-length 2 or more.")
-    if training.warmup_steps < 0 or training.checkpoint_every < 1:
-        raise PlanError("Warm-up and checkpoint intervals are counts of steps.", "Use whole numbers from 0 and 1 up.")
-    if not 0 <= plan.seed < 2**63:
-        raise PlanError(f"The seed {plan.seed} is out of range.", "Give --seed a number from 0 to 2^63 - 1.")
+    _positive("margin", plan.margin_pct, flag="the preset's marginPct", most=100)
+    if not 0 <= plan.inject_overhead_pct <= 100:
+        raise PlanError("An injected overhead lies between 0 and 100 percent.", "Change injectOverheadPct.")
+    if not 0 <= plan.seed <= MAX_SEED:
+        raise PlanError(f"The seed {plan.seed} is out of range.", "Give --seed a number from 0 to 2^53 - 1.")
+
+
+def checked(plan: Plan) -> Plan:
+    """The same plan when its values make sense; raises `PlanError` with the flag to change."""
+    if plan.version != PLAN_VERSION:
+        raise PlanError(f"Plan version {plan.version} is not known here.", "Update glasshouse.")
+    _check_target(plan.target)
+    _check_training(plan.training)
+    _check_lora(plan.lora)
+    _check_figures(plan)
     if plan.challenge is not None and not 0 < len(plan.challenge) <= 512:
         raise PlanError("A challenge is a text of 1 to 512 characters.", "Shorten the text of --challenge.")
     if not plan.label.strip() or len(plan.label) > 80 or not plan.label.isprintable():
         raise PlanError("A label is a printable text of 1 to 80 characters.", "Give another --label.")
-    if plan.model.source == "hub" and not plan.model.revision:
+    _check_inputs(plan)
+    try:
+        plan_digest(plan)
+    except WireError as error:
         raise PlanError(
-            f"The hub model {plan.model.name} has no pinned revision.", "Add --revision with a full commit id."
-        )
-    if plan.segments != "protected" and not (plan.data.public or plan.data.stand_in):
-        raise PlanError(
-            "A raw segment would hold this data in the clear on somebody else's disk, and it is not declared public.",
-            "Use --segments protected, or --stand-in, or --public-data if it truly is public.",
-            code="data_not_public",
-        )
+            "This plan holds a text or number that its digest cannot cover.", "Use valid UTF-8 text."
+        ) from error
     return plan
 
 

@@ -33,13 +33,13 @@ def even(seed: int, name: str, shape: tuple[int, ...], bound: float) -> NDArray[
 def tiny_weights(seed: int, shape: ModelShape) -> Tensors:
     """Qwen2 weights under their Hugging Face names. Raises `ValueError` unless the embeddings are tied.
 
-    Embeddings have a standard deviation of 0.25 and linear layers of 1 / sqrt(inputs): frozen random features
+    Embeddings have a standard deviation of 0.12 and linear layers of 1 / sqrt(inputs): frozen random features
     that an adapter can steer.
     """
     if not shape.tied:
         raise ValueError("the tiny model ties its embeddings")
     made: Tensors = {
-        "model.embed_tokens.weight": bell(seed, "embed_tokens", (shape.vocab, shape.hidden), 0.25)
+        "model.embed_tokens.weight": bell(seed, "embed_tokens", (shape.vocab, shape.hidden), 0.12)
     }
 
     def linear(name: str, outputs: int, inputs: int) -> None:
