@@ -1,0 +1,1 @@
+"""Package format, key release, sealed adapters and keys at rest."""

@@ -1,0 +1,22 @@
+"""Keys at rest, in one place: the operator's keys, their backup, and the key of a run."""
+
+from __future__ import annotations
+
+from engine.sealing.backup import backup, restore
+from engine.sealing.keyring import KeyStatus, OperatorKeys, PublicKeys, read_public, status
+from engine.sealing.pem import fingerprint, key_id
+from engine.sealing.runkey import RunKey, destroy_run_key
+
+__all__ = [
+    "KeyStatus",
+    "OperatorKeys",
+    "PublicKeys",
+    "RunKey",
+    "backup",
+    "destroy_run_key",
+    "fingerprint",
+    "key_id",
+    "read_public",
+    "restore",
+    "status",
+]
