@@ -11,6 +11,7 @@ from engine.measure.overhead import pair_overhead_pct
 from engine.records.checks import is_clean, verdicts
 from engine.records.facts import Facts
 from engine.store.views import Check, RunView, SegmentView
+from engine.wire import utc_now
 
 TIER_NOTE: Final = (
     "Software tier: whoever controls operator and machine together could fabricate this row. "
@@ -42,11 +43,11 @@ def live_row(view: RunView) -> dict[str, Any]:
     return _row(view, view.checks, clean=None)
 
 
-def build_row(facts: Facts) -> tuple[dict[str, Any], tuple[Check, ...]]:
-    """The final row and its checks."""
+def build_row(facts: Facts, *, state: str, reason: str) -> tuple[dict[str, Any], tuple[Check, ...]]:
+    """The final row and its checks, for a run that ends in `state`."""
     checks = verdicts(facts)
-    failed = facts.view.summary.state in {"failed", "cancelled"}
-    row = _row(facts.view, checks, clean=is_clean(checks) and not failed)
+    row = _row(facts.view, checks, clean=is_clean(checks) and state == "finished")
+    row["state"], row["reason"], row["finishedAt"] = state, reason, utc_now()
     identities = facts.evidence.get("identities", {})
     row["sameAllocation"] = (
         identities["raw"] == identities["protected"] if {"raw", "protected"} <= set(identities) else None

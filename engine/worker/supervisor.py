@@ -3,44 +3,35 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import os
 import shutil
 import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from engine.attestation.measurement import bundle_digest
-from engine.attestation.receipts import public_key_text
 from engine.errors import GlasshouseError, RunError
 from engine.plan import SegmentKind
-from engine.wire import LAUNCH_ACCEPTED, RUN_CLOSED, canonical
-from engine.worker import identity, protected, raw
+from engine.wire import LAUNCH_ACCEPTED, RUN_CLOSED, sha256_hex
+from engine.worker import identity, raw
 from engine.worker.children import Bundle
 from engine.worker.context import Cancelled, Context
-from engine.worker.isolation.procfs import start_time
 from engine.worker.job import read_job
 from engine.worker.log import EventLog
 
-PRESENCE_FILE: Final = "supervisor.json"
-RUNNERS: Final = {"raw": raw.run, "protected": protected.run}
 
 
-def _claim(folder: Path) -> None:
-    """Say who supervises this folder; a second supervisor finds the file and ends."""
-    own = {"pid": os.getpid(), "start": start_time(os.getpid())}
-    temporary = folder / f".{PRESENCE_FILE}.{os.getpid()}"
-    temporary.write_bytes(canonical(own))
-    try:
-        os.link(temporary, folder / PRESENCE_FILE)
-    except FileExistsError as error:
-        raise RunError("Another supervisor has this run.", code="supervisor_exists") from error
-    finally:
-        temporary.unlink()
+def _run_segment(context: Context, kind: SegmentKind) -> None:
+    if kind == "raw":
+        raw.run(context)
+    else:
+        from engine.worker import protected
+
+        protected.run(context)
 
 
 class Supervisor:
@@ -48,7 +39,6 @@ class Supervisor:
 
     def __init__(self, folder: Path, sites: Sequence[str]) -> None:
         os.umask(0o077)
-        _claim(folder)
         job, job_digest = read_job(folder)
         for name in ("inbox", "outbox", "scratch"):
             (folder / name).mkdir(mode=0o700, exist_ok=True)
@@ -60,8 +50,8 @@ class Supervisor:
         self.context.log.add(
             LAUNCH_ACCEPTED,
             {
-                "attesterKey": public_key_text(attester.public_key()),
-                "bundleDigest": bundle_digest(bundle.content()),
+                "attesterKey": base64.b64encode(attester.public_key().public_bytes_raw()).decode(),
+                "bundleDigest": sha256_hex(bundle.content()),
                 "jobDigest": job_digest,
                 "pid": os.getpid(),
                 "identity": msgspec.to_builtins(self.context.identity),
@@ -93,7 +83,7 @@ class Supervisor:
         log = self.context.log
         try:
             self.context.give_up_if_cancelled()
-            RUNNERS[kind](self.context)
+            _run_segment(self.context, kind)
         except Cancelled as error:
             log.state(kind, "failed", error.message, code=error.code, stopReason="cancelled")
         except GlasshouseError as error:

@@ -143,8 +143,11 @@ class TrainerRole:
         from engine.worker.training import secrets
 
         self._expect("patterns")
-        count = secrets.write_patterns(workload, trainer.optimizer, last_row, int(self.setup["patternsFd"]))
-        self.channel.send({"msg": "patterns", "count": count})
+        counts = secrets.write_patterns(
+            workload, trainer.optimizer, last_row, int(self.setup["patternsFd"]),
+            secret_weights=bool(self.setup["secretWeights"]),
+        )  # fmt: skip
+        self.channel.send({"msg": "patterns", "counts": counts})
         self._expect("wipe")
         detail = secrets.wipe(workload, trainer)
         self.channel.send({"msg": "wiped", "detail": detail})

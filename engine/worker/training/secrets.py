@@ -2,74 +2,93 @@
 
 from __future__ import annotations
 
-import base64
 import gc
-import os
+import mmap
 import time
+from collections.abc import Iterator
 from typing import Any, Final
 
-from engine.wire import canonical
+from engine.worker.isolation import patterns
 from engine.worker.isolation.wipe import free_math_buffers, sweep_heap, trim
 from engine.worker.training.model import Workload
 
 WINDOW: Final = 32
-MIN_DISTINCT: Final = 6
+SEARCHED: Final = 1 << 20
+TRAINED_TENSORS: Final = 8
+FROZEN_TENSORS: Final = 4
 
 
-def _window(data: bytes, where: float, distinct: int = MIN_DISTINCT) -> bytes | None:
-    """A window of `data` near the relative place `where` that is not padding; None when there is none."""
+class _Scratch:
+    """Host copies that patterns are taken from, zeroed afterwards."""
+
+    def __init__(self) -> None:
+        self._tensors: list[Any] = []
+
+    def view(self, tensor: Any, *, copied: bool = False) -> memoryview:
+        """The bytes of a tensor; a copy on the host is remembered when one was made."""
+        import torch
+
+        host = tensor.detach().to("cpu").contiguous()
+        if host.dtype == torch.bfloat16:
+            host = host.view(torch.int16)
+        if copied or host.data_ptr() != tensor.data_ptr():
+            self._tensors.append(host)
+        return memoryview(host.numpy()).cast("B")
+
+    def wipe(self) -> None:
+        """Zero every copy."""
+        for tensor in self._tensors:
+            tensor.zero_()
+        self._tensors.clear()
+
+
+def _window(data: memoryview, where: float) -> memoryview | None:
+    """A window near the relative place `where` that is no padding; None when there is none."""
     last = len(data) - WINDOW
     if last < 0:
         return None
     start = int(last * where) // 8 * 8
     for offset in [*range(start, last + 1, 8), *range(0, start, 8)][:4096]:
-        window = data[offset : offset + WINDOW]
-        if len(set(window)) >= distinct:
-            return window
+        if patterns.usable(data[offset : offset + WINDOW]):
+            return data[offset : offset + WINDOW]
     return None
 
 
-def _host_bytes(tensor: Any) -> bytes:
-    raw = tensor.detach().to("cpu").contiguous()
-    if raw.dtype.is_floating_point and raw.element_size() == 2:
-        import torch
-
-        raw = raw.view(torch.int16)
-    data: bytes = raw.numpy().tobytes()
-    return data
-
-
-def collect(workload: Workload, optimizer: Any, last_row: int) -> list[tuple[str, bytes]]:
-    """Patterns by class: the last trained row, weights that came in the package, the adapter, the moments."""
+def _candidates(
+    workload: Workload, optimizer: Any, last_row: int, secret_weights: bool, scratch: _Scratch
+) -> Iterator[tuple[str, memoryview | None]]:
     import torch
 
-    patterns: list[tuple[str, bytes | None]] = []
     row = workload.tokens["input_ids"][last_row]
-    patterns.append(("canary_row", _window(_host_bytes(row), 0.1)))
-    patterns.append(("canary_row", _window(_host_bytes(row.to(torch.int64)), 0.1)))
+    yield patterns.CANARY_ROW, _window(scratch.view(row), 0.1)
+    # The embedding reads the row as int64.
+    yield patterns.CANARY_ROW, _window(scratch.view(row.to(torch.int64), copied=True), 0.1)
     frozen = [parameter for parameter in workload.model.parameters() if not parameter.requires_grad]
-    for parameter in sorted(frozen, key=lambda item: -item.numel())[:4]:
-        data = _host_bytes(parameter.flatten()[: 1 << 20])
-        patterns.extend(("weights", _window(data, where)) for where in (0.2, 0.7))
-    for parameter in list(workload.trainable.values())[:8]:
-        patterns.append(("adapter", _window(_host_bytes(parameter), 0.5)))
+    if secret_weights:
+        for parameter in sorted(frozen, key=lambda item: -item.numel())[:FROZEN_TENSORS]:
+            data = scratch.view(parameter.detach().flatten()[:SEARCHED])
+            yield patterns.WEIGHTS, _window(data, 0.2)
+            yield patterns.WEIGHTS, _window(data, 0.7)
+    for parameter in list(workload.trainable.values())[:TRAINED_TENSORS]:
+        yield patterns.ADAPTER, _window(scratch.view(parameter), 0.5)
         state = optimizer.state.get(parameter, {})
-        patterns.extend(
-            ("moments", _window(_host_bytes(state[name]), 0.5)) for name in ("exp_avg", "exp_avg_sq") if name in state
-        )
-    return [(name, window) for name, window in patterns if window is not None]
+        for name in ("exp_avg", "exp_avg_sq"):
+            if name in state:
+                yield patterns.MOMENTS, _window(scratch.view(state[name]), 0.5)
 
 
-def write_patterns(workload: Workload, optimizer: Any, last_row: int, fd: int) -> int:
-    """Write the patterns for the scanner into a memfd, which it empties; returns how many there are."""
-    found = collect(workload, optimizer, last_row)
-    os.ftruncate(fd, 0)
-    os.pwrite(
-        fd,
-        canonical([{"class": name, "bytes": base64.b64encode(window).decode()} for name, window in found]),
-        0,
-    )
-    return len(found)
+def write_patterns(
+    workload: Workload, optimizer: Any, last_row: int, fd: int, *, secret_weights: bool
+) -> dict[str, int]:
+    """Lay windows of the last trained row, of weights that came in the package, of the adapter and of the moments
+    into the patterns memfd; returns how many of each class."""
+    scratch = _Scratch()
+    try:
+        with mmap.mmap(fd, patterns.STORE_BYTES) as target, memoryview(target) as view:
+            found = _candidates(workload, optimizer, last_row, secret_weights, scratch)
+            return patterns.write(view, ((name, data) for name, data in found if data is not None))
+    finally:
+        scratch.wipe()
 
 
 def zero_in_place(trainer: Any) -> None:

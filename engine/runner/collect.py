@@ -1,0 +1,79 @@
+"""Bringing the adapters home, and seeing that they are what the allocation's log says."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, Final
+
+from engine.errors import GlasshouseError
+from engine.measure.digest import tensor_digest
+from engine.remote.reconnect import Reconnecting
+from engine.runner.context import RunContext
+from engine.sealing.adapter import AdapterBinding, open_adapter
+from engine.sealing.keyring import OperatorKeys
+from engine.wire import sha256_hex
+from engine.worker.training.tensors import read_header
+
+MAX_ADAPTER_BYTES: Final = 4 * 1024**3
+RAW_FILE: Final = "raw.safetensors"
+SEALED_FILE: Final = "protected.sealed"
+CONFIG_FILE: Final = "adapter_config.json"
+
+
+async def collect(context: RunContext, link: Reconnecting, run_dir: str) -> None:
+    """Download each adapter that the log names, check it, and keep what was seen as evidence."""
+    target = context.folder.adapters
+    target.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (target / CONFIG_FILE).write_bytes(context.staging.adapter_config())
+    seen: dict[str, Any] = {}
+    if "raw" in context.ingest.adapters:
+        path = target / RAW_FILE
+        await link.call(
+            lambda session: session.download(f"{run_dir}/outbox/raw/adapter.safetensors", path, MAX_ADAPTER_BYTES)
+        )
+        seen["raw"] = _judge(path.read_bytes(), context.ingest.adapters["raw"])
+    if "protected" in context.ingest.adapters:
+        sealed = target / SEALED_FILE
+        await link.call(
+            lambda session: session.download(
+                f"{run_dir}/outbox/protected/adapter.sealed", sealed, MAX_ADAPTER_BYTES
+            )
+        )
+        seen["protected"] = _open(context, sealed, context.ingest.adapters["protected"])
+    context.writer.evidence(context.run_id, "collected", seen)
+
+
+def _judge(plain: bytes, named: dict[str, Any]) -> dict[str, Any]:
+    """Whether these bytes are the artifact, and the tensors, that the log names."""
+    if sha256_hex(plain) != named.get("sha256"):
+        return {"status": "wrong", "reason": "its SHA-256 is not the one in the log"}
+    view = memoryview(plain)
+    tensors = [
+        (name, spec.dtype, spec.shape, view[spec.start : spec.end]) for name, spec in read_header(view).items()
+    ]
+    if tensor_digest(tensors) != named.get("tensorDigest"):
+        return {"status": "wrong", "reason": "its tensor digest is not the one in the log"}
+    return {"status": "opened", "sha256": named["sha256"], "tensorDigest": named["tensorDigest"], "size": len(plain)}
+
+
+def _open(context: RunContext, sealed: Path, named: dict[str, Any]) -> dict[str, Any]:
+    with sealed.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != named.get("sealedSha256"):
+            return {"status": "wrong", "reason": "the sealed file is not the one in the log"}
+    try:
+        keys = OperatorKeys.load(context.folder.home / "keys")
+    except GlasshouseError as error:
+        if error.code in {"passphrase_needed", "key_passphrase_needed"}:
+            return {"status": "sealed", "sealedSha256": named.get("sealedSha256")}
+        raise
+    expected = AdapterBinding(
+        context.run_id,
+        "protected",
+        context.staging.prepared.manifest_digest or "",
+        context.ingest.nonce_digest or str(named.get("nonceSha256", "")),
+    )
+    try:
+        return _judge(open_adapter(sealed, keys.recipient, expected), named)
+    except GlasshouseError as error:
+        return {"status": "wrong", "reason": f"{error.code}: {error.message}"}

@@ -1,0 +1,35 @@
+"""What the parts of a runner share about one run."""
+
+from __future__ import annotations
+
+import sys
+
+from engine.plan import Plan
+from engine.runner.folder import RunFolder
+from engine.runner.ingest import Ingest
+from engine.runner.journal import Journal
+from engine.runner.staging import Staging
+from engine.store.writer import Writer
+from engine.wire import utc_now
+
+
+class RunContext:
+    """One run's store, log, folder and staging. `cancelled` turns true once a person asked to end it."""
+
+    def __init__(
+        self, run_id: str, plan: Plan, writer: Writer, journal: Journal, ingest: Ingest, folder: RunFolder,
+        staging: Staging,
+    ) -> None:  # fmt: skip
+        self.run_id = run_id
+        self.plan = plan
+        self.writer = writer
+        self.journal = journal
+        self.ingest = ingest
+        self.folder = folder
+        self.staging = staging
+        self.cancelled = False
+
+    def note(self, text: str) -> None:
+        """A line for the runner's own log file."""
+        sys.stderr.write(f"{utc_now()} {text}\n")
+        sys.stderr.flush()

@@ -1,0 +1,131 @@
+"""Following a launched run: its log into the store, the runner's answers into its inbox, until nothing is left to do."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final
+
+from engine.errors import GlasshouseError, RemoteError, RunError
+from engine.remote.launch import Launched, alive
+from engine.remote.reconnect import Reconnecting
+from engine.remote.session import SshSession
+from engine.remote.tail import Tail
+from engine.runner.context import RunContext
+from engine.runner.relying import RelyingParty
+from engine.wire import RUN_CLOSED, ChainReader, canonical
+
+POLL_SECONDS: Final = 0.2
+LIVENESS_SECONDS: Final = 3.0
+END_SECONDS: Final = 30.0
+STOP_SECONDS: Final = 20.0
+
+
+class Follower:
+    """One launched supervisor, seen over a link that may come and go."""
+
+    def __init__(self, context: RunContext, link: Reconnecting, run_dir: str, launched: Launched) -> None:
+        self._context = context
+        self._ingest = context.ingest
+        self._link = link
+        self._run_dir = run_dir
+        self._launched = launched
+        self._relying = RelyingParty(context, link, run_dir)
+        tail = context.writer.tail(context.run_id, "pod")
+        reader = ChainReader(context.run_id, head=tail.head, next_seq=tail.next_seq)
+        self._tail = Tail(link, f"{run_dir}/events.jsonl", tail.offset, reader)
+        self._cancel_sent = False
+        self._looked = time.monotonic()
+
+    async def follow(self) -> None:
+        """Until every segment is done or failed; raises `RunError` (`supervisor_died`) and what the log refuses."""
+        while not self._segments_over() and not self._ingest.closed:
+            if not await self._take():
+                await self._check_liveness()
+                await asyncio.sleep(POLL_SECONDS)
+            await self._relying.react()
+            await self._forward_cancel()
+
+    async def close(self) -> None:
+        """Exchange the last heads: the allocation's log ends with ours, ours with its."""
+        if not self._ingest.closed:
+            end = canonical({"runnerHead": self._context.journal.head})
+            await self._link.call(lambda session: session.put_inbox(self._run_dir, "end.json", end))
+            await self._until_closed(END_SECONDS)
+        head = self._context.writer.tail(self._context.run_id, "pod").head
+        self._context.journal.add(RUN_CLOSED, {"podHead": head})
+
+    async def stop(self) -> None:
+        """See that no supervisor is left behind: ask, wait, then end it with its children."""
+        try:
+            if await self._is_alive() is False:
+                return
+            if not self._ingest.closed:
+                await self._put_cancel()
+                await self._until_closed(STOP_SECONDS)
+            group = f"-{self._launched.pid}"
+            for signal in ("TERM", "KILL"):
+                if await self._gone_within(5.0):
+                    return
+                await self._link.call(lambda session, s=signal: _kill(session, s, group))  # type: ignore[misc]
+            if not await self._gone_within(5.0):
+                raise RunError("The supervisor on the allocation could not be ended.", code="supervisor_left")
+        except RemoteError as error:
+            # The allocation itself is ended next, whatever runs on it.
+            self._context.note(f"the supervisor could not be asked to end: {error.code}")
+
+    async def _take(self) -> bool:
+        tailed = await self._tail.poll()
+        if not tailed:
+            return False
+        self._ingest.take([item.event for item in tailed], tailed[-1].end)
+        self._looked = time.monotonic()
+        return True
+
+    def _segments_over(self) -> bool:
+        states = [state for subject, state in self._ingest.states.items() if subject.startswith("segment:")]
+        return all(state in {"done", "failed"} for state in states)
+
+    async def _check_liveness(self) -> None:
+        if time.monotonic() - self._looked < LIVENESS_SECONDS:
+            return
+        self._looked = time.monotonic()
+        if await self._is_alive() is False and not await self._take():
+            raise RunError(
+                "The supervisor on the allocation ended without finishing its work.",
+                "The run's log has its last lines; memory may have run out.",
+                code="supervisor_died",
+            )
+
+    async def _is_alive(self) -> bool | None:
+        return await self._link.call(lambda session: alive(session, self._launched.pid, self._launched.start))
+
+    async def _gone_within(self, seconds: float) -> bool:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            if await self._is_alive() is False:
+                return True
+            await asyncio.sleep(POLL_SECONDS)
+        return False
+
+    async def _forward_cancel(self) -> None:
+        if self._context.cancelled and not self._cancel_sent:
+            await self._put_cancel()
+
+    async def _put_cancel(self) -> None:
+        await self._link.call(lambda session: session.put_inbox(self._run_dir, "cancel.json", b"{}"))
+        self._cancel_sent = True
+
+    async def _until_closed(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while not self._ingest.closed and time.monotonic() < until:
+            try:
+                if not await self._take():
+                    await asyncio.sleep(POLL_SECONDS)
+            except GlasshouseError as error:
+                self._context.note(f"the log ended badly: {error.code}")
+                return
+
+
+async def _kill(session: SshSession, signal: str, group: str) -> None:
+    await session.run(["kill", f"-{signal}", "--", group])

@@ -1,0 +1,237 @@
+"""Making and delivering what the allocation needs: bundle, job, payload in the clear, sealed package."""
+
+from __future__ import annotations
+
+import base64
+import shutil
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from engine.attestation.policy import Policy, default_policy, policy_digest
+from engine.payload.build import HUB, Payload, build_payload
+from engine.plan import Plan, dump_plan, plan_digest
+from engine.providers.protocol import Lease
+from engine.remote.bundle import build_bundle, bundle_digest, worker_lock
+from engine.remote.launch import Launched, launch
+from engine.remote.reconnect import Reconnecting
+from engine.remote.session import SshSession
+from engine.runner.folder import RunFolder
+from engine.runner.ingest import Expected
+from engine.runner.journal import Journal
+from engine.sealing.keyring import read_public
+from engine.sealing.manifest import Manifest
+from engine.sealing.memory import wipe
+from engine.sealing.package import SEALED_SUFFIX, read_manifest, seal_package
+from engine.sealing.runkey import RunKey
+from engine.store.writer import Writer
+from engine.wire import PACKAGE_SEALED, canonical, digest_of, parse, sha256_hex
+from engine.worker.job import JOB_FILE, Job
+
+PREPARED: Final = "prepared.json"
+CONTENT_KEYS: Final = "content_keys.sealed"
+JOB: Final = "job.json"
+PACKAGE: Final = "package"
+BUNDLE: Final = "bundle.pyz"
+
+
+class Prepared(msgspec.Struct, frozen=True, kw_only=True):
+    """What preparation came to; survives a restart of the runner."""
+
+    manifest_digest: str | None
+    payload_files: dict[str, str]
+    hub_weights: dict[str, str]
+    model_type: str
+    noise_seed: int
+
+
+class Staging:
+    """Everything that goes to the allocation of one run."""
+
+    def __init__(self, plan: Plan, folder: RunFolder, writer: Writer, journal: Journal, run_id: str) -> None:
+        self.plan = plan
+        self.folder = folder
+        self.run_id = run_id
+        self.policy: Policy = default_policy()
+        self.run_key = RunKey.load(folder.path, run_id)
+        self._writer = writer
+        self._journal = journal
+        self._payload: Payload | None = None
+        self._bundle = b""
+        self._job = b""
+        self._prepared: Prepared | None = None
+
+    @property
+    def prepared(self) -> Prepared:
+        """Only after `prepare`."""
+        if self._prepared is None:
+            raise RuntimeError("nothing was prepared yet")
+        return self._prepared
+
+    @property
+    def bundle_digest(self) -> str:
+        """The reference value of the bundle: what this installation builds."""
+        return bundle_digest(self._bundle)
+
+    @property
+    def lock_digest(self) -> str:
+        """The reference value of the lock of third-party code."""
+        return digest_of(worker_lock())
+
+    def manifest(self) -> Manifest:
+        """The package's manifest."""
+        return read_manifest(self.folder.path / PACKAGE)
+
+    def prepare(self) -> None:
+        """Build bundle and payload, seal the package. A second call after a restart makes the same payload again."""
+        self._bundle = build_bundle()
+        inputs = self.folder.read_json("inputs.json") or {}
+        payload = build_payload(
+            self.plan, data_file=_path(inputs.get("dataFile")), model_folder=_path(inputs.get("modelFolder"))
+        )
+        self._payload = payload
+        stored = self.folder.read(PREPARED)
+        if stored is not None:
+            self._prepared = msgspec.json.decode(stored, type=Prepared)
+            return
+        files = {name: content for name, content in payload.files.items() if name != HUB}
+        digest = None
+        if self.plan.segments != "raw":
+            shutil.rmtree(self.folder.path / PACKAGE, ignore_errors=True)
+            sealed = seal_package(
+                files,
+                self.folder.path / PACKAGE,
+                run_id=self.run_id,
+                plan_digest=plan_digest(self.plan),
+                policy_digest=policy_digest(self.policy),
+            )
+            try:
+                self.folder.write(CONTENT_KEYS, self.run_key.seal_keys(sealed.keys))
+            finally:
+                wipe(sealed.keys)
+            digest = sealed.digest
+        hub = parse(_content(payload.files[HUB])) if HUB in payload.files else {}
+        config = parse(_content(payload.files["config.json"]))
+        self._prepared = Prepared(
+            manifest_digest=digest,
+            payload_files={} if self.plan.segments == "protected" else {n: _sha256(c) for n, c in files.items()},
+            hub_weights={name: entry for name, entry in hub.get("files", {}).items()},
+            model_type=str(config.get("model_type", "")),
+            noise_seed=payload.noise_seed,
+        )
+        self._writer.evidence(
+            self.run_id,
+            "payload",
+            {
+                "samples": payload.samples, "dropped": payload.dropped, "truncated": payload.truncated,
+                "orderDigest": payload.order_digest, "initDigest": payload.init_digest,
+                "tokensDigest": payload.tokens_digest, "modelDigest": payload.model_digest,
+            },
+        )  # fmt: skip
+        self._journal.add(
+            PACKAGE_SEALED,
+            {"manifestDigest": digest, "planDigest": plan_digest(self.plan), "bundleDigest": self.bundle_digest},
+        )
+        self.folder.write(PREPARED, msgspec.json.encode(self._prepared))
+
+    def adapter_config(self) -> bytes:
+        """peft's configuration of the adapter, for the collected folder."""
+        if self._payload is None:
+            raise RuntimeError("nothing was prepared yet")
+        return _content(self._payload.files["adapter_config.json"])
+
+    def expected(self, lease: Lease) -> Expected:
+        """What the launch must announce."""
+        self._job = self._make_job(lease)
+        return Expected(self.bundle_digest, sha256_hex(self._job))
+
+    def run_dir(self, lease: Lease) -> str:
+        """The run's folder on the allocation."""
+        return f"{lease.root}/{self.run_id}"
+
+    def _make_job(self, lease: Lease) -> bytes:
+        stored = self.folder.read(JOB)
+        if stored is not None:
+            return stored
+        prepared = self.prepared
+        public = read_public(self.folder.home / "keys")
+        job = Job(
+            run_id=self.run_id,
+            allocation_id=lease.allocation_id,
+            plan=dump_plan(self.plan),
+            plan_digest=plan_digest(self.plan),
+            policy=msgspec.to_builtins(self.policy),
+            policy_digest=policy_digest(self.policy),
+            manifest_digest=prepared.manifest_digest,
+            payload_files=prepared.payload_files,
+            hub_weights=prepared.hub_weights,
+            hub_revision=self.plan.model.revision if self.plan.model.source == "hub" else None,
+            model_type=prepared.model_type,
+            noise_seed=prepared.noise_seed,
+            run_public_key=base64.b64encode(self.run_key.public).decode(),
+            recipient_public_key=base64.b64encode(bytes.fromhex(public.recipient)).decode(),
+            ssh_host_key_digest=host_key_digest(lease),
+        )
+        made = canonical(msgspec.to_builtins(job))
+        self.folder.write(JOB, made)
+        return made
+
+    async def deliver(self, link: Reconnecting, lease: Lease) -> Launched:
+        """Stage every file and launch the supervisor; what is there already is not sent twice."""
+        run_dir = self.run_dir(lease)
+
+        async def stage(session: SshSession) -> Launched:
+            if not await session.exists(f"{run_dir}/{JOB_FILE}"):
+                await session.mkdir(run_dir)
+                for name in ("inbox", "outbox", "scratch", "raw", "package"):
+                    await session.mkdir(f"{run_dir}/{name}")
+                await self._upload_payload(session, run_dir)
+                await session.upload(self._bundle, f"{run_dir}/{BUNDLE}")
+                await session.upload(self._job, f"{run_dir}/{JOB_FILE}")
+            return await launch(
+                session,
+                python=lease.python,
+                bundle_path=f"{run_dir}/{BUNDLE}",
+                sha256=self.bundle_digest,
+                run_dir=run_dir,
+                site_paths=lease.site_paths,
+            )
+
+        return await link.call(stage)
+
+    async def _upload_payload(self, session: SshSession, run_dir: str) -> None:
+        if self._payload is None:
+            raise RuntimeError("nothing was prepared yet")
+        for name in self.prepared.payload_files:
+            await session.upload(self._payload.files[name], f"{run_dir}/raw/{name}")
+        if self.prepared.manifest_digest is not None:
+            package = self.folder.path / PACKAGE
+            for entry in self.manifest().files:
+                name = f"{entry.name}{SEALED_SUFFIX}"
+                await session.upload(package / name, f"{run_dir}/package/{name}")
+            await session.upload(package / "manifest.json", f"{run_dir}/package/manifest.json")
+
+
+def host_key_digest(lease: Lease) -> str:
+    """SHA-256 over the pinned host key's line, which the nonce binds."""
+    return sha256_hex((lease.address.host_key if lease.address else "").strip().encode())
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)
+
+
+def _content(source: bytes | Path) -> bytes:
+    return source if isinstance(source, bytes) else source.read_bytes()
+
+
+def _sha256(source: bytes | Path) -> str:
+    import hashlib
+
+    if isinstance(source, bytes):
+        return sha256_hex(source)
+    with source.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+

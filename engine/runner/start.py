@@ -1,0 +1,108 @@
+"""Starting and resuming runs: inputs are validated here, then a detached runner process takes over."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+from engine.errors import RunError, UsageError
+from engine.plan import Plan, checked, plan_digest
+from engine.runner.folder import LOGS, RunFolder
+from engine.store.reader import Reader
+from engine.store.writer import Writer
+
+INPUTS: Final = "inputs.json"
+DELEGATION_SECONDS: Final = 8 * 24 * 3600
+
+
+def start_run(
+    home: Path,
+    plan: Plan,
+    *,
+    data_file: Path | None = None,
+    model_folder: Path | None = None,
+    passphrase: str | None = None,
+) -> str:
+    """Validate a run, enter it as queued and start its runner; returns the run's id.
+
+    The operator's signing key is unlocked once, to sign a delegation to a run key that the runner holds alone.
+    Raises `GlasshouseError` of every kind of bad input, and then leaves nothing behind.
+    """
+    from engine.attestation.receipts import delegate
+    from engine.payload.build import plan_with_digests
+    from engine.runner.providers import provider_for
+    from engine.sealing.keys import OperatorKeys
+    from engine.sealing.runkey import RunKey
+
+    plan = checked(plan)
+    asyncio.run(provider_for(plan.provider.name, home).preflight())
+    plan = checked(plan_with_digests(plan, data_file=data_file, model_folder=model_folder))
+    run_id = secrets.token_hex(6)
+    with Writer(home) as writer:
+        keys = OperatorKeys.ensure(home / "keys", passphrase)
+        folder = RunFolder(home, run_id)
+        folder.create()
+        try:
+            run_key = RunKey.create(folder.path, run_id)
+            delegation = delegate(
+                keys.signing, run_key.public, run_id=run_id, plan_digest=plan_digest(plan), seconds=DELEGATION_SECONDS
+            )
+            folder.write_json(
+                INPUTS,
+                {
+                    "dataFile": str(data_file.resolve()) if data_file else None,
+                    "modelFolder": str(model_folder.resolve()) if model_folder else None,
+                },
+            )
+            writer.create_run(run_id, plan)
+        except BaseException:
+            folder.destroy()
+            raise
+        writer.receipt(run_id, "delegation", delegation)
+        if plan.segments == "raw":
+            writer.evidence(run_id, "protection", {"status": "not_requested"})
+    spawn_runner(home, run_id)
+    return run_id
+
+
+def resume_run(home: Path, run_id: str) -> None:
+    """Start a runner for an unfinished run that nobody is running; raises `UsageError` or `RunError`."""
+    with Reader(home) as reader:
+        summary = reader.run(run_id).summary
+    if summary.source != "mine" or summary.state in {"finished", "failed", "cancelled"}:
+        raise UsageError(
+            f"Run {run_id} has ended: {summary.state}.", f"See it with `glasshouse show {run_id}`.", code="run_final"
+        )
+    if not summary.orphaned:
+        raise UsageError(
+            f"Run {run_id} has a runner already.", f"Follow it with `glasshouse watch {run_id}`.", code="run_locked"
+        )
+    if not RunFolder(home, run_id).path.is_dir():
+        raise RunError(
+            f"The private folder of run {run_id} is gone, so it cannot go on.",
+            f"End it with `glasshouse cancel {run_id}`.",
+            code="run_folder_missing",
+        )
+    spawn_runner(home, run_id)
+
+
+def spawn_runner(home: Path, run_id: str) -> int:
+    """Start the runner process, detached from this terminal; returns its pid."""
+    logs = home / LOGS
+    logs.mkdir(mode=0o700, exist_ok=True)
+    fd = os.open(logs / f"runner-{run_id}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    with os.fdopen(fd, "ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "engine.runner", "--home", str(home), "--run", run_id],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            cwd="/",
+        )
+    return process.pid
