@@ -9,8 +9,10 @@ from __future__ import annotations
 import io
 import re
 import zipfile
+from functools import cache
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 import engine
@@ -66,7 +68,8 @@ def worker_lock() -> dict[str, str]:
     return {name: found.version for name, found in worker_distributions().items()}
 
 
-def worker_distributions() -> dict[str, metadata.Distribution]:
+@cache
+def worker_distributions() -> Mapping[str, metadata.Distribution]:
     """`REQUIREMENTS` and what they need in turn, as installed here, by normalised name in order.
 
     Raises `MissingExtraError` (`extra_missing`) when one of `REQUIREMENTS` is absent. What only a
@@ -94,7 +97,7 @@ def worker_distributions() -> dict[str, metadata.Distribution]:
             needed = Requirement(line)
             if needed.marker is None or needed.marker.evaluate({"extra": extra}):
                 waiting.extend((_normalised(needed.name), wanted) for wanted in ("", *sorted(needed.extras)))
-    return dict(sorted(found.items()))
+    return MappingProxyType(dict(sorted(found.items())))
 
 
 def site_paths() -> tuple[str, ...]:

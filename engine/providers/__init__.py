@@ -1,0 +1,33 @@
+"""Where runs happen: the provider protocol and its members."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from engine.errors import UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from engine.providers.protocol import Provider
+
+NAMES: Final = ("local",)
+
+
+def provider_for(name: str, home: Path) -> Provider:
+    """The provider called `name`, for this home; raises `UsageError` (`provider_unknown`)."""
+    if name == "local":
+        from engine.providers.local import LocalProvider  # noqa: PLC0415  # only the chosen one is loaded
+
+        return LocalProvider(home)
+    raise UsageError(
+        f"There is no provider called {name!r}.",
+        f"Choose one of: {', '.join(NAMES)}.",
+        code="provider_unknown",
+    )
+
+
+def preflight(name: str, home: Path) -> None:
+    """`Provider.preflight` for callers without an event loop."""
+    asyncio.run(provider_for(name, home).preflight())

@@ -1,0 +1,325 @@
+"""The embedded allocation: this machine behind an SSH server of its own on loopback, as a pod would be."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import asyncssh
+import msgspec
+
+import engine
+from engine.errors import MissingExtraError, ProviderError
+from engine.providers import local_files as files
+from engine.providers import processes
+from engine.providers.local_sshd import HOST
+from engine.providers.protocol import (
+    Address,
+    EmptyProof,
+    Found,
+    Lease,
+    LedgerEntry,
+    Observation,
+    OnPhase,
+    Quote,
+    Reconciliation,
+    Scope,
+    Spec,
+)
+from engine.remote.bundle import site_paths, worker_distributions
+from engine.remote.launch import Launched
+from engine.remote.launcher import ENVIRONMENT
+from engine.remote.session import SshSession
+from engine.wire import utc_now
+from engine.worker.identity import cpu_name, gpu
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from engine.remote.endpoint import LinkLimits
+
+NAME: Final = "local"
+START_SECONDS: Final = 30.0
+GRACE_SECONDS: Final = 3.0
+POLL_SECONDS: Final = 0.02
+_PACKAGES: Final = Path(engine.__file__).resolve().parent.parent
+_EXTRA_MODULES: Final = ("torch", "transformers", "peft")
+
+
+class LocalProvider:
+    """Allocations in `local/` of the home, each with its own server, keys and disk. They cost nothing."""
+
+    def __init__(self, home: Path, limits: LinkLimits | None = None) -> None:
+        self._folder = home / "local"
+        self._limits = limits
+
+    @property
+    def name(self) -> str:
+        """`local`."""
+        return NAME
+
+    async def preflight(self) -> None:
+        """Raise `MissingExtraError` without the `local` extra, `platform_unsupported` off Linux."""
+        absent = [name for name in _EXTRA_MODULES if importlib.util.find_spec(name) is None]
+        if absent:
+            raise MissingExtraError(
+                f"A run on this machine needs {', '.join(absent)}, which this installation lacks.",
+                "Run: pip install 'glasshouse[local]'",
+            )
+        worker_distributions()
+        if not hasattr(os, "memfd_create") or not hasattr(os, "pidfd_open"):
+            raise ProviderError(
+                "The local allocation needs Linux 5.3 or newer.",
+                "Use a rented allocation.",
+                code="platform_unsupported",
+            )
+
+    async def quote(self, spec: Spec) -> Quote:
+        """This machine, at no cost."""
+        return Quote(provider=NAME, gpu_model=await asyncio.to_thread(gpu_model), price_per_hour=0.0)
+
+    async def acquire(self, spec: Spec, run_id: str) -> Lease:
+        """Make the folder, the keys and the disk; a folder that an earlier attempt completed is taken up."""
+        folder = self._folder_of(spec.name)
+        try:
+            earlier = _read_lease(folder)
+            if earlier is not None:
+                return earlier
+            return await asyncio.to_thread(_make, folder, spec, run_id)
+        except OSError as error:
+            raise ProviderError(
+                f"The local allocation's folder {folder} cannot be made: {error.strerror}.",
+                "Free some space, or choose another home with --home.",
+                code="acquire_failed",
+            ) from error
+
+    async def wait_ready(self, lease: Lease, on_phase: OnPhase | None = None) -> Lease:
+        """Start the SSH server where it does not run, and wait until it listens."""
+        folder = self._folder_of(lease.name)
+        ready = _running(folder)
+        if ready is None:
+            if on_phase:
+                on_phase("ssh server")
+            await self._start(folder)
+            ready = await self._wait_running(folder)
+        address = Address(
+            host=HOST,
+            port=ready.port,
+            user=files.USER,
+            host_key=ready.host_key,
+            client_key_path=str(folder / files.CLIENT_KEY),
+        )
+        if lease.address is not None and lease.address.host_key != address.host_key:
+            raise ProviderError(
+                "The local allocation shows another host key than before.",
+                "Run `glasshouse cleanup`, then start a new run.",
+                code="allocation_changed",
+            )
+        return msgspec.structs.replace(lease, address=address)
+
+    async def open_session(self, lease: Lease) -> SshSession:
+        """A session at the lease's address; see `SshSession.connect`."""
+        return await SshSession.connect(lease.endpoint(), self._limits)
+
+    async def observe(self, lease: Lease) -> Observation:
+        """`alive` with a running server, `stopped` without one, `gone` without its folder."""
+        return _observe(self._folder_of(lease.name))
+
+    async def release(self, lease: Lease) -> None:
+        """End the allocation's processes and remove its folder; goes on to its end when cancelled."""
+        await asyncio.shield(asyncio.to_thread(_release, self._folder_of(lease.name)))
+
+    async def prove_empty(self, scope: Scope) -> EmptyProof:
+        """Count the scope's folders, processes and listening servers that are left."""
+        names = set(scope.names) | {lease.name for lease in scope.leases}
+        present = {name for name in names if await asyncio.to_thread(_is_present, self._folder_of(name))}
+        present |= {lease.name for lease in scope.leases if await _still_serves(lease)}
+        others = {found.name for found in self._list()} - names
+        return EmptyProof(
+            scope=tuple(sorted(names)),
+            listings=1,
+            count=len(present),
+            others=len(others),
+            at=utc_now(),
+            statement="folders, processes and SSH servers of this machine were looked at",
+        )
+
+    async def reconcile(self, ledger: Sequence[LedgerEntry]) -> Reconciliation:
+        """Compare the ledger with the folders of this home."""
+        known = {entry.name for entry in ledger}
+        listed = await asyncio.to_thread(self._list)
+        return Reconciliation(
+            ours=tuple(found for found in listed if found.name in known),
+            gone=tuple(sorted(known - {found.name for found in listed})),
+            foreign=tuple(found for found in listed if found.name not in known),
+        )
+
+    def _folder_of(self, name: str) -> Path:
+        if not name or name in {".", ".."} or "/" in name or "\0" in name:
+            raise ProviderError("An allocation's name is no path.", code="allocation_unknown")
+        return self._folder.resolve() / name
+
+    def _list(self) -> list[Found]:
+        if not self._folder.is_dir():
+            return []
+        folders = sorted(path for path in self._folder.resolve().iterdir() if path.is_dir())
+        return [
+            Found(name=path.name, observation=_observe(path), lease=_read_lease(path)) for path in folders
+        ]
+
+    async def _start(self, folder: Path) -> None:
+        if not (folder / files.ROOT).is_dir():
+            raise ProviderError(
+                "The local allocation no longer exists.", "Start a new run.", code="allocation_gone"
+            )
+        with (folder / files.LOG).open("ab") as log:
+            starting = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "engine.providers.local_sshd",
+                "--detach",
+                "--dir",
+                str(folder),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                env={**_environment(), "PYTHONPATH": str(_PACKAGES)},
+                start_new_session=True,
+            )
+        if await starting.wait() != 0:
+            raise _not_started(folder)
+
+    async def _wait_running(self, folder: Path) -> files.Ready:
+        until = time.monotonic() + START_SECONDS
+        while (ready := _running(folder)) is None:
+            if time.monotonic() > until:
+                raise _not_started(folder)
+            await asyncio.sleep(POLL_SECONDS)
+        return ready
+
+
+def _environment() -> dict[str, str]:
+    """What of this process's environment the server and its commands may see: no token and no passphrase."""
+    return {name: value for name, value in os.environ.items() if name in ENVIRONMENT}
+
+
+def gpu_model() -> str:
+    """The first GPU's name, or `CPU (MODEL)` where the driver shows none or torch is built without it."""
+    torch = worker_distributions()["torch"].version
+    found = None if torch.endswith("+cpu") else gpu()
+    return found.name if found else f"CPU ({cpu_name()})"
+
+
+def _make(folder: Path, spec: Spec, run_id: str) -> Lease:
+    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    (folder / files.ROOT).mkdir(mode=0o700, exist_ok=True)
+    client, host = (asyncssh.generate_private_key("ssh-ed25519", comment=spec.name) for _ in range(2))
+    files.write_private(folder / files.HOST_KEY, host.export_private_key())
+    files.write_private(folder / files.CLIENT_KEY, client.export_private_key())
+    files.write_private(folder / files.CLIENT_PUBLIC_KEY, client.export_public_key())
+    lease = Lease(
+        allocation_id=spec.name,
+        provider=NAME,
+        name=spec.name,
+        run_id=run_id,
+        gpu_model=gpu_model(),
+        price_per_hour=0.0,
+        acquired_at=utc_now(),
+        root=str(folder / files.ROOT),
+        python=sys.executable,
+        site_paths=site_paths(),
+        machine={"hostKey": host.get_fingerprint()},
+    )
+    files.write_private(folder / files.LEASE, msgspec.json.encode(lease))
+    return lease
+
+
+def _read_lease(folder: Path) -> Lease | None:
+    try:
+        return msgspec.json.decode((folder / files.LEASE).read_bytes(), type=Lease)
+    except (FileNotFoundError, msgspec.MsgspecError):
+        return None
+
+
+def _running(folder: Path) -> files.Ready | None:
+    """The ready file of a server that lives."""
+    try:
+        ready = files.read_ready(folder)
+    except ValueError as error:
+        raise ProviderError(str(error), "Run `glasshouse cleanup`.", code="allocation_changed") from error
+    return ready if ready is not None and processes.is_alive(ready.pid, ready.start) else None
+
+
+def _observe(folder: Path) -> Observation:
+    try:
+        if not folder.is_dir():
+            return "gone"
+        return "alive" if _running(folder) is not None else "stopped"
+    except (OSError, ProviderError):
+        return "unknown"
+
+
+def _launched(folder: Path) -> set[tuple[int, int]]:
+    """The supervisors that were started in the allocation, by pid and start time."""
+    found: set[tuple[int, int]] = set()
+    for record in (folder / files.ROOT).glob("*/launched.json"):
+        try:
+            launched = msgspec.json.decode(record.read_bytes(), type=Launched)
+        except (OSError, msgspec.MsgspecError):
+            continue  # its process is still found by its command line
+        found.add((launched.pid, launched.start))
+    return found
+
+
+def _release(folder: Path) -> None:
+    left = processes.end(processes.of_folder(folder, _launched(folder)), GRACE_SECONDS)
+    if left:
+        numbers = ", ".join(str(process.pid) for process in left)
+        raise ProviderError(
+            f"Processes of the local allocation would not end: {numbers}.",
+            f"End them by hand, then remove {folder}.",
+            code="release_failed",
+        )
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise ProviderError(
+            f"The local allocation's folder could not be removed: {error.strerror}.",
+            f"Remove {folder} by hand.",
+            code="release_failed",
+        ) from error
+
+
+def _is_present(folder: Path) -> bool:
+    return folder.exists() or bool(processes.of_folder(folder))
+
+
+async def _still_serves(lease: Lease) -> bool:
+    """True when the lease's port still answers with the lease's host key and not with another server's."""
+    if lease.address is None:
+        return False
+    try:
+        shown = await asyncio.wait_for(
+            asyncssh.get_server_host_key(lease.address.host, lease.address.port, config=None), 5.0
+        )
+    except (OSError, asyncssh.Error, TimeoutError):
+        return False
+    pinned = asyncssh.import_public_key(lease.address.host_key)
+    return shown is not None and shown.public_data == pinned.public_data
+
+
+def _not_started(folder: Path) -> ProviderError:
+    return ProviderError(
+        "The local allocation's SSH server did not start.",
+        f"Look at {folder / files.LOG}.",
+        code="server_not_started",
+    )

@@ -1,0 +1,59 @@
+"""The files of a local allocation's folder, and how they are written: 0600, whole or not at all.
+
+FOLDER/            0700, `local/NAME` of the home
+  host_key         the SSH server's private key
+  client_key       the operator's private key
+  client_key.pub   the only key that may log in
+  lease.json       the lease
+  ready.json       where the server listens and which process it is
+  server.log
+  root/            0700, the allocation's disk: all that SFTP reaches
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+USER: Final = "glasshouse"
+HOST_KEY: Final = "host_key"
+CLIENT_KEY: Final = "client_key"
+CLIENT_PUBLIC_KEY: Final = "client_key.pub"
+LEASE: Final = "lease.json"
+READY: Final = "ready.json"
+LOG: Final = "server.log"
+ROOT: Final = "root"
+
+
+class Ready(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A listening server: port on 127.0.0.1, public host key, pid and start time in ticks since boot."""
+
+    port: int
+    host_key: str
+    pid: int
+    start: int
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Put `data` at `path` in one step, readable by its owner only."""
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def read_ready(folder: Path) -> Ready | None:
+    """The ready file, or None when the server never listened; raises `ValueError` when it is damaged."""
+    try:
+        return msgspec.json.decode((folder / READY).read_bytes(), type=Ready)
+    except FileNotFoundError:
+        return None
+    except msgspec.MsgspecError as error:
+        raise ValueError("The ready file of a local allocation is damaged.") from error

@@ -1,0 +1,127 @@
+"""The processes of a local allocation: told by folder and session, ended by descriptor, so never others."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator
+
+PROC: Final = Path("/proc")
+POLL_SECONDS: Final = 0.02
+_DEAD: Final = frozenset({b"Z", b"X"})
+_BUNDLE: Final = b"/proc/self/fd/"
+
+
+class Process(NamedTuple):
+    """One live process; `start` in clock ticks since boot makes the pid unique."""
+
+    pid: int
+    start: int
+    parent: int
+    session: int
+
+
+def look(pid: int) -> Process | None:
+    """The live process `pid`, or None; a zombie is none."""
+    try:
+        fields = (PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    if fields[0] in _DEAD:
+        return None
+    return Process(pid=pid, start=int(fields[19]), parent=int(fields[1]), session=int(fields[3]))
+
+
+def is_alive(pid: int, start: int) -> bool:
+    """True while the process `pid` that began at `start` ticks runs."""
+    found = look(pid)
+    return found is not None and found.start == start
+
+
+def of_folder(folder: Path, launched: Collection[tuple[int, int]] = ()) -> list[Process]:
+    """Every process that works for the allocation in `folder`, with its descendants; never the caller's own
+    line.
+
+    It names the folder in its command line, has it as working directory, or belongs to the session of one of
+    the supervisors `launched` (pid and start).
+    """
+    table = {found.pid: found for found in _all()}
+    sessions = {pid for pid, start in launched if pid not in table or table[pid].start == start}
+    spared = _line(table, os.getpid())
+    chosen = {pid for pid, found in table.items() if pid not in spared and _belongs(found, folder, sessions)}
+    grown = True
+    while grown:
+        children = {pid for pid, found in table.items() if found.parent in chosen and pid not in spared}
+        grown = not children <= chosen
+        chosen |= children
+    return [table[pid] for pid in sorted(chosen)]
+
+
+def end(processes: Iterable[Process], grace: float, patience: float = 5.0) -> list[Process]:
+    """Ask them to end, kill after `grace` seconds, and return those that live `patience` seconds later."""
+    left = [process for process in processes if _signal(process, signal.SIGTERM)]
+    left = _wait(left, grace)
+    for process in left:
+        _signal(process, signal.SIGKILL)
+    return _wait(left, patience)
+
+
+def _all() -> Iterator[Process]:
+    for entry in PROC.iterdir():
+        if entry.name.isdecimal() and (found := look(int(entry.name))) is not None:
+            yield found
+
+
+def _line(table: dict[int, Process], pid: int) -> set[int]:
+    """`pid` and its ancestors."""
+    line: set[int] = set()
+    while pid in table and pid not in line:
+        line.add(pid)
+        pid = table[pid].parent
+    return line
+
+
+def _belongs(process: Process, folder: Path, sessions: set[int]) -> bool:
+    place = os.fsencode(folder)
+    with contextlib.suppress(OSError):  # ended meanwhile, or another user's
+        command = (PROC / str(process.pid) / "cmdline").read_bytes().split(b"\0")
+        if any(word == place or word.startswith(place + b"/") for word in command):
+            return True
+        if process.session in sessions and any(word.startswith(_BUNDLE) for word in command):
+            return True
+    with contextlib.suppress(OSError):
+        return (PROC / str(process.pid) / "cwd").readlink().is_relative_to(folder)
+    return False
+
+
+def _signal(process: Process, number: signal.Signals) -> bool:
+    """Send a signal to exactly this process; False when it is gone."""
+    try:
+        descriptor = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return False
+    try:
+        if not is_alive(process.pid, process.start):
+            return False
+        signal.pidfd_send_signal(descriptor, number)
+    except ProcessLookupError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _wait(processes: list[Process], seconds: float) -> list[Process]:
+    until = time.monotonic() + seconds
+    left = processes
+    while (left := [process for process in left if is_alive(process.pid, process.start)]) and (
+        time.monotonic() < until
+    ):
+        time.sleep(POLL_SECONDS)
+    return left

@@ -1,0 +1,195 @@
+"""What the runner knows of a provider: frozen records, and verbs that every member shares.
+
+Order of a run: `preflight`, `quote`, then the ledger holds the intent, `acquire`, `wait_ready`,
+`open_session`; after the run `release` and `prove_empty`. At every start `reconcile` compares ledger and
+provider.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+
+import msgspec
+
+from engine.errors import ProviderError
+from engine.remote.endpoint import Endpoint
+
+if TYPE_CHECKING:
+    from engine.remote.session import SshSession
+
+Observation = Literal["alive", "stopped", "gone", "unknown"]
+OnPhase = Callable[[str], None]
+
+
+class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
+    pass
+
+
+class Spec(_Record, frozen=True, kw_only=True):
+    """What to acquire. `name` is unique to one attempt and in the ledger before `acquire`.
+
+    `gpus` are acceptable models in order of preference; prices in USD, `max_price` an hour, `max_cost` for
+    the run.
+    """
+
+    name: str
+    gpus: tuple[str, ...] = ()
+    max_price: float | None = None
+    max_cost: float | None = None
+
+
+class Quote(_Record, frozen=True, kw_only=True):
+    """What `acquire` would give now. `price_per_hour` in USD."""
+
+    provider: str
+    gpu_model: str
+    price_per_hour: float
+
+
+class Address(_Record, frozen=True, kw_only=True):
+    """Where an SSH server is. `host_key` is its pinned public key; the client key stays in its file."""
+
+    host: str
+    port: int
+    user: str
+    host_key: str
+    client_key_path: str
+
+
+class Lease(_Record, frozen=True, kw_only=True):
+    """One allocation that is ours, without secrets: a restarted runner goes on from it.
+
+    `address` is None until `wait_ready`. `python` and `site_paths` are the interpreter and the folders of
+    third-party Python there, `root` an absolute folder for run folders. `machine` identifies the machine as
+    the provider knows it.
+    """
+
+    allocation_id: str
+    provider: str
+    name: str
+    run_id: str
+    gpu_model: str | None
+    price_per_hour: float | None
+    acquired_at: str
+    root: str
+    python: str
+    site_paths: tuple[str, ...]
+    machine: dict[str, str]
+    address: Address | None = None
+
+    def endpoint(self) -> Endpoint:
+        """What an SSH session needs; raises `ProviderError` (`allocation_not_ready`) before `wait_ready`."""
+        if self.address is None:
+            raise ProviderError("This allocation is not ready yet.", code="allocation_not_ready")
+        address = self.address
+        return Endpoint(
+            host=address.host,
+            port=address.port,
+            user=address.user,
+            client_key=Path(address.client_key_path),
+            host_key=address.host_key,
+        )
+
+
+class Scope(_Record, frozen=True, kw_only=True):
+    """What a proof is about: every name that a run ever put into the ledger, and the leases it got."""
+
+    names: tuple[str, ...]
+    leases: tuple[Lease, ...] = ()
+
+
+class EmptyProof(_Record, frozen=True, kw_only=True):
+    """A counted observation: `count` of the scope's allocations exist, `others` is what else the provider
+    lists.
+
+    `listings` successful looks agreed, the last at `at` (UTC). `count` is None where nothing is ours to
+    delete.
+    """
+
+    scope: tuple[str, ...]
+    listings: int
+    count: int | None
+    others: int | None
+    at: str
+    statement: str
+
+
+class LedgerEntry(_Record, frozen=True, kw_only=True):
+    """One allocation as the ledger knows it; `lease` is None when only the intent was written."""
+
+    name: str
+    lease: Lease | None = None
+
+
+class Found(_Record, frozen=True, kw_only=True):
+    """One allocation that exists. `lease` is None where it cannot be taken up again."""
+
+    name: str
+    observation: Observation
+    lease: Lease | None = None
+
+
+class Reconciliation(_Record, frozen=True, kw_only=True):
+    """Ledger against provider: `ours` exist and are known, `gone` are known only, `foreign` exist only."""
+
+    ours: tuple[Found, ...] = ()
+    gone: tuple[str, ...] = ()
+    foreign: tuple[Found, ...] = ()
+
+
+@runtime_checkable
+class Provider(Protocol):
+    """A source of allocations. Verbs raise `ProviderError`; an error never means that there is nothing."""
+
+    @property
+    def name(self) -> str:
+        """The provider's name in plans and in the ledger."""
+        ...
+
+    async def preflight(self) -> None:
+        """Raise when `acquire` could not work, before anything is spent."""
+        ...
+
+    async def quote(self, spec: Spec) -> Quote:
+        """The price of what `acquire` would give."""
+        ...
+
+    async def acquire(self, spec: Spec, run_id: str) -> Lease:
+        """The allocation called `spec.name`: made, or taken up when an earlier attempt made it."""
+        ...
+
+    async def wait_ready(self, lease: Lease, on_phase: OnPhase | None = None) -> Lease:
+        """The lease with the address at which its SSH server answers now; `on_phase` hears what is waited
+        for.
+
+        Raises `allocation_gone` when the allocation no longer exists.
+        """
+        ...
+
+    async def open_session(self, lease: Lease) -> SshSession:
+        """A session to a ready allocation; raises `RemoteError` with the link's codes."""
+        ...
+
+    async def observe(self, lease: Lease) -> Observation:
+        """The allocation's state now; `unknown` when it cannot be told."""
+        ...
+
+    async def release(self, lease: Lease) -> None:
+        """End the allocation; done already is done. Raises `release_failed` with what is left and where."""
+        ...
+
+    async def prove_empty(self, scope: Scope) -> EmptyProof:
+        """Count what exists of the scope."""
+        ...
+
+    async def reconcile(self, ledger: Sequence[LedgerEntry]) -> Reconciliation:
+        """Compare this provider's part of the ledger with what exists."""
+        ...
+
+
+def allocation_name(install: str, run_id: str) -> str:
+    """A new name `glasshouse-INSTALL-RUN-RANDOM`, one for each attempt to acquire."""
+    return f"glasshouse-{install}-{run_id}-{secrets.token_hex(4)}"
