@@ -12,13 +12,17 @@ def rate(steps: float, elapsed_sec: float) -> float:
     return steps / elapsed_sec
 
 
-def overhead_pct(raw_rate: float, protected_rate: float) -> float:
-    """`(1 - protected / raw) * 100`, in percent, unrounded. Below zero it is noise, never a gain."""
+def _speed_ratio(raw_rate: float, protected_rate: float) -> float:
     if not (
         math.isfinite(raw_rate) and math.isfinite(protected_rate) and raw_rate > 0 and protected_rate > 0
     ):
         raise ValueError(f"no overhead from the rates {raw_rate} and {protected_rate}")
-    return (1 - protected_rate / raw_rate) * 100
+    return protected_rate / raw_rate
+
+
+def overhead_pct(raw_rate: float, protected_rate: float) -> float:
+    """`(1 - protected / raw) * 100`, in percent, unrounded. Below zero it is noise, never a gain."""
+    return (1 - _speed_ratio(raw_rate, protected_rate)) * 100
 
 
 def pair_overhead_pct(
@@ -30,7 +34,7 @@ def pair_overhead_pct(
 
 def log_ratio(raw_rate: float, protected_rate: float) -> float:
     """d = ln(protected time per step / raw time per step)."""
-    return -math.log1p(-overhead_pct(raw_rate, protected_rate) / 100)
+    return -math.log(_speed_ratio(raw_rate, protected_rate))
 
 
 def overhead_of_log_ratio(d: float) -> float:

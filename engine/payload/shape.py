@@ -7,7 +7,7 @@ from typing import Any, Final
 import msgspec
 
 from engine.errors import DataError, WireError
-from engine.wire import parse
+from engine.wire import canonical, parse
 
 MAX_CONFIG_BYTES: Final = 1024 * 1024
 _HINT: Final = "Give a causal language model with Llama's or Qwen2's layout, in safetensors."
@@ -69,8 +69,9 @@ def read_config(raw: bytes) -> tuple[dict[str, Any], ModelShape]:
         raise _refuse("is larger than 1 MiB")
     try:
         config = parse(raw)
+        canonical(config)
     except (WireError, UnicodeDecodeError) as error:
-        raise _refuse("is not JSON") from error
+        raise _refuse("is not JSON that has a canonical form") from error
     if not isinstance(config, dict):
         raise _refuse("is not a JSON object")
     architectures = config.get("architectures")
