@@ -116,7 +116,7 @@ class Staging:
         self._prepared = Prepared(
             manifest_digest=digest,
             payload_files={} if self.plan.segments == "protected" else {n: _sha256(c) for n, c in files.items()},
-            hub_weights={name: entry for name, entry in hub.get("files", {}).items()},
+            hub_weights={name: entry["sha256"] for name, entry in hub.get("files", {}).items()},
             model_type=str(config.get("model_type", "")),
             noise_seed=payload.noise_seed,
         )

@@ -10,7 +10,7 @@ import msgspec
 
 from engine.errors import RunError
 from engine.wire import ADAPTER_SAVED
-from engine.worker import identity
+from engine.worker import hubweights, identity
 from engine.worker.context import Context
 from engine.worker.segment import TrainerProcess
 
@@ -22,7 +22,7 @@ def run(context: Context) -> None:
     log = context.log
     seen = identity.observe(context.folder)
     log.state(KIND, "launching", identity=msgspec.to_builtins(seen))
-    files = open_payload(context.folder / "raw", context.job.payload_files)
+    files = {**open_payload(context.folder / "raw", context.job.payload_files), **hubweights.fetch(context.job)}
     folder = context.outbox / "raw"
     folder.mkdir(mode=0o700)
     target = os.open(folder / "adapter.safetensors", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)

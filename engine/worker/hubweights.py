@@ -1,0 +1,53 @@
+"""Public weights that the allocation fetches itself, by revision, and accepts by digest only."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+
+from engine.errors import RunError
+from engine.worker.job import Job
+
+
+def fetch(job: Job) -> dict[str, int]:
+    """Descriptors of the hub model's weight files under payload names, in the order of their hub names.
+
+    Raises `RunError`: `hub_unreachable`, `weights_changed`.
+    """
+    if not job.hub_weights:
+        return {}
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    name = job.parsed_plan().model.name
+    found: dict[str, int] = {}
+    for number, file in enumerate(sorted(job.hub_weights), start=1):
+        try:
+            path = hf_hub_download(name, file, revision=job.hub_revision)
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            close(found)
+            raise RunError(
+                f"The weight file {file} of {name} could not be fetched.",
+                "Check that the allocation reaches the hub and that the revision exists.",
+                code="hub_unreachable",
+            ) from error
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        found[f"weights-{number:05d}.safetensors"] = fd
+        with os.fdopen(os.dup(fd), "rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        os.lseek(fd, 0, os.SEEK_SET)
+        if digest != job.hub_weights[file]:
+            close(found)
+            raise RunError(
+                f"The weight file {file} of {name} is not the one that the plan pins.",
+                "Do not use this allocation's copy.",
+                code="weights_changed",
+            )
+    return found
+
+
+def close(files: dict[str, int]) -> None:
+    """Close every descriptor."""
+    for fd in files.values():
+        os.close(fd)
+    files.clear()

@@ -1,0 +1,115 @@
+"""Canonical JSON, strict parsing, and the chain that notices every change of a log."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.errors import WireError
+from engine.wire import MAX_LINE_BYTES, ChainReader, ChainWriter, canonical, digest_of, parse, to_line
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+)
+
+
+def _log(count: int = 4) -> list[bytes]:
+    writer = ChainWriter("run")
+    return [to_line(writer.append("log", {"n": n}, ts=f"2026-01-01T00:00:0{n}.000Z")) for n in range(count)]
+
+
+def _refusal(lines: list[bytes]) -> str:
+    reader = ChainReader("run")
+    with pytest.raises(WireError) as caught:
+        for line in lines:
+            reader.feed(line)
+    return caught.value.code
+
+
+@given(JSON)
+def test_canonical_json_is_parsed_back_to_the_same_value(value: object) -> None:
+    assert parse(canonical(value)) == value
+
+
+def test_key_order_does_not_change_a_digest() -> None:
+    assert digest_of({"a": 1, "b": 2}) == digest_of({"b": 2, "a": 1})
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, {"a": -math.inf}, object()])
+def test_values_without_canonical_json_are_refused(value: object) -> None:
+    with pytest.raises(WireError) as caught:
+        canonical(value)
+    assert caught.value.code == "json_not_canonical"
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        (b'{"a":1,"a":2}', "json_duplicate_key"),
+        (b'{"a":NaN}', "json_not_finite"),
+        (b"[Infinity]", "json_not_finite"),
+        (b"{", "json_invalid"),
+        (b"\xff", "json_invalid"),
+        (b"[" * 100_000, "json_invalid"),
+    ],
+)
+def test_loose_json_is_refused_with_its_code(text: bytes, code: str) -> None:
+    with pytest.raises(WireError) as caught:
+        parse(text)
+    assert caught.value.code == code
+
+
+def test_a_whole_log_is_accepted_and_its_head_is_the_writers() -> None:
+    writer = ChainWriter("run")
+    reader = ChainReader("run")
+    for n in range(5):
+        reader.feed(to_line(writer.append("log", {"n": n})))
+    assert (reader.head, reader.next_seq) == (writer.head, 5)
+
+
+def test_a_dropped_line_breaks_the_chain() -> None:
+    lines = _log()
+    assert _refusal([lines[0], lines[2]]) == "log_chain_broken"
+
+
+def test_reordered_lines_break_the_chain() -> None:
+    lines = _log()
+    assert _refusal([lines[1], lines[0]]) == "log_chain_broken"
+
+
+def test_a_doubled_line_breaks_the_chain() -> None:
+    lines = _log()
+    assert _refusal([lines[0], lines[0]]) == "log_chain_broken"
+
+
+def test_an_edited_body_is_noticed() -> None:
+    assert _refusal([_log()[0].replace(b'"n":0', b'"n":9')]) == "log_hash_wrong"
+
+
+def test_a_line_of_another_run_is_refused() -> None:
+    assert _refusal([to_line(ChainWriter("other").append("log", {}))]) == "log_other_run"
+
+
+def test_an_endless_line_is_refused_before_it_is_parsed() -> None:
+    assert _refusal([b"x" * (MAX_LINE_BYTES + 1)]) == "log_line_too_long"
+
+
+@given(st.binary(max_size=200))
+def test_arbitrary_bytes_raise_only_typed_errors(data: bytes) -> None:
+    with pytest.raises(WireError):
+        ChainReader("run").feed(data)
+
+
+def test_a_reader_takes_up_where_another_stopped() -> None:
+    lines = _log()
+    first = ChainReader("run")
+    for line in lines[:2]:
+        first.feed(line)
+    second = ChainReader("run", head=first.head, next_seq=first.next_seq)
+    for line in lines[2:]:
+        second.feed(line)
+    assert second.next_seq == 4
