@@ -20,6 +20,7 @@ from glasshouse_tui.commands.row_text import row_text
 POLL_SECONDS: Final = 0.1
 REREAD_SECONDS: Final = 1.0
 ORPHAN_GRACE_SECONDS: Final = 5.0
+STARTING_GRACE_SECONDS: Final = 30.0
 SAME_SIGNAL_SECONDS: Final = 0.3
 
 EXIT_DONE: Final = 0
@@ -140,7 +141,8 @@ def _until_final(
             break
         now = time.monotonic()
         abandoned_since = (abandoned_since or now) if view.summary.orphaned else None
-        if abandoned_since is not None and now - abandoned_since >= ORPHAN_GRACE_SECONDS:
+        grace = STARTING_GRACE_SECONDS if view.summary.state == "queued" else ORPHAN_GRACE_SECONDS
+        if abandoned_since is not None and now - abandoned_since >= grace:
             raise RunError(
                 f"Nobody is running run {run_id} any more: its runner has ended before the run did.",
                 f"`glasshouse resume {run_id}` continues it.",

@@ -10,7 +10,19 @@ from typing import Any, Final
 import msgspec
 
 from engine.errors import DataError, PlanError, UsageError
-from engine.plan import Data, Model, Order, Plan, ProviderRequest, Segments, Target, checked, preset, presets
+from engine.plan import (
+    Data,
+    Model,
+    Order,
+    Plan,
+    ProviderRequest,
+    Segments,
+    Target,
+    checked,
+    dump_plan,
+    preset,
+    presets,
+)
 
 AVAILABLE_PROVIDERS: Final = ("local",)
 LATER_PROVIDERS: Final = ("static", "runpod")
@@ -68,16 +80,29 @@ def asked_for(options: RunOptions) -> Asked:
         )
     model, folder = _model(options)
     base = preset(options.preset) if options.preset is not None else _from_scratch(options, model)
-    changes = _changes(base, options, model)
-    changed = tuple(sorted(name for name in changes if name in _ARTICLE_FIELDS))
-    if options.preset is not None and changed:
-        changes["ours"] = tuple(dict.fromkeys((*base.ours, *changed)))
-    plan = checked(msgspec.structs.replace(base, **changes))
-    _check_provider(plan.provider)
+    plan = msgspec.structs.replace(base, **_changes(base, options, model))
+    if options.preset is not None:
+        plan = msgspec.structs.replace(plan, ours=(*base.ours, *_new_settings(base, plan)))
+    plan = checked(plan)
+    _check_provider(plan.provider, options)
     return Asked(plan, options.data, folder)
 
 
-_ARTICLE_FIELDS: Final = ("segments", "order", "model", "data", "lora", "training", "target", "seed")
+_NOT_SETTINGS: Final = ("label", "preset", "challenge", "ours")
+
+
+def _new_settings(base: Plan, plan: Plan) -> list[str]:
+    """The settings that differ from the preset's, as `ours` names them, less those that it names already."""
+    before, after = dump_plan(base), dump_plan(plan)
+    changed: list[str] = []
+    for name in after.keys() - _NOT_SETTINGS:
+        if isinstance(after[name], dict):
+            changed += [f"{name}.{part}" for part in after[name] if after[name][part] != before[name][part]]
+        elif after[name] != before[name]:
+            changed.append(name)
+    return sorted(
+        name for name in changed if name not in base.ours and name.partition(".")[0] not in base.ours
+    )
 
 
 def _given(**fields: Any) -> dict[str, Any]:
@@ -108,6 +133,10 @@ def _changes(base: Plan, options: RunOptions, model: Model | None) -> dict[str, 
     )
     if options.seconds is not None or options.steps is not None:
         changes["target"] = Target(seconds=options.seconds, steps=options.steps)
+    if options.provider is not None and options.provider != base.provider.name:
+        base = msgspec.structs.replace(
+            base, provider=ProviderRequest()
+        )  # another provider's wishes do not apply
     nested = {
         "lora": _given(r=options.lora_r, alpha=options.lora_alpha),
         "training": _given(
@@ -167,7 +196,7 @@ def _model(options: RunOptions) -> tuple[Model | None, Path | None]:
             raise UsageError("--revision speaks of a hub model, and none is given.", "Add --model ID.")
         return None, None
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if name and folder.is_dir():
         if revision is not None:
             raise UsageError(f"{name} is a local folder and has no revision.", "Leave --revision out.")
         folder = folder.resolve()
@@ -197,24 +226,18 @@ def _pinned() -> dict[str, str]:
     return {model.name: model.revision for model in models if model.source == "hub" and model.revision}
 
 
-def _check_provider(request: ProviderRequest) -> None:
+def _check_provider(request: ProviderRequest, options: RunOptions) -> None:
     if request.name not in AVAILABLE_PROVIDERS:
         what = (
             f"The provider {request.name} arrives with a later version."
             if request.name in LATER_PROVIDERS
             else f"There is no provider called {request.name!r}."
         )
-        raise UsageError(
-            what,
-            f"Available now: {', '.join(AVAILABLE_PROVIDERS)} (this machine).",
-            code="provider_unavailable",
-        )
-    for flag, value in (
-        ("--gpu", request.gpus),
-        ("--allocation", request.allocation),
-        ("--keep-for", request.keep_for),
-    ):
-        if value:
+        hint = f"Available now: {', '.join(AVAILABLE_PROVIDERS)} (this machine); give --provider local."
+        raise UsageError(what, hint, code="provider_unavailable")
+    rented = {"--gpu": options.gpu, "--allocation": options.allocation, "--keep-for": options.keep_for}
+    for flag, value in rented.items():
+        if value is not None:
             raise UsageError(
                 f"{flag} speaks of a rented allocation, and this run takes the local one.",
                 f"Leave {flag} out.",

@@ -24,35 +24,49 @@ def presets(context: click.Context) -> int:
 
 
 def settings_of(plan: Plan) -> list[tuple[str, str, str]]:
-    """(group, name, value) of every setting of a plan that a person chooses."""
+    """(name in the plan, title, value) of every setting that a person chooses."""
     target = f"{plan.target.seconds:g} s" if plan.target.seconds is not None else f"{plan.target.steps} steps"
-    training = plan.training
-    return [
-        ("model", "model", plan.model.name),
-        (
-            "model",
-            "revision",
-            plan.model.revision or ("made from the seed" if plan.model.source == "tiny" else "-"),
-        ),
+    training, provider = plan.training, plan.provider
+    made = "made from the seed" if plan.model.source == "tiny" else "-"
+    settings = [
+        ("provider.name", "provider", provider.name),
+        ("model.name", "model", plan.model.name),
+        ("model.revision", "revision", plan.model.revision or made),
         ("data", "data", plan.data.name),
         ("segments", "segments", plan.segments),
         ("order", "order", plan.order),
         ("target", "target", f"{target} a segment"),
         ("seed", "seed", str(plan.seed)),
-        ("lora", "LoRA rank", str(plan.lora.r)),
-        ("lora", "LoRA alpha", str(plan.lora.alpha)),
-        ("lora", "LoRA targets", ", ".join(plan.lora.targets)),
-        ("training", "learning rate", f"{training.learning_rate:g}"),
-        ("training", "batch", str(training.batch)),
-        ("training", "max length", str(training.max_length)),
-        ("training", "gradient clip", f"{training.grad_clip:g}"),
-        ("training", "dtype", training.dtype),
-        ("training", "warm-up", f"{training.warmup_steps} steps"),
+        ("lora.r", "LoRA rank", str(plan.lora.r)),
+        ("lora.alpha", "LoRA alpha", str(plan.lora.alpha)),
+        ("lora.targets", "LoRA targets", ", ".join(plan.lora.targets)),
+        ("training.learningRate", "learning rate", f"{training.learning_rate:g}"),
+        ("training.batch", "batch", str(training.batch)),
+        ("training.maxLength", "max length", str(training.max_length)),
+        ("training.gradClip", "gradient clip", f"{training.grad_clip:g}"),
+        ("training.dtype", "dtype", training.dtype),
+        ("training.weightDecay", "weight decay", f"{training.weight_decay:g}"),
+        ("training.warmupSteps", "warm-up", f"{training.warmup_steps} steps"),
+        ("training.checkpointEvery", "checkpoint", f"each {training.checkpoint_every} steps"),
+        ("training.failOnNonfinite", "non-finite", "fails" if training.fail_on_nonfinite else "goes on"),
+        ("marginPct", "margin", f"{plan.margin_pct:g} %"),
     ]
+    if provider.gpus:
+        settings.insert(1, ("provider.gpus", "GPU", ", ".join(provider.gpus)))
+    if provider.max_price is not None:
+        settings.append(("provider.maxPrice", "price ceiling", f"{provider.max_price:g} USD an hour"))
+    if provider.max_cost is not None:
+        settings.append(("provider.maxCost", "cost ceiling", f"{provider.max_cost:g} USD"))
+    return settings
+
+
+def is_ours(plan: Plan, name: str) -> bool:
+    """True when the plan marks this setting, or the group that it stands in, as not the article's."""
+    return name in plan.ours or name.partition(".")[0] in plan.ours
 
 
 def _preset_text(name: str, plan: Plan) -> str:
     lines = [name]
-    for group, title, value in settings_of(plan):
-        lines.append(f"  {'*' if group in plan.ours else ' '} {title:<14}{value}")
+    for setting, title, value in settings_of(plan):
+        lines.append(f"  {'*' if is_ours(plan, setting) else ' '} {title:<15}{value}")
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from textwrap import fill
 from typing import Any, Final
 
 from engine.store.views import Check, RunView
@@ -18,6 +19,8 @@ def row_text(view: RunView, row: dict[str, Any]) -> str:
     """The row as text, at most about 80 columns where its values allow; nulls read `unknown`."""
     blocks = [_headline(view, row), _facts(view, row), _segments(view, row), _results(view, row)]
     blocks += [_verdict(title, [c for c in view.checks if c.group == group]) for group, title in _VERDICTS]
+    if row.get("note"):
+        blocks.append(fill(plain(row["note"]), 80))
     return "\n\n".join(block for block in blocks if block)
 
 
@@ -76,8 +79,7 @@ def _facts(view: RunView, row: dict[str, Any]) -> str:
         ("started", local_time(row.get("startedAt") or summary.started_at)),
         ("finished", local_time(row.get("finishedAt") or summary.finished_at)),
     ]
-    if row.get("challenge"):
-        pairs.append(("challenge", plain(row["challenge"])))
+    pairs += [(name, plain(row[name])) for name in ("published", "challenge") if row.get(name)]
     return _lines(pairs)
 
 
@@ -117,8 +119,10 @@ def _results(view: RunView, row: dict[str, Any]) -> str:
                 overhead_text(row.get("overheadPct"), row.get("overheadCi95"), provisional=provisional),
             )
         )
-        noise = row.get("noiseFloorPct")
-        pairs.append(("noise floor", known(noise, " %")))
+        precision = row.get("overheadPrecisionPct")
+        within = UNKNOWN if precision is None else f"+-{precision:.2f} % within this pair's segments"
+        pairs.append(("precision", within))
+        pairs.append(("noise floor", known(row.get("noiseFloorPct"), " %")))
     codes = f" ({', '.join(plain(code) for code in view.reason_codes)})" if view.reason_codes else ""
     pairs += [
         ("attestation", f"{known(row.get('attestation'))}{codes}; tier {known(tier)}, EAR {known(ear)}"),

@@ -1,0 +1,202 @@
+"""From options to a plan."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from engine.errors import DataError, GlasshouseError, PlanError, UsageError
+from engine.plan import preset, presets
+from glasshouse_tui.commands.plan_options import RunOptions, asked_for
+
+
+def _refusal(options: RunOptions) -> GlasshouseError:
+    with pytest.raises(GlasshouseError) as caught:
+        asked_for(options)
+    assert caught.value.exit_code == 2
+    assert caught.value.hint
+    return caught.value
+
+
+def test_a_preset_alone_is_the_preset() -> None:
+    asked = asked_for(RunOptions(preset="demo"))
+    assert asked.plan == preset("demo")
+    assert (asked.data_file, asked.model_folder) == (None, None)
+
+
+def test_options_replace_a_presets_fields_one_by_one() -> None:
+    plan = asked_for(
+        RunOptions(
+            preset="demo",
+            label="mine",
+            steps=7,
+            order="protected-first",
+            segments="pair",
+            seed=3,
+            lr=0.5,
+            lora_r=4,
+            lora_alpha=9,
+            batch=2,
+            max_length=32,
+            warmup=1,
+            checkpoint_every=5,
+            challenge="who asks",
+            max_cost=2.0,
+        )
+    ).plan
+    demo = preset("demo")
+    assert (plan.label, plan.target.steps, plan.order, plan.seed) == ("mine", 7, "protected-first", 3)
+    assert (plan.lora.r, plan.lora.alpha, plan.lora.targets) == (4, 9, demo.lora.targets)
+    training = plan.training
+    assert (training.learning_rate, training.batch, training.max_length) == (0.5, 2, 32)
+    assert (training.warmup_steps, training.checkpoint_every) == (1, 5)
+    assert training.grad_clip == demo.training.grad_clip
+    assert (plan.challenge, plan.provider.max_cost, plan.model) == ("who asks", 2.0, demo.model)
+
+
+def test_seconds_replace_a_step_budget_whole() -> None:
+    target = asked_for(RunOptions(preset="demo", seconds=2.5)).plan.target
+    assert (target.seconds, target.steps) == (2.5, None)
+
+
+def test_what_departs_from_a_published_preset_is_marked_as_ours() -> None:
+    options = RunOptions(preset="7b-15m", provider="local", lr=0.5, order="raw-first", seed=1)
+    plan = asked_for(options).plan
+    before = presets()["7b-15m"].ours
+    assert plan.ours[: len(before)] == before
+    added = set(plan.ours) - set(before)
+    assert {"training.learningRate", "order", "provider.name", "provider.gpus"} <= added
+    assert "seed" in before
+    assert plan.ours.count("seed") == 1
+
+
+def test_both_targets_at_once_are_refused() -> None:
+    assert "--seconds and --steps" in _refusal(RunOptions(preset="demo", seconds=1, steps=1)).message
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        RunOptions(preset="demo", steps=0),
+        RunOptions(preset="demo", seconds=0),
+        RunOptions(preset="demo", seconds=-1),
+        RunOptions(preset="demo", seconds=math.nan),
+        RunOptions(preset="demo", seconds=math.inf),
+        RunOptions(preset="demo", lr=0),
+        RunOptions(preset="demo", lora_r=0),
+        RunOptions(preset="demo", warmup=-1),
+        RunOptions(preset="demo", seed=-1),
+        RunOptions(preset="demo", label=" "),
+        RunOptions(preset="demo", challenge=""),
+        RunOptions(preset="demo", max_cost=0),
+    ],
+)
+def test_figures_that_make_no_sense_are_refused(options: RunOptions) -> None:
+    assert isinstance(_refusal(options), PlanError)
+
+
+def test_an_unknown_preset_lists_the_known_ones() -> None:
+    error = _refusal(RunOptions(preset="nope"))
+    assert error.code == "preset_unknown"
+    for name in presets():
+        assert name in error.hint
+
+
+def test_nothing_to_run_is_a_usage_error_that_names_the_presets() -> None:
+    assert "demo" in _refusal(RunOptions()).hint
+    assert "demo" in _refusal(RunOptions(model="glasshouse/tiny-qwen2")).hint
+
+
+def test_a_target_alone_trains_the_tiny_model() -> None:
+    plan = asked_for(RunOptions(steps=5)).plan
+    assert (plan.model, plan.preset, plan.ours, plan.target.steps) == (preset("demo").model, None, (), 5)
+
+
+def test_an_existing_folder_is_the_model(tmp_path: Path) -> None:
+    folder = tmp_path / "my-model"
+    folder.mkdir()
+    asked = asked_for(RunOptions(model=str(folder), steps=5))
+    assert (asked.plan.model.source, asked.plan.model.name) == ("folder", "my-model")
+    assert asked.plan.label == "my-model"
+    assert asked.model_folder == folder
+    assert "no revision" in _refusal(RunOptions(model=str(folder), revision="a" * 40, steps=5)).message
+
+
+@pytest.mark.parametrize(
+    "name", ["./nowhere", "/nowhere/at/all", "~/nowhere-at-all", "a/b/c", "nowhere/", ""]
+)
+def test_a_path_that_is_not_there_is_a_missing_model_folder(name: str) -> None:
+    error = _refusal(RunOptions(model=name, steps=5))
+    assert isinstance(error, DataError)
+    assert error.code == "model_missing"
+    assert "model folder" in error.message
+
+
+def test_a_file_is_not_a_model_folder(tmp_path: Path) -> None:
+    file = tmp_path / "weights.bin"
+    file.write_bytes(b"x")
+    assert _refusal(RunOptions(model=str(file), steps=5)).code == "model_missing"
+
+
+def test_a_hub_model_needs_a_full_commit_unless_a_preset_pins_it() -> None:
+    assert _refusal(RunOptions(model="someone/model", steps=5)).code == "model_missing"
+    assert "could change" in _refusal(RunOptions(model="someone/model", revision="main", steps=5)).message
+    asked = asked_for(RunOptions(model="someone/model", revision="a" * 40, steps=5)).plan
+    assert (asked.model.source, asked.model.revision, asked.label) == ("hub", "a" * 40, "model")
+    pinned = asked_for(RunOptions(model="Qwen/Qwen2.5-0.5B-Instruct", steps=5)).plan
+    assert pinned.model == presets()["0.5b-15m"].model
+
+
+def test_private_data_makes_no_pair_unless_it_is_public_or_has_a_stand_in(tmp_path: Path) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"prompt": "a", "completion": "b"}\n')
+    assert _refusal(RunOptions(preset="demo", data=file)).code == "data_not_public"
+    assert _refusal(RunOptions(preset="demo", data=file, segments="raw")).code == "data_not_public"
+    for options in (
+        RunOptions(preset="demo", data=file, public_data=True),
+        RunOptions(preset="demo", data=file, stand_in=True),
+        RunOptions(preset="demo", data=file, segments="protected"),
+    ):
+        asked = asked_for(options)
+        assert asked.data_file == file
+        assert (asked.plan.data.source, asked.plan.data.name) == ("file", "mine.jsonl")
+        assert asked.plan.data.public is options.public_data
+
+
+def test_a_data_file_that_is_not_there_is_refused_and_its_flags_need_one(tmp_path: Path) -> None:
+    assert _refusal(RunOptions(preset="demo", data=tmp_path / "no.jsonl")).code == "data_missing"
+    assert "--public-data" in _refusal(RunOptions(preset="demo", public_data=True)).message
+    assert "--stand-in" in _refusal(RunOptions(preset="demo", stand_in=True)).message
+
+
+@pytest.mark.parametrize("name", ["runpod", "static", "elsewhere"])
+def test_a_provider_that_is_not_there_yet_is_said_so(name: str) -> None:
+    error = _refusal(RunOptions(preset="demo", provider=name))
+    assert isinstance(error, UsageError)
+    assert error.code == "provider_unavailable"
+    assert "Available now: local" in error.hint
+    assert ("later version" in error.message) is (name != "elsewhere")
+
+
+def test_a_published_preset_says_where_it_cannot_run_and_runs_locally_when_asked() -> None:
+    assert _refusal(RunOptions(preset="7b-15m")).code == "provider_unavailable"
+    provider = asked_for(RunOptions(preset="7b-15m", provider="local")).plan.provider
+    assert (provider.name, provider.gpus, provider.max_price) == ("local", (), None)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        RunOptions(preset="demo", gpu="NVIDIA H100"),
+        RunOptions(preset="demo", allocation="x"),
+        RunOptions(preset="demo", keep_for=5),
+    ],
+)
+def test_wishes_for_a_rented_allocation_are_not_dropped_in_silence(options: RunOptions) -> None:
+    assert "rented allocation" in _refusal(options).message
+
+
+def test_gpus_stand_between_commas() -> None:
+    assert "no GPU" in _refusal(RunOptions(preset="demo", gpu=" , ")).message
