@@ -69,14 +69,14 @@ def test_any_buffer_of_the_same_bytes_gives_the_same_digest() -> None:
     views: list[Any] = [
         data.tobytes(),
         bytearray(data.tobytes()),
-        memoryview(data),
-        memoryview(data.reshape(2, 2)),
+        data.data,
+        data.reshape(2, 2).data,
     ]
     assert len({tensor_digest([("a", "F32", (2, 2), view)]) for view in views}) == 1
 
 
 def test_an_empty_tensor_and_a_scalar_have_digests() -> None:
-    empty = tensor_digest([("a", "F32", (0, 3), memoryview(np.zeros((0, 3), "<f4")))])
+    empty = tensor_digest([("a", "F32", (0, 3), np.zeros((0, 3), "<f4").data)])
     assert empty != tensor_digest([("a", "F32", (3, 0), b"")])
     assert tensor_digest([("a", "F32", (), b"\0\0\0\0")]) != tensor_digest([("a", "F32", (1,), b"\0\0\0\0")])
 
