@@ -1,0 +1,128 @@
+"""DSSE envelopes by securesystemslib, held to their strictest form.
+
+An envelope is accepted only if it is exactly what a signer of ours writes: known fields, canonical base64,
+the exact payload type, and one valid signature of each expected public key and of no other.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, Final
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from securesystemslib.dsse import Envelope
+from securesystemslib.exceptions import VerificationError
+from securesystemslib.signer import CryptoSigner, SSlibKey
+
+from engine.attestation.reasons import refusal
+from engine.sealing.pem import key_id
+
+MAX_PAYLOAD_BASE64: Final = 6 * 1024 * 1024
+MAX_SIGNATURES: Final = 8
+_FIELDS: Final = {"payload", "payloadType", "signatures"}
+_SIGNATURE_FIELDS: Final = {"keyid", "sig"}
+_SIGNATURE_BASE64: Final = 88
+
+
+def _signer(private: Ed25519PrivateKey) -> CryptoSigner:
+    public = private.public_key()
+    return CryptoSigner(private, SSlibKey.from_crypto(public, keyid=key_id(public.public_bytes_raw())))
+
+
+def seal_envelope(payload: bytes, payload_type: str, *privates: Ed25519PrivateKey) -> dict[str, Any]:
+    """An envelope around `payload`, signed by every key given, named by SHA-256 over its public half."""
+    envelope = Envelope(payload, payload_type, {})
+    for private in privates:
+        envelope.sign(_signer(private))
+    made: dict[str, Any] = envelope.to_dict()
+    return made
+
+
+def countersign(envelope: dict[str, Any], private: Ed25519PrivateKey) -> dict[str, Any]:
+    """A copy of `envelope` with one more signature; raises `RefusedError` (`envelope_malformed`)."""
+    opened = _parse(envelope)
+    opened.sign(_signer(private))
+    made: dict[str, Any] = opened.to_dict()
+    return made
+
+
+def _has_form(envelope: object) -> bool:
+    if not isinstance(envelope, dict) or set(envelope) != _FIELDS:
+        return False
+    payload, signatures = envelope["payload"], envelope["signatures"]
+    if not isinstance(payload, str) or len(payload) > MAX_PAYLOAD_BASE64:
+        return False
+    if not isinstance(envelope["payloadType"], str) or not isinstance(signatures, list):
+        return False
+    return 0 < len(signatures) <= MAX_SIGNATURES and all(
+        isinstance(entry, dict)
+        and set(entry) == _SIGNATURE_FIELDS
+        and all(isinstance(value, str) for value in entry.values())
+        and len(entry["keyid"]) <= 64
+        and len(entry["sig"]) == _SIGNATURE_BASE64
+        for entry in signatures
+    )
+
+
+def _parse(envelope: object) -> Envelope:
+    if not _has_form(envelope):
+        raise refusal("envelope_malformed")
+    try:
+        opened = Envelope.from_dict(copy.deepcopy(envelope))
+        same = opened.to_dict() == envelope
+    except (ValueError, KeyError, TypeError) as error:  # bad base64, a key id twice
+        raise refusal("envelope_malformed") from error
+    if not same:
+        raise refusal("envelope_malformed")
+    return opened
+
+
+def open_envelope(envelope: object, payload_type: str, publics: Sequence[bytes]) -> bytes:
+    """The payload, when exactly the keys in `publics` (raw, distinct) have signed it.
+
+    Raises `RefusedError`: `envelope_malformed`, `envelope_payload_type`, `envelope_keys_not_distinct`,
+    `envelope_signer_unknown`, `envelope_signature_invalid`.
+    """
+    opened = _parse(envelope)
+    if opened.payload_type != payload_type:
+        raise refusal("envelope_payload_type")
+    if len(set(publics)) != len(publics) or not publics:
+        raise refusal("envelope_keys_not_distinct")
+    keys = [_public(raw) for raw in publics]
+    if set(opened.signatures) != {key.keyid for key in keys}:
+        raise refusal(
+            "envelope_keys_not_distinct" if _renamed(opened, publics) else "envelope_signer_unknown"
+        )
+    try:
+        opened.verify(keys, threshold=len(keys))
+    except VerificationError as error:
+        raise refusal("envelope_signature_invalid") from error
+    payload: bytes = opened.payload
+    return payload
+
+
+def _renamed(opened: Envelope, publics: Sequence[bytes]) -> bool:
+    """True when one of the keys signs under a name that is not its own."""
+    for raw in publics:
+        public = Ed25519PublicKey.from_public_bytes(bytes(raw))
+        for keyid, signature in opened.signatures.items():
+            if keyid != key_id(raw) and _verifies(public, bytes.fromhex(signature.signature), opened.pae()):
+                return True
+    return False
+
+
+def _verifies(public: Ed25519PublicKey, signature: bytes, signed: bytes) -> bool:
+    try:
+        public.verify(signature, signed)
+    except InvalidSignature:
+        return False
+    return True
+
+
+def _public(raw: bytes) -> SSlibKey:
+    try:
+        return SSlibKey.from_crypto(Ed25519PublicKey.from_public_bytes(bytes(raw)), keyid=key_id(raw))
+    except ValueError as error:
+        raise refusal("envelope_signer_unknown") from error

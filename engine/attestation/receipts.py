@@ -1,0 +1,238 @@
+"""Receipts: signed statements that something happened. Each predicate is a struct whose fields say what it
+states.
+
+Who signs: the operator's key a delegation, the run's key a release, the attester's ephemeral key a
+zeroization, which the run's key countersigns after it has looked, and the run's key the whole run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from engine.attestation.dsse import countersign
+from engine.attestation.reasons import refusal
+from engine.attestation.statements import open_statement, read_predicate, sign, statement, verify
+from engine.sealing.manifest import is_digest
+from engine.sealing.pem import key_id
+from engine.wire import digest_of, utc_now
+
+__all__ = [
+    "DELEGATION",
+    "RELEASE",
+    "RUN",
+    "ZEROIZATION",
+    "Delegation",
+    "Release",
+    "RunReceipt",
+    "check_delegation",
+    "countersign",
+    "delegate",
+    "open_statement",
+    "read_predicate",
+    "read_release",
+    "read_run_receipt",
+    "release_receipt",
+    "run_receipt",
+    "sign",
+    "statement",
+    "verify",
+]
+
+_PREFIX: Final = "urn:glasshouse:predicate"
+DELEGATION: Final = f"{_PREFIX}:delegation:1"
+RELEASE: Final = f"{_PREFIX}:release:1"
+ZEROIZATION: Final = f"{_PREFIX}:zeroization:1"
+RUN: Final = f"{_PREFIX}:run:1"
+
+
+class Delegation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The operator lets `run_public` (raw, hex) sign for one run of one plan until `expires`.
+
+    Times are UTC.
+    """
+
+    run_id: str
+    plan_digest: str
+    run_public: str
+    issued: str
+    expires: str
+
+
+class Release(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The package's keys were released to `cnf_public` (raw, hex) on one appraisal result, and on that one
+    only.
+
+    `ciphertext_sha256` names the bytes that are sent, and sent again after a reconnect. Heads are those of
+    the two logs when the release was decided.
+    """
+
+    run_id: str
+    result_id: str
+    result_sha256: str
+    evidence_sha256: str
+    policy_sha256: str
+    manifest_sha256: str
+    cnf_public: str
+    ciphertext_sha256: str
+    runner_head: str
+    pod_head: str
+    released: str
+
+
+class RunReceipt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A run ended with this row. Digests by name: adapters and step series by segment."""
+
+    run_id: str
+    row_sha256: str
+    plan_digest: str
+    manifest_sha256: str | None
+    adapters: dict[str, str]
+    series: dict[str, str]
+    runner_head: str
+    pod_head: str
+    delegation_sha256: str
+    bundle_sha256: str
+    challenge: str | None
+    finished: str
+
+
+def _time(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def delegate(
+    signing: Ed25519PrivateKey,
+    run_public: bytes,
+    *,
+    run_id: str,
+    plan_digest: str,
+    seconds: float,
+    now: datetime | None = None,
+) -> dict[str, Any]:
+    """The operator's delegation to a run's key, valid for `seconds`, as an envelope."""
+    issued = now or datetime.now(UTC)
+    body = Delegation(
+        run_id=run_id,
+        plan_digest=plan_digest,
+        run_public=run_public.hex(),
+        issued=_time(issued),
+        expires=_time(issued + timedelta(seconds=seconds)),
+    )
+    subjects = {"plan": plan_digest, "run-key": key_id(run_public)}
+    return sign(statement(DELEGATION, subjects, msgspec.to_builtins(body)), signing)
+
+
+def check_delegation(
+    envelope: object,
+    operator_public: bytes,
+    *,
+    run_id: str,
+    plan_digest: str,
+    at: datetime | None = None,
+) -> bytes:
+    """The run's raw public key, when the operator delegated to it for this run and plan and it is valid at
+    `at`.
+
+    Raises `RefusedError`: `envelope_*`, `statement_malformed`, `predicate_*`, `delegation_other_run`,
+    `delegation_expired`.
+    """
+    body, subjects = read_predicate(envelope, operator_public, DELEGATION, Delegation)
+    if (body.run_id, body.plan_digest) != (run_id, plan_digest):
+        raise refusal("delegation_other_run")
+    moment = at or datetime.now(UTC)
+    try:
+        issued, expires = datetime.fromisoformat(body.issued), datetime.fromisoformat(body.expires)
+        run_public = bytes.fromhex(body.run_public)
+        valid = issued <= moment <= expires
+    except (ValueError, TypeError) as error:
+        raise refusal("predicate_malformed") from error
+    if subjects != {"plan": plan_digest, "run-key": key_id(run_public)} or len(run_public) != 32:
+        raise refusal("predicate_malformed")
+    if not valid:
+        raise refusal("delegation_expired")
+    return run_public
+
+
+def release_receipt(body: Release, run_key: Ed25519PrivateKey) -> dict[str, Any]:
+    """The receipt that is signed and stored before the keys are sent."""
+    subjects = {
+        "evidence": body.evidence_sha256,
+        "result": body.result_sha256,
+        "policy": body.policy_sha256,
+        "package": body.manifest_sha256,
+        "ciphertext": body.ciphertext_sha256,
+    }
+    return sign(statement(RELEASE, subjects, msgspec.to_builtins(body)), run_key)
+
+
+def read_release(envelope: object, run_public: bytes, *, run_id: str) -> Release:
+    """A release receipt of one run; raises `RefusedError` (`receipt_other_run` and as `read_predicate`)."""
+    body, _ = read_predicate(envelope, run_public, RELEASE, Release)
+    if body.run_id != run_id:
+        raise refusal("receipt_other_run")
+    return body
+
+
+def run_receipt(
+    *,
+    run_id: str,
+    row: Mapping[str, Any],
+    plan_digest: str,
+    manifest_sha256: str | None,
+    adapters: Mapping[str, str],
+    series: Mapping[str, str],
+    runner_head: str,
+    pod_head: str,
+    delegation: Mapping[str, Any],
+    bundle_sha256: str,
+    challenge: str | None,
+    privates: Sequence[Ed25519PrivateKey],
+) -> dict[str, Any]:
+    """The receipt of a whole run: row, package, adapters, step series and both heads are its subjects."""
+    body = RunReceipt(
+        run_id=run_id,
+        row_sha256=digest_of(dict(row)),
+        plan_digest=plan_digest,
+        manifest_sha256=manifest_sha256,
+        adapters=dict(adapters),
+        series=dict(series),
+        runner_head=runner_head,
+        pod_head=pod_head,
+        delegation_sha256=digest_of(dict(delegation)),
+        bundle_sha256=bundle_sha256,
+        challenge=challenge,
+        finished=utc_now(),
+    )
+    return sign(statement(RUN, _run_subjects(body), msgspec.to_builtins(body)), *privates)
+
+
+def _run_subjects(body: RunReceipt) -> dict[str, str]:
+    subjects = {
+        "row": body.row_sha256,
+        "plan": body.plan_digest,
+        "runner-log": body.runner_head,
+        "pod-log": body.pod_head,
+        **{f"adapter-{segment}": digest for segment, digest in body.adapters.items()},
+        **{f"series-{segment}": digest for segment, digest in body.series.items()},
+    }
+    return subjects if body.manifest_sha256 is None else {**subjects, "package": body.manifest_sha256}
+
+
+def read_run_receipt(
+    envelope: object, publics: bytes | Sequence[bytes], *, run_id: str, row: Mapping[str, Any]
+) -> RunReceipt:
+    """The receipt of this run over exactly this row.
+
+    Raises `RefusedError`: `receipt_other_run` (another run or row), and as `read_predicate`.
+    """
+    body, subjects = read_predicate(envelope, publics, RUN, RunReceipt)
+    if subjects != _run_subjects(body) or not is_digest(body.row_sha256):
+        raise refusal("predicate_malformed")
+    if body.run_id != run_id or body.row_sha256 != digest_of(dict(row)):
+        raise refusal("receipt_other_run")
+    return body

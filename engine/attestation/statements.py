@@ -1,0 +1,101 @@
+"""In-toto Statements v1 in DSSE envelopes: what a receipt is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, TypeVar
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from engine.attestation.dsse import open_envelope, seal_envelope
+from engine.attestation.reasons import refusal
+from engine.errors import WireError
+from engine.sealing.manifest import is_digest
+from engine.wire import canonical, parse
+
+PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
+STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
+MAX_SUBJECTS: Final = 64
+
+PredicateT = TypeVar("PredicateT", bound=msgspec.Struct)
+
+
+class _Digests(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    sha256: str
+
+
+class _Subject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    digest: _Digests
+
+
+class Statement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
+    """An in-toto Statement v1. `subjects` maps names to SHA-256 in hex when read by `Statement.named`."""
+
+    type: str = msgspec.field(default=STATEMENT_TYPE, name="_type")
+    subject: tuple[_Subject, ...]
+    predicate_type: str
+    predicate: dict[str, Any]
+
+    @property
+    def named(self) -> dict[str, str]:
+        """Subjects by name."""
+        return {subject.name: subject.digest.sha256 for subject in self.subject}
+
+
+def statement(
+    predicate_type: str, subjects: Mapping[str, str], predicate: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A statement about `subjects` (name -> SHA-256 in hex) as builtins."""
+    return {
+        "_type": STATEMENT_TYPE,
+        "subject": [
+            {"name": name, "digest": {"sha256": digest}} for name, digest in sorted(subjects.items())
+        ],
+        "predicateType": predicate_type,
+        "predicate": dict(predicate),
+    }
+
+
+def sign(made: Mapping[str, Any], *privates: Ed25519PrivateKey) -> dict[str, Any]:
+    """The envelope of a statement, signed by every key given."""
+    return seal_envelope(canonical(dict(made)), PAYLOAD_TYPE, *privates)
+
+
+def open_statement(envelope: object, publics: bytes | Sequence[bytes], predicate_type: str) -> Statement:
+    """The statement of an envelope that exactly `publics` (raw keys) have signed.
+
+    Raises `RefusedError`: `envelope_*`, `statement_malformed`, `predicate_type`.
+    """
+    keys = (publics,) if isinstance(publics, bytes) else tuple(publics)
+    payload = open_envelope(envelope, PAYLOAD_TYPE, keys)
+    try:
+        opened = msgspec.convert(parse(payload), Statement, strict=True)
+    except (WireError, msgspec.ValidationError) as error:
+        raise refusal("statement_malformed") from error
+    subjects = opened.subject
+    named = len(subjects) <= MAX_SUBJECTS and len(opened.named) == len(subjects)
+    if opened.type != STATEMENT_TYPE or not named or not all(map(is_digest, opened.named.values())):
+        raise refusal("statement_malformed")
+    if opened.predicate_type != predicate_type:
+        raise refusal("predicate_type")
+    return opened
+
+
+def verify(envelope: object, public: bytes | Sequence[bytes], predicate_type: str) -> dict[str, Any]:
+    """The predicate of an envelope, checked as `open_statement` does."""
+    return open_statement(envelope, public, predicate_type).predicate
+
+
+def read_predicate(
+    envelope: object, public: bytes | Sequence[bytes], predicate_type: str, kind: type[PredicateT]
+) -> tuple[PredicateT, dict[str, str]]:
+    """The predicate as `kind`, and the subjects by name; raises `RefusedError` as above,
+    `predicate_malformed`.
+    """
+    opened = open_statement(envelope, public, predicate_type)
+    try:
+        return msgspec.convert(opened.predicate, kind, strict=True), opened.named
+    except msgspec.ValidationError as error:
+        raise refusal("predicate_malformed") from error
