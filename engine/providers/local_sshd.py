@@ -100,14 +100,14 @@ class Commands:
 async def _pump(
     read: Callable[[int], Awaitable[bytes]], sink: asyncio.StreamWriter | asyncssh.SSHWriter[bytes]
 ) -> None:
-    """Copy to the end of the source, then end the sink; when the sink is gone the rest is thrown away."""
+    """Copy to the end of the source, then end a pipe; when the sink is gone the rest is thrown away."""
     open_ = True
     try:
         while block := await read(BLOCK):
             if open_:
                 open_ = await _write(sink, block)
-        if open_:
-            sink.write_eof()
+        if open_ and isinstance(sink, asyncio.StreamWriter):
+            sink.write_eof()  # a channel has one end for both outputs: the exit status gives it
     except (*_INTERRUPTIONS, *_ENDED):
         return
 

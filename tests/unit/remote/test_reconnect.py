@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import asyncssh
+import pytest
+
+from engine.errors import ProviderError, RemoteError
+from engine.remote.reconnect import Reconnecting
+from engine.remote.session import SshSession
+
+if TYPE_CHECKING:
+    from tests.unit.remote.conftest import Allocation
+
+
+async def test_an_operation_survives_two_killed_servers(allocation: Allocation, folder: Path) -> None:
+    told: list[bool] = []
+    tries = 0
+
+    async def write(session: SshSession) -> str:
+        nonlocal tries
+        tries += 1
+        if tries <= 2:
+            allocation.kill_server()
+        return await session.upload(b"data", str(folder / "file"))
+
+    link = Reconnecting(allocation.session, allocation.limits, on_link=lambda up, _: told.append(up))
+    async with link:
+        await link.call(write)
+        assert tries == 3
+        assert told == [True, False, True, False, True]
+    assert (folder / "file").read_bytes() == b"data"
+
+
+async def test_one_session_serves_while_the_link_holds(allocation: Allocation) -> None:
+    async with Reconnecting(allocation.session, allocation.limits) as link:
+
+        async def same(session: SshSession) -> SshSession:
+            return session
+
+        assert await link.call(same) is await link.call(same)
+
+
+async def test_what_the_operation_raises_itself_is_not_tried_again(allocation: Allocation) -> None:
+    tries = 0
+
+    async def missing(session: SshSession) -> None:
+        nonlocal tries
+        tries += 1
+        await session.read_at(str(allocation.root / "none"), 0, 1)
+
+    async with Reconnecting(allocation.session, allocation.limits) as link:
+        with pytest.raises(RemoteError) as caught:
+            await link.call(missing)
+    assert (caught.value.code, tries) == ("remote_missing", 1)
+
+
+async def test_a_wrong_host_key_and_a_gone_allocation_end_the_attempt(allocation: Allocation) -> None:
+    endpoint = (await allocation.provider.wait_ready(allocation.lease)).endpoint()
+    other = asyncssh.generate_private_key("ssh-ed25519").export_public_key().decode()
+
+    async def impostor() -> SshSession:
+        return await SshSession.connect(replace(endpoint, host_key=other), allocation.limits)
+
+    async def gone() -> SshSession:
+        raise ProviderError("It is gone.", code="allocation_gone")
+
+    for opener, code in ((impostor, "host_key_mismatch"), (gone, "allocation_gone")):
+        with pytest.raises((RemoteError, ProviderError)) as caught:
+            await Reconnecting(opener, allocation.limits).call(SshSession.sftp)
+        assert caught.value.code == code
+
+
+async def test_it_gives_up_at_its_deadline_with_growing_jittered_pauses(allocation: Allocation) -> None:
+    endpoint = (await allocation.provider.wait_ready(allocation.lease)).endpoint()
+    asked: list[float] = []
+
+    async def refused() -> SshSession:
+        return await SshSession.connect(replace(endpoint, port=1), allocation.limits)
+
+    def jitter(most: float) -> float:
+        asked.append(most)
+        return most
+
+    limits = replace(allocation.limits, give_up=0.6)
+    began = time.monotonic()
+    with pytest.raises(RemoteError) as caught:
+        await Reconnecting(refused, limits, jitter=jitter).call(SshSession.sftp)
+    assert caught.value.code == "connect_failed"
+    assert time.monotonic() - began < 1.5
+    assert asked[:4] == [0.05, 0.1, 0.2, 0.2]

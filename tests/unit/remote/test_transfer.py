@@ -1,0 +1,267 @@
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import asyncssh
+import pytest
+
+from engine.errors import RemoteError
+from engine.providers.local_sftp import RootedSftp
+from engine.remote.endpoint import Endpoint, LinkLimits
+from engine.remote.session import SshSession
+from engine.remote.transfer import CHUNK_BYTES
+
+if TYPE_CHECKING:
+    from tests.unit.remote.conftest import Allocation
+
+CONTENT = os.urandom(4 * CHUNK_BYTES + 12345)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("source") / "weights"
+    path.write_bytes(CONTENT)
+    return path
+
+
+def _names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+async def _no_commands(process: asyncssh.SSHServerProcess[str]) -> None:
+    process.exit(127)
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@asynccontextmanager
+async def _server(root: Path, kind: type[RootedSftp]) -> AsyncIterator[SshSession]:
+    """An SSH server of this process whose SFTP part misbehaves as `kind` does, and that knows no command."""
+    host, client = (asyncssh.generate_private_key("ssh-ed25519") for _ in range(2))
+    keys = asyncssh.import_authorized_keys(client.export_public_key().decode())
+    listener = await asyncssh.listen(
+        "127.0.0.1",
+        0,
+        server_host_keys=[host],
+        authorized_client_keys=keys,
+        process_factory=_no_commands,
+        sftp_factory=lambda channel: kind(channel, str(root)),
+        config=None,
+    )
+    endpoint = Endpoint(
+        "127.0.0.1",
+        listener.get_port(),
+        "user",
+        client.export_private_key(),
+        host.export_public_key().decode(),
+    )
+    async with await SshSession.connect(endpoint, LinkLimits()) as session:
+        yield session
+    listener.close()
+
+
+async def test_an_upload_arrives_whole_with_its_mode_and_leaves_no_part(
+    session: SshSession, folder: Path, source: Path
+) -> None:
+    told: list[tuple[int, int]] = []
+    target = folder / "weights"
+    digest = await session.upload(source, str(target), 0o640, lambda sent, total: told.append((sent, total)))
+    assert digest == _digest(CONTENT)
+    assert target.read_bytes() == CONTENT
+    assert target.stat().st_mode & 0o777 == 0o640
+    assert _names(folder) == ["weights"]
+    assert told[-1] == (len(CONTENT), len(CONTENT))
+
+
+async def test_what_is_there_already_is_not_sent_again(
+    session: SshSession, folder: Path, source: Path
+) -> None:
+    told: list[int] = []
+    await session.upload(source, str(folder / "weights"))
+    await session.upload(source, str(folder / "weights"), progress=lambda sent, _: told.append(sent))
+    assert told == []
+
+
+async def test_a_target_with_other_content_is_replaced(session: SshSession, folder: Path) -> None:
+    target = folder / "job.json"
+    target.write_bytes(b"old")
+    await session.upload(b"new", str(target))
+    assert target.read_bytes() == b"new"
+    await session.upload(b"", str(target))
+    assert target.read_bytes() == b""
+
+
+async def test_an_upload_cut_by_a_killed_server_goes_on_where_it_was(
+    allocation: Allocation, folder: Path, source: Path
+) -> None:
+    target = folder / "weights"
+
+    def cut(sent: int, _total: int) -> None:
+        if sent >= 3 * CHUNK_BYTES:
+            allocation.kill_server()
+
+    first = await allocation.session()
+    with pytest.raises(RemoteError) as caught:
+        await first.upload(source, str(target), progress=cut)
+    assert caught.value.code == "link_lost"
+    assert not target.exists()
+    told: list[int] = []
+    async with await allocation.session() as second:
+        await second.upload(source, str(target), progress=lambda sent, _: told.append(sent))
+    assert target.read_bytes() == CONTENT
+    assert told[0] > 2 * CHUNK_BYTES
+
+
+@pytest.mark.parametrize("size", [CHUNK_BYTES + 1000, len(CONTENT), len(CONTENT) + 1000])
+async def test_a_part_with_other_bytes_is_not_trusted(
+    session: SshSession, folder: Path, source: Path, size: int
+) -> None:
+    (folder / "weights.part").write_bytes(os.urandom(size))
+    assert await session.upload(source, str(folder / "weights")) == _digest(CONTENT)
+    assert (folder / "weights").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("name", ["target", "target.part"])
+async def test_links_in_the_way_of_an_upload_are_refused(
+    session: SshSession, folder: Path, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "victim").write_bytes(b"kept")
+    (folder / name).symlink_to(tmp_path / "victim")
+    with pytest.raises(RemoteError) as caught:
+        await session.upload(b"x", str(folder / "target"))
+    assert caught.value.code == "remote_not_a_file"
+    assert (tmp_path / "victim").read_bytes() == b"kept"
+
+
+async def test_an_unreadable_source_is_named(session: SshSession, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(RemoteError) as caught:
+        await session.upload(tmp_path / "none", str(folder / "target"))
+    assert caught.value.code == "local_unreadable"
+
+
+class _Flipping(RootedSftp):
+    def write(self, file_obj: object, offset: int, data: bytes) -> int:
+        return super().write(file_obj, offset, bytes([data[0] ^ 1]) + data[1:])
+
+
+@pytest.mark.parametrize("size", [1000, 400_000])
+async def test_bytes_changed_on_the_way_never_get_the_name(tmp_path: Path, size: int) -> None:
+    async with _server(tmp_path, _Flipping) as session:
+        with pytest.raises(RemoteError) as caught:
+            await session.upload(os.urandom(size), str(tmp_path / "target"))
+    assert caught.value.code == "upload_failed"
+    assert not (tmp_path / "target").exists()
+
+
+class _Small(RootedSftp):
+    """A disk with 5 MiB left, as told by statvfs."""
+
+    def statvfs(self, path: bytes) -> asyncssh.SFTPVFSAttrs:
+        return asyncssh.SFTPVFSAttrs(bsize=4096, frsize=4096, bavail=1280)
+
+
+async def test_too_little_space_is_told_before_anything_is_sent(tmp_path: Path) -> None:
+    async with _server(tmp_path, _Small) as session:
+        await session.upload(bytes(1000), str(tmp_path / "fits"))
+        with pytest.raises(RemoteError) as caught:
+            await session.upload(bytes(2 * 1024 * 1024), str(tmp_path / "target"))
+    assert caught.value.code == "remote_disk_full"
+    assert "5242880" in caught.value.message
+    assert _names(tmp_path) == ["fits"]
+
+
+class _Filling(RootedSftp):
+    """A disk that others fill while the upload runs: space at first, then writes fail."""
+
+    full = False
+
+    def statvfs(self, path: bytes) -> asyncssh.SFTPVFSAttrs:
+        return asyncssh.SFTPVFSAttrs(bsize=4096, frsize=4096, bavail=0 if _Filling.full else 1 << 20)
+
+    def write(self, file_obj: object, offset: int, data: bytes) -> int:
+        _Filling.full = True
+        raise OSError(28, "No space left on device")
+
+
+async def test_a_disk_that_fills_meanwhile_is_told_as_full(tmp_path: Path) -> None:
+    async with _server(tmp_path, _Filling) as session:
+        with pytest.raises(RemoteError) as caught:
+            await session.upload(bytes(1000), str(tmp_path / "target"))
+    assert caught.value.code == "remote_disk_full"
+
+
+class _Bare(RootedSftp):
+    """A server without the extensions for free space and flushing."""
+
+    def statvfs(self, path: bytes) -> asyncssh.SFTPVFSAttrs:
+        raise asyncssh.SFTPOpUnsupported("no statvfs")
+
+    def fsync(self, file_obj: object) -> None:
+        raise asyncssh.SFTPOpUnsupported("no fsync")
+
+
+async def test_a_server_without_extensions_and_without_a_hash_tool_still_serves(tmp_path: Path) -> None:
+    data = os.urandom(400_000)
+    async with _server(tmp_path, _Bare) as session:
+        await session.upload(data, str(tmp_path / "target"))
+    assert (tmp_path / "target").read_bytes() == data
+
+
+async def test_a_download_is_whole_private_and_hashed(
+    session: SshSession, folder: Path, tmp_path: Path
+) -> None:
+    (folder / "adapter").write_bytes(CONTENT)
+    digest = await session.download(str(folder / "adapter"), tmp_path / "adapter", len(CONTENT))
+    assert digest == _digest(CONTENT)
+    assert (tmp_path / "adapter").read_bytes() == CONTENT
+    assert (tmp_path / "adapter").stat().st_mode & 0o777 == 0o600
+    assert _names(tmp_path) == ["adapter"]
+
+
+async def test_links_folders_and_oversized_files_are_not_downloaded(
+    session: SshSession, folder: Path, tmp_path: Path
+) -> None:
+    (folder / "big").write_bytes(bytes(101))
+    (folder / "link").symlink_to(folder / "big")
+    (folder / "sub").mkdir()
+    os.mkfifo(folder / "pipe")
+    for name, code in (
+        ("big", "remote_too_large"),
+        ("link", "remote_not_a_file"),
+        ("sub", "remote_not_a_file"),
+        ("pipe", "remote_not_a_file"),
+        ("none", "remote_missing"),
+    ):
+        with pytest.raises(RemoteError) as caught:
+            await session.download(str(folder / name), tmp_path / "got", 100)
+        assert caught.value.code == code
+    assert _names(tmp_path) == []
+
+
+class _Shrinking(RootedSftp):
+    def read(self, file_obj: object, offset: int, size: int) -> bytes:
+        return b"" if offset > 0 else bytes(super().read(file_obj, offset, 10))  # type: ignore[arg-type]
+
+
+async def test_a_file_that_ends_early_is_no_download(tmp_path: Path) -> None:
+    (tmp_path / "log").write_bytes(bytes(1000))
+    async with _server(tmp_path, _Shrinking) as session:
+        with pytest.raises(RemoteError) as caught:
+            await asyncio.wait_for(session.download(str(tmp_path / "log"), tmp_path / "got", 10_000), 10)
+    assert caught.value.code == "remote_changed"
+    assert not (tmp_path / "got").exists()
+
+
+async def test_an_unwritable_place_is_named(session: SshSession, folder: Path, tmp_path: Path) -> None:
+    (folder / "file").write_bytes(b"x")
+    with pytest.raises(RemoteError) as caught:
+        await session.download(str(folder / "file"), tmp_path / "none" / "got", 100)
+    assert caught.value.code == "local_unwritable"
