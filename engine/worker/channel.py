@@ -49,6 +49,7 @@ class Channel:
         self._write_fd = fd if write_fd is None else write_fd
         os.set_blocking(self._read_fd, False)
         os.set_blocking(self._write_fd, False)
+        parse(canonical({"": ""}))  # loads codecs while files can still be opened
         self._pending = bytearray()
         self._descriptors: list[int] = []
         self._closed = False

@@ -6,10 +6,12 @@ before the seal, and wipes through it, while everybody else can only map it read
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import mmap
 import os
+from collections.abc import Iterator
 from typing import Final
 
 F_SEAL_FUTURE_WRITE: Final = 0x0010
@@ -90,6 +92,23 @@ def wipe_map(mapping: mmap.mmap) -> None:
         ctypes.memset(ctypes.addressof(first), 0, size)
     finally:
         del first
+
+
+def close_map(mapping: mmap.mmap) -> None:
+    """Unmap; a map of which an exception's traceback still holds views goes when that is dropped."""
+    with contextlib.suppress(BufferError):
+        mapping.close()
+
+
+@contextlib.contextmanager
+def opened(mapping: mmap.mmap) -> Iterator[memoryview]:
+    """The bytes of a map, which is unmapped at the end."""
+    view = memoryview(mapping)
+    try:
+        yield view
+    finally:
+        view.release()
+        close_map(mapping)
 
 
 class _Buffer(ctypes.Structure):

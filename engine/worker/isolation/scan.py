@@ -94,13 +94,17 @@ class PatternStore:
         self.items: list[patterns.Item] = []
 
     def add(self, source: memoryview) -> dict[str, int]:
-        """Copy the patterns of a map; returns how many of each class; raises `RunError` (`pattern_*`)."""
+        """Copy the patterns of a map, all or none; returns how many of each class.
+
+        Raises `RunError` (`pattern_*`).
+        """
         counts: Counter[str] = Counter()
         whole = memoryview(self._buffer)
-        for name, data in patterns.read(source):
+        found = list(patterns.read(source))
+        if self._used + sum(len(data) for _, data in found) > len(whole):
+            raise RunError("The patterns do not fit.", code="pattern_overflow")
+        for name, data in found:
             end = self._used + len(data)
-            if end > len(whole):
-                raise RunError("The patterns do not fit.", code="pattern_overflow")
             whole[self._used : end] = data
             self.items.append((name, whole[self._used : end]))
             self._used = end

@@ -18,7 +18,6 @@ from engine.worker.isolation._libc import libc
 _M_PERTURB: Final = -6
 _PERTURB_BYTE: Final = 0x5A
 _TCACHE_REQUESTS: Final = range(24, 1033, 16)
-_TCACHE_DEPTH: Final = 8
 _LARGEST_CHUNK: Final = 1 << 26
 _SMALLEST_CHUNK: Final = 32
 _RTLD_NOLOAD: Final = 4
@@ -79,19 +78,19 @@ class _Held:
 def sweep_heap() -> int:
     """Zero every free chunk of the main arena; returns the bytes zeroed.
 
-    The per-thread cache comes first, class by class; then chunks from large to small, so that each free
-    stretch is filled by halves, up to where the heap ended.
+    Chunks are taken from large to small, so that each free stretch is filled by halves, up to where the heap
+    ended; the per-thread cache comes last, class by class, when nothing is left to refill it from.
     """
     held = _Held()
     limit = int(_sbrk(0) or 0)
-    for request in _TCACHE_REQUESTS:
-        for _ in range(_TCACHE_DEPTH):
-            held.take(request, limit)
     chunk = _LARGEST_CHUNK
     while chunk >= _SMALLEST_CHUNK:
         while held.take(chunk - _HEADER_BYTES, limit):
             pass
         chunk //= 2
+    for request in _TCACHE_REQUESTS:
+        while held.take(request, limit):
+            pass
     held.release()
     return held.bytes
 
