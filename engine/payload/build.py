@@ -174,10 +174,10 @@ def _order(plan: Plan, samples: int, order_seed: int) -> NDArray[np.int64]:
 
 
 def _adapter_config(plan: Plan) -> bytes:
-    """peft's `LoraConfig` for the collected adapter."""
+    """peft's `LoraConfig` for the collected adapter. Only a hub model has a name that peft could look up."""
     return canonical(
         {
-            "base_model_name_or_path": plan.model.name,
+            "base_model_name_or_path": plan.model.name if plan.model.source == "hub" else None,
             "bias": "none",
             "fan_in_fan_out": False,
             "inference_mode": True,

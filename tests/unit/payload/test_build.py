@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from safetensors.numpy import load, save
+
+from engine.errors import DataError
+from engine.payload.build import Payload, build_payload, describe_inputs, plan_with_digests
+from engine.payload.shape import read_config
+from engine.payload.tensors import array_digest
+from engine.payload.weights import tiny_weights
+from engine.plan import Plan, load_plan, preset
+from engine.resources import data_path
+from engine.wire import canonical, digest_of
+
+DEMO = preset("demo")
+HERE = Path(__file__).parents[3]
+
+
+def changed(**fields: Any) -> Plan:
+    return load_plan({**msgspec.to_builtins(DEMO), **fields})
+
+
+def tensors(payload: Payload, name: str) -> dict[str, Any]:
+    file = payload.files[name]
+    assert isinstance(file, bytes)
+    return dict(load(file))
+
+
+@pytest.fixture(scope="module")
+def payload() -> Payload:
+    return build_payload(plan_with_digests(DEMO))
+
+
+@pytest.fixture
+def data_file(tmp_path: Path) -> Path:
+    path = tmp_path / "own.jsonl"
+    lines = [{"prompt": f"What is {n} + {n}?", "completion": f"{2 * n}."} for n in range(20)]
+    lines.append({"prompt": "why " * 200, "completion": "Because."})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    config = data_path("tiny_model", "config.json").read_bytes()
+    (folder / "config.json").write_bytes(config)
+    (folder / "tokenizer.json").write_bytes(data_path("tiny_model", "tokenizer.json").read_bytes())
+    (folder / "model.safetensors").write_bytes(save(tiny_weights(9, read_config(config)[1])))
+    return folder
+
+
+FOLDER = {"source": "folder", "name": "model"}
+
+
+def test_the_tiny_payload_has_its_files(payload: Payload) -> None:
+    assert set(payload.files) == {
+        "tokens.safetensors",
+        "adapter.safetensors",
+        "config.json",
+        "adapter_config.json",
+        "weights.safetensors",
+    }
+    assert payload.size() == sum(len(file) for file in payload.files.values() if isinstance(file, bytes))
+    assert (payload.samples, payload.dropped) == (761, 0)
+
+
+def test_tokens_have_the_stated_types_and_shapes(payload: Payload) -> None:
+    found = tensors(payload, "tokens.safetensors")
+    assert set(found) == {"input_ids", "labels", "order"}
+    assert found["input_ids"].shape == found["labels"].shape == (761, 64)
+    assert found["input_ids"].dtype == found["labels"].dtype == np.int32
+    assert found["order"].dtype == np.int64
+    assert len(found["order"]) % 761 == 0
+    assert len(found["order"]) >= 1900
+    assert sorted(found["order"][:761].tolist()) == list(range(761))
+
+
+def test_no_file_has_more_than_one_metadata_key(payload: Payload) -> None:
+    for name, file in payload.files.items():
+        if name.endswith(".safetensors"):
+            assert isinstance(file, bytes)
+            header = json.loads(file[8 : 8 + int.from_bytes(file[:8], "little")])
+            assert len(header.get("__metadata__", {})) <= 1
+
+
+def test_json_files_are_canonical(payload: Payload) -> None:
+    for name in ("config.json", "adapter_config.json"):
+        file = payload.files[name]
+        assert isinstance(file, bytes)
+        assert canonical(json.loads(file)) == file
+
+
+def test_two_builds_of_a_plan_are_equal_to_the_byte(payload: Payload) -> None:
+    assert build_payload(plan_with_digests(DEMO)).files == payload.files
+
+
+def test_a_build_in_another_process_is_equal_to_the_byte(payload: Payload) -> None:
+    code = (
+        "from engine.payload.build import build_payload; from engine.plan import preset; import hashlib\n"
+        "files = build_payload(preset('demo')).files\n"
+        "print(hashlib.sha256(b''.join(files[name] for name in sorted(files))).hexdigest())"
+    )
+    found = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, check=True)
+    files = [payload.files[name] for name in sorted(payload.files)]
+    assert (
+        found.stdout.strip() == hashlib.sha256(b"".join(f for f in files if isinstance(f, bytes))).hexdigest()
+    )
+
+
+def test_the_digests_are_those_of_the_tensors(payload: Payload) -> None:
+    found = tensors(payload, "tokens.safetensors")
+    assert payload.order_digest == array_digest({"order": found.pop("order")})
+    assert payload.tokens_digest == array_digest(found)
+    assert payload.init_digest == array_digest(tensors(payload, "adapter.safetensors"))
+    assert payload.model_digest == array_digest(tensors(payload, "weights.safetensors"))
+
+
+def test_another_seed_changes_weights_adapter_and_order_but_no_token(payload: Payload) -> None:
+    other = build_payload(changed(seed=1))
+    assert other.model_digest != payload.model_digest
+    assert other.init_digest != payload.init_digest
+    assert other.order_digest != payload.order_digest
+    assert other.tokens_digest == payload.tokens_digest
+
+
+def test_rank_targets_and_alpha_reach_the_adapter() -> None:
+    made = build_payload(changed(lora={"r": 4, "alpha": 12, "targets": ["q_proj", "v_proj"]}))
+    start = tensors(made, "adapter.safetensors")
+    assert len(start) == 2 * 2 * 2
+    assert start["base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight"].shape == (32, 4)
+    file = made.files["adapter_config.json"]
+    assert isinstance(file, bytes)
+    config = json.loads(file)
+    assert (config["r"], config["lora_alpha"], config["target_modules"]) == (4, 12, ["q_proj", "v_proj"])
+
+
+def test_a_run_by_time_gets_a_long_order() -> None:
+    order = tensors(build_payload(changed(target={"seconds": 900.0})), "tokens.safetensors")["order"]
+    assert len(order) > 60_000
+
+
+def test_own_data_is_described_packed_and_its_useless_samples_counted(data_file: Path) -> None:
+    plan = changed(data={"source": "file", "name": "own.jsonl"})
+    inputs = describe_inputs(plan, data_file=data_file)
+    assert inputs.samples == 21
+    plan = plan_with_digests(plan, data_file=data_file)
+    assert (plan.data.samples, plan.data.digest, plan.model.digest) == (21, inputs.data_digest, None)
+    made = build_payload(plan, data_file=data_file)
+    assert (made.samples, made.dropped, made.data_digest) == (20, 1, inputs.data_digest)
+
+
+def test_data_that_changed_since_the_plan_is_refused(data_file: Path) -> None:
+    plan = plan_with_digests(changed(data={"source": "file", "name": "own.jsonl"}), data_file=data_file)
+    data_file.write_text(data_file.read_text() + "\n")
+    with pytest.raises(DataError) as caught:
+        build_payload(plan, data_file=data_file)
+    assert caught.value.code == "data_changed"
+
+
+def test_a_stand_in_trains_on_none_of_the_data(data_file: Path) -> None:
+    data = {"source": "file", "name": "own.jsonl", "public": False}
+    real = build_payload(changed(data=data, segments="protected"), data_file=data_file)
+    made = build_payload(changed(data={**data, "standIn": True}), data_file=data_file)
+    ids, fake = (tensors(found, "tokens.safetensors") for found in (real, made))
+    assert made.samples == real.samples
+    assert ((ids["labels"] == -100) == (fake["labels"] == -100)).all()
+    plain = ids["input_ids"] > 2
+    assert (ids["input_ids"][plain] == fake["input_ids"][plain]).mean() < 0.02
+    assert (ids["order"] == fake["order"]).all()
+
+
+def test_a_folders_shards_are_packed_as_they_lie(model_folder: Path) -> None:
+    plan = plan_with_digests(changed(model=FOLDER), model_folder=model_folder)
+    made = build_payload(plan, model_folder=model_folder)
+    assert made.files["weights-00001.safetensors"] == model_folder / "model.safetensors"
+    assert "weights.safetensors" not in made.files
+    assert made.model_digest == plan.model.digest
+    packed = made.files["config.json"]
+    assert isinstance(packed, bytes)
+    assert json.loads(packed) == json.loads((model_folder / "config.json").read_bytes())
+    in_memory = sum(len(file) for file in made.files.values() if isinstance(file, bytes))
+    assert made.size() == in_memory + (model_folder / "model.safetensors").stat().st_size
+
+
+def test_a_model_that_changed_since_the_plan_is_refused(model_folder: Path) -> None:
+    plan = plan_with_digests(changed(model=FOLDER), model_folder=model_folder)
+    config = read_config((model_folder / "config.json").read_bytes())[1]
+    (model_folder / "model.safetensors").write_bytes(save(tiny_weights(10, config)))
+    with pytest.raises(DataError) as caught:
+        build_payload(plan, model_folder=model_folder)
+    assert caught.value.code == "model_changed"
+
+
+def test_inputs_that_are_not_given_are_asked_for() -> None:
+    with pytest.raises(DataError) as caught:
+        build_payload(changed(model=FOLDER))
+    assert caught.value.code == "model_folder_missing"
+    with pytest.raises(DataError) as caught:
+        build_payload(changed(data={"source": "file", "name": "own.jsonl"}))
+    assert caught.value.code == "data_missing"
+
+
+def test_a_length_above_the_models_positions_is_refused() -> None:
+    with pytest.raises(DataError) as caught:
+        build_payload(changed(training={"maxLength": 513}))
+    assert caught.value.code == "max_length_too_long"
+    assert "512" in caught.value.hint
+
+
+def test_the_digest_of_a_folder_covers_config_tokenizer_and_weights(model_folder: Path) -> None:
+    found = describe_inputs(changed(model=FOLDER), model_folder=model_folder).model_digest
+    files = {
+        name: hashlib.sha256((model_folder / name).read_bytes()).hexdigest()
+        for name in ("tokenizer.json", "model.safetensors")
+    }
+    files["config.json"] = digest_of(json.loads((model_folder / "config.json").read_bytes()))
+    assert found == digest_of(files)
+
+
+def test_the_tiny_payload_is_built_without_the_heavy_libraries() -> None:
+    code = (
+        "import sys\n"
+        "from engine.payload.build import build_payload, plan_with_digests; from engine.plan import preset\n"
+        "build_payload(plan_with_digests(preset('demo')))\n"
+        "heavy = {'torch', 'transformers', 'peft', 'huggingface_hub', 'textual', 'asyncssh', 'runpod'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"
