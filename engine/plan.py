@@ -141,9 +141,7 @@ def load_plan(raw: object) -> Plan:
     try:
         plan = msgspec.convert(raw, Plan, strict=True)
     except msgspec.ValidationError as error:
-        raise PlanError(
-            f"This plan is not valid: {error}.", "Make the run again with `glasshouse run`."
-        ) from error
+        raise PlanError(f"This plan is not valid: {error}.", "Make the run again with `glasshouse run`.") from error
     return checked(plan)
 
 
@@ -151,20 +149,14 @@ def _positive(name: str, value: float | None, *, flag: str, most: float = math.i
     if value is None:
         return
     if not math.isfinite(value) or value <= 0:
-        raise PlanError(
-            f"The {name} must be greater than zero, not {value:g}.", f"Give {flag} a positive number."
-        )
+        raise PlanError(f"The {name} must be greater than zero, not {value:g}.", f"Give {flag} a positive number.")
     if value > most:
-        raise PlanError(
-            f"The {name} {value:g} is above the limit of {most:g}.", f"Give {flag} a smaller number."
-        )
+        raise PlanError(f"The {name} {value:g} is above the limit of {most:g}.", f"Give {flag} a smaller number.")
 
 
 def _check_target(target: Target) -> None:
     if (target.seconds is None) == (target.steps is None):
-        raise PlanError(
-            "A run stops by time or by steps: exactly one of the two.", "Give either --seconds or --steps."
-        )
+        raise PlanError("A run stops by time or by steps: exactly one of the two.", "Give either --seconds or --steps.")
     _positive("target in seconds", target.seconds, flag="--seconds", most=MAX_SECONDS)
     _positive("step budget", target.steps, flag="--steps", most=MAX_STEPS)
 
@@ -177,9 +169,7 @@ def _check_training(training: Training) -> None:
     if training.max_length < 2:
         raise PlanError("A sample needs at least two tokens.", "Give --max-length 2 or more.")
     if not (0 <= training.warmup_steps <= MAX_STEPS and 1 <= training.checkpoint_every <= MAX_STEPS):
-        raise PlanError(
-            "Warm-up and checkpoint intervals are counts of steps.", "Use whole numbers from 0 and 1 up."
-        )
+        raise PlanError("Warm-up and checkpoint intervals are counts of steps.", "Use whole numbers from 0 and 1 up.")
     if not (math.isfinite(training.weight_decay) and training.weight_decay >= 0):
         raise PlanError("The weight decay is a number from zero up.", "Change the preset's weightDecay.")
 
@@ -187,11 +177,7 @@ def _check_training(training: Training) -> None:
 def _check_lora(lora: Lora) -> None:
     _positive("LoRA rank", lora.r, flag="--lora-r", most=1024)
     _positive("LoRA alpha", lora.alpha, flag="--lora-alpha", most=65_536)
-    if (
-        not lora.targets
-        or len(set(lora.targets)) != len(lora.targets)
-        or not set(lora.targets) <= set(LORA_TARGETS)
-    ):
+    if not lora.targets or len(set(lora.targets)) != len(lora.targets) or not set(lora.targets) <= set(LORA_TARGETS):
         raise PlanError(
             "The LoRA targets are not distinct attention projections.",
             f"Choose from {', '.join(LORA_TARGETS)}.",

@@ -29,9 +29,7 @@ def tensor_digest(tensors: Iterable[NamedTensor]) -> str:
     little-endian, in C order. Raises `ValueError` for a repeated name, an unknown dtype, and data whose size
     does not fit dtype and shape.
     """
-    ordered = sorted(
-        ((name.encode(), dtype, shape, data) for name, dtype, shape, data in tensors), key=lambda t: t[0]
-    )
+    ordered = sorted(((name.encode(), dtype, shape, data) for name, dtype, shape, data in tensors), key=lambda t: t[0])
     hasher = hashlib.sha256(DOMAIN)
     last: bytes | None = None
     for name, dtype, shape, data in ordered:
@@ -44,8 +42,6 @@ def tensor_digest(tensors: Iterable[NamedTensor]) -> str:
         if flat.nbytes != math.prod(shape) * ITEM_BYTES[dtype]:
             raise ValueError(f"the tensor {name.decode()!r} has {flat.nbytes} bytes, not those of its shape")
         hasher.update(_counted(name) + _counted(dtype.encode()))
-        hasher.update(
-            len(shape).to_bytes(8, "little") + b"".join(size.to_bytes(8, "little") for size in shape)
-        )
+        hasher.update(len(shape).to_bytes(8, "little") + b"".join(size.to_bytes(8, "little") for size in shape))
         hasher.update(flat)
     return hasher.hexdigest()

@@ -13,9 +13,7 @@ def rate(steps: float, elapsed_sec: float) -> float:
 
 
 def _speed_ratio(raw_rate: float, protected_rate: float) -> float:
-    if not (
-        math.isfinite(raw_rate) and math.isfinite(protected_rate) and raw_rate > 0 and protected_rate > 0
-    ):
+    if not (math.isfinite(raw_rate) and math.isfinite(protected_rate) and raw_rate > 0 and protected_rate > 0):
         raise ValueError(f"no overhead from the rates {raw_rate} and {protected_rate}")
     return protected_rate / raw_rate
 

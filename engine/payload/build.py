@@ -53,9 +53,7 @@ class Payload(msgspec.Struct, frozen=True, eq=False, kw_only=True):
 
     def size(self) -> int:
         """All files together, in bytes."""
-        return sum(
-            len(file) if isinstance(file, bytes) else file.stat().st_size for file in self.files.values()
-        )
+        return sum(len(file) if isinstance(file, bytes) else file.stat().st_size for file in self.files.values())
 
 
 class Inputs(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,9 +131,7 @@ def _folder(plan: Plan, model_folder: Path) -> _Model:
     shards: dict[str, bytes | Path] = {
         f"weights-{number:05}.safetensors": path for number, path in enumerate(folder.shards, start=1)
     }
-    return _Model(
-        config=folder.config, shape=folder.shape, tokenizer=folder.tokenizer, files=shards, digest=digest
-    )
+    return _Model(config=folder.config, shape=folder.shape, tokenizer=folder.tokenizer, files=shards, digest=digest)
 
 
 def _hub(plan: Plan) -> _Model:

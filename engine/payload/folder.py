@@ -35,9 +35,7 @@ def _refuse(what: str, hint: str, code: str) -> DataError:
 def _required(folder: Path, name: str) -> Path:
     path = folder / name
     if not path.is_file():
-        raise _refuse(
-            f"{folder} lacks {name}", "Give a folder that save_pretrained wrote.", "model_file_missing"
-        )
+        raise _refuse(f"{folder} lacks {name}", "Give a folder that save_pretrained wrote.", "model_file_missing")
     return path
 
 

@@ -59,9 +59,7 @@ def _weights(siblings: list[Any], index: Any) -> dict[str, HubFile]:
     return dict(sorted(listed.items()))
 
 
-def fetch_hub(
-    model: str, revision: str, *, endpoint: str | None = None, cache: Path | None = None
-) -> HubModel:
+def fetch_hub(model: str, revision: str, *, endpoint: str | None = None, cache: Path | None = None) -> HubModel:
     """Configuration, tokenizer and weight digests of a pinned revision.
 
     `endpoint` and `cache` default to huggingface_hub's own. Raises `MissingExtraError` without that library
@@ -90,9 +88,7 @@ def fetch_hub(
         return Path(hf_hub_download(model, name, revision=revision, endpoint=endpoint, cache_dir=cache))
 
     try:
-        info = HfApi(endpoint=endpoint).model_info(
-            model, revision=revision, files_metadata=True, timeout=_TIMEOUT_SEC
-        )
+        info = HfApi(endpoint=endpoint).model_info(model, revision=revision, files_metadata=True, timeout=_TIMEOUT_SEC)
         siblings = list(info.siblings or [])
         index_path = fetch(INDEX) if any(file.rfilename == INDEX for file in siblings) else None
         config_path, tokenizer = fetch("config.json"), fetch("tokenizer.json")

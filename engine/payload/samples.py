@@ -48,9 +48,7 @@ def _text(value: Any, number: int, name: str) -> str:
     if not isinstance(value, str):
         raise _refuse(number, f"has a {name} that is not text", "data_shape_invalid")
     if not value.strip():
-        raise _refuse(
-            number, f"has an empty {name}", "data_sample_empty", f"Give the {name} a text, or drop the line."
-        )
+        raise _refuse(number, f"has an empty {name}", "data_sample_empty", f"Give the {name} a text, or drop the line.")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -75,16 +75,10 @@ def read_config(raw: bytes) -> tuple[dict[str, Any], ModelShape]:
     if not isinstance(config, dict):
         raise _refuse("is not a JSON object")
     architectures = config.get("architectures")
-    if (
-        not isinstance(architectures, list)
-        or len(architectures) != 1
-        or not isinstance(architectures[0], str)
-    ):
+    if not isinstance(architectures, list) or len(architectures) != 1 or not isinstance(architectures[0], str):
         raise _refuse("names no single architecture")
     if not architectures[0].endswith("ForCausalLM"):
-        raise _refuse(
-            f"names {architectures[0][:60]!r}, which is no causal language model", "model_unsupported"
-        )
+        raise _refuse(f"names {architectures[0][:60]!r}, which is no causal language model", "model_unsupported")
     for name, what in (
         ("auto_map", "needs code of its own"),
         ("quantization_config", "is of a quantised model"),

@@ -17,9 +17,7 @@ def stand_in(tokens: Tokens, plain_ids: NDArray[np.int64], seed: int) -> Tokens:
     `DataError` when the tokenizer has no plain id.
     """
     if not len(plain_ids):
-        raise DataError(
-            "The tokenizer has only control tokens.", "Give another model.", code="tokenizer_invalid"
-        )
+        raise DataError("The tokenizer has only control tokens.", "Give another model.", code="tokenizer_invalid")
     count = tokens.input_ids.size
     drawn = plain_ids[stream(seed, "stand-in").random_raw(count) % np.uint64(len(plain_ids))]
     drawn = drawn.astype(np.int32).reshape(tokens.input_ids.shape)

@@ -101,9 +101,7 @@ class ChatEncoder:
         )
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
-        return [
-            found.ids for found in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        ]
+        return [found.ids for found in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def plain_ids(self) -> NDArray[np.int64]:
         """Every id of the vocabulary that is no control token, ascending."""

@@ -38,9 +38,7 @@ def tiny_weights(seed: int, shape: ModelShape) -> Tensors:
     """
     if not shape.tied:
         raise ValueError("the tiny model ties its embeddings")
-    made: Tensors = {
-        "model.embed_tokens.weight": bell(seed, "embed_tokens", (shape.vocab, shape.hidden), 0.12)
-    }
+    made: Tensors = {"model.embed_tokens.weight": bell(seed, "embed_tokens", (shape.vocab, shape.hidden), 0.12)}
 
     def linear(name: str, outputs: int, inputs: int) -> None:
         made[f"{name}.weight"] = bell(seed, name, (outputs, inputs), 1 / math.sqrt(inputs))
@@ -67,8 +65,6 @@ def lora_start(seed: int, shape: ModelShape, rank: int, targets: tuple[str, ...]
         for target in targets:
             outputs, inputs = shape.projection(target)
             name = f"base_model.model.model.layers.{layer}.self_attn.{target}"
-            made[f"{name}.lora_A.weight"] = even(
-                seed, f"{name}.lora_A", (rank, inputs), 1 / math.sqrt(inputs)
-            )
+            made[f"{name}.lora_A.weight"] = even(seed, f"{name}.lora_A", (rank, inputs), 1 / math.sqrt(inputs))
             made[f"{name}.lora_B.weight"] = np.zeros((outputs, rank), np.float32)
     return made

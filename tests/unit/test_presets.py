@@ -50,9 +50,7 @@ def leaves(value: dict[str, Any], prefix: str = "") -> set[str]:
 
 
 def settings(plan: Plan) -> set[str]:
-    return {
-        name for name in leaves(dump_plan(plan)) if name not in NOT_A_SETTING and name != "injectOverheadPct"
-    }
+    return {name for name in leaves(dump_plan(plan)) if name not in NOT_A_SETTING and name != "injectOverheadPct"}
 
 
 def covered(plan: Plan) -> set[str]:

@@ -21,9 +21,7 @@ def test_the_digest_is_the_documented_bytes() -> None:
         return struct.pack("<Q", len(text)) + text
 
     expected = b"glasshouse tensor digest v1\0"
-    expected += (
-        counted(b"a") + counted(b"F32") + struct.pack("<QQQ", 2, 2, 2) + struct.pack("<4f", 0, 1, 2, 3)
-    )
+    expected += counted(b"a") + counted(b"F32") + struct.pack("<QQQ", 2, 2, 2) + struct.pack("<4f", 0, 1, 2, 3)
     expected += counted(b"b") + counted(b"I64") + struct.pack("<QQ", 1, 1) + struct.pack("<q", 7)
     assert tensor_digest([A, B]) == hashlib.sha256(expected).hexdigest()
 
@@ -38,9 +36,7 @@ def test_names_are_ordered_by_their_utf8_bytes() -> None:
     alone = hashlib.sha256(b"glasshouse tensor digest v1\0")
     for name, data in (("\uff5e", b"1"), ("\U0001f600", b"2")):
         raw = name.encode()
-        alone.update(
-            struct.pack("<Q", len(raw)) + raw + struct.pack("<Q", 2) + b"U8" + struct.pack("<QQ", 1, 1) + data
-        )
+        alone.update(struct.pack("<Q", len(raw)) + raw + struct.pack("<Q", 2) + b"U8" + struct.pack("<QQ", 1, 1) + data)
     assert tensor_digest([second, first]) == alone.hexdigest()
 
 
@@ -106,7 +102,4 @@ def test_what_is_no_set_of_tensors_is_refused(tensors: list[NamedTensor], what: 
 
 def test_the_module_loads_neither_torch_nor_numpy() -> None:
     code = "import sys, engine.measure.digest; print(sorted({'torch', 'numpy'} & set(sys.modules)))"
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-        == "[]\n"
-    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

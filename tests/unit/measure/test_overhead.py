@@ -55,9 +55,7 @@ def test_the_log_ratio_of_times_gives_the_same_overhead(raw: float, protected: f
     assert overhead_of_log_ratio(d) == pytest.approx(overhead_pct(raw, protected), rel=1e-9, abs=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("steps", "elapsed"), [(0, 1.0), (1, 0.0), (1, math.inf), (math.nan, 1.0), (-1, 1.0)]
-)
+@pytest.mark.parametrize(("steps", "elapsed"), [(0, 1.0), (1, 0.0), (1, math.inf), (math.nan, 1.0), (-1, 1.0)])
 def test_no_rate_without_steps_and_time(steps: float, elapsed: float) -> None:
     with pytest.raises(ValueError, match="no rate"):
         rate(steps, elapsed)

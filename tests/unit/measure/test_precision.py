@@ -7,9 +7,7 @@ from numpy.typing import NDArray
 from engine.measure.precision import within_segment_precision
 
 
-def step_times(
-    seconds: float, *, seed: int, mean_ms: float = 10.0, sd_pct: float = 8.0
-) -> NDArray[np.uint64]:
+def step_times(seconds: float, *, seed: int, mean_ms: float = 10.0, sd_pct: float = 8.0) -> NDArray[np.uint64]:
     """Step times whose slow drift over a second or so is what makes them hang together."""
     rng = np.random.default_rng(seed)
     steps = round(seconds * 1000 / mean_ms)
@@ -19,12 +17,8 @@ def step_times(
 
 def test_the_same_input_gives_the_same_figure() -> None:
     raw, protected = step_times(30, seed=1), step_times(30, seed=2)
-    assert within_segment_precision(raw, protected, seed=5) == within_segment_precision(
-        raw, protected, seed=5
-    )
-    assert within_segment_precision(raw, protected, seed=5) != within_segment_precision(
-        raw, protected, seed=6
-    )
+    assert within_segment_precision(raw, protected, seed=5) == within_segment_precision(raw, protected, seed=5)
+    assert within_segment_precision(raw, protected, seed=5) != within_segment_precision(raw, protected, seed=6)
 
 
 def test_identical_constant_steps_have_no_width() -> None:

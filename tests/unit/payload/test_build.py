@@ -113,9 +113,7 @@ def test_a_build_in_another_process_is_equal_to_the_byte(payload: Payload) -> No
     )
     found = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, check=True)
     files = [payload.files[name] for name in sorted(payload.files)]
-    assert (
-        found.stdout.strip() == hashlib.sha256(b"".join(f for f in files if isinstance(f, bytes))).hexdigest()
-    )
+    assert found.stdout.strip() == hashlib.sha256(b"".join(f for f in files if isinstance(f, bytes))).hexdigest()
 
 
 def test_the_digests_are_those_of_the_tensors(payload: Payload) -> None:

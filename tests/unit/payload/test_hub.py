@@ -30,9 +30,7 @@ class Hub(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.files = {
-            name: data_path("tiny_model", name).read_bytes() for name in ("config.json", "tokenizer.json")
-        }
+        self.files = {name: data_path("tiny_model", name).read_bytes() for name in ("config.json", "tokenizer.json")}
         self.weights: dict[str, str | None] = {SINGLE: SHA}
         self.sha = REVISION
         self.fault: tuple[int, str] | None = None
@@ -126,9 +124,7 @@ def test_weights_whose_digest_the_hub_does_not_list_are_refused(hub: Hub, tmp_pa
     assert refusal(hub, tmp_path).code == "model_weights_invalid"
 
 
-@pytest.mark.parametrize(
-    "index", [b"{", b"[]", b'{"weight_map": {}}', b'{"weight_map": {"a": "absent.safetensors"}}']
-)
+@pytest.mark.parametrize("index", [b"{", b"[]", b'{"weight_map": {}}', b'{"weight_map": {"a": "absent.safetensors"}}'])
 def test_an_unusable_index_is_refused(hub: Hub, tmp_path: Path, index: bytes) -> None:
     hub.files[INDEX] = index
     assert refusal(hub, tmp_path).code in ("model_index_invalid", "model_weights_invalid")
@@ -153,9 +149,7 @@ def test_a_model_without_a_tokenizer_is_refused(hub: Hub, tmp_path: Path) -> Non
         ((400, ""), "hub_unreachable"),
     ],
 )
-def test_a_fault_of_the_hub_has_its_own_code(
-    hub: Hub, tmp_path: Path, fault: tuple[int, str], code: str
-) -> None:
+def test_a_fault_of_the_hub_has_its_own_code(hub: Hub, tmp_path: Path, fault: tuple[int, str], code: str) -> None:
     hub.fault = fault
     assert refusal(hub, tmp_path).code == code
 

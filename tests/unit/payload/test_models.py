@@ -242,9 +242,7 @@ def test_a_damaged_shard_is_refused(tmp_path: Path, weights: Tensors) -> None:
     assert refusal(folder).code == "model_weights_invalid"
 
 
-def test_weights_without_the_projections_or_of_another_shape_are_refused(
-    tmp_path: Path, weights: Tensors
-) -> None:
+def test_weights_without_the_projections_or_of_another_shape_are_refused(tmp_path: Path, weights: Tensors) -> None:
     name = "model.layers.1.self_attn.o_proj.weight"
     without = {key: array for key, array in weights.items() if key != name}
     assert refusal(folder_of(tmp_path / "a", without)).code == "model_lacks_targets"

@@ -33,8 +33,7 @@ def model(payload: Payload) -> Any:
     config = transformers.Qwen2Config(**json.loads(bytes(payload.files["config.json"])))
     made = transformers.Qwen2ForCausalLM(config)
     weights = {
-        name: torch.from_numpy(array.copy())
-        for name, array in load(payload.files["weights.safetensors"]).items()
+        name: torch.from_numpy(array.copy()) for name, array in load(payload.files["weights.safetensors"]).items()
     }
     made.load_state_dict({**weights, "lm_head.weight": weights["model.embed_tokens.weight"]}, strict=True)
     made.tie_weights()
@@ -48,9 +47,7 @@ def test_the_shipped_configuration_is_a_qwen2() -> None:
     assert config.layer_types == ["full_attention", "full_attention"]
 
 
-def test_the_weights_load_strictly_and_the_loss_is_that_of_an_untrained_model(
-    payload: Payload, model: Any
-) -> None:
+def test_the_weights_load_strictly_and_the_loss_is_that_of_an_untrained_model(payload: Payload, model: Any) -> None:
     tokens = load(payload.files["tokens.safetensors"])
     ids, labels = (torch.from_numpy(tokens[name][:32]).long() for name in ("input_ids", "labels"))
     with torch.no_grad():
@@ -69,9 +66,7 @@ def test_the_tokenizer_loads_and_its_template_gives_our_ids() -> None:
         assert tokenizer.apply_chat_template(chat, tokenize=True, return_dict=False) == ids[:length].tolist()
 
 
-def test_the_adapter_start_is_a_peft_adapter_that_changes_nothing(
-    payload: Payload, model: Any, tmp_path: Path
-) -> None:
+def test_the_adapter_start_is_a_peft_adapter_that_changes_nothing(payload: Payload, model: Any, tmp_path: Path) -> None:
     for name, kept in (("adapter.safetensors", "adapter_model.safetensors"), ("adapter_config.json",) * 2):
         file = payload.files[name]
         assert isinstance(file, bytes)

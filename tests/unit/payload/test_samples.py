@@ -104,9 +104,7 @@ def test_a_missing_an_unreadable_and_an_empty_file_are_refused(tmp_path: Path) -
 
 
 def test_no_content_of_the_data_is_in_an_error(tmp_path: Path) -> None:
-    error = refusal(
-        written(tmp_path, {"prompt": "the secret", "completion": "the secret", "secret": "the secret"})
-    )
+    error = refusal(written(tmp_path, {"prompt": "the secret", "completion": "the secret", "secret": "the secret"}))
     assert "secret" not in error.message + error.hint
 
 

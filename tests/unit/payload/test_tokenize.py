@@ -100,9 +100,7 @@ def test_nearly_all_of_the_corpus_fits_the_presets_length() -> None:
 
 
 def plain_tokenizer(path: Path) -> Path:
-    vocabulary = {
-        character: index for index, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))
-    }
+    vocabulary = {character: index for index, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.save(str(path))
