@@ -109,9 +109,7 @@ async def test_a_command_that_takes_too_long_is_left(session: SshSession) -> Non
     assert (await session.run(["echo", "on"])).stdout == b"on\n"
 
 
-async def test_a_command_on_a_killed_server_is_a_lost_link(
-    allocation: Allocation, session: SshSession
-) -> None:
+async def test_a_command_on_a_killed_server_is_a_lost_link(allocation: Allocation, session: SshSession) -> None:
     running = asyncio.create_task(session.run(["sleep", "30"]))
     await asyncio.sleep(0.2)
     allocation.kill_server()

@@ -68,9 +68,7 @@ async def test_a_long_log_comes_in_bounded_portions_without_a_gap(session: SshSe
     assert seen == list(range(40))
 
 
-async def test_good_lines_before_a_broken_one_are_handed_over_first(
-    session: SshSession, folder: Path
-) -> None:
+async def test_good_lines_before_a_broken_one_are_handed_over_first(session: SshSession, folder: Path) -> None:
     path = folder / "events.jsonl"
     lines = _lines(4)
     path.write_bytes(lines[0] + lines[1] + lines[3])

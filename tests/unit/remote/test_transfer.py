@@ -81,9 +81,7 @@ async def test_an_upload_arrives_whole_with_its_mode_and_leaves_no_part(
     assert told[-1] == (len(CONTENT), len(CONTENT))
 
 
-async def test_what_is_there_already_is_not_sent_again(
-    session: SshSession, folder: Path, source: Path
-) -> None:
+async def test_what_is_there_already_is_not_sent_again(session: SshSession, folder: Path, source: Path) -> None:
     told: list[int] = []
     await session.upload(source, str(folder / "weights"))
     await session.upload(source, str(folder / "weights"), progress=lambda sent, _: told.append(sent))
@@ -215,9 +213,7 @@ async def test_a_server_without_extensions_and_without_a_hash_tool_still_serves(
     assert (tmp_path / "target").read_bytes() == data
 
 
-async def test_a_download_is_whole_private_and_hashed(
-    session: SshSession, folder: Path, tmp_path: Path
-) -> None:
+async def test_a_download_is_whole_private_and_hashed(session: SshSession, folder: Path, tmp_path: Path) -> None:
     (folder / "adapter").write_bytes(CONTENT)
     digest = await session.download(str(folder / "adapter"), tmp_path / "adapter", len(CONTENT))
     assert digest == _digest(CONTENT)
