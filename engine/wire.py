@@ -124,9 +124,7 @@ class ChainWriter:
         """The next event; advances `head`."""
         ts = ts or utc_now()
         digest = _hash(self.next_seq, self.head, ts, event, self.run_id, body)
-        made = Event(
-            seq=self.next_seq, prev=self.head, ts=ts, event=event, run_id=self.run_id, body=body, hash=digest
-        )
+        made = Event(seq=self.next_seq, prev=self.head, ts=ts, event=event, run_id=self.run_id, body=body, hash=digest)
         self.head = digest
         self.next_seq += 1
         return made

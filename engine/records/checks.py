@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Literal
 
 from engine.measure.stepchain import step_chain
 from engine.records.facts import Facts
@@ -20,17 +20,18 @@ from engine.wire import (
 )
 
 Outcome = tuple[CheckStatus, str]
-
+Checker = Callable[[Facts], Outcome]
+Group = Literal["lifecycle", "model_artifact"]
 
 
 def verdicts(facts: Facts) -> tuple[Check, ...]:
     """Every check of both verdicts, in a fixed order."""
-    return tuple(
-        Check(name=name, group=group, status=outcome[0], reason=outcome[1])
-        for group, table in (("lifecycle", LIFECYCLE), ("model_artifact", ARTIFACT))
-        for name, check in table.items()
-        for outcome in (check(facts),)
-    )
+    return (*_run("lifecycle", LIFECYCLE, facts), *_run("model_artifact", ARTIFACT, facts))
+
+
+def _run(group: Group, table: dict[str, Checker], facts: Facts) -> list[Check]:
+    outcomes = {name: check(facts) for name, check in table.items()}
+    return [Check(name=name, group=group, status=status, reason=reason) for name, (status, reason) in outcomes.items()]
 
 
 def is_clean(checks: tuple[Check, ...]) -> bool:
@@ -92,9 +93,7 @@ def _trained_after(facts: Facts) -> Outcome:
 
 
 def _chains(facts: Facts) -> Outcome:
-    broken = [
-        name for name, whole in (("runner", facts.runner_whole), ("allocation", facts.pod_whole)) if not whole
-    ]
+    broken = [name for name, whole in (("runner", facts.runner_whole), ("allocation", facts.pod_whole)) if not whole]
     if broken:
         return "failed", f"the chain of the {' and the '.join(broken)} is not whole"
     return "passed", f"{len(facts.runner_log)} and {len(facts.pod_log)} events, each linked to the one before"
@@ -219,11 +218,12 @@ def _same_tensors(facts: Facts) -> Outcome:
         for kind in ("raw", "protected")
     ]
     common = sorted(set(digests[0]) & set(digests[1]))
-    if any(digests[0][step] != digests[1][step] for step in common):
-        return "failed", "the adapters part at a checkpoint"
+    ended_apart = raw.steps == protected.steps and (
+        raw.tensor_digest is None or raw.tensor_digest != protected.tensor_digest
+    )
+    if ended_apart or any(digests[0][step] != digests[1][step] for step in common):
+        return "failed", "the final adapters differ" if ended_apart else "the adapters part at a checkpoint"
     if raw.steps == protected.steps:
-        if raw.tensor_digest is None or raw.tensor_digest != protected.tensor_digest:
-            return "failed", "the final adapters differ as tensors"
         return "passed", f"equal at {len(common)} checkpoints and at the end"
     if not common:
         return "not_applicable", "the step counts differ and there is no common checkpoint"
@@ -248,7 +248,6 @@ def _honest_timing(facts: Facts) -> Outcome:
     return "passed", "nothing was injected"
 
 
-Checker = Callable[[Facts], Outcome]
 LIFECYCLE: Final[dict[str, Checker]] = {
     "attestation_verified": _attestation,
     "released_after_result": _released_after,

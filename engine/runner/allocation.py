@@ -12,9 +12,10 @@ from engine.plan import Plan
 from engine.providers.protocol import EmptyProof, Lease, Provider, Scope, Spec, allocation_name
 from engine.runner.folder import RunFolder
 from engine.runner.journal import Journal
+from engine.store.ledger import AllocationFields
 from engine.store.reader import Reader
 from engine.store.writer import Writer
-from engine.wire import ALLOCATION_GONE
+from engine.wire import ALLOCATION_GONE, utc_now
 
 INTENT: Final = "allocation.json"
 LEASE: Final = "lease.json"
@@ -46,16 +47,15 @@ class Allocation:
         lease = self._lease()
         if lease is None:
             request = self._plan.provider
-            spec = Spec(
-                name=entry["name"], gpus=request.gpus, max_price=request.max_price, max_cost=request.max_cost
-            )
+            spec = Spec(name=entry["name"], gpus=request.gpus, max_price=request.max_price, max_cost=request.max_cost)
             lease = await self._provider.acquire(spec, self._run_id)
             self._keep(lease)
-            self._writer.allocation_state(
-                entry["id"], "created", detail={"lease": msgspec.to_builtins(lease)},
-                **({"gpu_model": lease.gpu_model} if lease.gpu_model else {}),
-                **({"price_per_hour": lease.price_per_hour} if lease.price_per_hour is not None else {}),
-            )  # fmt: skip
+            known = AllocationFields(detail={"lease": msgspec.to_builtins(lease)})
+            if lease.gpu_model:
+                known["gpu_model"] = lease.gpu_model
+            if lease.price_per_hour is not None:
+                known["price_per_hour"] = lease.price_per_hour
+            self._writer.allocation_state(entry["id"], "created", **known)
         ready = await self._provider.wait_ready(lease)
         self._keep(ready)
         self._writer.allocation_state(entry["id"], "ready")
@@ -66,7 +66,8 @@ class Allocation:
         entry = self._folder.read_json(INTENT)
         if entry is None:
             self._writer.transition(self._run_id, "cleanup", "gone", "nothing was acquired")
-            self._record(EmptyProof(scope=(), listings=0, count=0, others=None, at="", statement="nothing was acquired"))
+            nothing = "nothing was acquired"
+            self._record(EmptyProof(scope=(), listings=0, count=0, others=None, at=utc_now(), statement=nothing))
             return
         lease = self._lease()
         self._writer.transition(self._run_id, "cleanup", "terminating")

@@ -36,9 +36,7 @@ async def collect(context: RunContext, link: Reconnecting, run_dir: str) -> None
     if "protected" in context.ingest.adapters:
         sealed = target / SEALED_FILE
         await link.call(
-            lambda session: session.download(
-                f"{run_dir}/outbox/protected/adapter.sealed", sealed, MAX_ADAPTER_BYTES
-            )
+            lambda session: session.download(f"{run_dir}/outbox/protected/adapter.sealed", sealed, MAX_ADAPTER_BYTES)
         )
         seen["protected"] = _open(context, sealed, context.ingest.adapters["protected"])
     context.writer.evidence(context.run_id, "collected", seen)
@@ -49,9 +47,7 @@ def _judge(plain: bytes, named: dict[str, Any]) -> dict[str, Any]:
     if sha256_hex(plain) != named.get("sha256"):
         return {"status": "wrong", "reason": "its SHA-256 is not the one in the log"}
     view = memoryview(plain)
-    tensors = [
-        (name, spec.dtype, spec.shape, view[spec.start : spec.end]) for name, spec in read_header(view).items()
-    ]
+    tensors = [(name, spec.dtype, spec.shape, view[spec.start : spec.end]) for name, spec in read_header(view).items()]
     if tensor_digest(tensors) != named.get("tensorDigest"):
         return {"status": "wrong", "reason": "its tensor digest is not the one in the log"}
     return {"status": "opened", "sha256": named["sha256"], "tensorDigest": named["tensorDigest"], "size": len(plain)}

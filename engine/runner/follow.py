@@ -1,4 +1,4 @@
-"""Following a launched run: its log into the store, the runner's answers into its inbox, until nothing is left to do."""
+"""Following a launched run: its log into the store, the runner's answers into its inbox, to the end."""
 
 from __future__ import annotations
 

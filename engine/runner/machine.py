@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from engine.errors import GlasshouseError, RunError
 from engine.plan import load_plan
@@ -28,6 +28,7 @@ from engine.store.writer import Writer
 
 POLL_SECONDS: Final = 0.25
 LOCK_SECONDS: Final = 1.0
+FinalState = Literal["finished", "failed", "cancelled"]
 
 
 class CancelledRun(RunError):
@@ -123,9 +124,7 @@ class Runner:
         self.give_up_if_cancelled()
         self._enter("allocating")
         staging = Staging(self.plan, self.folder, self.writer, self.journal, self.run_id)
-        self.context = RunContext(
-            self.run_id, self.plan, self.writer, self.journal, self.ingest, self.folder, staging
-        )
+        self.context = RunContext(self.run_id, self.plan, self.writer, self.journal, self.ingest, self.folder, staging)
         prepared = asyncio.create_task(asyncio.to_thread(staging.prepare))
         try:
             lease = await self.allocation.have()
@@ -139,16 +138,17 @@ class Runner:
                 self.ingest.expected = staging.expected(lease)
                 launched = await staging.deliver(link, lease)
                 self._enter("running")
-                await self._follow(Follower(self.context, link, staging.run_dir(lease), launched), link, lease)
+                follower = Follower(self.context, link, staging.run_dir(lease), launched)
+                await self._follow(self.context, follower, link, staging.run_dir(lease))
         finally:
             if not prepared.done():
                 await asyncio.gather(prepared, return_exceptions=True)
 
-    async def _follow(self, follower: Follower, link: Reconnecting, lease: Lease) -> None:
+    async def _follow(self, context: RunContext, follower: Follower, link: Reconnecting, run_dir: str) -> None:
         try:
             await follower.follow()
             self._enter("collecting")
-            await collect(self.context, link, self.context.staging.run_dir(lease))
+            await collect(context, link, run_dir)
             await follower.close()
         finally:
             await follower.stop()
@@ -159,11 +159,12 @@ class Runner:
 
         return Reconnecting(opener)
 
-    def _finish(self) -> str:
+    def _finish(self) -> FinalState:
         """Compute the row, store it with the final state, destroy the private folder."""
         view = self.reader.run(self.run_id)
         failed = [segment for segment in view.segments if segment.state != "done"]
-        state, reason = "finished", ""
+        state: FinalState = "finished"
+        reason = ""
         if self._error is not None:
             state = "cancelled" if self._error.code == "cancelled" else "failed"
             reason = f"{self._error.code}: {self._error.message}"
@@ -175,4 +176,3 @@ class Runner:
         self.writer.finish(self.run_id, row, checks, state=state, reason=reason)
         self.folder.destroy()
         return state
-

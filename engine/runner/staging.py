@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import shutil
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -227,11 +228,7 @@ def _content(source: bytes | Path) -> bytes:
 
 
 def _sha256(source: bytes | Path) -> str:
-    import hashlib
-
     if isinstance(source, bytes):
         return sha256_hex(source)
     with source.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-

@@ -1,4 +1,4 @@
-"""Child processes of the supervisor: each is the same measured bundle in another role, with inherited descriptors only."""
+"""Child processes of the supervisor: the same measured bundle in another role, with inherited descriptors only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from engine.errors import RunError
-from engine.worker.channel import TIMEOUT, Channel
+from engine.worker.channel import TIMEOUT, Channel, pair
 from engine.worker.isolation.procfs import start_time
 
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -49,12 +49,19 @@ class Child:
         others: Callable[[dict[str, Any]], None] | None = None,
     ) -> dict[str, Any]:  # fmt: skip
         """Wait for the message `kind`; others go to `others`; `meanwhile` runs between polls and may raise."""
+        return self.expect_with(kind, seconds, meanwhile=meanwhile, others=others)[0]
+
+    def expect_with(
+        self, kind: str, seconds: float, *, meanwhile: Callable[[], None] | None = None,
+        others: Callable[[dict[str, Any]], None] | None = None,
+    ) -> tuple[dict[str, Any], list[int]]:  # fmt: skip
+        """As `expect`, with the descriptors beside the message."""
         until = time.monotonic() + seconds
         while True:
             if meanwhile is not None:
                 meanwhile()
             try:
-                message, _ = self.channel.recv(POLL_SECONDS)
+                message, fds = self.channel.recv(POLL_SECONDS)
             except RunError as error:
                 if error.code != TIMEOUT:
                     raise self._died() from error
@@ -64,15 +71,23 @@ class Child:
                     ) from error
                 continue
             if message.get("msg") == kind:
-                return message
-            if "error" in message or message.get("msg") == "error":
+                return message, fds
+            if message.get("msg") == "error":
                 raise RunError(
                     str(message.get("message") or f"The {self.role} failed."),
                     str(message.get("hint") or ""),
-                    code=str(message.get("code") or message.get("error")),
+                    code=str(message.get("code")),
                 )
             if others is not None:
                 others(message)
+
+    def ask(self, message: dict[str, Any], answer: str, seconds: float, fds: Sequence[int] = ()) -> dict[str, Any]:
+        """Send a message, with descriptors over a socket, and wait for its answer."""
+        try:
+            self.channel.send(message, fds)
+        except RunError as error:
+            raise self._died() from error
+        return self.expect(answer, seconds)
 
     def _died(self) -> RunError:
         status = self._wait(EXIT_SECONDS)
@@ -106,31 +121,42 @@ class Child:
             self._wait(EXIT_SECONDS)
 
 
-def spawn(
+def _start(
     bundle: Bundle, role: str, arguments: Sequence[str], *, fds: Sequence[int], env: Mapping[str, str], log: Path
-) -> tuple[subprocess.Popen[bytes], int, int]:
-    """Start the bundle in a role; returns the process and our ends (read, write) of its two pipes."""
-    ours_read, theirs_write = os.pipe()
-    theirs_read, ours_write = os.pipe()
-    command = [sys.executable, "-I", "-S", "-B", bundle.path, *role.split(" "), "--read", str(theirs_read)]
-    command += ["--write", str(theirs_write), *arguments]
+) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-I", "-S", "-B", bundle.path, *role.split(" "), *arguments]
     for site in bundle.sites:
         command += ["--site", site]
     base = {"PATH": PATH, "LANG": "C.UTF-8", "HOME": str(log.parent)}
     base |= {name: os.environ[name] for name in INHERITED if name in os.environ}
     with log.open("ab") as sink:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, env={**base, **env}, cwd="/",
-            pass_fds=[bundle.fd, theirs_read, theirs_write, *fds], close_fds=True,
+            pass_fds=[bundle.fd, *fds], close_fds=True,
         )  # fmt: skip
-    os.close(theirs_read)
-    os.close(theirs_write)
-    return process, ours_read, ours_write
 
 
-def spawn_child(
+def spawn_on_pipes(
     bundle: Bundle, role: str, arguments: Sequence[str], *, fds: Sequence[int], env: Mapping[str, str], log: Path
 ) -> Child:
-    """Start the bundle in a role, with a channel over pipes."""
-    process, read, write = spawn(bundle, role, arguments, fds=fds, env=env, log=log)
-    return Child(role, process, Channel(read, write))
+    """Start the bundle in a role that speaks over two pipes, and so can neither send nor receive descriptors."""
+    ours_read, theirs_write = os.pipe()
+    theirs_read, ours_write = os.pipe()
+    ends = ["--read", str(theirs_read), "--write", str(theirs_write)]
+    try:
+        process = _start(bundle, role, [*ends, *arguments], fds=[theirs_read, theirs_write, *fds], env=env, log=log)
+    finally:
+        os.close(theirs_read)
+        os.close(theirs_write)
+    return Child(role, process, Channel(ours_read, ours_write))
+
+
+def spawn_on_socket(
+    bundle: Bundle, role: str, arguments: Sequence[str], *, fds: Sequence[int], env: Mapping[str, str], log: Path
+) -> Child:
+    """Start the bundle in a role that speaks over a socketpair, with descriptors beside its messages."""
+    ours, theirs = pair()
+    with theirs:
+        end = theirs.fileno()
+        process = _start(bundle, role, ["--channel", str(end), *arguments], fds=[end, *fds], env=env, log=log)
+    return Child(role, process, Channel(ours.detach()))

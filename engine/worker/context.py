@@ -22,11 +22,16 @@ class Cancelled(RunError):
 
 
 class Context:
-    """One run's folder, job, log, inbox and the attester's signing key."""
+    """One run's folder, job, log, inbox and the attester's signing key.
+
+    `memory` are descriptors of the supervisor's own mem and smaps, opened before it was hardened; `enforcement` is what
+    was observed of its own controls.
+    """
 
     def __init__(
-        self, folder: Path, job: Job, bundle: Bundle, log: EventLog, attester: Ed25519PrivateKey, identity: Identity
-    ) -> None:
+        self, folder: Path, job: Job, bundle: Bundle, log: EventLog, attester: Ed25519PrivateKey, identity: Identity,
+        memory: tuple[int, int], enforcement: dict[str, dict[str, str]],
+    ) -> None:  # fmt: skip
         self.folder = folder
         self.job = job
         self.plan = job.parsed_plan()
@@ -34,6 +39,8 @@ class Context:
         self.log = log
         self.attester = attester
         self.identity = identity
+        self.memory = memory
+        self.enforcement = enforcement
         self.inbox = Inbox(folder / "inbox")
         self._began = time.monotonic()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -14,7 +15,7 @@ from engine.worker import hubweights, identity
 from engine.worker.context import Context
 from engine.worker.segment import TrainerProcess
 
-KIND = "raw"
+KIND: Final = "raw"
 
 
 def run(context: Context) -> None:

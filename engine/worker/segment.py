@@ -10,7 +10,7 @@ import msgspec
 
 from engine.plan import SegmentKind
 from engine.wire import TRAIN_CHECKPOINT, TRAIN_FINISHED, TRAIN_PROGRESS, TRAIN_STARTED, canonical
-from engine.worker.children import Child, spawn_child
+from engine.worker.children import Child, spawn_on_pipes
 from engine.worker.context import Context
 from engine.worker.isolation import memfd
 from engine.worker.training import numerics
@@ -51,7 +51,7 @@ class TrainerProcess:
         }
         setup_fd = memfd.from_bytes("setup", canonical(setup))
         try:
-            self._child = spawn_child(
+            self._child = spawn_on_pipes(
                 self._context.bundle, "trainer", ["--setup", str(setup_fd)],
                 fds=[setup_fd, self._adapter_fd, *self._files.values(), *fds],
                 env=numerics.ENVIRONMENT, log=self._context.folder / f"{self._kind}.log",
@@ -69,22 +69,19 @@ class TrainerProcess:
         warmed = self.child.expect("warmed", LOAD_SECONDS, meanwhile=self._forward_stop)
         log.state(kind, "training")
         log.add(TRAIN_STARTED, {"segment": kind, "numerics": loaded["numerics"], "gpu": warmed["gpu"]})
-        finished = self.child.expect(
-            "finished", TRAIN_SECONDS, meanwhile=self._forward_stop, others=self._record
-        )
+        finished = self.child.expect("finished", TRAIN_SECONDS, meanwhile=self._forward_stop, others=self._record)
         body = {key: value for key, value in finished.items() if key != "msg"}
         log.add(TRAIN_FINISHED, {"segment": kind, **body})
         return body
 
     def write_adapter(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
         """Have the adapter written to its descriptor; returns size and SHA-256 of the artifact."""
-        self.child.channel.send({"cmd": "write_adapter", "metadata": canonical(metadata).decode()})
-        return self.child.expect("adapter", WRITE_SECONDS)
+        command = {"cmd": "write_adapter", "metadata": canonical(metadata).decode()}
+        return self.child.ask(command, "adapter", WRITE_SECONDS)
 
     def command(self, command: str, answer: str, seconds: float = WRITE_SECONDS) -> dict[str, Any]:
         """Send a command and wait for its answer."""
-        self.child.channel.send({"cmd": command})
-        return self.child.expect(answer, seconds)
+        return self.child.ask({"cmd": command}, answer, seconds)
 
     def exit(self) -> int | None:
         """Let the trainer end; returns its status."""

@@ -7,9 +7,11 @@ import base64
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -20,9 +22,12 @@ from engine.wire import LAUNCH_ACCEPTED, RUN_CLOSED, sha256_hex
 from engine.worker import identity, raw
 from engine.worker.children import Bundle
 from engine.worker.context import Cancelled, Context
+from engine.worker.isolation import procfs
+from engine.worker.isolation.hardening import CONTROLS, Options, harden
 from engine.worker.job import read_job
 from engine.worker.log import EventLog
 
+KEPT: Final = frozenset({"no_core", "no_dump", "no_new_privs", "yama"})
 
 
 def _run_segment(context: Context, kind: SegmentKind) -> None:
@@ -43,10 +48,14 @@ class Supervisor:
         for name in ("inbox", "outbox", "scratch"):
             (folder / name).mkdir(mode=0o700, exist_ok=True)
         bundle = Bundle(sites)
+        memory = procfs.self_memory()
+        # It holds writable maps of the plaintext, so nobody of the same user may look in; it must still start children.
+        enforcement = harden(Options(skip=frozenset(CONTROLS) - KEPT))
         attester = Ed25519PrivateKey.generate()
         self.context = Context(
-            folder, job, bundle, EventLog(folder, job.run_id), attester, identity.observe(folder)
-        )
+            folder, job, bundle, EventLog(folder, job.run_id), attester, identity.observe(folder), memory,
+            {name: seen.as_dict() for name, seen in enforcement.items() if name in KEPT},
+        )  # fmt: skip
         self.context.log.add(
             LAUNCH_ACCEPTED,
             {
@@ -104,6 +113,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--site", action="append", default=[])
     options = parser.parse_args(argv)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # An exception, so that the segment's own clean-up runs.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
     supervisor = Supervisor(options.dir, options.site)
     status = supervisor.run()
     time.sleep(0.5)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import base64
 import hashlib
+import math
 import os
 import struct
 from collections.abc import Sequence
@@ -41,9 +42,7 @@ class _Reporter:
         )
 
     def checkpoint(self, step: int, tensor_digest: str, step_chain: str | None) -> None:
-        self._channel.send(
-            {"msg": "checkpoint", "step": step, "tensorDigest": tensor_digest, "stepChain": step_chain}
-        )
+        self._channel.send({"msg": "checkpoint", "step": step, "tensorDigest": tensor_digest, "stepChain": step_chain})
 
     def should_stop(self) -> StopReason | None:
         if self._stop is None:
@@ -76,9 +75,7 @@ class TrainerRole:
         self.channel.send({"msg": "ready"})
         self._expect("load")
         workload = model.load(self.plan, self.files)
-        self.channel.send(
-            {"msg": "loaded", "numerics": numerics.recorded(workload.device, workload.dtype)}
-        )
+        self.channel.send({"msg": "loaded", "numerics": numerics.recorded(workload.device, workload.dtype)})
         trainer = loop.Trainer(workload, self.plan)
         reporter = _Reporter(self.channel)
         loop.warm_up(trainer, reporter)
@@ -126,9 +123,7 @@ class TrainerRole:
         os.close(smaps)
         devices = tuple(sorted(Path("/dev").glob("nvidia*")))
         observed = harden(Options(scratch=Path(self.setup["scratch"]), device_paths=devices))
-        self.channel.send(
-            {"msg": "hardened", "enforcement": {name: seen.as_dict() for name, seen in observed.items()}}
-        )
+        self.channel.send({"msg": "hardened", "enforcement": {name: seen.as_dict() for name, seen in observed.items()}})
 
     def _write_adapter(self, workload: Workload) -> None:
         command = self._expect("write_adapter")
@@ -154,7 +149,7 @@ class TrainerRole:
 
 
 def _finite(value: float | None) -> float | None:
-    return value if value is not None and value == value and abs(value) != float("inf") else None
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _gpu(device: str) -> dict[str, Any] | None:

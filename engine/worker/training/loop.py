@@ -90,7 +90,7 @@ def warm_up(trainer: Trainer, reporter: Reporter) -> None:
 
 
 def measure(trainer: Trainer, reporter: Reporter, *, with_evidence: bool) -> Outcome:
-    """Train through the measured window. `with_evidence` keeps the step chain inside it, as a protected segment does."""
+    """Train through the measured window; `with_evidence` keeps the step chain in it, as a protected segment does."""
     plan = trainer.plan
     chain = StepChain() if with_evidence else None
     recorder: Recorder = CudaRecorder(chain) if trainer.workload.device == "cuda" else HostRecorder(chain)

@@ -1,0 +1,290 @@
+"""The protected segment, as the supervisor sees it: nothing is readable before the evidence passed, nor after."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import time
+from typing import Any, Final
+
+import msgspec
+
+from engine.errors import GlasshouseError, RefusedError, RunError
+from engine.sealing.adapter import AdapterBinding
+from engine.sealing.manifest import Manifest, manifest_digest
+from engine.sealing.package import open_sealed, read_manifest
+from engine.wire import ADAPTER_SEALED, ZEROIZE_DONE, ZEROIZE_STARTED
+from engine.worker import hubweights, identity
+from engine.worker.attester import Attestation
+from engine.worker.channel import TIMEOUT, Channel, pair
+from engine.worker.children import Child, spawn_on_socket
+from engine.worker.context import Context
+from engine.worker.isolation import memfd, patterns
+from engine.worker.keyproc import ENVIRONMENT as KEY_ENVIRONMENT
+from engine.worker.receipt import zeroization_receipt
+from engine.worker.segment import TrainerProcess
+from engine.worker.zeroization import METHOD, SUPERVISOR, Prover
+
+KIND: Final = "protected"
+KEY_SECONDS: Final = 3600.0
+PAYLOAD: Final = "payload"
+TRAINER: Final = "trainer"
+POLL_SECONDS: Final = 0.2
+
+
+def run(context: Context) -> None:
+    """Run the protected segment to its end; whatever happens, what the supervisor can wipe is wiped."""
+    segment = ProtectedSegment(context)
+    try:
+        segment.run()
+    except GlasshouseError as error:
+        segment.abandon(error.code)
+        raise
+    except BaseException as error:
+        segment.abandon(type(error).__name__)
+        raise
+    finally:
+        segment.close()
+
+
+class ProtectedSegment:
+    """One protected segment's processes, memory and proof."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._memfds: dict[str, int] = {}
+        self._maps: dict[str, mmap.mmap] = {}
+        self._hub: dict[str, int] = {}
+        self._children: list[Child] = []
+        self._released = False
+        self._done = False
+        self._prover: Prover | None = None
+        self._trainer: TrainerProcess | None = None
+        self._adapter_fd = memfd.create("adapter", 0)
+        self._patterns_fd = memfd.create("patterns", patterns.STORE_BYTES)
+
+    @property
+    def prover(self) -> Prover:
+        """The scanner; only after the launch."""
+        if self._prover is None:
+            raise RuntimeError("the scanner was not launched")
+        return self._prover
+
+    @property
+    def trainer(self) -> TrainerProcess:
+        """The trainer; only after the launch."""
+        if self._trainer is None:
+            raise RuntimeError("the trainer was not launched")
+        return self._trainer
+
+    def run(self) -> None:
+        """Launch, attest, be released to, train, seal, wipe, prove."""
+        log, job = self._context.log, self._context.job
+        seen = identity.observe(self._context.folder)
+        log.state(KIND, "launching", identity=msgspec.to_builtins(seen))
+        manifest = read_manifest(self._context.folder / "package")
+        if manifest_digest(manifest) != job.manifest_digest:
+            raise RefusedError("The staged manifest is not the one that was sent.", code="manifest_mismatch")
+        self._hub = hubweights.fetch(job)
+        keys, enforcement = self._launch(manifest)
+        attestation = Attestation(self._context, enforcement, str(keys["public"]))
+        log.state(KIND, "attesting")
+        attestation.answer_challenge()
+        log.state(KIND, "releasing")
+        release = attestation.await_release()
+        self._open(manifest, attestation, release)
+        finished = self.trainer.load_and_train()
+        log.state(KIND, "sealing")
+        self._seal_adapter(finished, attestation)
+        log.state(KIND, "zeroizing")
+        self._zeroize(attestation)
+        log.state(KIND, "done")
+
+    def _launch(self, manifest: Manifest) -> tuple[dict[str, Any], dict[str, Any]]:
+        for entry in manifest.files:
+            fd = memfd.create(entry.name, entry.size)
+            self._memfds[entry.name] = fd
+            self._maps[entry.name] = memfd.map_writable(fd, entry.size)
+        self._trainer = TrainerProcess(self._context, KIND, {**self._memfds, **self._hub}, self._adapter_fd)
+        ours, theirs = pair()
+        with theirs, Channel(ours.detach()) as handover:
+            self.trainer.launch(
+                {
+                    "handover": theirs.fileno(),
+                    "scratch": str(self._context.scratch),
+                    "patternsFd": self._patterns_fd,
+                    "secretWeights": any(name.startswith("weights") for name in self._memfds),
+                },
+                [theirs.fileno(), self._patterns_fd],
+            )
+            theirs.close()
+            self._prover = Prover(self._context)
+            self.prover.watch_memfds(PAYLOAD, [*self._memfds.values(), self._adapter_fd])
+            self._opener = self._spawn_keyproc("open")
+            ready = self._opener.expect("ready", KEY_SECONDS)
+            self.prover.watch(TRAINER, self._trainer_memory(handover))
+        hardened = self.trainer.child.expect(
+            "hardened", self._context.job.limits.launch, meanwhile=self._context.give_up_if_cancelled
+        )
+        self.trainer.child.expect("ready", self._context.job.limits.launch)
+        return ready, {
+            "trainer": hardened["enforcement"],
+            "keyproc": ready["enforcement"],
+            "scanner": self.prover.enforcement,
+            "supervisor": self._context.enforcement,
+        }
+
+    def _spawn_keyproc(self, task: str) -> Child:
+        child = spawn_on_socket(
+            self._context.bundle, f"keyproc {task}", [], fds=[], env=KEY_ENVIRONMENT,
+            log=self._context.folder / f"{KIND}.log",
+        )  # fmt: skip
+        self._children.append(child)
+        _, fds = child.expect_with("memory", KEY_SECONDS)
+        self.prover.watch(f"keyproc {task}", fds)
+        return child
+
+    def _trainer_memory(self, handover: Channel) -> list[int]:
+        """The descriptors of the trainer's memory, which it sends just before it is hardened."""
+        until = time.monotonic() + self._context.job.limits.launch
+        while True:
+            self._context.give_up_if_cancelled()
+            try:
+                return handover.recv(POLL_SECONDS)[1]
+            except RunError as error:
+                if error.code != TIMEOUT:
+                    # It ended instead; its own channel says why.
+                    self.trainer.child.expect("hardened", POLL_SECONDS)
+                    raise
+                if time.monotonic() > until:
+                    raise
+
+    def _open(self, manifest: Manifest, attestation: Attestation, release: dict[str, str]) -> None:
+        """Have the key process open the package into the memfds, and prove that it kept no key."""
+        folder = self._context.folder / "package"
+        with contextlib.ExitStack() as stack:
+            manifest_fd = os.open(folder / "manifest.json", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            stack.callback(os.close, manifest_fd)
+            fds = [manifest_fd]
+            for entry in manifest.files:
+                fds += [stack.enter_context(open_sealed(folder, entry)).fileno(), self._memfds[entry.name]]
+            self._released = True
+            opened = self._through_keys(self._opener, {"cmd": "package", **release}, fds, "opened")
+        attestation.completed(opened)
+
+    def _through_keys(self, child: Child, command: dict[str, Any], fds: list[int], done: str) -> dict[str, Any]:
+        """One task of a key process, with its keys scanned for while they live and after they were wiped."""
+        store = memfd.create("key patterns", patterns.STORE_BYTES)
+        try:
+            child.ask(command, "keys_live", KEY_SECONDS, [fds[0], store, *fds[1:]])
+            self.prover.take_patterns(store)
+        finally:
+            os.close(store)
+        self.prover.scan(f"{child.role} before", [child.role])
+        answer = child.ask({"cmd": "proceed"}, done, KEY_SECONDS)
+        self.prover.scan(f"{child.role} after", [child.role, SUPERVISOR])
+        child.channel.send({"cmd": "exit"})
+        if child.finish() != 0:
+            self.prover.failures.append("keyproc_status")
+        self.prover.ended(child)
+        self.prover.drop(child.role)
+        return answer
+
+    def _seal_adapter(self, finished: dict[str, Any], attestation: Attestation) -> None:
+        job = self._context.job
+        binding = AdapterBinding(job.run_id, KIND, job.manifest_digest or "", attestation.nonce_digest)
+        bound = {
+            "runId": job.run_id, "segment": KIND, "manifestSha256": binding.manifest_sha256,
+            "nonceSha256": binding.nonce_sha256,
+        }  # fmt: skip
+        written = self.trainer.write_adapter(bound)
+        folder = self._context.outbox / KIND
+        folder.mkdir(mode=0o700)
+        out = os.open(folder / "adapter.sealed", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            sealer = self._spawn_keyproc("seal")
+            sealer.expect("ready", KEY_SECONDS)
+            command = {
+                "cmd": "adapter", "recipient": job.recipient_public_key,
+                "binding": msgspec.to_builtins(binding), "size": written["size"],
+            }  # fmt: skip
+            sealed = self._through_keys(sealer, command, [self._adapter_fd, out], "sealed")
+        finally:
+            os.close(out)
+        self._context.log.add(
+            ADAPTER_SEALED,
+            {
+                "segment": KIND, "size": written["size"], "sha256": written["sha256"],
+                "sealedSha256": sealed["sha256"], "sealedSize": sealed["size"],
+                "tensorDigest": finished["tensorDigest"], "nonceSha256": binding.nonce_sha256,
+                "runnerHead": attestation.runner_head,
+            },
+        )  # fmt: skip
+
+    def _zeroize(self, attestation: Attestation) -> None:
+        log = self._context.log
+        log.add(ZEROIZE_STARTED, {"segment": KIND})
+        self.trainer.command("patterns", "patterns")
+        self.prover.take_patterns(self._patterns_fd)
+        self.prover.scan("wipe before", [TRAINER, SUPERVISOR, PAYLOAD])
+        wiped = self.trainer.command("wipe", "wiped")
+        self._wipe_memory()
+        self.prover.scan("wipe after", [TRAINER, SUPERVISOR, PAYLOAD])
+        if self.trainer.exit() != 0:
+            self.prover.failures.append("trainer_status")
+        self.prover.ended(self.trainer.child)
+        facts = self.prover.finish()
+        self._state_outcome({**facts, "trainerWipe": wiped["detail"]}, attestation.runner_head)
+
+    def _state_outcome(self, facts: dict[str, Any], runner_head: str) -> None:
+        """Sign what was seen and put it into the log."""
+        context = self._context
+        envelope = zeroization_receipt(context, facts, runner_head)
+        self._done = True
+        context.log.add(
+            ZEROIZE_DONE,
+            {"segment": KIND, "state": facts["state"], "reasons": facts["reasons"], "receipt": envelope},
+        )
+
+    def _wipe_memory(self) -> None:
+        """Overwrite every plaintext file through the maps that only the supervisor has."""
+        for mapping in self._maps.values():
+            memfd.wipe_map(mapping)
+        size = memfd.size_of(self._adapter_fd)
+        if size:
+            with contextlib.closing(memfd.map_writable(self._adapter_fd, size)) as mapping:
+                memfd.wipe_map(mapping)
+
+    def abandon(self, code: str) -> None:
+        """After a failure: end the processes, wipe what can be wiped, and say that nothing is proven."""
+        if self._trainer is not None:
+            self._trainer.stop()
+        for child in self._children:
+            child.kill()
+        self._wipe_memory()
+        if not self._released or self._done:
+            return
+        reasons = [f"abandoned:{code}"]
+        facts: dict[str, Any] = {"method": METHOD, "patterns": {}, "scans": []}
+        if self._prover is not None:
+            for child in self._children:
+                self._prover.ended(child)
+            try:
+                facts = self._prover.finish()
+            except GlasshouseError as error:
+                reasons.append(f"scanner:{error.code}")
+        facts |= {"state": "unverified", "reasons": sorted({*reasons, *facts.get("reasons", [])})}
+        self._state_outcome(facts, "")
+
+    def close(self) -> None:
+        """End what still runs and free every descriptor and map."""
+        if self._trainer is not None:
+            self._trainer.stop()
+        if self._prover is not None:
+            self._prover.child.kill()
+        for mapping in self._maps.values():
+            mapping.close()
+        hubweights.close(self._hub)
+        for fd in (*self._memfds.values(), self._adapter_fd, self._patterns_fd):
+            os.close(fd)
