@@ -92,9 +92,7 @@ def open_envelope(envelope: object, payload_type: str, publics: Sequence[bytes])
         raise refusal("envelope_keys_not_distinct")
     keys = [_public(raw) for raw in publics]
     if set(opened.signatures) != {key.keyid for key in keys}:
-        raise refusal(
-            "envelope_keys_not_distinct" if _renamed(opened, publics) else "envelope_signer_unknown"
-        )
+        raise refusal("envelope_keys_not_distinct" if _renamed(opened, publics) else "envelope_signer_unknown")
     try:
         opened.verify(keys, threshold=len(keys))
     except VerificationError as error:

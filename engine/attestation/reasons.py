@@ -58,6 +58,7 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
         "The key that would receive the release is not the one in the nonce object.",
         _TAMPERED,
     ),
+    "nonce_object_mismatch": ("The nonce object does not cover what the evidence says.", _TAMPERED),
     "cnf_invalid": ("The key that would receive the release cannot receive a secret.", _AGAIN),
     # policy
     "policy_invalid": ("The policy does not fit its schema.", "Correct the policy file."),

@@ -44,15 +44,11 @@ class Statement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return {subject.name: subject.digest.sha256 for subject in self.subject}
 
 
-def statement(
-    predicate_type: str, subjects: Mapping[str, str], predicate: Mapping[str, Any]
-) -> dict[str, Any]:
+def statement(predicate_type: str, subjects: Mapping[str, str], predicate: Mapping[str, Any]) -> dict[str, Any]:
     """A statement about `subjects` (name -> SHA-256 in hex) as builtins."""
     return {
         "_type": STATEMENT_TYPE,
-        "subject": [
-            {"name": name, "digest": {"sha256": digest}} for name, digest in sorted(subjects.items())
-        ],
+        "subject": [{"name": name, "digest": {"sha256": digest}} for name, digest in sorted(subjects.items())],
         "predicateType": predicate_type,
         "predicate": dict(predicate),
     }

@@ -1,0 +1,265 @@
+"""Evidence: an Entity Attestation Token (RFC 9711) as a JWT, signed with Ed25519 (RFC 9864) by the attester.
+
+The token's claims are those of the RFC where it has one, and ours beside them. A reader accepts only the
+exact header, the exact claims and canonical encodings; anything else is a typed refusal.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Any, Final
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from joserfc import jws
+from joserfc.errors import BadSignatureError, JoseError
+from joserfc.jwk import OKPKey
+
+from engine.attestation.claims import (
+    UEID_BYTES,
+    Claims,
+    Heads,
+    Observed,
+    Scalar,
+    bound_nonce,
+    make_claims,
+    random_ueid,
+)
+from engine.attestation.measurement import Measurements
+from engine.attestation.nonce import NONCE_BYTES
+from engine.attestation.reasons import refusal
+from engine.errors import WireError
+from engine.sealing.manifest import is_digest, is_run_id
+from engine.sealing.pem import key_id
+from engine.wire import canonical, parse
+
+__all__ = [
+    "Claims",
+    "Heads",
+    "Observed",
+    "Scalar",
+    "bound_nonce",
+    "make_claims",
+    "parse_evidence",
+    "random_ueid",
+    "sign_evidence",
+]
+
+ALGORITHM: Final = "Ed25519"
+TOKEN_TYPE: Final = "eat+jwt"  # noqa: S105  # a media type
+MAX_EVIDENCE_BYTES: Final = 64 * 1024
+MAX_TEXT: Final = 512
+MAX_ENTRIES: Final = 64
+DEBUG_STATES: Final = (
+    "enabled",
+    "disabled",
+    "disabled-since-boot",
+    "disabled-permanently",
+    "disabled-fully-and-permanently",
+)
+
+_JSON_CONTENT: Final = 50  # CoAP content format of application/json
+_KEY_BYTES: Final = 32
+_MAX_TIME: Final = 2**48
+
+
+class _Jwk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    kty: str = "OKP"
+    crv: str = "X25519"
+    x: str
+
+
+class _Confirmation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    jwk: _Jwk
+
+
+class _Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    alg: str
+    typ: str
+    kid: str
+
+
+class _Token(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    eat_profile: str
+    eat_nonce: str
+    iat: int
+    exp: int
+    jti: str
+    ueid: str
+    hwmodel: str
+    swname: str
+    swversion: tuple[str]
+    dbgstat: str
+    measurements: tuple[tuple[int, str]]
+    submods: dict[str, dict[str, Scalar]]
+    cnf: _Confirmation
+    tier: str
+    run_id: str
+    nonce: str
+    attester_key: str
+    plan_digest: str
+    manifest_digest: str
+    policy_digest: str
+    challenge: str | None
+    pod_id: str
+    ssh_host_key: str
+    gpu_uuid: str | None
+    enforcement: dict[str, Observed]
+    heads: Heads
+    not_a_hardware_tee_claim: bool
+
+
+def _encode(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+def _decode(text: str) -> bytes:
+    """base64url without padding, in its one canonical spelling; raises `ValueError`."""
+    raw = base64.b64decode(text.encode("ascii") + b"=" * (-len(text) % 4), altchars=b"-_", validate=True)
+    if _encode(raw) != text:
+        raise ValueError("not canonical base64url")
+    return raw
+
+
+def _to_token(claims: Claims) -> dict[str, Any]:
+    fields = {name: getattr(claims, name) for name in _Token.__struct_fields__}
+    fields |= {
+        "ueid": _encode(claims.ueid),
+        "hwmodel": _encode(claims.hwmodel.encode()),
+        "swversion": (claims.swversion,),
+        "measurements": ((_JSON_CONTENT, canonical(msgspec.to_builtins(claims.measurements)).decode()),),
+        "cnf": _Confirmation(jwk=_Jwk(x=_encode(claims.cnf))),
+        "nonce": _encode(claims.nonce),
+        "attester_key": _encode(claims.attester_key),
+    }
+    built: dict[str, Any] = msgspec.to_builtins(_Token(**fields))
+    return built
+
+
+def _from_token(token: _Token) -> Claims:
+    """Raises `ValueError`, `msgspec.ValidationError` or `WireError`."""
+    ((content, measured),) = token.measurements
+    measurements = msgspec.convert(parse(measured), Measurements, strict=True)
+    jwk = token.cnf.jwk
+    if content != _JSON_CONTENT or (jwk.kty, jwk.crv) != ("OKP", "X25519"):
+        raise ValueError("another kind of measurement or key")
+    fields = {name: getattr(token, name) for name in _Token.__struct_fields__}
+    fields |= {
+        "ueid": _decode(token.ueid),
+        "hwmodel": _decode(token.hwmodel).decode(),
+        "swversion": token.swversion[0],
+        "measurements": measurements,
+        "cnf": _decode(jwk.x),
+        "nonce": _decode(token.nonce),
+        "attester_key": _decode(token.attester_key),
+    }
+    return Claims(**fields)
+
+
+def _sound(claims: Claims) -> bool:
+    digests = (
+        claims.eat_nonce,
+        claims.plan_digest,
+        claims.manifest_digest,
+        claims.policy_digest,
+        claims.ssh_host_key,
+        claims.heads.runner,
+        claims.heads.pod,
+        *msgspec.structs.astuple(claims.measurements),
+    )
+    texts = (
+        *(claims.eat_profile, claims.jti, claims.hwmodel, claims.swname, claims.swversion, claims.tier),
+        *(claims.challenge or "", claims.pod_id, claims.gpu_uuid or ""),
+        *(text for name, seen in claims.enforcement.items() for text in (name, seen.value, seen.detail)),
+    )
+    return (
+        all(map(is_digest, digests))
+        and all(len(text) <= MAX_TEXT for text in texts)
+        and is_run_id(claims.run_id)
+        and claims.dbgstat in DEBUG_STATES
+        and len(claims.cnf) == len(claims.attester_key) == _KEY_BYTES
+        and len(claims.nonce) == NONCE_BYTES
+        and len(claims.ueid) == UEID_BYTES
+        and 0 < claims.iat < claims.exp < _MAX_TIME
+        and len(claims.enforcement) <= MAX_ENTRIES
+        and len(claims.submods) <= MAX_ENTRIES
+    )
+
+
+def sign_evidence(claims: Claims, attester_private: Ed25519PrivateKey) -> str:
+    """The signed token; raises `RefusedError` (`evidence_claims`, `evidence_too_large`,
+    `attester_key_unknown`).
+    """
+    public = attester_private.public_key().public_bytes_raw()
+    if claims.attester_key != public:
+        raise refusal("attester_key_unknown")
+    if not _sound(claims):
+        raise refusal("evidence_claims")
+    try:
+        payload = canonical(_to_token(claims))
+    except WireError as error:
+        raise refusal("evidence_claims") from error
+    header = {"alg": ALGORITHM, "typ": TOKEN_TYPE, "kid": key_id(public)}
+    key = OKPKey.import_key(attester_private)
+    token = jws.serialize_compact(header, payload, key, algorithms=[ALGORITHM])
+    if len(token) > MAX_EVIDENCE_BYTES:
+        raise refusal("evidence_too_large")
+    return token
+
+
+def _header_of(token: str) -> _Header:
+    parts = token.split(".")
+    if len(parts) != 3:
+        raise refusal("evidence_malformed")
+    try:
+        raw = parse(_decode(parts[0]))
+    except (WireError, ValueError) as error:
+        raise refusal("evidence_malformed") from error
+    if not isinstance(raw, dict):
+        raise refusal("evidence_malformed")
+    if raw.get("alg") != ALGORITHM:
+        raise refusal("evidence_alg")
+    try:
+        header = msgspec.convert(raw, _Header, strict=True)
+    except msgspec.ValidationError as error:
+        raise refusal("evidence_malformed") from error
+    if header.typ != TOKEN_TYPE:
+        raise refusal("evidence_malformed")
+    return header
+
+
+def _signed_payload(token: str, attester_public: bytes) -> bytes:
+    header = _header_of(token)
+    if header.kid != key_id(attester_public):
+        raise refusal("attester_key_unknown")
+    try:
+        key = OKPKey.import_key(Ed25519PublicKey.from_public_bytes(attester_public))
+        opened = jws.deserialize_compact(token, key, algorithms=[ALGORITHM])
+    except BadSignatureError as error:
+        raise refusal("signature_invalid") from error
+    except (JoseError, ValueError, TypeError) as error:
+        raise refusal("evidence_malformed") from error
+    return bytes(opened.payload or b"")
+
+
+def parse_evidence(token: str, attester_public: bytes) -> Claims:
+    """The claims of a token that `attester_public` (32 raw bytes) signed.
+
+    Raises `RefusedError`: `evidence_too_large`, `evidence_malformed`, `evidence_alg`, `attester_key_unknown`,
+    `signature_invalid`, `evidence_claims`. Whether the claims are the expected ones is the verifier's
+    question.
+    """
+    if len(token) > MAX_EVIDENCE_BYTES:
+        raise refusal("evidence_too_large")
+    payload = _signed_payload(token, attester_public)
+    try:
+        raw = parse(payload)
+        is_canonical = canonical(raw) == payload
+        claims = _from_token(msgspec.convert(raw, _Token, strict=True))
+    except (WireError, msgspec.ValidationError, ValueError, RecursionError) as error:
+        raise refusal("evidence_claims") from error
+    if not is_canonical or not _sound(claims):
+        raise refusal("evidence_claims")
+    if claims.attester_key != attester_public:
+        raise refusal("attester_key_unknown")
+    return claims

@@ -1,0 +1,321 @@
+"""The Verifier: appraises evidence against a policy and reference values, and says every rule that failed.
+
+The result is shaped as an EAR. Evidence of the software tier is at best `warning`: nothing below it vouches
+for it.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from typing import Any, Final, Literal
+
+import msgspec
+
+from engine.attestation.challenge import nonce_object
+from engine.attestation.claims import ENFORCED, PROFILE, Claims, bound_nonce
+from engine.attestation.evidence import parse_evidence
+from engine.attestation.measurement import Measurements
+from engine.attestation.nonce import NonceLedger
+from engine.attestation.policy import HARDWARE_TIERS, SOFTWARE, Policy, policy_digest
+from engine.attestation.reasons import REASONS
+from engine.errors import RefusedError
+from engine.wire import digest_of, sha256_hex, utc_now
+
+VERIFIER_ID: Final = "glasshouse-verifier/1"
+EAR_PROFILE: Final = "tag:github.com,2023:veraison/ear"
+_TOKEN: Final = "token"  # noqa: S105  # the name of a check
+
+Status = Literal["none", "affirming", "warning", "contraindicated"]
+_TRUST_VALUES: Final = {"none": 0, "affirming": 2, "warning": 32, "contraindicated": 96}
+
+# Which checks speak for which entry of the trustworthiness vector.
+_VECTOR: Final[dict[str, tuple[str, ...]]] = {
+    "instance-identity": (
+        _TOKEN, "freshness", "time", "run", "allocation", "host_key", "gpu", "runner_log", "nonce_object",
+    ),
+    "configuration": ("policy", "plan", "challenge", "debug", "enforcement", "profile"),
+    "executables": ("bundle", "lock"),
+    "file-system": ("environment",),
+    "hardware": ("tier",),
+    "storage-opaque": ("package",),
+}  # fmt: skip
+
+
+class Expectations(msgspec.Struct, frozen=True, kw_only=True):
+    """The reference values of one run. Digests are SHA-256 in hex, keys raw.
+
+    `attester_public` is the key of `launch.accepted`; `ssh_host_key` the digest of the pinned one. `cnf` is
+    compared when the allocation announced it beside the evidence. `nonce` is only for stored evidence, where
+    no ledger is.
+    """
+
+    run_id: str
+    attester_public: bytes
+    measurements: Measurements
+    plan_digest: str
+    manifest_digest: str
+    challenge: str | None
+    pod_id: str
+    ssh_host_key: str
+    runner_head: str
+    gpu_uuid: str | None = None
+    cnf: bytes | None = None
+    nonce: bytes | None = None
+
+
+class Appraisal(msgspec.Struct, frozen=True, kw_only=True):
+    """One rule. `code` is a key of `REASONS` when it failed, else empty; `hint` says what to do."""
+
+    name: str
+    status: Literal["passed", "failed"]
+    code: str = ""
+    reason: str = ""
+    hint: str = ""
+
+
+class AttestationResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What the Verifier found. `result_id` names this result for the one release that it may carry.
+
+    `cnf` (hex) is the attested key, only when the evidence was accepted. Times are UTC.
+    """
+
+    result_id: str
+    run_id: str
+    issued: str
+    status: Status
+    tier: str
+    verifier_id: str
+    policy_id: str
+    policy_sha256: str
+    evidence_sha256: str
+    manifest_sha256: str
+    trust_vector: dict[str, int]
+    checks: tuple[Appraisal, ...]
+    cnf: str | None
+
+    @property
+    def accepted(self) -> bool:
+        """True when no rule failed."""
+        return self.status in ("affirming", "warning")
+
+    @property
+    def reason_codes(self) -> tuple[str, ...]:
+        """The codes of every rule that failed, in the order of the rules."""
+        return tuple(check.code for check in self.checks if check.status == "failed")
+
+    def as_ear(self) -> dict[str, Any]:
+        """The result with the names of an EAT Attestation Result."""
+        return {
+            "eat_profile": EAR_PROFILE,
+            "ear.verifier-id": {"developer": "glasshouse", "build": self.verifier_id},
+            "jti": self.result_id,
+            "submods": {
+                "worker": {
+                    "ear.status": self.status,
+                    "ear.trustworthiness-vector": self.trust_vector,
+                    "ear.appraisal-policy-id": f"{self.policy_id}@{self.policy_sha256}",
+                }
+            },
+        }
+
+
+def result_digest(result: AttestationResult) -> str:
+    """SHA-256 in hex over the result's canonical JSON."""
+    return digest_of(msgspec.to_builtins(result))
+
+
+class _Case:
+    """One appraisal: claims against expectations.
+
+    Each rule returns a reason code and what was seen, or None.
+    """
+
+    def __init__(self, claims: Claims, expected: Expectations, policy: Policy, now: float) -> None:
+        self.claims = claims
+        self.expected = expected
+        self.policy = policy
+        self.now = now
+
+    def rules(self) -> dict[str, Callable[[], tuple[str, str] | None]]:
+        claims, expected = self.claims, self.expected
+        seen, wanted = claims.measurements, expected.measurements
+        return {
+            "run": lambda: _equal("run_mismatch", claims.run_id, expected.run_id),
+            "profile": lambda: _equal("profile_unknown", claims.eat_profile, PROFILE),
+            "time": self._time,
+            "bundle": lambda: _equal("measurement_mismatch", seen.bundle, wanted.bundle),
+            "lock": lambda: _equal("lock_mismatch", seen.lock, wanted.lock),
+            "environment": lambda: _equal("environment_mismatch", seen.environment, wanted.environment),
+            "plan": lambda: _equal("plan_mismatch", claims.plan_digest, expected.plan_digest),
+            "policy": lambda: _equal("policy_mismatch", claims.policy_digest, policy_digest(self.policy)),
+            "package": lambda: _equal("manifest_mismatch", claims.manifest_digest, expected.manifest_digest),
+            "challenge": lambda: _equal("challenge_mismatch", claims.challenge, expected.challenge),
+            "allocation": lambda: _equal("pod_mismatch", claims.pod_id, expected.pod_id),
+            "host_key": lambda: _equal("host_key_mismatch", claims.ssh_host_key, expected.ssh_host_key),
+            "gpu": lambda: _equal("gpu_mismatch", claims.gpu_uuid, expected.gpu_uuid),
+            "runner_log": lambda: _equal("head_mismatch", claims.heads.runner, expected.runner_head),
+            "nonce_object": self._nonce_object,
+            "tier": self._tier,
+            "debug": self._debug,
+            "enforcement": self._enforcement,
+        }
+
+    def _time(self) -> tuple[str, str] | None:
+        skew = self.policy.max_clock_skew_seconds
+        if self.claims.iat > self.now + skew:
+            return "evidence_not_yet_valid", ""
+        oldest = self.now - skew - self.policy.max_evidence_age_seconds
+        if self.claims.iat < oldest or self.claims.exp < self.now - skew:
+            return "evidence_expired", ""
+        return None
+
+    def _nonce_object(self) -> tuple[str, str] | None:
+        claims, expected = self.claims, self.expected
+        if expected.cnf is not None and expected.cnf != claims.cnf:
+            return "cnf_exchanged", ""
+        if claims.eat_nonce == bound_nonce(claims):
+            return None
+        others_hold = bound_nonce(claims) == nonce_object(
+            nonce=claims.nonce,
+            cnf=claims.cnf,
+            attester_public=claims.attester_key,
+            measurements=expected.measurements,
+            policy_digest=policy_digest(self.policy),
+            plan_digest=expected.plan_digest,
+            manifest_digest=expected.manifest_digest,
+            challenge=expected.challenge,
+            run_id=expected.run_id,
+            pod_id=expected.pod_id,
+            ssh_host_key=expected.ssh_host_key,
+            gpu_uuid=expected.gpu_uuid,
+        )
+        return ("cnf_exchanged" if others_hold else "nonce_object_mismatch"), ""
+
+    def _tier(self) -> tuple[str, str] | None:
+        claims = self.claims
+        reported = any("report" in submod for submod in claims.submods.values())
+        if claims.tier == SOFTWARE:
+            if not claims.not_a_hardware_tee_claim:
+                return "tier_overclaimed", ""
+            return None if SOFTWARE in self.policy.tiers else ("tier_not_allowed", SOFTWARE)
+        if claims.not_a_hardware_tee_claim or not reported:
+            return "tier_overclaimed", ""
+        return "tier_unsupported", claims.tier if claims.tier in HARDWARE_TIERS else "unknown"
+
+    def _debug(self) -> tuple[str, str] | None:
+        return ("debug_enabled", "") if self.claims.dbgstat == "enabled" and not self.policy.allow_debug else None
+
+    def _enforcement(self) -> tuple[str, str] | None:
+        missing = [
+            name
+            for name in self.policy.required_controls
+            if name not in self.claims.enforcement or self.claims.enforcement[name].value != ENFORCED
+        ]
+        return ("enforcement_missing", ", ".join(missing)) if missing else None
+
+
+def _equal(code: str, seen: object, wanted: object) -> tuple[str, str] | None:
+    return None if seen == wanted else (code, "")
+
+
+def _freshness(claims: Claims, expected: Expectations, nonces: NonceLedger | None) -> Appraisal:
+    if nonces is None:
+        return _appraisal("freshness", _equal("nonce_unknown", claims.nonce, expected.nonce))
+    try:
+        nonces.redeem(claims.nonce, expected.run_id)
+    except RefusedError as error:
+        return _appraisal("freshness", (error.code, ""))
+    return _appraisal("freshness", None)
+
+
+def _appraisal(name: str, found: tuple[str, str] | None) -> Appraisal:
+    if found is None:
+        return Appraisal(name=name, status="passed")
+    code, detail = found
+    sentence, hint = REASONS[code]
+    reason = f"{sentence[:-1]}: {detail}." if detail else sentence
+    return Appraisal(name=name, status="failed", code=code, reason=reason, hint=hint)
+
+
+def appraise(
+    token: str,
+    *,
+    expected: Expectations,
+    policy: Policy,
+    nonces: NonceLedger | None,
+    now: float,
+) -> AttestationResult:
+    """Appraise evidence; `now` is UTC in seconds. Never raises for what the token holds: every failed rule is
+    listed.
+
+    A nonce in evidence that the attester's key has signed is used up, whatever the result. `nonces` is None
+    only for stored evidence, whose freshness was decided when it arrived: then it must carry
+    `expected.nonce`.
+    """
+    try:
+        claims = parse_evidence(token, expected.attester_public)
+    except RefusedError as error:
+        checks: tuple[Appraisal, ...] = (_appraisal(_TOKEN, (error.code, "")),)
+        return _result(token, None, expected, policy, checks)
+    rules = _Case(claims, expected, policy, now).rules()
+    checks = (
+        _appraisal(_TOKEN, None),
+        _freshness(claims, expected, nonces),
+        *(_appraisal(name, rule()) for name, rule in rules.items()),
+    )
+    return _result(token, claims, expected, policy, checks)
+
+
+def _status(claims: Claims | None, checks: tuple[Appraisal, ...]) -> Status:
+    if claims is None or any(check.status == "failed" for check in checks):
+        return "contraindicated"
+    return "warning" if claims.tier == SOFTWARE else "affirming"
+
+
+def _vector(status: Status, tier: str, checks: tuple[Appraisal, ...]) -> dict[str, int]:
+    failed = {check.name for check in checks if check.status == "failed"}
+    made = {check.name for check in checks}
+    best = _TRUST_VALUES["warning" if tier == SOFTWARE else "affirming"]
+    vector = {}
+    for entry, names in _VECTOR.items():
+        if failed & set(names):
+            vector[entry] = _TRUST_VALUES["contraindicated"]
+        elif made >= set(names) and not (entry == "hardware" and tier == SOFTWARE):
+            vector[entry] = best
+        else:
+            vector[entry] = _TRUST_VALUES["none"]
+    return vector
+
+
+def _result(
+    token: str,
+    claims: Claims | None,
+    expected: Expectations,
+    policy: Policy,
+    checks: tuple[Appraisal, ...],
+) -> AttestationResult:
+    status = _status(claims, checks)
+    tier = claims.tier if claims is not None else "unknown"
+    accepted = claims is not None and status != "contraindicated"
+    return AttestationResult(
+        result_id=secrets.token_hex(16),
+        run_id=expected.run_id,
+        issued=utc_now(),
+        status=status,
+        tier=tier,
+        verifier_id=VERIFIER_ID,
+        policy_id=policy.id,
+        policy_sha256=policy_digest(policy),
+        evidence_sha256=sha256_hex(token.encode("utf-8", "surrogatepass")),
+        manifest_sha256=expected.manifest_digest,
+        trust_vector=_vector(status, tier, checks),
+        checks=checks,
+        cnf=claims.cnf.hex() if accepted and claims is not None else None,
+    )
+
+
+def no_evidence(*, expected: Expectations, policy: Policy) -> AttestationResult:
+    """The result where no evidence came: status `none`, nothing accepted."""
+    empty = _result("", None, expected, policy, ())
+    return msgspec.structs.replace(empty, status="none")
