@@ -169,16 +169,12 @@ class LocalProvider:
         if not self._folder.is_dir():
             return []
         folders = sorted(path for path in self._folder.resolve().iterdir() if path.is_dir())
-        return [
-            Found(name=path.name, observation=_observe(path), lease=_read_lease(path)) for path in folders
-        ]
+        return [Found(name=path.name, observation=_observe(path), lease=_read_lease(path)) for path in folders]
 
     async def _start(self, folder: Path) -> None:
         if not (folder / files.ROOT).is_dir():
-            raise ProviderError(
-                "The local allocation no longer exists.", "Start a new run.", code="allocation_gone"
-            )
-        with (folder / files.LOG).open("ab") as log:
+            raise ProviderError("The local allocation no longer exists.", "Start a new run.", code="allocation_gone")
+        with files.open_log(folder) as log:
             starting = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
@@ -190,7 +186,7 @@ class LocalProvider:
                 stdout=log,
                 stderr=log,
                 cwd="/",
-                env={**_environment(), "PYTHONPATH": str(_PACKAGES)},
+                env={**_environment(), processes.MARK: str(folder), "PYTHONPATH": str(_PACKAGES)},
                 start_new_session=True,
             )
         if await starting.wait() != 0:

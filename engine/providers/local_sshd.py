@@ -85,9 +85,7 @@ class Commands:
             raise RuntimeError("a command without its three pipes")
         feeding = asyncio.create_task(_pump(process.stdin.read, child.stdin))
         try:
-            await asyncio.gather(
-                _pump(child.stdout.read, process.stdout), _pump(child.stderr.read, process.stderr)
-            )
+            await asyncio.gather(_pump(child.stdout.read, process.stdout), _pump(child.stderr.read, process.stderr))
             status = await child.wait()
         finally:
             feeding.cancel()

@@ -1,8 +1,7 @@
-"""The processes of a local allocation: told by folder and session, ended by descriptor, so never others."""
+"""The processes of a local allocation: told by mark and session, ended by descriptor, so never any other."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import time
@@ -13,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
 PROC: Final = Path("/proc")
+MARK: Final = "GLASSHOUSE_ALLOCATION"
 POLL_SECONDS: Final = 0.02
 _DEAD: Final = frozenset({b"Z", b"X"})
 _BUNDLE: Final = b"/proc/self/fd/"
@@ -48,8 +48,8 @@ def of_folder(folder: Path, launched: Collection[tuple[int, int]] = ()) -> list[
     """Every process that works for the allocation in `folder`, with its descendants; never the caller's own
     line.
 
-    It names the folder in its command line, has it as working directory, or belongs to the session of one of
-    the supervisors `launched` (pid and start).
+    A process of the allocation carries the folder in `MARK` of its environment; or it runs a bundle, and its command
+    line lies in the folder or its session is that of a supervisor in `launched` (pid and start).
     """
     table = {found.pid: found for found in _all()}
     sessions = {pid for pid, start in launched if pid not in table or table[pid].start == start}
@@ -89,15 +89,19 @@ def _line(table: dict[int, Process], pid: int) -> set[int]:
 
 def _belongs(process: Process, folder: Path, sessions: set[int]) -> bool:
     place = os.fsencode(folder)
-    with contextlib.suppress(OSError):  # ended meanwhile, or another user's
-        command = (PROC / str(process.pid) / "cmdline").read_bytes().split(b"\0")
-        if any(word == place or word.startswith(place + b"/") for word in command):
-            return True
-        if process.session in sessions and any(word.startswith(_BUNDLE) for word in command):
-            return True
-    with contextlib.suppress(OSError):
-        return (PROC / str(process.pid) / "cwd").readlink().is_relative_to(folder)
-    return False
+    if MARK.encode() + b"=" + place in _words(process, "environ"):
+        return True
+    command = _words(process, "cmdline")
+    if not any(word.startswith(_BUNDLE) for word in command):
+        return False
+    return process.session in sessions or any(word.startswith(place + b"/") for word in command)
+
+
+def _words(process: Process, name: str) -> list[bytes]:
+    try:
+        return (PROC / str(process.pid) / name).read_bytes().split(b"\0")
+    except OSError:  # ended meanwhile, another user's, or closed to everybody
+        return []
 
 
 def _signal(process: Process, number: signal.Signals) -> bool:

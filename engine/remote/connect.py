@@ -91,6 +91,4 @@ def _mismatch(where: str) -> RemoteError:
 
 
 def _failed(where: str, why: str) -> RemoteError:
-    return RemoteError(
-        f"No SSH connection to {where}: {why}.", "Is the allocation up?", code="connect_failed"
-    )
+    return RemoteError(f"No SSH connection to {where}: {why}.", "Is the allocation up?", code="connect_failed")

@@ -69,9 +69,7 @@ def translated(doing: str, path: str = "") -> Iterator[None]:
     except _SFTP_FULL as error:
         raise disk_full(path, 0, None) from error
     except asyncssh.SFTPError as error:
-        raise RemoteError(
-            f"The allocation failed at {what}: {error.reason}.", code="remote_failed"
-        ) from error
+        raise RemoteError(f"The allocation failed at {what}: {error.reason}.", code="remote_failed") from error
     except asyncssh.ChannelOpenError as error:
         if error.code == asyncssh.OPEN_CONNECT_FAILED:
             raise link_lost(what) from error

@@ -36,9 +36,7 @@ def launcher_source() -> str:
     return Path(__file__).with_name("launcher.py").read_text(encoding="utf-8")
 
 
-def launch_command(
-    python: str, bundle_path: str, sha256: str, run_dir: str, site_paths: Sequence[str]
-) -> list[str]:
+def launch_command(python: str, bundle_path: str, sha256: str, run_dir: str, site_paths: Sequence[str]) -> list[str]:
     """The command that launches the supervisor of `run_dir` from a bundle whose SHA-256 must be `sha256`.
 
     `site_paths` are the folders of third-party Python on the allocation; nothing else is importable there.

@@ -28,6 +28,7 @@ ENVIRONMENT = frozenset(
     {
         "CUDA_HOME",
         "CUDA_VISIBLE_DEVICES",
+        "GLASSHOUSE_ALLOCATION",
         "HF_ENDPOINT",
         "HF_HOME",
         "HF_HUB_CACHE",

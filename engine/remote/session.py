@@ -202,9 +202,7 @@ class SshSession:
     async def put_inbox(self, run_dir: str, name: str, data: bytes) -> None:
         """Hand a message to the supervisor: `data` appears whole as `inbox/NAME` of its run folder."""
         if not _INBOX_NAME.fullmatch(name):
-            raise RemoteError(
-                "An inbox name is made of letters, digits, dots, dashes.", code="remote_path_refused"
-            )
+            raise RemoteError("An inbox name is made of letters, digits, dots, dashes.", code="remote_path_refused")
         await self.upload(data, posixpath.join(run_dir, "inbox", name))
 
 

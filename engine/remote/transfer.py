@@ -78,9 +78,7 @@ async def download(session: SshSession, remote: str, local: Path, max_bytes: int
     if size is None:
         raise RemoteError(f"{remote} is not there on the allocation.", code="remote_missing")
     if size > max_bytes:
-        raise RemoteError(
-            f"{remote} has {size} bytes; at most {max_bytes} are accepted.", code="remote_too_large"
-        )
+        raise RemoteError(f"{remote} has {size} bytes; at most {max_bytes} are accepted.", code="remote_too_large")
     part = local.with_name(f"{local.name}.part")
     try:
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
