@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -63,9 +64,7 @@ def _version(context: click.Context, _parameter: click.Parameter, value: bool) -
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-@click.option(
-    "--read-only", is_flag=True, help="Open the console without keys that start or change anything."
-)
+@click.option("--read-only", is_flag=True, help="Open the console without keys that start or change anything.")
 @click.pass_context
 def root(context: click.Context, read_only: bool) -> int | None:
     """Train twice on one allocation, raw and protected, and see what protection costs and what can be proven.
@@ -83,19 +82,16 @@ def root(context: click.Context, read_only: bool) -> int | None:
             code="not_a_terminal",
         )
     mention_unattended(session)
-    from glasshouse_tui.app import run_console  # noqa: PLC0415
+    from glasshouse_tui.app import run_console
 
-    run_console(session.home, read_only=read_only)
-    return 0
+    return run_console(session.home, read_only=read_only)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (default: this process's); its exit code. No failure escapes as a traceback."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     session = Session(chosen_home=os.environ.get(HOME_VARIABLE))
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+    _prepare_streams()
     try:
         code = root.main(arguments, prog_name="glasshouse", standalone_mode=False, obj=session)
         sys.stdout.flush()
@@ -110,6 +106,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, click.UsageError):
             session.json = session.json or _asks_for_json(arguments)
     return _report(failure, session)
+
+
+def _prepare_streams() -> None:
+    """Closed output streams lead nowhere; on open ones what the encoding lacks is spelled out."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _asks_for_json(arguments: Sequence[str]) -> bool:

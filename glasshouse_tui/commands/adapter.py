@@ -76,9 +76,7 @@ def _source(session: Session, view: RunView, kind: Kind) -> Path:
     folder = session.home / ADAPTERS / run_id
     source = folder / FILES[kind]
     if view.summary.segments not in ("pair", kind):
-        raise UsageError(
-            f"Run {run_id} has no {kind} segment.", "Leave --segment out.", code="adapter_missing"
-        )
+        raise UsageError(f"Run {run_id} has no {kind} segment.", "Leave --segment out.", code="adapter_missing")
     if view.summary.source == "published":
         raise UsageError(
             f"The row {run_id} was published, and its adapters were not.",
@@ -95,8 +93,8 @@ def _source(session: Session, view: RunView, kind: Kind) -> Path:
 
 
 def _opened(session: Session, view: RunView, source: Path, passphrase_file: Path | None) -> bytes:
-    from engine.sealing.adapter import open_adapter, read_adapter_header  # noqa: PLC0415
-    from engine.sealing.keys import OperatorKeys  # noqa: PLC0415
+    from engine.sealing.adapter import open_adapter, read_adapter_header
+    from engine.sealing.keys import OperatorKeys
 
     claimed = read_adapter_header(source).binding
     expected = msgspec.structs.replace(claimed, run_id=view.summary.id, segment="protected")
@@ -106,14 +104,13 @@ def _opened(session: Session, view: RunView, source: Path, passphrase_file: Path
 
 def _check(view: RunView, kind: Kind, weights: bytes) -> None:
     """Raises `RefusedError` (`adapter_differs`) unless the tensors are those that the run's log names."""
-    from engine.measure.digest import tensor_digest  # noqa: PLC0415
-    from engine.worker.training.tensors import read_header  # noqa: PLC0415
+    from engine.measure.digest import tensor_digest
+    from engine.worker.training.tensors import read_header
 
     buffer = memoryview(weights)
     named = next((segment.tensor_digest for segment in view.segments if segment.kind == kind), None)
     found = tensor_digest(
-        (name, spec.dtype, spec.shape, buffer[spec.start : spec.end])
-        for name, spec in read_header(buffer).items()
+        (name, spec.dtype, spec.shape, buffer[spec.start : spec.end]) for name, spec in read_header(buffer).items()
     )
     if named is not None and found != named:
         raise RefusedError(

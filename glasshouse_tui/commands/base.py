@@ -33,19 +33,19 @@ class Session:
         """The home folder, absolute; it need not exist."""
         if self.chosen_home:
             return Path(self.chosen_home).expanduser().absolute()
-        from platformdirs import user_data_dir  # noqa: PLC0415
+        from platformdirs import user_data_dir
 
         return Path(user_data_dir("glasshouse", appauthor=False))
 
     def reader(self) -> Reader:
         """The store for reading; raises `StoreError` when its database cannot be used."""
-        from engine.store.reader import Reader  # noqa: PLC0415
+        from engine.store.reader import Reader
 
         return Reader(self.home)
 
     def writer(self) -> Writer:
         """The store for requests; makes home and database; raises `StoreError`."""
-        from engine.store.writer import Writer  # noqa: PLC0415
+        from engine.store.writer import Writer
 
         return Writer(self.home)
 
@@ -91,30 +91,27 @@ def home_option() -> click.Option:
 
 
 def unattended(session: Session) -> list[tuple[str, str]]:
-    """(id, label) of every unfinished run that nobody is running; empty where there is no readable store."""
-    try:
-        reader = session.reader()
-        if not reader.exists():
-            return []
-        return [(run.id, run.label) for run in reader.unfinished() if run.orphaned]
-    except (GlasshouseError, OSError):
-        return []  # the command itself says so where it needs the store
+    """(id, label) of every unfinished run that nobody is running; raises `StoreError`."""
+    with session.reader() as reader:
+        runs = reader.unfinished() if reader.exists() else []
+        return [(run.id, run.label) for run in runs if run.orphaned]
 
 
 def mention_unattended(session: Session) -> None:
     """Say on stderr which unfinished runs nobody is running."""
-    runs = unattended(session)
+    try:
+        runs = unattended(session)
+    except (GlasshouseError, OSError):
+        return  # a command that needs the store says what is wrong with it
     if len(runs) == 1:
         run_id, label = runs[0]
         note(
-            f"run {run_id} ({label}) is unfinished and nobody is running it; "
-            f"`glasshouse resume {run_id}` continues it."
+            f"run {run_id} ({label}) is unfinished and nobody is running it; `glasshouse resume {run_id}` continues it."
         )
     elif runs:
         named = ", ".join(run_id for run_id, _ in runs)
         note(
-            f"{len(runs)} runs are unfinished and nobody is running them ({named}); "
-            "`glasshouse resume` continues them."
+            f"{len(runs)} runs are unfinished and nobody is running them ({named}); `glasshouse resume` continues them."
         )
 
 
@@ -167,9 +164,7 @@ class RunId(click.ParamType[str]):
 
     name = "id"
 
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """The newest ids that start with what is typed; nothing where there is no readable store."""
         try:
             reader = session_of(ctx).reader()

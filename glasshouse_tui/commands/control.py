@@ -85,7 +85,7 @@ def resume(context: click.Context, run_id: str | None, detach: bool) -> int:
 
 
 def _resume(session: Session, run_id: str) -> None:
-    from engine.runner.start import resume_run  # noqa: PLC0415
+    from engine.runner.start import resume_run
 
     resume_run(session.home, run_id)
 

@@ -151,7 +151,7 @@ def _read_only(path: Path) -> bool:
 
 
 def _database(home: Path) -> list[Finding]:
-    from engine.store.database import connect, database_path, schema_version, translated  # noqa: PLC0415
+    from engine.store.database import connect, database_path, schema_version, translated
 
     path = database_path(home)
     if not path.exists():
@@ -167,11 +167,7 @@ def _database(home: Path) -> list[Finding]:
     except GlasshouseError as error:
         return [Finding("database", "missing", error.message, error.hint, needed=True)]
     if verdict != "ok":
-        return [
-            Finding(
-                "database", "missing", f"{path} is damaged: {verdict}", f"Move {path} aside.", needed=True
-            )
-        ]
+        return [Finding("database", "missing", f"{path} is damaged: {verdict}", f"Move {path} aside.", needed=True)]
     return [Finding("database", "ok", f"{path}, schema {number}, whole", needed=True)]
 
 

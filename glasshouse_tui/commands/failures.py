@@ -18,7 +18,15 @@ from glasshouse_tui.commands.output import plain
 
 INTERRUPTED: Final = 130
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
-_FORBIDDEN: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
+_UNUSABLE: Final = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+)
 
 
 @dataclass(frozen=True)
@@ -52,14 +60,14 @@ def explain(error: BaseException, home: Path) -> Failure:
     if isinstance(error, OSError) and error.errno in _FULL:
         return Failure(
             "disk_full",
-            f"There is no space left to write {_place(error)}.",
+            f"{_place(error)} cannot be written: the disk is full.",
             "Free some space there, or choose another home with --home.",
             1,
         )
-    if isinstance(error, OSError) and error.errno in _FORBIDDEN:
+    if isinstance(error, OSError) and error.errno in _UNUSABLE:
         return Failure(
-            "not_permitted",
-            f"Reading or writing {_place(error)} is not permitted.",
+            "path_unusable",
+            f"{_place(error)} cannot be used: {(error.strerror or 'no reason is known').lower()}.",
             "Change its permissions or choose another place.",
             1,
         )
@@ -67,7 +75,7 @@ def explain(error: BaseException, home: Path) -> Failure:
 
 
 def _place(error: OSError) -> str:
-    return str(error.filename) if error.filename is not None else "the output"
+    return str(error.filename) if error.filename is not None else "The output"
 
 
 def _from_click(error: click.ClickException) -> Failure:

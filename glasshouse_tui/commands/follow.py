@@ -74,7 +74,7 @@ def row_of(view: RunView) -> dict[str, Any]:
     """The row of a run: as it was recorded when final, as far as it has come otherwise."""
     if view.row is not None:
         return view.row
-    from engine.records import live_row  # noqa: PLC0415
+    from engine.records import live_row
 
     return live_row(view)
 
@@ -135,20 +135,24 @@ def _until_final(
             )
             asked = True
         if interrupts.count > 1:
-            progress.say(
-                f"No longer waiting; the runner goes on cleaning. `glasshouse watch {run_id}` shows it."
-            )
+            progress.say(f"No longer waiting; the runner goes on cleaning. `glasshouse watch {run_id}` shows it.")
             break
         now = time.monotonic()
         abandoned_since = (abandoned_since or now) if view.summary.orphaned else None
         grace = STARTING_GRACE_SECONDS if view.summary.state == "queued" else ORPHAN_GRACE_SECONDS
         if abandoned_since is not None and now - abandoned_since >= grace:
-            raise RunError(
-                f"Nobody is running run {run_id} any more: its runner has ended before the run did.",
-                f"`glasshouse resume {run_id}` continues it.",
-                code="runner_gone",
-            )
+            raise _abandoned(session, run_id)
     return view
+
+
+def _abandoned(session: Session, run_id: str) -> RunError:
+    log = session.home / "logs" / f"runner-{run_id}.log"
+    hint = f"`glasshouse resume {run_id}` continues it, `glasshouse cancel {run_id}` ends it."
+    return RunError(
+        f"Nobody is running run {run_id} any more: its runner has ended before the run did.",
+        f"{hint}\nWhat the runner said last is in {log}." if log.exists() else hint,
+        code="runner_gone",
+    )
 
 
 def _views(session: Session, run_id: str) -> Iterator[RunView]:

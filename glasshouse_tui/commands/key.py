@@ -27,7 +27,7 @@ def key() -> None:
 
 
 def _facts(folder: Path) -> dict[str, Any]:
-    from engine.sealing.keyring import RECIPIENT_FILE, SIGNING_FILE, status  # noqa: PLC0415
+    from engine.sealing.keyring import RECIPIENT_FILE, SIGNING_FILE, status
 
     found = status(folder)
     paths = {"signing": SIGNING_FILE, "recipient": RECIPIENT_FILE}
@@ -79,14 +79,12 @@ def backup(context: click.Context, file: Path, passphrase_file: Path | None) -> 
 
     Keys that are under a passphrase keep it in the backup.
     """
-    from engine.sealing.keys import backup as write_backup  # noqa: PLC0415
+    from engine.sealing.keys import backup as write_backup
 
     session = session_of(context)
     folder = session.home / KEYS
     if not _facts(folder)["present"]:
-        raise UsageError(
-            f"There are no keys in {folder} to back up.", "The first run makes them.", code="key_missing"
-        )
+        raise UsageError(f"There are no keys in {folder} to back up.", "The first run makes them.", code="key_missing")
     passphrase = passphrase_if_needed(session.home, passphrase_file)
     if passphrase is None:
         passphrase = asked_passphrase(passphrase_file, what="the backup", confirm=True)
@@ -104,11 +102,9 @@ def backup(context: click.Context, file: Path, passphrase_file: Path | None) -> 
 @click.option("--force", is_flag=True, help="Replace other keys that are here.")
 @passphrase_option
 @click.pass_context
-def restore(
-    context: click.Context, file: Path, protect: bool, force: bool, passphrase_file: Path | None
-) -> int:
+def restore(context: click.Context, file: Path, protect: bool, force: bool, passphrase_file: Path | None) -> int:
     """Put the keys of a backup FILE in place."""
-    from engine.sealing.keys import restore as read_backup  # noqa: PLC0415
+    from engine.sealing.keys import restore as read_backup
 
     session = session_of(context)
     check_home(session.home)

@@ -35,9 +35,7 @@ def given_passphrase(file: Path | None) -> str | None:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UsageError(
-            f"The passphrase file {file} cannot be read: {why}.", "Check --passphrase-file."
-        ) from error
+        raise UsageError(f"The passphrase file {file} cannot be read: {why}.", "Check --passphrase-file.") from error
     if not lines or not lines[0]:
         raise UsageError(f"The passphrase file {file} is empty.", "Its first line is the passphrase.")
     return lines[0]
@@ -54,9 +52,7 @@ def asked_passphrase(file: Path | None, *, what: str, confirm: bool = False) -> 
             f"Set {VARIABLE} or give --passphrase-file FILE.",
             code="passphrase_needed",
         )
-    typed: str = click.prompt(
-        f"Passphrase for {what}", hide_input=True, confirmation_prompt=confirm, err=True
-    )
+    typed: str = click.prompt(f"Passphrase for {what}", hide_input=True, confirmation_prompt=confirm, err=True)
     return typed
 
 
@@ -65,6 +61,6 @@ def passphrase_if_needed(home: Path, file: Path | None) -> str | None:
     given = given_passphrase(file)
     if given is not None:
         return given
-    from engine.sealing.keys import status  # noqa: PLC0415
+    from engine.sealing.keys import status
 
     return asked_passphrase(None, what="the operator's keys") if status(home / KEYS).encrypted else None

@@ -100,9 +100,7 @@ def _new_settings(base: Plan, plan: Plan) -> list[str]:
             changed += [f"{name}.{part}" for part in after[name] if after[name][part] != before[name][part]]
         elif after[name] != before[name]:
             changed.append(name)
-    return sorted(
-        name for name in changed if name not in base.ours and name.partition(".")[0] not in base.ours
-    )
+    return sorted(name for name in changed if name not in base.ours and name.partition(".")[0] not in base.ours)
 
 
 def _given(**fields: Any) -> dict[str, Any]:
@@ -134,9 +132,7 @@ def _changes(base: Plan, options: RunOptions, model: Model | None) -> dict[str, 
     if options.seconds is not None or options.steps is not None:
         changes["target"] = Target(seconds=options.seconds, steps=options.steps)
     if options.provider is not None and options.provider != base.provider.name:
-        base = msgspec.structs.replace(
-            base, provider=ProviderRequest()
-        )  # another provider's wishes do not apply
+        base = msgspec.structs.replace(base, provider=ProviderRequest())  # another provider's wishes do not apply
     nested = {
         "lora": _given(r=options.lora_r, alpha=options.lora_alpha),
         "training": _given(

@@ -42,9 +42,7 @@ class Progress:
     on a terminal the progress line is drawn over itself.
     """
 
-    def __init__(
-        self, stream: IO[str], *, interval: float = 1.0, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, stream: IO[str], *, interval: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:
         """`interval` is in seconds; `clock` is monotonic."""
         self._stream = stream
         self._terminal = stream.isatty()

@@ -145,8 +145,7 @@ def _verdict(title: str, checks: list[Check]) -> str:
     summed = ", ".join(f"{count} {word}" for word, count in counts if count)
     width = max(len(check.name) for check in checks)
     lines = [
-        f"{_MARKS[check.status]:<8}{plain(check.name):<{width}}  {plain(check.reason)}".rstrip()
-        for check in checks
+        f"{_MARKS[check.status]:<8}{plain(check.name):<{width}}  {plain(check.reason)}".rstrip() for check in checks
     ]
     return "\n".join([f"{title}: {summed}", *(_INDENT + line for line in lines)])
 

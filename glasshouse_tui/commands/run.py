@@ -8,9 +8,10 @@ from typing import Any, get_args
 
 import click
 
-from engine.plan import Order, Segments, preset
+from engine.plan import Order, Segments, preset, presets
 from glasshouse_tui.commands.base import Session, Subcommand, session_of
 from glasshouse_tui.commands.follow import exit_code, start_and_follow
+from glasshouse_tui.commands.home import open_reader
 from glasshouse_tui.commands.output import emit_json, emit_text
 from glasshouse_tui.commands.passphrase import passphrase_if_needed, passphrase_option
 from glasshouse_tui.commands.plan_options import Asked, RunOptions, asked_for
@@ -18,11 +19,15 @@ from glasshouse_tui.commands.terminal import on_terminal
 
 
 def _starter(session: Session, asked: Asked, passphrase_file: Path | None) -> Callable[[], str]:
-    """What starts the runner of a new run and gives its id; a passphrase is asked for here, before."""
+    """What starts the runner of a new run and gives its id.
+
+    Before that the home is looked at and a passphrase asked for. Raises `StoreError` and `UsageError`.
+    """
+    open_reader(session).data_version()
     passphrase = passphrase_if_needed(session.home, passphrase_file)
 
     def start() -> str:
-        from engine.runner.start import start_run  # noqa: PLC0415
+        from engine.runner.start import start_run
 
         return start_run(
             session.home,
@@ -50,30 +55,34 @@ def demo(context: click.Context, headless: bool, passphrase_file: Path | None) -
     if headless or session.json or not on_terminal():
         return start_and_follow(session, start)
     run_id = start()
-    from glasshouse_tui.app import run_console  # noqa: PLC0415
+    from glasshouse_tui.app import run_console
 
-    run_console(session.home, open_run=run_id)
+    code = run_console(session.home, open_run=run_id)
+    if code:
+        return code
     view = session.reader().run(run_id)
     if view.row is None:
-        emit_text(f"Run {run_id} goes on; `glasshouse watch {run_id}` follows it.")
         return 0
     emit_text(f"Run {run_id} is {view.summary.state}; `glasshouse show {run_id}` prints its row.")
     return exit_code(view)
 
 
+def _preset_names(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[str]:
+    return [name for name in presets() if name.startswith(typed)]
+
+
 @click.command(cls=Subcommand, short_help="Run a pair or one segment, from a preset or your own.")
-@click.option("--preset", metavar="NAME", help="Start from a preset; other options replace its fields.")
+@click.option(
+    "--preset",
+    metavar="NAME",
+    shell_complete=_preset_names,
+    help="Start from a preset; other options replace its fields.",
+)
 @click.option("--model", metavar="ID/FOLDER", help="A local model folder, or a hub id at --revision.")
 @click.option("--revision", metavar="COMMIT", help="The hub model's full commit id.")
-@click.option(
-    "--data", metavar="FILE.jsonl", type=click.Path(path_type=Path), help="Your samples, one JSON a line."
-)
-@click.option(
-    "--public-data", is_flag=True, help="Declare --data public: a raw segment may hold it in the clear."
-)
-@click.option(
-    "--stand-in", is_flag=True, help="Train on synthetic samples of the same shape in place of --data."
-)
+@click.option("--data", metavar="FILE.jsonl", type=click.Path(path_type=Path), help="Your samples, one JSON a line.")
+@click.option("--public-data", is_flag=True, help="Declare --data public: a raw segment may hold it in the clear.")
+@click.option("--stand-in", is_flag=True, help="Train on synthetic samples of the same shape in place of --data.")
 @click.option("--seconds", type=float, metavar="N", help="Stop a segment at the first step past N seconds.")
 @click.option("--steps", type=int, metavar="N", help="Stop a segment after N steps.")
 @click.option("--order", type=click.Choice(get_args(Order)), help="Which segment runs first.")
@@ -93,9 +102,7 @@ def demo(context: click.Context, headless: bool, passphrase_file: Path | None) -
 @click.option("--allocation", metavar="ID", help="Run on an allocation that is kept.")
 @click.option("--max-price", type=float, metavar="USD", help="Ceiling for an hour.")
 @click.option("--max-cost", type=float, metavar="USD", help="Ceiling for the run.")
-@click.option(
-    "--keep-for", type=int, metavar="MIN", help="Keep the allocation for so many minutes afterwards."
-)
+@click.option("--keep-for", type=int, metavar="MIN", help="Keep the allocation for so many minutes afterwards.")
 @click.option("--detach", is_flag=True, help="Print the run's id at once and leave it running.")
 @passphrase_option
 @click.pass_context

@@ -9,9 +9,7 @@ import sys
 def on_terminal() -> bool:
     """True when all three standard streams are a terminal that can draw."""
     streams = (sys.stdin, sys.stdout, sys.stderr)
-    return (
-        all(stream is not None and stream.isatty() for stream in streams) and os.environ.get("TERM") != "dumb"
-    )
+    return all(stream is not None and stream.isatty() for stream in streams) and os.environ.get("TERM") != "dumb"
 
 
 def can_ask() -> bool:

@@ -32,10 +32,10 @@ def test_a_full_disk_names_the_place(tmp_path: Path) -> None:
     assert "Free some space" in failure.hint
 
 
-@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EPERM])
-def test_a_forbidden_place_is_named(tmp_path: Path, number: int) -> None:
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR])
+def test_a_place_that_cannot_be_used_is_named(tmp_path: Path, number: int) -> None:
     failure = explain(OSError(number, "no", "/data/x"), tmp_path)
-    assert (failure.code, failure.exit_code) == ("not_permitted", 1)
+    assert (failure.code, failure.exit_code) == ("path_unusable", 1)
     assert "/data/x" in failure.message
 
 

@@ -124,9 +124,7 @@ def test_an_existing_folder_is_the_model(tmp_path: Path) -> None:
     assert "no revision" in _refusal(RunOptions(model=str(folder), revision="a" * 40, steps=5)).message
 
 
-@pytest.mark.parametrize(
-    "name", ["./nowhere", "/nowhere/at/all", "~/nowhere-at-all", "a/b/c", "nowhere/", ""]
-)
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "~/nowhere-at-all", "a/b/c", "nowhere/", ""])
 def test_a_path_that_is_not_there_is_a_missing_model_folder(name: str) -> None:
     error = _refusal(RunOptions(model=name, steps=5))
     assert isinstance(error, DataError)

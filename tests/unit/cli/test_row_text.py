@@ -26,9 +26,7 @@ if TYPE_CHECKING:
         (-2.0, [-3.0, -1.0], "-2.00 % (control failed: 95 % interval -3.00 to -1.00 %)"),
     ],
 )
-def test_an_overhead_says_what_it_is_worth(
-    pct: float | None, interval: list[float] | None, expected: str
-) -> None:
+def test_an_overhead_says_what_it_is_worth(pct: float | None, interval: list[float] | None, expected: str) -> None:
     assert overhead_text(pct, interval) == expected
 
 

@@ -1,0 +1,103 @@
+"""Runs that others run: watching, logs, cancelling, and those that nobody runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import time
+from typing import TYPE_CHECKING
+
+from engine.store.reader import Reader
+from engine.wire import LOG, ChainWriter
+
+if TYPE_CHECKING:
+    from tests.functional.command_line.conftest import CommandLine
+
+
+def test_a_run_that_nobody_runs_is_mentioned_by_every_command(cli: CommandLine) -> None:
+    cli.enter_run(owner=None).close()
+    for arguments in (["runs"], ["presets"], ["key", "show"], ["show", "last"], ["completions", "fish"]):
+        done = cli(*arguments, "--json")
+        json.loads(done.out)
+        assert f"`glasshouse resume {cli.run_id}`" in done.err, arguments
+    assert "nobody runs it" in cli("runs").out
+
+
+def test_a_run_with_a_living_runner_is_not_mentioned(cli: CommandLine) -> None:
+    cli.enter_run(owner=os.getpid()).close()
+    done = cli("runs", "--json")
+    assert done.err == ""
+    assert [run["id"] for run in done.document["runs"]] == [cli.run_id]
+    cli("resume", cli.run_id, "--json").refused(2, "run_locked")
+
+
+def test_watch_follows_a_run_to_its_row_and_takes_its_exit_code(cli: CommandLine) -> None:
+    with cli.enter_run(owner=os.getpid()) as writer:
+        watching = cli.start("watch", cli.run_id[:4], "--json")
+        writer.transition(cli.run_id, "run", "running")
+        time.sleep(0.5)
+        writer.finish(cli.run_id, {"id": cli.run_id, "clean": False}, [], "finished")
+        out, err = watching.communicate(timeout=30)
+    assert watching.returncode == 3
+    assert json.loads(out) == {"id": cli.run_id, "clean": False}
+    assert "run         running" in err
+    assert "\x1b" not in err
+
+
+def test_ctrl_c_in_watch_exits_130_and_asks_for_nothing(cli: CommandLine) -> None:
+    with cli.enter_run(owner=os.getpid()) as writer:
+        watching = cli.start("watch", cli.run_id, "--json")
+        assert watching.stderr is not None
+        assert watching.stderr.readline() == f"run {cli.run_id}\n"
+        watching.send_signal(signal.SIGINT)
+        out, err = watching.communicate(timeout=30)
+        assert writer.pending_requests(cli.run_id) == []
+    assert watching.returncode == 130
+    assert json.loads(out)["state"] == "queued"
+    assert "the run goes on" in err
+
+
+def test_cancel_asks_the_living_runner_and_refuses_a_run_that_is_over(cli: CommandLine) -> None:
+    with cli.enter_run(owner=os.getpid()) as writer:
+        done = cli("cancel", "last", "--json")
+        assert done.document == {"id": cli.run_id, "requested": "cancel", "state": "queued"}
+        assert [request.kind for request in writer.pending_requests(cli.run_id)] == ["cancel"]
+        writer.finish(cli.run_id, {"id": cli.run_id, "clean": False}, [], "cancelled")
+    cli("cancel", cli.run_id, "--json").refused(2, "run_final")
+    cli("resume", cli.run_id, "--json").refused(2, "run_final")
+    assert cli("watch", cli.run_id, "--json").code == 130
+
+
+def test_logs_come_by_chain_and_end_with_the_run(cli: CommandLine) -> None:
+    run_id = cli.run_id
+    with cli.enter_run(owner=os.getpid()) as writer:
+        runner, pod = ChainWriter(run_id), ChainWriter(run_id)
+        writer.append_events(run_id, "runner", [runner.append(LOG, {"text": "from the runner"})])
+        writer.ingest(run_id, [pod.append(LOG, {"text": "\x1b[2Jfrom the pod"})], 100)
+        lines = cli("logs", run_id, "--json").document["lines"]
+        assert [(line["chain"], line["body"]["text"]) for line in lines] == [
+            ("runner", "from the runner"),
+            ("pod", "\x1b[2Jfrom the pod"),
+        ]
+        text = cli("logs", run_id, "--chain", "pod").out
+        assert "from the pod" in text
+        assert "from the runner" not in text
+        assert "\x1b" not in text
+        following = cli.start("logs", run_id, "--follow")
+        time.sleep(0.5)
+        writer.append_events(run_id, "runner", [runner.append(LOG, {"text": "the last one"})])
+        writer.finish(run_id, {"id": run_id, "clean": True}, [], "finished")
+        out, _ = following.communicate(timeout=30)
+    assert following.returncode == 0
+    assert "the last one" in out
+
+
+def test_the_database_is_private(cli: CommandLine) -> None:
+    cli.enter_run(owner=None).close()
+    assert cli.home.stat().st_mode & 0o777 == 0o700
+    assert (cli.home / "glasshouse.db").stat().st_mode & 0o777 == 0o600
+    with sqlite3.connect(cli.home / "glasshouse.db") as database:
+        assert database.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+    assert Reader(cli.home).runs()[0].id == cli.run_id
