@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 LAUNCH_SECONDS: Final = 60.0
 _HINTS: Final = {
     "bundle_digest_mismatch": "Something changed the staged files: do not trust this allocation.",
+    "launched_other_bundle": "Resume the run with the version of glasshouse that started it.",
     "supervisor_ended": "Look at supervisor.log in its run folder; a run is never started twice.",
 }
 
@@ -55,7 +56,8 @@ async def launch(
 ) -> Launched:
     """Launch the supervisor, or find the one launched before; bears repeating after a lost link.
 
-    Raises `RemoteError`: `bundle_digest_mismatch`, `supervisor_ended`, `launch_failed` or the link's codes.
+    Raises `RemoteError`: `bundle_digest_mismatch`, `launched_other_bundle`, `supervisor_ended`,
+    `launch_failed` or the link's codes.
     """
     command = launch_command(python, bundle_path, sha256, run_dir, site_paths)
     told = await session.run(command, timeout=LAUNCH_SECONDS)
@@ -65,7 +67,7 @@ async def launch(
             found = msgspec.convert(answer, Launched, strict=True)
             if found.bundle == sha256:
                 return found
-            answer = {"error": "bundle_digest_mismatch"}
+            answer = {"error": "launched_other_bundle"}
         code = str(answer["error"])
     except (WireError, msgspec.ValidationError, KeyError, TypeError):
         code = "launch_failed"

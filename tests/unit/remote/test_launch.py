@@ -226,6 +226,28 @@ def test_a_bundle_that_is_no_file_is_refused(run_dir: Path, tmp_path: Path, kind
     assert not (run_dir / "launched.json").exists()
 
 
+async def test_a_supervisor_of_another_bundle_is_told_apart(
+    allocation: Allocation, session: SshSession, folder: Path, started: list[dict[str, Any]]
+) -> None:
+    for wanted in (None, "launched_other_bundle"):
+        digest = _bundle(folder / "bundle.pyz", _program(REPORT, WAIT), who=str(wanted))
+        command = launch(
+            session,
+            python=allocation.lease.python,
+            bundle_path=str(folder / "bundle.pyz"),
+            sha256=digest,
+            run_dir=str(folder),
+            site_paths=(),
+        )
+        if wanted is None:
+            first = await command
+            started.append({"pid": first.pid, "start": first.start})
+        else:
+            with pytest.raises(RemoteError) as caught:
+                await command
+            assert caught.value.code == wanted
+
+
 async def test_launched_over_ssh_it_outlives_the_killed_server(
     allocation: Allocation, session: SshSession, folder: Path
 ) -> None:

@@ -1,0 +1,188 @@
+"""The road that a pod takes, on the local allocation: staging, measured launch, tail, killed servers, release."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import signal
+import time
+import zipfile
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from engine.providers.local import LocalProvider
+from engine.providers.local_files import read_ready
+from engine.providers.processes import is_alive
+from engine.providers.protocol import Lease, Scope, Spec, allocation_name
+from engine.remote.bundle import build_bundle, bundle_digest
+from engine.remote.endpoint import LinkLimits
+from engine.remote.launch import Launched, alive, launch
+from engine.remote.reconnect import Reconnecting
+from engine.remote.session import SshSession
+from engine.remote.tail import Tail
+from engine.wire import GENESIS, LOG, RUN_CLOSED, ChainReader, Event
+
+LIMITS = LinkLimits(keepalive_interval=0.5, retry_first=0.05, retry_most=0.3, give_up=30)
+EVENTS = 150
+WORKER = f"""
+import sys, time
+from pathlib import Path
+
+words = sys.argv[1:]
+sys.path += [words[i + 1] for i, word in enumerate(words) if word == "--site"]
+from engine.wire import LOG, RUN_CLOSED, ChainWriter, to_line
+
+folder = Path(words[words.index("--dir") + 1])
+writer = ChainWriter("run")
+with (folder / "events.jsonl").open("ab", buffering=0) as log:
+    for number in range({EVENTS}):
+        line = to_line(writer.append(LOG, {{"number": number, "text": "x" * (number * 40)}}))
+        log.write(line[: len(line) // 2])
+        time.sleep(0.01)
+        log.write(line[len(line) // 2 :])
+    while not (folder / "inbox" / "end.json").exists():
+        time.sleep(0.01)
+    log.write(to_line(writer.append(RUN_CLOSED, {{}})))
+time.sleep(600)
+"""
+
+
+def _worker_bundle() -> bytes:
+    """Our bundle with a worker in place of its entry that only writes events."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(build_bundle())) as real, zipfile.ZipFile(made, "w") as bundle:
+        for name in real.namelist():
+            bundle.writestr(zipfile.ZipInfo(name), WORKER if name == "__main__.py" else real.read(name))
+    return made.getvalue()
+
+
+@dataclass
+class Road:
+    """A run on a local allocation."""
+
+    provider: LocalProvider
+    lease: Lease
+    sessions: list[SshSession] = field(default_factory=list)
+
+    @property
+    def run_dir(self) -> str:
+        return f"{self.lease.root}/run"
+
+    async def open(self) -> SshSession:
+        """What the runner's link calls for every new session."""
+        self.lease = await self.provider.wait_ready(self.lease)
+        self.sessions.append(await self.provider.open_session(self.lease))
+        return self.sessions[-1]
+
+    async def stage_and_launch(self, link: Reconnecting) -> Launched:
+        bundle = _worker_bundle()
+        for folder in (self.run_dir, f"{self.run_dir}/inbox"):
+            await link.call(lambda session, folder=folder: session.mkdir(folder))  # type: ignore[misc]
+        await link.call(lambda session: session.upload(bundle, f"{self.run_dir}/bundle.pyz"))
+        return await link.call(
+            lambda session: launch(
+                session,
+                python=self.lease.python,
+                bundle_path=f"{self.run_dir}/bundle.pyz",
+                sha256=bundle_digest(bundle),
+                run_dir=self.run_dir,
+                site_paths=self.lease.site_paths,
+            )
+        )
+
+    def signal_server(self, number: signal.Signals) -> int:
+        ready = read_ready(Path(self.lease.root).parent)
+        assert ready is not None
+        os.kill(ready.pid, number)
+        while number == signal.SIGKILL and is_alive(ready.pid, ready.start):
+            time.sleep(0.001)
+        return ready.pid
+
+
+@pytest.fixture
+async def road(tmp_path: Path) -> AsyncIterator[Road]:
+    provider = LocalProvider(tmp_path, LIMITS)
+    lease = await provider.acquire(Spec(name=allocation_name("test", "run")), "run")
+    made = Road(provider, lease)
+    yield made
+    for session in made.sessions:
+        await session.close()
+    await provider.release(lease)
+
+
+async def _follow(tail: Tail, until: Callable[[list[Event]], bool]) -> list[Event]:
+    seen: list[Event] = []
+    async with asyncio.timeout(60):
+        while not until(seen):
+            got = await tail.poll()
+            seen += [tailed.event for tailed in got]
+            if not got:
+                await asyncio.sleep(0.005)
+    return seen
+
+
+async def test_servers_killed_twice_in_mid_run_lose_no_event(road: Road) -> None:
+    told: list[bool] = []
+    async with Reconnecting(road.open, LIMITS, on_link=lambda up, _: told.append(up)) as link:
+        launched = await road.stage_and_launch(link)
+        tail = Tail(link, f"{road.run_dir}/events.jsonl", 0, ChainReader("run"))
+        seen = await _follow(tail, lambda events: len(events) >= 20)
+        road.signal_server(signal.SIGKILL)
+        seen += await _follow(tail, lambda events: len(events) >= 20)
+        road.signal_server(signal.SIGKILL)
+        seen += await _follow(tail, lambda events: len(seen) + len(events) >= EVENTS)
+        await link.call(lambda session: session.put_inbox(road.run_dir, "end.json", b"{}"))
+        seen += await _follow(tail, bool)
+        assert await link.call(lambda session: alive(session, launched.pid, launched.start)) is True
+    assert [event.event for event in seen] == [LOG] * EVENTS + [RUN_CLOSED]
+    assert [event.body.get("number") for event in seen[:-1]] == list(range(EVENTS))
+    assert told == [True, False, True, False, True]
+    assert len(road.sessions) == 3
+
+
+async def test_a_frozen_server_is_noticed_killed_and_passed_by(road: Road) -> None:
+    async with Reconnecting(road.open, LIMITS) as link:
+        await road.stage_and_launch(link)
+        tail = Tail(link, f"{road.run_dir}/events.jsonl", 0, ChainReader("run"))
+        seen = await _follow(tail, lambda events: len(events) >= 20)
+        road.signal_server(signal.SIGSTOP)
+        waiting = asyncio.create_task(_follow(tail, lambda events: len(seen) + len(events) >= EVENTS))
+        await asyncio.sleep(1.0)
+        road.signal_server(signal.SIGKILL)
+        seen += await waiting
+    assert [event.seq for event in seen] == list(range(EVENTS))
+
+
+async def test_a_new_runner_goes_on_from_the_stored_lease_offset_and_head(road: Road, tmp_path: Path) -> None:
+    async with Reconnecting(road.open, LIMITS) as link:
+        launched = await road.stage_and_launch(link)
+        tail = Tail(link, f"{road.run_dir}/events.jsonl", 0, ChainReader("run"))
+        seen = await _follow(tail, lambda events: len(events) >= 30)
+        offset = tail.offset
+    road.signal_server(signal.SIGKILL)
+
+    second = Road(LocalProvider(tmp_path, LIMITS), road.lease)
+    async with Reconnecting(second.open, LIMITS) as link:
+        assert await second.stage_and_launch(link) == launched
+        reader = ChainReader("run", head=seen[-1].hash if seen else GENESIS, next_seq=len(seen))
+        rest = await _follow(
+            Tail(link, f"{road.run_dir}/events.jsonl", offset, reader),
+            lambda events: len(seen) + len(events) >= EVENTS,
+        )
+    assert [event.seq for event in seen + rest] == list(range(EVENTS))
+
+
+async def test_release_ends_the_supervisor_and_proves_empty(road: Road) -> None:
+    async with Reconnecting(road.open, LIMITS) as link:
+        launched = await road.stage_and_launch(link)
+        await _follow(Tail(link, f"{road.run_dir}/events.jsonl", 0, ChainReader("run")), bool)
+    road.signal_server(signal.SIGKILL)
+    await road.provider.release(road.lease)
+    proof = await road.provider.prove_empty(Scope(names=(road.lease.name,), leases=(road.lease,)))
+    assert (proof.count, proof.others) == (0, 0)
+    assert not is_alive(launched.pid, launched.start)
+    assert await road.provider.observe(road.lease) == "gone"
