@@ -61,8 +61,10 @@ def bundle_digest(bundle: bytes) -> str:
 
 
 def stdlib_roots() -> tuple[Path, ...]:
-    """The folders of this interpreter's own standard library."""
-    paths = (Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib"))
+    """The folders of the base interpreter's standard library, the same inside and outside of `-S` and a venv."""
+    base = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}
+    base |= {"installed_base": sys.base_prefix, "installed_platbase": sys.base_exec_prefix}
+    paths = (Path(sysconfig.get_path(name, vars=base)).resolve() for name in ("stdlib", "platstdlib"))
     return tuple(dict.fromkeys(path for path in paths if path.is_dir()))
 
 

@@ -9,6 +9,7 @@ from engine.runner.folder import RunFolder
 from engine.runner.ingest import Ingest
 from engine.runner.journal import Journal
 from engine.runner.staging import Staging
+from engine.store.reader import Reader
 from engine.store.writer import Writer
 from engine.wire import utc_now
 
@@ -17,12 +18,13 @@ class RunContext:
     """One run's store, log, folder and staging. `cancelled` turns true once a person asked to end it."""
 
     def __init__(
-        self, run_id: str, plan: Plan, writer: Writer, journal: Journal, ingest: Ingest, folder: RunFolder,
-        staging: Staging,
+        self, run_id: str, plan: Plan, writer: Writer, reader: Reader, journal: Journal, ingest: Ingest,
+        folder: RunFolder, staging: Staging,
     ) -> None:  # fmt: skip
         self.run_id = run_id
         self.plan = plan
         self.writer = writer
+        self.reader = reader
         self.journal = journal
         self.ingest = ingest
         self.folder = folder

@@ -23,9 +23,10 @@ from engine.runner.journal import Journal
 from engine.runner.providers import provider_for
 from engine.runner.staging import Staging
 from engine.store.reader import Reader
-from engine.store.views import FINAL_RUN_STATES
+from engine.store.views import FINAL_RUN_STATES, RunState
 from engine.store.writer import Writer
 
+RUN_ORDER: Final = ("queued", "allocating", "connecting", "staging", "running", "collecting", "cleaning")
 POLL_SECONDS: Final = 0.25
 LOCK_SECONDS: Final = 1.0
 FinalState = Literal["finished", "failed", "cancelled"]
@@ -75,8 +76,11 @@ class Runner:
             self.writer.release_allocation(self._lock_name())
             self.writer.release_runner(self.run_id)
 
-    def _enter(self, state: str, reason: str = "") -> None:
-        self.writer.transition(self.run_id, "run", state, reason)
+    def _enter(self, state: RunState, reason: str = "") -> None:
+        """Commit a state that lies ahead of the present one; a resumed run passes those behind it in silence."""
+        if RUN_ORDER.index(state) > RUN_ORDER.index(self.state) or (state == self.state and reason):
+            self.writer.transition(self.run_id, "run", state, reason)
+            self.state = state
 
     async def _watch_requests(self) -> None:
         while True:
@@ -100,7 +104,8 @@ class Runner:
         """Every stage in turn; whatever happens, the allocation is released at the end."""
         try:
             await self._wait_for_allocation()
-            await self._until_collected()
+            if self.state != "cleaning":
+                await self._until_collected()
         except CancelledRun as error:
             self._error = error
         except GlasshouseError as error:
@@ -124,7 +129,9 @@ class Runner:
         self.give_up_if_cancelled()
         self._enter("allocating")
         staging = Staging(self.plan, self.folder, self.writer, self.journal, self.run_id)
-        self.context = RunContext(self.run_id, self.plan, self.writer, self.journal, self.ingest, self.folder, staging)
+        self.context = RunContext(
+            self.run_id, self.plan, self.writer, self.reader, self.journal, self.ingest, self.folder, staging
+        )
         prepared = asyncio.create_task(asyncio.to_thread(staging.prepare))
         try:
             lease = await self.allocation.have()
@@ -138,7 +145,7 @@ class Runner:
                 self.ingest.expected = staging.expected(lease)
                 launched = await staging.deliver(link, lease)
                 self._enter("running")
-                follower = Follower(self.context, link, staging.run_dir(lease), launched)
+                follower = Follower(self.context, link, staging.run_dir(lease), launched, staging.references(lease))
                 await self._follow(self.context, follower, link, staging.run_dir(lease))
         finally:
             if not prepared.done():

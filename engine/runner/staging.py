@@ -10,17 +10,19 @@ from typing import Final
 
 import msgspec
 
+from engine.attestation.measurement import Measurements
 from engine.attestation.policy import Policy, default_policy, policy_digest
 from engine.payload.build import HUB, Payload, build_payload
 from engine.plan import Plan, dump_plan, plan_digest
 from engine.providers.protocol import Lease
-from engine.remote.bundle import build_bundle, bundle_digest, worker_lock
+from engine.remote.bundle import build_bundle, bundle_digest, site_paths, worker_lock
 from engine.remote.launch import Launched, launch
 from engine.remote.reconnect import Reconnecting
 from engine.remote.session import SshSession
 from engine.runner.folder import RunFolder
 from engine.runner.ingest import Expected
 from engine.runner.journal import Journal
+from engine.runner.reference import environment_reference
 from engine.sealing.keyring import read_public
 from engine.sealing.manifest import Manifest
 from engine.sealing.memory import wipe
@@ -35,6 +37,7 @@ CONTENT_KEYS: Final = "content_keys.sealed"
 JOB: Final = "job.json"
 PACKAGE: Final = "package"
 BUNDLE: Final = "bundle.pyz"
+LAUNCHED: Final = "launched.json"
 
 
 class Prepared(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,6 +48,14 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
     hub_weights: dict[str, str]
     model_type: str
     noise_seed: int
+
+
+class References(msgspec.Struct, frozen=True, kw_only=True):
+    """What evidence from this run's allocation is compared with. `ssh_host_key` is the digest of the pinned key."""
+
+    measurements: Measurements
+    pod_id: str
+    ssh_host_key: str
 
 
 class Staging:
@@ -62,6 +73,7 @@ class Staging:
         self._bundle = b""
         self._job = b""
         self._prepared: Prepared | None = None
+        self._environment = ""
 
     @property
     def prepared(self) -> Prepared:
@@ -75,10 +87,20 @@ class Staging:
         """The reference value of the bundle: what this installation builds."""
         return bundle_digest(self._bundle)
 
-    @property
-    def lock_digest(self) -> str:
-        """The reference value of the lock of third-party code."""
-        return digest_of(worker_lock())
+    def references(self, lease: Lease) -> References:
+        """The reference values for evidence from this lease."""
+        return References(
+            measurements=Measurements(
+                bundle=self.bundle_digest, lock=digest_of(worker_lock()), environment=self._environment
+            ),
+            pod_id=lease.allocation_id,
+            ssh_host_key=host_key_digest(lease),
+        )
+
+    def recipient_public(self) -> str:
+        """The operator's raw public recipient key, in base64."""
+        public = read_public(self.folder.home / "keys")
+        return base64.b64encode(bytes.fromhex(public.recipient)).decode()
 
     def manifest(self) -> Manifest:
         """The package's manifest."""
@@ -87,6 +109,8 @@ class Staging:
     def prepare(self) -> None:
         """Build bundle and payload, seal the package. A second call after a restart makes the same payload again."""
         self._bundle = build_bundle()
+        if self.plan.segments != "raw":
+            self._environment = environment_reference(self.folder.home, site_paths())
         inputs = self.folder.read_json("inputs.json") or {}
         payload = build_payload(
             self.plan, data_file=_path(inputs.get("dataFile")), model_folder=_path(inputs.get("modelFolder"))
@@ -156,7 +180,6 @@ class Staging:
         if stored is not None:
             return stored
         prepared = self.prepared
-        public = read_public(self.folder.home / "keys")
         job = Job(
             run_id=self.run_id,
             allocation_id=lease.allocation_id,
@@ -171,7 +194,7 @@ class Staging:
             model_type=prepared.model_type,
             noise_seed=prepared.noise_seed,
             run_public_key=base64.b64encode(self.run_key.public).decode(),
-            recipient_public_key=base64.b64encode(bytes.fromhex(public.recipient)).decode(),
+            recipient_public_key=self.recipient_public(),
             ssh_host_key_digest=host_key_digest(lease),
         )
         made = canonical(msgspec.to_builtins(job))
@@ -181,6 +204,9 @@ class Staging:
     async def deliver(self, link: Reconnecting, lease: Lease) -> Launched:
         """Stage every file and launch the supervisor; what is there already is not sent twice."""
         run_dir = self.run_dir(lease)
+        earlier = self.folder.read(LAUNCHED)
+        if earlier is not None:
+            return msgspec.json.decode(earlier, type=Launched)
 
         async def stage(session: SshSession) -> Launched:
             if not await session.exists(f"{run_dir}/{JOB_FILE}"):
@@ -199,7 +225,9 @@ class Staging:
                 site_paths=lease.site_paths,
             )
 
-        return await link.call(stage)
+        launched = await link.call(stage)
+        self.folder.write(LAUNCHED, msgspec.json.encode(launched))
+        return launched
 
     async def _upload_payload(self, session: SshSession, run_dir: str) -> None:
         if self._payload is None:

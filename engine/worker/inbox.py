@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,15 +37,22 @@ class Inbox:
         return (self._folder / "cancel.json").exists()
 
     def wait(self, name: str, seconds: float, *, give_up: Callable[[], None]) -> dict[str, Any]:
-        """Wait for a message; `give_up` may raise to end the wait; raises `RunError` (`runner_silent`) in the end."""
+        """Wait for a message; raises as `wait_for_one`."""
+        return self.take(self.wait_for_one((name,), seconds, give_up=give_up)) or {}
+
+    def wait_for_one(self, names: Sequence[str], seconds: float, *, give_up: Callable[[], None]) -> str:
+        """Wait for the first of several messages and return its name.
+
+        `give_up` may raise to end the wait; raises `RunError` (`runner_silent`) in the end.
+        """
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            found = self.take(name)
-            if found is not None:
-                return found
+            for name in names:
+                if self.take(name) is not None:
+                    return name
             give_up()
             time.sleep(POLL_SECONDS)
         raise RunError(
-            f"The runner sent no {name} within {seconds:.0f} s.", "Resume the run with `glasshouse resume`.",
+            f"The runner sent no {names[0]} within {seconds:.0f} s.", "Resume the run with `glasshouse resume`.",
             code="runner_silent",
         )  # fmt: skip

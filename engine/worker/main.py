@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import Final
 
@@ -27,6 +28,11 @@ def main() -> int:
     sys.path.extend(site for site in _sites(argv) if site not in sys.path)
     module = importlib.import_module(ROLES[argv[0]])
     status: int = module.main(argv[1:])
+    if argv[0] == "trainer":
+        # Torch's own exit handlers import modules, which a locked-down process may not read.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
     return status
 
 

@@ -10,21 +10,21 @@ from typing import Any, Final
 
 import msgspec
 
+from engine.attestation.zeroization import zeroization_faults, zeroization_receipt
 from engine.errors import GlasshouseError, RefusedError, RunError
 from engine.sealing.adapter import AdapterBinding
 from engine.sealing.manifest import Manifest, manifest_digest
 from engine.sealing.package import open_sealed, read_manifest
 from engine.wire import ADAPTER_SEALED, ZEROIZE_DONE, ZEROIZE_STARTED
 from engine.worker import hubweights, identity
-from engine.worker.attester import Attestation
+from engine.worker.attester import Attestation, EnvironmentMeasuring
 from engine.worker.channel import TIMEOUT, Channel, pair
 from engine.worker.children import Child, spawn_on_socket
 from engine.worker.context import Context
 from engine.worker.isolation import memfd, patterns
 from engine.worker.keyproc import ENVIRONMENT as KEY_ENVIRONMENT
-from engine.worker.receipt import zeroization_receipt
 from engine.worker.segment import TrainerProcess
-from engine.worker.zeroization import METHOD, SUPERVISOR, Prover
+from engine.worker.zeroization import SUPERVISOR, Prover
 
 KIND: Final = "protected"
 KEY_SECONDS: Final = 3600.0
@@ -59,6 +59,8 @@ class ProtectedSegment:
         self._children: list[Child] = []
         self._released = False
         self._done = False
+        self._nonce_digest = ""
+        self._adapter_digest: str | None = None
         self._prover: Prover | None = None
         self._trainer: TrainerProcess | None = None
         self._adapter_fd = memfd.create("adapter", 0)
@@ -87,18 +89,20 @@ class ProtectedSegment:
         if manifest_digest(manifest) != job.manifest_digest:
             raise RefusedError("The staged manifest is not the one that was sent.", code="manifest_mismatch")
         self._hub = hubweights.fetch(job)
+        measuring = EnvironmentMeasuring(self._context.bundle.sites)
         keys, enforcement = self._launch(manifest)
-        attestation = Attestation(self._context, enforcement, str(keys["public"]))
+        attestation = Attestation(self._context, measuring.result(), enforcement, str(keys["public"]))
         log.state(KIND, "attesting")
         attestation.answer_challenge()
         log.state(KIND, "releasing")
         release = attestation.await_release()
+        self._nonce_digest = attestation.nonce_digest
         self._open(manifest, attestation, release)
         finished = self.trainer.load_and_train()
         log.state(KIND, "sealing")
         self._seal_adapter(finished, attestation)
         log.state(KIND, "zeroizing")
-        self._zeroize(attestation)
+        self._zeroize()
         log.state(KIND, "done")
 
     def _launch(self, manifest: Manifest) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -181,9 +185,9 @@ class ProtectedSegment:
             self.prover.take_patterns(store)
         finally:
             os.close(store)
-        self.prover.scan(f"{child.role} before", [child.role])
+        self.prover.scan("before", [child.role])
         answer = child.ask({"cmd": "proceed"}, done, KEY_SECONDS)
-        self.prover.scan(f"{child.role} after", [child.role, SUPERVISOR])
+        self.prover.scan("after", [child.role])
         child.channel.send({"cmd": "exit"})
         if child.finish() != 0:
             self.prover.failures.append("keyproc_status")
@@ -212,6 +216,7 @@ class ProtectedSegment:
             sealed = self._through_keys(sealer, command, [self._adapter_fd, out], "sealed")
         finally:
             os.close(out)
+        self._adapter_digest = written["sha256"]
         self._context.log.add(
             ADAPTER_SEALED,
             {
@@ -222,29 +227,34 @@ class ProtectedSegment:
             },
         )  # fmt: skip
 
-    def _zeroize(self, attestation: Attestation) -> None:
+    def _zeroize(self) -> None:
         log = self._context.log
         log.add(ZEROIZE_STARTED, {"segment": KIND})
         self.trainer.command("patterns", "patterns")
         self.prover.take_patterns(self._patterns_fd)
-        self.prover.scan("wipe before", [TRAINER, SUPERVISOR, PAYLOAD])
-        wiped = self.trainer.command("wipe", "wiped")
+        self.prover.scan("before", [TRAINER, SUPERVISOR, PAYLOAD])
+        self.trainer.command("wipe", "wiped")
         self._wipe_memory()
-        self.prover.scan("wipe after", [TRAINER, SUPERVISOR, PAYLOAD])
+        self.prover.scan("after", [TRAINER, SUPERVISOR, PAYLOAD])
         if self.trainer.exit() != 0:
             self.prover.failures.append("trainer_status")
         self.prover.ended(self.trainer.child)
-        facts = self.prover.finish()
-        self._state_outcome({**facts, "trainerWipe": wiped["detail"]}, attestation.runner_head)
+        self._conclude(self.prover)
 
-    def _state_outcome(self, facts: dict[str, Any], runner_head: str) -> None:
-        """Sign what was seen and put it into the log."""
+    def _conclude(self, prover: Prover, *failures: str) -> None:
+        """Sign what was seen and put it into the log, with the reasons for which it proves nothing."""
         context = self._context
-        envelope = zeroization_receipt(context, facts, runner_head)
+        found = prover.finish(nonce_digest=self._nonce_digest, adapter_digest=self._adapter_digest)
+        reasons = [*zeroization_faults(found), *prover.failures, *failures]
         self._done = True
         context.log.add(
             ZEROIZE_DONE,
-            {"segment": KIND, "state": facts["state"], "reasons": facts["reasons"], "receipt": envelope},
+            {
+                "segment": KIND,
+                "state": "unverified" if reasons else "zeroized",
+                "reasons": reasons,
+                "receipt": zeroization_receipt(found, context.attester),
+            },
         )
 
     def _wipe_memory(self) -> None:
@@ -265,17 +275,13 @@ class ProtectedSegment:
         self._wipe_memory()
         if not self._released or self._done:
             return
-        reasons = [f"abandoned:{code}"]
-        facts: dict[str, Any] = {"method": METHOD, "patterns": {}, "scans": []}
-        if self._prover is not None:
-            for child in self._children:
-                self._prover.ended(child)
-            try:
-                facts = self._prover.finish()
-            except GlasshouseError as error:
-                reasons.append(f"scanner:{error.code}")
-        facts |= {"state": "unverified", "reasons": sorted({*reasons, *facts.get("reasons", [])})}
-        self._state_outcome(facts, "")
+        if self._prover is None:
+            return
+        for child in self._children:
+            self._prover.ended(child)
+        if self._trainer is not None:
+            self._prover.ended(self._trainer.child)
+        self._conclude(self._prover, f"abandoned_{code}")
 
     def close(self) -> None:
         """End what still runs and free every descriptor and map."""

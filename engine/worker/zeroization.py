@@ -1,27 +1,33 @@
-"""Proving the wipe: a scanner process looks for the secrets before it and after it, and the counts decide.
-
-A class that was never found before proves nothing by being absent afterwards; memory that could not be read, outside
-the classes that never can, proves nothing either. Then the runtime is `unverified`, with the reasons.
-"""
+"""Proving the wipe: a scanner process looks for the secrets before it and after it; the counts go into the receipt."""
 
 from __future__ import annotations
 
 import os
 import stat
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-from engine.wire import ZEROIZE_SCAN
+import msgspec
+
+from engine.attestation.zeroization import Device, ProcessEnd, Scan, Zeroization
+from engine.errors import RunError
+from engine.wire import ZEROIZE_SCAN, utc_now
 from engine.worker.children import Child, spawn_on_socket
 from engine.worker.context import Context
 from engine.worker.identity import compute_processes
-from engine.worker.isolation import memfd, patterns, procfs
+from engine.worker.isolation import memfd, procfs
 from engine.worker.isolation.procfs import gone
 
 SCAN_SECONDS: Final = 600.0
 READY_SECONDS: Final = 60.0
 END_SECONDS: Final = 30.0
 SUPERVISOR: Final = "supervisor"
-METHOD: Final = "overwrite and scan; Clear in the sense of NIST SP 800-88"
+METHODS: Final = (
+    "keys overwritten, cipher objects dropped, freed memory overwritten",
+    "parameters, gradients and moments zeroed in place",
+    "payload and adapter memfds overwritten and unmapped",
+    "buffers of the maths library freed, free heap swept",
+)
+Moment = Literal["before", "after"]
 
 
 class Prover:
@@ -30,10 +36,9 @@ class Prover:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._ended: list[tuple[str, int, int]] = []
-        self.scans: list[dict[str, Any]] = []
+        self._scans: dict[Moment, dict[str, Scan]] = {"before": {}, "after": {}}
+        self._began = utc_now()
         self.failures: list[str] = []
-        self._pattern_counts: dict[str, int] = {}
-        self.scanner_end: dict[str, Any] | None = None
         self._gpu_before = compute_processes()
         self.child: Child = spawn_on_socket(
             context.bundle, "scanner", [], fds=[], env={}, log=context.folder / "protected.log"
@@ -53,17 +58,27 @@ class Prover:
 
     def take_patterns(self, fd: int) -> None:
         """Hand over what to look for; the scanner empties the memfd."""
-        counts = self.child.ask({"cmd": "patterns"}, "patterns", SCAN_SECONDS, [fd])["counts"]
-        for name, count in counts.items():
-            self._pattern_counts[name] = self._pattern_counts.get(name, 0) + int(count)
+        self.child.ask({"cmd": "patterns"}, "patterns", SCAN_SECONDS, [fd])
 
-    def scan(self, label: str, targets: list[str]) -> dict[str, Any]:
-        """Look for every pattern so far in the named targets; logged as `zeroize.scan`."""
-        seen = self.child.ask({"cmd": "scan", "label": label, "targets": targets}, "scan", SCAN_SECONDS)
-        body = {key: value for key, value in seen.items() if key != "msg"}
-        self.scans.append(body)
-        self._context.log.add(ZEROIZE_SCAN, body)
-        return body
+    def scan(self, moment: Moment, targets: list[str]) -> None:
+        """Look for every pattern so far in the named targets, before or after their wipe; logged as `zeroize.scan`."""
+        seen = self.child.ask({"cmd": "scan", "label": moment, "targets": targets}, "scan", SCAN_SECONDS)
+        found = msgspec.convert(seen["targets"], dict[str, Scan], strict=True)
+        self._scans[moment] |= found
+        totals: dict[str, int] = {}
+        for report in found.values():
+            for name, count in report.hits.items():
+                totals[name] = totals.get(name, 0) + count
+        self._context.log.add(
+            ZEROIZE_SCAN,
+            {
+                "moment": moment,
+                "targets": targets,
+                "hits": totals,
+                "bytesRead": sum(report.bytes_read for report in found.values()),
+                "milliseconds": seen["milliseconds"],
+            },
+        )
 
     def drop(self, name: str) -> None:
         """Forget a target that has ended, so that the scan keeps no memory alive."""
@@ -73,33 +88,41 @@ class Prover:
         """Remember a process that must be gone, by pid and start time."""
         self._ended.append((child.role, child.pid, child.start))
 
-    def finish(self) -> dict[str, Any]:
-        """End the scanner and weigh everything; returns the facts and the verdict for the receipt."""
-        if self.child.process.poll() is None:
-            self.scanner_end = self.child.ask({"cmd": "end"}, "ended", END_SECONDS)
-            status = self.child.finish()
-            self.ended(self.child)
-            if status != 0:
-                self.failures.append("scanner_status")
-        facts = self._facts()
-        reasons = sorted({*self.failures, *_judge(self._pattern_counts, self.scans), *_judge_rest(facts)})
-        return {**facts, "state": "unverified" if reasons else "zeroized", "reasons": reasons}
-
-    def _facts(self) -> dict[str, Any]:
-        left = [role for role, pid, start in self._ended if not gone(pid, start)]
+    def finish(self, *, nonce_digest: str, adapter_digest: str | None) -> Zeroization:
+        """End the scanner and put together what was seen. What it proves is judged by whoever reads it."""
+        context = self._context
+        try:
+            self.child.ask({"cmd": "end"}, "ended", END_SECONDS)
+        except RunError as error:
+            self.failures.append(error.code)
+        if self.child.finish() != 0:
+            self.failures.append("scanner_status")
+        self.ended(self.child)
         after = compute_processes()
-        return {
-            "method": METHOD,
-            "patterns": dict(sorted(self._pattern_counts.items())),
-            "scans": self.scans,
-            "scannerEnd": self.scanner_end,
-            "processes": [{"role": role, "pid": pid, "start": start} for role, pid, start in self._ended],
-            "processesLeft": left,
-            "scratchLeft": len(procfs.leftovers(self._context.scratch)),
-            "deletedOpenFiles": deleted_files_held(),
-            "gpuProcessesBefore": self._gpu_before,
-            "gpuProcessesAfter": after,
-        }
+        return Zeroization(
+            run_id=context.job.run_id,
+            segment="protected",
+            manifest_sha256=context.job.manifest_digest or "",
+            nonce_sha256=nonce_digest,
+            adapter_sha256=adapter_digest,
+            methods=list(METHODS),
+            before=self._scans["before"],
+            after=self._scans["after"],
+            processes=[
+                ProcessEnd(role=role, pid=pid, start_time=start, gone=gone(pid, start))
+                for role, pid, start in self._ended
+            ],
+            scratch_empty=not procfs.leftovers(context.scratch),
+            deleted_files_held=deleted_files_held(),
+            device=Device(
+                present=after is not None,
+                at_baseline=None if after is None else after <= (self._gpu_before or 0),
+                compute_processes=after,
+            ),
+            pod_head=context.log.head,
+            began=self._began,
+            ended=utc_now(),
+        )
 
 
 def deleted_files_held() -> int:
@@ -118,36 +141,3 @@ def deleted_files_held() -> int:
         if stat.S_ISREG(seen.st_mode) and seen.st_nlink == 0 and seen.st_dev != memory_device:
             held += 1
     return held
-
-
-def _judge(looked_for: dict[str, int], scans: list[dict[str, Any]]) -> list[str]:
-    """Reasons against a proof that the scans give."""
-    reasons: list[str] = []
-    found: set[str] = set()
-    for scan in scans:
-        after = str(scan["label"]).endswith("after")
-        for name, report in scan["targets"].items():
-            if report["unread_other"] or report["state"] != "read":
-                reasons.append(f"unread_memory:{name}")
-            hits = {kind for kind, count in report["hits"].items() if count}
-            if after:
-                reasons.extend(f"left:{kind}" for kind in hits)
-            else:
-                found |= hits
-    reasons.extend(f"no_positive_control:{kind}" for kind in looked_for if kind not in found)
-    required = {patterns.CONTENT_KEY, patterns.RELEASE_KEY, patterns.CANARY_ROW, patterns.ADAPTER}
-    reasons.extend(f"not_looked_for:{kind}" for kind in required - set(looked_for))
-    if not any(str(scan["label"]) == "wipe after" for scan in scans):
-        reasons.append("no_final_scan")
-    return reasons
-
-
-def _judge_rest(facts: dict[str, Any]) -> list[str]:
-    reasons = [f"process_left:{role}" for role in facts["processesLeft"]]
-    if facts["scratchLeft"]:
-        reasons.append("scratch_not_empty")
-    if facts["deletedOpenFiles"]:
-        reasons.append("deleted_file_open")
-    if facts["gpuProcessesAfter"] is not None and facts["gpuProcessesAfter"] > (facts["gpuProcessesBefore"] or 0):
-        reasons.append("gpu_in_use")
-    return reasons

@@ -1,0 +1,222 @@
+"""Verifier and Relying Party: challenge, appraisal, and the one receipted release of the keys.
+
+Each step is decided from what is stored, so that a restarted runner goes on where the last one stopped. A release that
+was receipted is sent again byte for byte, never made again.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import time
+from typing import Any, Final
+
+import msgspec
+
+from engine.attestation.challenge import Challenge, sign_challenge
+from engine.attestation.nonce import NonceLedger
+from engine.attestation.policy import policy_digest
+from engine.attestation.receipts import countersign, read_release
+from engine.attestation.release import prepare_release
+from engine.attestation.verifier import AttestationResult, Expectations, appraise, result_digest
+from engine.attestation.zeroization import Zeroization, read_zeroization, zeroization_faults
+from engine.errors import RefusedError
+from engine.plan import plan_digest
+from engine.remote.reconnect import Reconnecting
+from engine.runner.context import RunContext
+from engine.runner.staging import CONTENT_KEYS, References
+from engine.sealing.memory import wipe
+from engine.sealing.release import release_info
+from engine.wire import ATTEST_CHALLENGE, ATTEST_RESULT, RELEASE_DENIED, RELEASE_GRANTED, canonical, digest_of
+
+NONCES: Final = "nonces.json"
+CHALLENGE: Final = "challenge.json"
+CIPHERTEXT: Final = "release.bin"
+
+
+class RelyingParty:
+    """The protected segment's counterpart on the operator's side."""
+
+    def __init__(self, context: RunContext, link: Reconnecting, run_dir: str, references: References) -> None:
+        self._context = context
+        self._ingest = context.ingest
+        self._link = link
+        self._run_dir = run_dir
+        self._references = references
+        self._nonces = NonceLedger(context.folder.path / NONCES)
+        self._sent: set[str] = set()
+        self._result: AttestationResult | None = None
+        self._judged = False
+        stored = context.reader.evidence(context.run_id)
+        if "result" in stored:
+            self._result = msgspec.convert(stored["result"], AttestationResult)
+        self._challenge: dict[str, Any] | None = context.folder.read_json(CHALLENGE)
+        if self._challenge is not None:
+            self._ingest.nonce_digest = self._challenge["nonceSha256"]
+
+    async def react(self) -> None:
+        """Do what the allocation waits for, if anything."""
+        if self._context.plan.segments == "raw":
+            return
+        if self._ingest.states["segment:protected"] == "attesting" and self._ingest.token is None:
+            await self._challenge_once()
+        if self._ingest.token is not None and self._result is None:
+            self._appraise(self._ingest.token)
+        if self._result is not None and not self._ingest.released:
+            await self._answer_result(self._result)
+        if self._ingest.zeroization is not None and not self._judged:
+            self._judge_zeroization(self._ingest.zeroization)
+
+    @property
+    def _attester(self) -> bytes:
+        launch = self._ingest.launch or {}
+        return base64.b64decode(str(launch.get("attesterKey", "")))
+
+    async def _put(self, name: str, message: object) -> None:
+        data = canonical(message)
+        await self._link.call(lambda session: session.put_inbox(self._run_dir, name, data))
+        self._sent.add(name)
+
+    async def _challenge_once(self) -> None:
+        if CHALLENGE in self._sent:
+            return
+        if self._challenge is None:
+            self._challenge = self._make_challenge()
+            self._context.folder.write_json(CHALLENGE, self._challenge)
+        self._context.writer.evidence(self._context.run_id, "challenge", self._challenge["envelope"])
+        await self._put(CHALLENGE, self._challenge["envelope"])
+
+    def _make_challenge(self) -> dict[str, Any]:
+        context, staging = self._context, self._context.staging
+        nonce = self._nonces.issue(context.run_id)
+        nonce_digest = hashlib.sha256(nonce).hexdigest()
+        self._ingest.nonce_digest = nonce_digest
+        context.journal.add(ATTEST_CHALLENGE, {"nonceSha256": nonce_digest, "podHead": self._pod_head()})
+        challenge = Challenge(
+            run_id=context.run_id,
+            nonce=base64.b64encode(nonce).decode(),
+            plan_digest=plan_digest(context.plan),
+            manifest_digest=staging.prepared.manifest_digest or "",
+            policy_digest=policy_digest(staging.policy),
+            challenge=context.plan.challenge,
+            runner_head=context.journal.head,
+            recipient_public=staging.recipient_public(),
+            bundle=staging.bundle_digest,
+        )
+        return {
+            "envelope": sign_challenge(challenge, staging.run_key.signing),
+            "nonceSha256": nonce_digest,
+            "runnerHead": challenge.runner_head,
+        }
+
+    def _pod_head(self) -> str:
+        return self._context.writer.tail(self._context.run_id, "pod").head
+
+    def _expectations(self) -> Expectations:
+        context, references = self._context, self._references
+        return Expectations(
+            run_id=context.run_id,
+            attester_public=self._attester,
+            measurements=references.measurements,
+            plan_digest=plan_digest(context.plan),
+            manifest_digest=context.staging.prepared.manifest_digest or "",
+            challenge=context.plan.challenge,
+            pod_id=references.pod_id,
+            ssh_host_key=references.ssh_host_key,
+            runner_head=(self._challenge or {}).get("runnerHead", ""),
+            gpu_uuid=((self._ingest.launch or {}).get("gpu") or {}).get("uuid"),
+        )
+
+    def _appraise(self, token: str) -> None:
+        context = self._context
+        policy = context.staging.policy
+        expected = self._expectations()
+        result = appraise(token, expected=expected, policy=policy, nonces=self._nonces, now=time.time())
+        writer, run_id = context.writer, context.run_id
+        writer.evidence(run_id, "reference", msgspec.to_builtins(self._references.measurements))
+        writer.evidence(run_id, "policy", msgspec.to_builtins(policy))
+        writer.evidence(run_id, "result", msgspec.to_builtins(result))
+        writer.describe(run_id, tier=result.tier, ear_status=result.status, reason_codes=result.reason_codes)
+        context.journal.add(
+            ATTEST_RESULT,
+            {
+                "status": result.status,
+                "codes": list(result.reason_codes),
+                "resultSha256": result_digest(result),
+                "podHead": self._pod_head(),
+            },
+        )
+        reason = "; ".join(check.reason for check in result.checks if check.reason)
+        self._ingest.advance("attestation", "verified" if result.accepted else "rejected", reason)
+        self._result = result
+
+    async def _answer_result(self, result: AttestationResult) -> None:
+        if not result.accepted:
+            if "denied.json" not in self._sent:
+                codes = list(result.reason_codes)
+                if not self._denied_logged():
+                    self._context.journal.add(RELEASE_DENIED, {"codes": codes, "podHead": self._pod_head()})
+                await self._put("denied.json", {"codes": codes})
+        elif "release.json" not in self._sent:
+            await self._put("release.json", self._release(result))
+            self._ingest.advance("key", "released")
+
+    def _denied_logged(self) -> bool:
+        events = self._context.reader.events(self._context.run_id, "runner")
+        return any(event.event == RELEASE_DENIED for event in events)
+
+    def _release(self, result: AttestationResult) -> dict[str, Any]:
+        """The release message: made, receipted and logged once; put together from what is stored ever after."""
+        context, staging = self._context, self._context.staging
+        receipt = context.reader.receipts(context.run_id).get("release")
+        if receipt is None:
+            keys = staging.run_key.open_keys(context.folder.read(CONTENT_KEYS) or b"")
+            try:
+                prepared = prepare_release(
+                    result, keys, run_id=context.run_id, run_key=staging.run_key.signing,
+                    runner_head=context.journal.head, pod_head=self._pod_head(),
+                )  # fmt: skip
+            finally:
+                wipe(keys)
+            context.folder.write(CIPHERTEXT, prepared.ciphertext)
+            receipt = prepared.receipt
+            context.writer.receipt(context.run_id, "release", receipt)
+        body = read_release(receipt, staging.run_key.public, run_id=context.run_id)
+        granted = next(
+            (e for e in context.reader.events(context.run_id, "runner") if e.event == RELEASE_GRANTED), None
+        ) or context.journal.add(RELEASE_GRANTED, {"receiptSha256": digest_of(receipt), "podHead": body.pod_head})
+        ciphertext = context.folder.read(CIPHERTEXT) or b""
+        if hashlib.sha256(ciphertext).hexdigest() != body.ciphertext_sha256:
+            raise RefusedError("The stored release is not the one that was receipted.", code="release_other_result")
+        info = release_info(
+            evidence_sha256=body.evidence_sha256, policy_sha256=body.policy_sha256,
+            manifest_sha256=body.manifest_sha256, run_id=context.run_id,
+        )  # fmt: skip
+        return {
+            "ciphertext": base64.b64encode(ciphertext).decode(),
+            "info": base64.b64encode(info).decode(),
+            "receipt": receipt,
+            "runnerHead": granted.hash,
+        }
+
+    def _judge_zeroization(self, body: dict[str, Any]) -> None:
+        """Weigh the attester's receipt anew, and countersign it once it was looked at."""
+        context = self._context
+        try:
+            found: Zeroization = read_zeroization(
+                body.get("receipt"), self._attester, run_id=context.run_id,
+                manifest_sha256=context.staging.prepared.manifest_digest or "",
+                nonce_sha256=self._ingest.nonce_digest or "",
+            )  # fmt: skip
+        except RefusedError as error:
+            self._ingest.advance("runtime", "unverified", f"{error.code}: {error.message}")
+            self._judged = True
+            return
+        envelope = countersign(body["receipt"], context.staging.run_key.signing)
+        context.writer.receipt(context.run_id, "zeroization", envelope)
+        reasons = sorted({*zeroization_faults(found), *(str(reason) for reason in body.get("reasons", []))})
+        proven = not reasons and body.get("state") == "zeroized"
+        if proven:
+            self._ingest.advance("key", "destroyed")
+        self._ingest.advance("runtime", "zeroized" if proven else "unverified", ", ".join(reasons))
+        self._judged = True

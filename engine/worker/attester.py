@@ -1,0 +1,210 @@
+"""The Attester's side of attestation: measure, answer the challenge with evidence, take the release."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import sys
+import threading
+import time
+import zipfile
+from pathlib import Path
+from typing import Any, Final
+
+from engine import __version__
+from engine.attestation.challenge import Challenge, open_challenge
+from engine.attestation.claims import ENFORCED, Observed, Scalar, make_claims
+from engine.attestation.evidence import sign_evidence
+from engine.attestation.measurement import EnvironmentMeasurement, Measurements, environment_digest, stdlib_roots
+from engine.attestation.policy import CONTROLS
+from engine.attestation.receipts import read_release
+from engine.errors import GlasshouseError, RefusedError
+from engine.wire import (
+    ANTI_DEBUG_READY,
+    ATTEST_CHALLENGE,
+    ATTEST_EVIDENCE,
+    MEASURED,
+    RELEASE_DENIED,
+    RELEASE_PLAN_COMPLETED,
+    sha256_hex,
+)
+from engine.worker.context import Context
+from engine.worker.identity import cpu_name
+from engine.worker.isolation import memfd
+
+LOCK_NAME: Final = "worker.lock"
+JUDGED: Final = ("trainer", "keyproc", "scanner")
+Reports = dict[str, dict[str, dict[str, str]]]
+
+
+class EnvironmentMeasuring:
+    """Measures the environment in a thread, while the trainer imports."""
+
+    def __init__(self, sites: tuple[str, ...]) -> None:
+        self._sites = sites
+        self._found: EnvironmentMeasurement | None = None
+        self._error: GlasshouseError | None = None
+        self._thread = threading.Thread(target=self._measure, name="measuring")
+        self._thread.start()
+
+    def _measure(self) -> None:
+        try:
+            self._found = measured_environment(self._sites)
+        except GlasshouseError as error:
+            self._error = error
+
+    def result(self) -> EnvironmentMeasurement:
+        """Wait for it; raises `RefusedError` (`environment_unreadable`)."""
+        self._thread.join()
+        if self._found is None:
+            raise self._error or RefusedError("The environment was not measured.", code="environment_unreadable")
+        return self._found
+
+
+def measured_environment(sites: tuple[str, ...]) -> EnvironmentMeasurement:
+    """Interpreter, standard library and the folders of third-party code, in that order."""
+    return environment_digest([*stdlib_roots(), *map(Path, sites)], Path(sys.executable))
+
+
+def lock_of(bundle: bytes) -> str:
+    """SHA-256 of the lock inside a bundle, in hex."""
+    with zipfile.ZipFile(io.BytesIO(bundle)) as archive:
+        return sha256_hex(archive.read(LOCK_NAME))
+
+
+class Attestation:
+    """One protected segment's evidence and release."""
+
+    def __init__(self, context: Context, environment: EnvironmentMeasurement, enforcement: Reports, cnf: str) -> None:
+        self._context = context
+        self._cnf = base64.b64decode(cnf)
+        self._enforcement = enforcement
+        bundle = context.bundle.content()
+        self._measurements = Measurements(
+            bundle=sha256_hex(bundle), lock=lock_of(bundle), environment=environment.digest
+        )
+        self._evidence_digest = ""
+        self.runner_head = ""
+        self.nonce_digest = ""
+        log = context.log
+        log.add(ANTI_DEBUG_READY, {"segment": "protected", "enforcement": enforcement})
+        log.add(
+            MEASURED,
+            {
+                "bundle": self._measurements.bundle,
+                "lock": self._measurements.lock,
+                "environment": environment.digest,
+                "environmentFiles": environment.files,
+                "environmentBytes": environment.bytes,
+            },
+        )
+
+    def answer_challenge(self) -> None:
+        """Wait for the runner's challenge and log the evidence that answers it."""
+        context, job = self._context, self._context.job
+        message = context.inbox.wait("challenge.json", job.limits.challenge, give_up=context.give_up_if_cancelled)
+        challenge = open_challenge(message, base64.b64decode(job.run_public_key), run_id=job.run_id)
+        if (challenge.plan_digest, challenge.manifest_digest, challenge.policy_digest, challenge.recipient_public) != (
+            job.plan_digest,
+            job.manifest_digest,
+            job.policy_digest,
+            job.recipient_public_key,
+        ):
+            raise RefusedError("The challenge is about another job.", code="challenge_mismatch")
+        self.runner_head = challenge.runner_head
+        self.nonce_digest = hashlib.sha256(challenge.nonce_bytes).hexdigest()
+        context.log.add(ATTEST_CHALLENGE, {"runnerHead": challenge.runner_head, "nonceSha256": self.nonce_digest})
+        token = self._sign(challenge)
+        self._evidence_digest = sha256_hex(token.encode())
+        context.log.add(ATTEST_EVIDENCE, {"token": token})
+
+    def _sign(self, challenge: Challenge) -> str:
+        context = self._context
+        claims = make_claims(
+            challenge,
+            attester_public=context.attester.public_key().public_bytes_raw(),
+            cnf=self._cnf,
+            measurements=self._measurements,
+            enforcement=combined(self._enforcement, bundle_sealed=self._bundle_sealed()),
+            pod_head=context.log.head,
+            pod_id=context.job.allocation_id,
+            ssh_host_key=context.job.ssh_host_key_digest,
+            gpu_uuid=context.identity.gpu_uuid,
+            hwmodel=cpu_name(),
+            swversion=__version__,
+            submods=self._submods(),
+            now=time.time(),
+            debug=being_traced(),
+        )
+        return sign_evidence(claims, context.attester)
+
+    def _bundle_sealed(self) -> bool:
+        return memfd.is_sealed(self._context.bundle.fd, memfd.CODE_SEALS)
+
+    def _submods(self) -> dict[str, dict[str, Scalar]]:
+        process: dict[str, Scalar] = {
+            f"{role}.{name}": seen["value"]
+            for role, report in self._enforcement.items()
+            for name, seen in report.items()
+        }
+        gpu: dict[str, Scalar] = {"uuid": self._context.identity.gpu_uuid, "attested": False}
+        return {
+            "process": process,
+            "cpu": {"model": cpu_name(), "attested": False},
+            **({"gpu0": gpu} if self._context.identity.gpu_uuid else {}),
+        }
+
+    def await_release(self) -> dict[str, str]:
+        """The release's ciphertext and info, once its receipt stands; raises `RefusedError` when it was denied."""
+        context, job = self._context, self._context.job
+        name = context.inbox.wait_for_one(
+            ("release.json", "denied.json"), job.limits.release, give_up=context.give_up_if_cancelled
+        )
+        message = context.inbox.take(name) or {}
+        if name == "denied.json":
+            codes = [str(code)[:64] for code in message.get("codes", [])][:16]
+            context.log.add(RELEASE_DENIED, {"codes": codes})
+            raise RefusedError(
+                f"The verifier refused the evidence: {', '.join(codes) or 'no reason given'}.",
+                code=codes[0] if codes else "release_denied",
+            )
+        receipt = read_release(message.get("receipt"), base64.b64decode(job.run_public_key), run_id=job.run_id)
+        ciphertext = str(message.get("ciphertext"))
+        if (receipt.evidence_sha256, receipt.ciphertext_sha256, receipt.cnf_public) != (
+            self._evidence_digest,
+            sha256_hex(base64.b64decode(ciphertext)),
+            self._cnf.hex(),
+        ):
+            raise RefusedError("The release does not fit this evidence.", code="release_other_result")
+        self.runner_head = str(message.get("runnerHead"))
+        return {"ciphertext": ciphertext, "info": str(message.get("info"))}
+
+    def completed(self, opened: dict[str, Any]) -> None:
+        """Log that the package is open, linked to the release in the runner's log."""
+        self._context.log.add(
+            RELEASE_PLAN_COMPLETED,
+            {"segment": "protected", "runnerHead": self.runner_head, "manifestSha256": opened["manifest_sha256"]},
+        )
+
+
+def combined(reports: Reports, *, bundle_sealed: bool) -> dict[str, Observed]:
+    """Each control as the weakest of the processes that see secrets has it; the detail names that process."""
+    found: dict[str, Observed] = {}
+    for name in CONTROLS:
+        seen = {role: reports[role][name] for role in JUDGED if name in reports.get(role, {})}
+        if not seen:
+            continue
+        weak = next((role for role, one in seen.items() if one["value"] != ENFORCED), None)
+        role = weak or next(iter(seen))
+        found[name] = Observed(value=seen[role]["value"], detail=f"{role}: {seen[role]['detail']}")
+    found["memfd_seals"] = Observed(value=ENFORCED if bundle_sealed else "failed:unsealed", detail="bundle")
+    return found
+
+
+def being_traced() -> bool:
+    """Whether a debugger is attached to this process."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("TracerPid:"):
+            return int(line.split()[1]) != 0
+    return False
