@@ -66,8 +66,8 @@ def fetch_hub(model: str, revision: str, *, endpoint: str | None = None, cache: 
     and `DataError`: `hub_model_unknown`, `hub_gated`, `hub_unreachable`, `model_*`.
     """
     try:
-        from huggingface_hub import HfApi, hf_hub_download  # noqa: PLC0415
-        from huggingface_hub.errors import (  # noqa: PLC0415
+        from huggingface_hub import HfApi, hf_hub_download
+        from huggingface_hub.errors import (
             EntryNotFoundError,
             GatedRepoError,
             HfHubHTTPError,
