@@ -7,7 +7,6 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import IO, Final
 
 import click
@@ -47,6 +46,8 @@ COMMANDS: Final = {
 def _version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
     if not value or context.resilient_parsing:
         return
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         found = version("glasshouse")
     except PackageNotFoundError:

@@ -12,7 +12,9 @@ import click
 import msgspec
 
 from engine.errors import RefusedError, SealingError, UsageError
+from engine.runner.folder import RunFolder
 from engine.store.views import RunView
+from engine.wire import sha256_hex
 from glasshouse_tui.commands.base import RUN_ID, Session, Subcommand, session_of
 from glasshouse_tui.commands.home import open_reader
 from glasshouse_tui.commands.output import emit_json, emit_text
@@ -20,7 +22,6 @@ from glasshouse_tui.commands.passphrase import KEYS, passphrase_if_needed, passp
 
 Kind = Literal["raw", "protected"]
 
-ADAPTERS: Final = "adapters"
 FILES: Final = {"raw": "raw.safetensors", "protected": "protected.sealed"}
 CONFIG: Final = "adapter_config.json"
 WEIGHTS: Final = "adapter_model.safetensors"
@@ -73,7 +74,7 @@ def _refuse_filled(folder: Path) -> None:
 
 def _source(session: Session, view: RunView, kind: Kind) -> Path:
     run_id = view.summary.id
-    folder = session.home / ADAPTERS / run_id
+    folder = RunFolder(session.home, run_id).adapters
     source = folder / FILES[kind]
     if view.summary.segments not in ("pair", kind):
         raise UsageError(f"Run {run_id} has no {kind} segment.", "Leave --segment out.", code="adapter_missing")
@@ -103,18 +104,11 @@ def _opened(session: Session, view: RunView, source: Path, passphrase_file: Path
 
 
 def _check(view: RunView, kind: Kind, weights: bytes) -> None:
-    """Raises `RefusedError` (`adapter_differs`) unless the tensors are those that the run's log names."""
-    from engine.measure.digest import tensor_digest
-    from engine.worker.training.tensors import read_header
-
-    buffer = memoryview(weights)
-    named = next((segment.tensor_digest for segment in view.segments if segment.kind == kind), None)
-    found = tensor_digest(
-        (name, spec.dtype, spec.shape, buffer[spec.start : spec.end]) for name, spec in read_header(buffer).items()
-    )
-    if named is not None and found != named:
+    """Raises `RefusedError` (`adapter_differs`) unless this is the artifact that the run's log names."""
+    named = next((segment.adapter_sha256 for segment in view.segments if segment.kind == kind), None)
+    if sha256_hex(weights) != named:
         raise RefusedError(
-            f"This adapter does not hold the tensors that run {view.summary.id} recorded.",
+            f"This is not the {kind} adapter that run {view.summary.id} recorded.",
             "The file was exchanged or changed; run the segment again.",
             code="adapter_differs",
         )

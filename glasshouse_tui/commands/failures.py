@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
-import traceback
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -109,6 +107,9 @@ def _unforeseen(error: BaseException, home: Path) -> Failure:
 
 def write_crash_log(error: BaseException, home: Path) -> Path:
     """Write the traceback to a new file (0600) in `home/logs`, else in the temporary folder; its path."""
+    import tempfile
+    import traceback
+
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
     text = "".join(traceback.format_exception(error))
     for folder in (home / "logs", Path(tempfile.gettempdir())):

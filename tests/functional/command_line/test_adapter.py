@@ -1,0 +1,110 @@
+"""`adapter`: sealed files opened with the operator's key, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from safetensors.numpy import load, save
+
+from engine.sealing.adapter import AdapterBinding, seal_adapter
+from engine.sealing.keys import OperatorKeys
+from engine.wire import sha256_hex
+
+if TYPE_CHECKING:
+    from tests.functional.command_line.conftest import CommandLine
+
+NAME = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+CONFIG = {"peft_type": "LORA", "r": 8}
+
+
+def artifact(value: float) -> bytes:
+    """A small adapter."""
+    data: bytes = save({NAME: np.full((8, 4), value, dtype=np.float32)})
+    return data
+
+
+@pytest.fixture
+def collected(cli: CommandLine) -> Path:
+    """A finished pair's adapters, as a runner leaves them; their folder."""
+    keys = OperatorKeys.ensure(cli.home / "keys")
+    folder = cli.home / "adapters" / cli.run_id
+    with cli.enter_run(owner=os.getpid()) as writer:
+        folder.mkdir(parents=True)
+        (folder / "adapter_config.json").write_text(json.dumps(CONFIG))
+        (folder / "raw.safetensors").write_bytes(artifact(1.0))
+        writer.segment(cli.run_id, "raw", adapter_sha256=sha256_hex(artifact(1.0)))
+        binding = AdapterBinding(cli.run_id, "protected", "a" * 64, "b" * 64)
+        with (folder / "protected.sealed").open("wb") as out:
+            key = bytearray(os.urandom(32))
+            seal_adapter(memoryview(artifact(2.0)), keys.recipient_public, binding, key, out)
+        writer.segment(cli.run_id, "protected", adapter_sha256=sha256_hex(artifact(2.0)))
+        writer.finish(cli.run_id, {"id": cli.run_id, "clean": True}, [])
+    return folder
+
+
+@pytest.mark.usefixtures("collected")
+@pytest.mark.parametrize(("options", "value"), [([], 2.0), (["--segment", "raw"], 1.0)])
+def test_an_adapter_becomes_a_peft_folder(cli: CommandLine, tmp_path: Path, options: list[str], value: float) -> None:
+    target = tmp_path / "out"
+    done = cli("adapter", "last", "-o", target, *options, "--json")
+    assert done.code == 0, done.out
+    assert done.document["folder"] == str(target)
+    assert {file.name for file in target.iterdir()} == {"adapter_model.safetensors", "adapter_config.json"}
+    tensors = load((target / "adapter_model.safetensors").read_bytes())
+    assert tensors[NAME].tolist() == [[value] * 4] * 8
+    assert json.loads((target / "adapter_config.json").read_text()) == CONFIG
+    assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")] == []
+
+
+@pytest.mark.usefixtures("collected")
+def test_a_filled_folder_is_left_alone_and_an_empty_one_is_used(cli: CommandLine, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "mine").write_text("mine")
+    cli("adapter", "last", "-o", target, "--json").refused(2, "usage")
+    assert [entry.name for entry in target.iterdir()] == ["mine"]
+    (target / "mine").unlink()
+    assert cli("adapter", "last", "-o", target).code == 0
+
+
+def test_an_adapter_that_was_exchanged_is_refused_and_nothing_is_written(
+    cli: CommandLine, collected: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "out"
+    (collected / "raw.safetensors").write_bytes(artifact(3.0))
+    cli("adapter", "last", "-o", target, "--segment", "raw", "--json").refused(1, "adapter_differs")
+    sealed = bytearray((collected / "protected.sealed").read_bytes())
+    sealed[-1] ^= 1
+    (collected / "protected.sealed").write_bytes(sealed)
+    cli("adapter", "last", "-o", target, "--json").refused(1, "adapter_tampered")
+    assert not target.exists()
+
+
+@pytest.mark.usefixtures("collected")
+def test_other_keys_do_not_open_it(cli: CommandLine, tmp_path: Path) -> None:
+    for file in (cli.home / "keys").iterdir():
+        file.unlink()
+    cli("adapter", "last", "-o", tmp_path / "out", "--json").refused(1, "key_missing")
+    OperatorKeys.ensure(cli.home / "keys")
+    cli("adapter", "last", "-o", tmp_path / "out", "--json").refused(1, "adapter_wrong_key")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_sealed_for_another_run_is_refused(cli: CommandLine, collected: Path, tmp_path: Path) -> None:
+    keys = OperatorKeys.load(cli.home / "keys")
+    binding = AdapterBinding("0123456789ab", "protected", "a" * 64, "b" * 64)
+    with (collected / "protected.sealed").open("wb") as out:
+        key = bytearray(os.urandom(32))
+        seal_adapter(memoryview(artifact(2.0)), keys.recipient_public, binding, key, out)
+    cli("adapter", "last", "-o", tmp_path / "out", "--json").refused(1, "adapter_wrong_binding")
+
+
+def test_a_run_without_that_adapter_says_so(cli: CommandLine, tmp_path: Path) -> None:
+    cli.enter_run(owner=os.getpid()).close()
+    cli("adapter", "last", "-o", tmp_path / "out", "--json").refused(1, "adapter_missing")
+    cli("adapter", "pub-lora-7b-30k", "-o", tmp_path / "out", "--json").refused(2, "adapter_missing")
