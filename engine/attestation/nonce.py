@@ -26,7 +26,7 @@ from engine.wire import canonical, parse
 
 NONCE_BYTES: Final = 32
 NONCE_SECONDS: Final = 120.0
-MAX_NONCES: Final = 256
+MAX_NONCES: Final = 64
 _MAX_STATE_BYTES: Final = 256 * 1024
 
 

@@ -102,24 +102,34 @@ def _hits(scans: dict[str, Scan]) -> dict[str, int]:
 
 
 def _read_whole(scan: Scan) -> bool:
-    return scan.state == "read" and not scan.unread_other and set(scan.skipped) <= set(ALLOWED_UNREAD)
+    skipped = set(scan.skipped) <= set(ALLOWED_UNREAD)
+    return scan.state == "read" and scan.bytes_read > 0 and not scan.unread_other and skipped
+
+
+def _looked_again(found: Zeroization) -> bool:
+    """Every target was scanned again, for every class that was looked for in it."""
+    return all(
+        target in found.after and set(found.after[target].hits) >= set(scan.hits)
+        for target, scan in found.before.items()
+    )
+
+
+def _counts(scans: dict[str, Scan]) -> list[int]:
+    return [count for scan in scans.values() for count in scan.hits.values()]
 
 
 def zeroization_faults(found: Zeroization) -> tuple[str, ...]:
     """The reason codes for which this proves nothing, in a fixed order; empty when it proves zeroization."""
-    before, after = _hits(found.before), _hits(found.after)
-    incomplete = (
-        not set(before) >= set(REQUIRED_CLASSES)
-        or not set(after) >= set(before)
-        or not set(found.after) >= set(found.before)
-        or not found.processes
-        or any(count < 0 for count in (*before.values(), *after.values()))
-    )
+    before, after = _counts(found.before), _counts(found.after)
+    control = _hits(found.before)
     device = found.device
     faults = {
-        "zeroization_incomplete": incomplete,
-        "zeroization_no_control": not before or any(count == 0 for count in before.values()),
-        "zeroization_hits": any(after.values()),
+        "zeroization_incomplete": not set(control) >= set(REQUIRED_CLASSES)
+        or not _looked_again(found)
+        or not found.processes
+        or any(count < 0 for count in (*before, *after)),
+        "zeroization_no_control": not control or any(count <= 0 for count in control.values()),
+        "zeroization_hits": any(after),
         "zeroization_unread": not all(map(_read_whole, found.after.values())),
         "zeroization_process_alive": not all(process.gone for process in found.processes),
         "zeroization_scratch": not found.scratch_empty,

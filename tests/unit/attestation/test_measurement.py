@@ -1,0 +1,174 @@
+"""The environment's digest: what moves it, and what does not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from engine.attestation.measurement import bundle_digest, environment_digest, stdlib_roots
+from engine.errors import RefusedError
+
+INTERPRETER = Path(sys.executable)
+CACHE = f"module.{sys.implementation.cache_tag}.pyc"
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    folder = tmp_path / "site"
+    (folder / "package" / "__pycache__").mkdir(parents=True)
+    (folder / "package" / "module.py").write_text("x = 1\n")
+    (folder / "package" / "native.so").write_bytes(os.urandom(3 * 1024 * 1024))
+    (folder / "package" / "__pycache__" / CACHE).write_bytes(b"compiled")
+    (folder / "link").symlink_to("package")
+    return folder
+
+
+def digest(*roots: Path) -> str:
+    return environment_digest(roots, INTERPRETER).digest
+
+
+def test_the_digest_is_the_same_twice_and_elsewhere(site: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(site, tmp_path / "moved" / "deeper", symlinks=True)
+    assert digest(site) == digest(site) == digest(copy)
+
+
+def test_what_was_measured_is_counted(site: Path) -> None:
+    measured = environment_digest([site], INTERPRETER)
+    alone = environment_digest([], INTERPRETER)
+    assert measured.files - alone.files == 3
+    assert measured.bytes - alone.bytes == 3 * 1024 * 1024 + 6 + 8
+    assert (measured.links, measured.skipped) == (1, 0)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def in_place_of_link(site: Path) -> Path:
+    (site / "link").unlink()
+    return site / "link"
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "source": lambda site: (site / "package" / "module.py").write_text("x = 2\n"),
+    "one byte of an extension": lambda site: flip(site / "package" / "native.so"),
+    "compiled cache": lambda site: (site / "package" / "__pycache__" / CACHE).write_bytes(b"otherwise"),
+    "new file": lambda site: (site / "sitecustomize.py").write_text(""),
+    "removed file": lambda site: (site / "package" / "module.py").unlink(),
+    "renamed file": lambda site: (site / "package" / "module.py").rename(site / "package" / "modulf.py"),
+    "moved file": lambda site: (site / "package" / "module.py").rename(site / "module.py"),
+    "link target": lambda site: in_place_of_link(site).symlink_to("/etc"),
+    "file in place of a link": lambda site: in_place_of_link(site).write_text("package"),
+    "new compiled cache": lambda site: (site / "package" / "__pycache__" / CACHE.replace("mod", "m")).write_text(""),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_any_change_to_what_runs_moves_the_digest(what: str, site: Path) -> None:
+    before = digest(site)
+    CHANGES[what](site)
+    assert digest(site) != before
+
+
+def test_caches_that_this_interpreter_never_loads_do_not_count(site: Path) -> None:
+    before = environment_digest([site], INTERPRETER)
+    caches = site / "package" / "__pycache__"
+    tag = sys.implementation.cache_tag
+    for name in ("module.cpython-27.pyc", f"module.{tag}-pytest-9.0.0.pyc", f"{CACHE}.139812", "README"):
+        (caches / name).write_bytes(b"foreign")
+    after = environment_digest([site], INTERPRETER)
+    assert after.digest == before.digest
+    assert after.skipped == 4
+
+
+def test_times_and_modes_do_not_count(site: Path) -> None:
+    before = digest(site)
+    os.utime(site / "package" / "module.py", (1, 1))
+    (site / "package" / "module.py").chmod(0o600)
+    assert digest(site) == before
+
+
+def test_links_are_not_followed(site: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret").write_text("one")
+    (site / "away").symlink_to(outside)
+    (site / "loop").symlink_to(site)
+    before = digest(site)
+    (outside / "secret").write_text("two")
+    assert digest(site) == before
+
+
+def test_special_files_are_counted_and_never_opened(site: Path) -> None:
+    before = environment_digest([site], INTERPRETER)
+    os.mkfifo(site / "pipe")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(site / "s"))
+        after = environment_digest([site], INTERPRETER)
+    assert after.digest == before.digest
+    assert after.skipped == 2
+
+
+def test_the_order_of_roots_counts_since_the_import_path_does(site: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "module.py").write_text("y = 1\n")
+    assert digest(site, other) != digest(other, site)
+
+
+def test_a_root_inside_another_is_measured_once(site: Path) -> None:
+    alone = environment_digest([], INTERPRETER).files
+    assert environment_digest([site, site / "package"], INTERPRETER).files - alone == 3
+    assert digest(site, site / "package") != digest(site)
+
+
+def test_the_interpreter_is_part_of_the_measurement(site: Path, tmp_path: Path) -> None:
+    other = tmp_path / "python"
+    other.write_bytes(b"another interpreter")
+    assert environment_digest([site], other).digest != digest(site)
+
+
+def test_the_standard_library_is_measured_without_its_site_packages() -> None:
+    measured = environment_digest(stdlib_roots(), INTERPRETER)
+    sources = sum(1 for root in stdlib_roots() for _ in root.rglob("*.py"))
+    foreign = sum(
+        1 for root in stdlib_roots() for name in ("site-packages", "dist-packages") for _ in (root / name).rglob("*.py")
+    )
+    assert measured.files >= sources - foreign
+    assert measured.bytes > 10 * 1024 * 1024
+
+
+def test_names_that_are_no_text_are_measured(site: Path) -> None:
+    before = digest(site)
+    (Path(os.fsdecode(bytes(site) + b"/\xff\xfe.py"))).write_text("x")
+    assert digest(site) != before
+
+
+def test_a_name_cannot_pretend_to_be_two_files(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    (one / "a,4:file").write_text("")
+    (two / "a").write_text("")
+    (two / "file").write_text("")
+    assert digest(one) != digest(two)
+
+
+@pytest.mark.parametrize("root", ["missing", "site/package/module.py"])
+def test_a_root_that_is_no_folder_is_refused(root: str, site: Path) -> None:
+    with pytest.raises(RefusedError) as caught:
+        digest(site.parent / root)
+    assert caught.value.code == "environment_unreadable"
+    assert str(site.parent) not in caught.value.message
+
+
+def test_the_bundle_is_measured_by_its_bytes() -> None:
+    assert bundle_digest(b"bundle") != bundle_digest(b"bundlf")
