@@ -70,9 +70,9 @@ def rate(steps: int | None, elapsed: float | None) -> str:
     return f"{steps / elapsed:.1f} steps/s" if steps is not None and elapsed else UNKNOWN
 
 
-def loss(value: float | None) -> str:
-    """A loss with seven significant digits, or `unknown`."""
-    return UNKNOWN if value is None or not math.isfinite(value) else f"{value:.7g}"
+def loss(value: float | None, digits: int = 7) -> str:
+    """A loss with so many significant digits, or `unknown`."""
+    return UNKNOWN if value is None or not math.isfinite(value) else f"{value:.{digits}g}"
 
 
 def local_time(stamp: str | None) -> str:

@@ -31,7 +31,7 @@ def progress_line(view: RunView, segment: SegmentView) -> str:
         parts.append(f"{segment.elapsed_sec:.1f}/{target:g} s")
     parts.append(f"steps {segment.steps}/{budget}" if budget is not None else f"steps {segment.steps}")
     parts.append(rate(segment.steps, segment.elapsed_sec))
-    parts.append(f"loss {loss(segment.last_loss)}")
+    parts.append(f"loss {loss(segment.last_loss, 4)}")
     return "  ".join(parts)
 
 

@@ -67,15 +67,15 @@ def _facts(view: RunView, row: dict[str, Any]) -> str:
     elif summary.step_budget is not None:
         target = f"{summary.step_budget} steps a segment"
     else:
-        target = UNKNOWN
+        target = "target unknown"
+    source = ((view.plan or {}).get("model") or {}).get("source")
+    unversioned = {"tiny": "made from the seed", "folder": "a local folder"}.get(str(source))
+    order = f"{known(row.get('order', summary.order))}; " if summary.segments == "pair" else ""
     pairs = [
         ("model", known(row.get("model", summary.model))),
-        ("revision", known(row.get("modelRevision"))),
+        ("revision", unversioned or known(row.get("modelRevision"))),
         ("provider", f"{known(summary.provider)}, GPU {known(row.get('gpuModel', summary.gpu_model))}"),
-        (
-            "order",
-            f"{known(row.get('order', summary.order))}; target {target}; seed {known(row.get('seed'))}",
-        ),
+        ("segments", f"{order}{target}; seed {known(row.get('seed'))}"),
         ("started", local_time(row.get("startedAt") or summary.started_at)),
         ("finished", local_time(row.get("finishedAt") or summary.finished_at)),
     ]
@@ -123,11 +123,14 @@ def _results(view: RunView, row: dict[str, Any]) -> str:
         within = UNKNOWN if precision is None else f"+-{precision:.2f} % within this pair's segments"
         pairs.append(("precision", within))
         pairs.append(("noise floor", known(row.get("noiseFloorPct"), " %")))
-    codes = f" ({', '.join(plain(code) for code in view.reason_codes)})" if view.reason_codes else ""
+    if summary.segments != "raw":
+        codes = f" ({', '.join(plain(code) for code in view.reason_codes)})" if view.reason_codes else ""
+        state = f"{known(row.get('attestation'))}{codes}; tier {known(tier)}, EAR {known(ear)}"
+        pairs += [("attestation", state), ("runtime", known(row.get("runtimeState")))]
+    same = known(row.get("sameAllocation"))
+    both = f"; same for both segments: {same}" if summary.segments == "pair" else ""
     pairs += [
-        ("attestation", f"{known(row.get('attestation'))}{codes}; tier {known(tier)}, EAR {known(ear)}"),
-        ("runtime", known(row.get("runtimeState"))),
-        ("allocation", f"{summary.cleanup}; same for both segments: {known(row.get('sameAllocation'))}"),
+        ("allocation", f"{summary.cleanup}{both}"),
         ("cost", known(row.get("costUsd"), " USD")),
         ("plan", _short(row.get("planDigest", view.plan_digest))),
     ]
