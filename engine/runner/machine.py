@@ -21,6 +21,7 @@ from engine.runner.follow import Follower
 from engine.runner.ingest import Ingest
 from engine.runner.journal import Journal
 from engine.runner.providers import provider_for
+from engine.runner.signing import sign_row
 from engine.runner.staging import Staging
 from engine.store.reader import Reader
 from engine.store.views import FINAL_RUN_STATES, RunState
@@ -179,7 +180,10 @@ class Runner:
             state, reason = "cancelled", "The run was cancelled."
         elif failed:
             state, reason = "failed", f"the {failed[0].kind} segment {failed[0].state}: {failed[0].reason}"
-        row, checks = build_row(gather(self.reader, self.run_id), state=state, reason=reason)
+        facts = gather(self.reader, self.run_id)
+        row, checks = build_row(facts, state=state, reason=reason)
+        if self.context is not None and self.context.staging.is_prepared:
+            self.writer.receipt(self.run_id, "run", sign_row(self.context, facts, row), replace=True)
         self.writer.finish(self.run_id, row, checks, state=state, reason=reason)
         self.folder.destroy()
         return state

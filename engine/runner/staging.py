@@ -76,6 +76,11 @@ class Staging:
         self._environment = ""
 
     @property
+    def is_prepared(self) -> bool:
+        """True once bundle, payload and package exist."""
+        return self._prepared is not None
+
+    @property
     def prepared(self) -> Prepared:
         """Only after `prepare`."""
         if self._prepared is None:
