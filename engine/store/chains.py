@@ -46,9 +46,7 @@ def append(
     gathered: list[tuple[Event, progress.Steps]] = []
     for event in fresh:
         if event.seq != seq or event.prev != head:
-            raise WireError(
-                "The log's chain is broken: a line is missing or out of order.", code="log_chain_broken"
-            )
+            raise WireError("The log's chain is broken: a line is missing or out of order.", code="log_chain_broken")
         head, seq = event.hash, seq + 1
         if chain == "pod" and event.event == TRAIN_PROGRESS:
             gathered.append((event, progress.steps_of(event.body)))
@@ -70,9 +68,7 @@ def append(
     return len(fresh)
 
 
-def _take_in(
-    connection: sqlite3.Connection, run: int, kind: str, gathered: list[tuple[Event, progress.Steps]]
-) -> None:
+def _take_in(connection: sqlite3.Connection, run: int, kind: str, gathered: list[tuple[Event, progress.Steps]]) -> None:
     if not gathered:
         return
     segment = connection.execute(

@@ -19,6 +19,7 @@ DATABASE: Final = "glasshouse.db"
 APPLICATION_ID: Final = 0x47_4C_41_53
 SCHEMA_VERSION: Final = 2
 BUSY_SECONDS: Final = 5.0
+_FOLDERS: Final = ("keys", "runs", "adapters", "logs")
 
 _PRIMARY: Final = 0xFF  # sqlite's extended result codes keep the primary one in the low byte
 
@@ -151,18 +152,38 @@ def schema_version(connection: sqlite3.Connection, path: Path) -> int:
     return found
 
 
-def prepare_home(home: Path) -> None:
-    """Make the home folder, 0700; one of ours that is open to others is closed to them."""
+def has_database(home: Path) -> bool:
+    """Whether there is a database in this home; raises `StoreError` (`store_unwritable`) where none may look."""
     try:
-        if home.is_dir():
-            ours = database_path(home).exists() or not any(home.iterdir())
-            if ours and home.stat().st_mode & 0o077:
-                home.chmod(0o700)
-            return
-        home.mkdir(parents=True, mode=0o700)
-        home.chmod(0o700)
+        database_path(home).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
     except OSError as error:
-        raise unwritable(home, (error.strerror or "it cannot be made").lower()) from error
+        raise _unusable(home, error) from error
+    return True
+
+
+def prepare_home(home: Path) -> None:
+    """Make the home folder, 0700; one of ours that is open to others is closed to them.
+
+    A folder that holds other things keeps its mode. Raises `StoreError` (`store_unwritable`).
+    """
+    try:
+        if not home.is_dir():
+            home.mkdir(parents=True, exist_ok=True, mode=0o700)
+            home.chmod(0o700)
+        elif home.stat().st_mode & 0o077 and all(_is_ours(entry.name) for entry in home.iterdir()):
+            home.chmod(0o700)
+    except OSError as error:
+        raise _unusable(home, error) from error
+
+
+def _is_ours(name: str) -> bool:
+    return name in _FOLDERS or name.startswith("glasshouse.")
+
+
+def _unusable(home: Path, error: OSError) -> StoreError:
+    return unwritable(home, (error.strerror or type(error).__name__).lower())
 
 
 def create_file(path: Path) -> None:
@@ -178,7 +199,7 @@ def create_file(path: Path) -> None:
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise unwritable(path.parent, (error.strerror or "a file cannot be made there").lower()) from error
+        raise _unusable(path.parent, error) from error
 
 
 def open_for_writing(home: Path) -> sqlite3.Connection:
@@ -188,6 +209,7 @@ def open_for_writing(home: Path) -> sqlite3.Connection:
     create_file(path)
     connection = _open_current(home, path)
     with translated(path):
+        connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA journal_size_limit = 4194304")
@@ -197,11 +219,8 @@ def open_for_writing(home: Path) -> sqlite3.Connection:
 def open_for_reading(home: Path) -> sqlite3.Connection | None:
     """A connection that cannot write, or None while this home has no database; raises `StoreError`."""
     path = database_path(home)
-    try:
-        if not path.exists():
-            return None
-    except OSError as error:
-        raise unwritable(home, (error.strerror or "it cannot be read").lower()) from error
+    if not has_database(home):
+        return None
     connection = _open_current(home, path)
     with translated(path):
         connection.execute("PRAGMA query_only = ON")

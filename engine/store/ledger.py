@@ -56,9 +56,7 @@ def move(
     fields: AllocationFields,
 ) -> None:  # fmt: skip
     """Enter the next state, or the present one again; raises `StoreError` (`ledger_move`) for any other."""
-    row = connection.execute(
-        "SELECT state, reason FROM allocations WHERE id = ?", (allocation_id,)
-    ).fetchone()
+    row = connection.execute("SELECT state, reason FROM allocations WHERE id = ?", (allocation_id,)).fetchone()
     if row is None:
         raise UsageError(
             f"There is no allocation {allocation_id}.",

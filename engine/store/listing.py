@@ -28,26 +28,21 @@ class Filter(NamedTuple):
 
 
 class _Order(NamedTuple):
-    expression: str
+    column: str
     indexed_by: str
     falling: bool
 
 
-def _order(sort: Sort, descending: bool | None) -> _Order:
+def _order(sort: Sort, descending: bool | None, text: str) -> _Order:
     if sort not in get_args(Sort):
         raise UsageError(f"Runs cannot be sorted by {sort}.", f"Choose one of: {', '.join(get_args(Sort))}.")
     falling = (sort == "created_at") if descending is None else descending
     if sort == "overhead_pct":  # unknown overheads come last either way
-        return (
-            _Order("ifnull(overhead_pct, -1e300)", "runs_by_overhead_falling", True)
-            if falling
-            else _Order("ifnull(overhead_pct, 1e300)", "runs_by_overhead", False)
-        )
-    return _Order(
-        sort,
-        {"created_at": "runs_by_created", "label": "runs_by_label", "model": "runs_by_model"}[sort],
-        falling,
-    )
+        column = "overhead_falling" if falling else "overhead_rising"
+        return _Order(column, f"runs_by_{column}", falling)
+    if sort == "created_at" and text.strip():
+        return _Order(sort, "runs_searched", falling)
+    return _Order(sort, f"runs_by_{sort.removesuffix('_at')}", falling)
 
 
 def page(
@@ -62,45 +57,45 @@ def page(
     descending: bool | None,
 ) -> list[RunSummary]:
     """One page: the runs listed behind run `before`, or directly above run `above`, in listing order."""
-    order = _order(sort, descending)
+    column, indexed_by, falling = _order(sort, descending, which.text)
     conditions, values = _conditions(which)
-    cursor = before or above
-    falling = order.falling
+    if above is not None:
+        falling = not falling
+    cursor = before if above is None else above
     if cursor is not None:
-        row = connection.execute(
-            f"SELECT {order.expression}, id FROM runs WHERE id = ?",  # noqa: S608  the expression is ours
-            (cursor,),
-        ).fetchone()
-        if row is None:
-            raise UsageError(
-                f"There is no run {cursor}.", "List the runs with `glasshouse runs`.", code="run_unknown"
-            )
-        falling = order.falling if above is None else not order.falling
-        conditions.append(f"({order.expression}, runs.id) {'<' if falling else '>'} (?, ?)")
-        values += tuple(row)
-    direction = "DESC" if falling else "ASC"
-    hint = f"INDEXED BY {order.indexed_by}" if _many(connection, which) else ""
+        conditions.append(f"({column}, id) {'<' if falling else '>'} (?, ?)")
+        values += _place(connection, column, cursor)
+    if _tally(connection, which) < _FEW_RUNS:  # collecting and sorting them beats walking the sorted index
+        indexed_by = "runs_by_state"
+    order = f"{column} {'DESC' if falling else 'ASC'}, id {'DESC' if falling else 'ASC'}"
     rows = connection.execute(
-        f"""SELECT {COLUMNS} FROM runs {hint} {JOIN} WHERE {" AND ".join(conditions)}
-        ORDER BY {order.expression} {direction}, runs.id {direction} LIMIT ? OFFSET ?""",  # noqa: S608
+        f"""WITH page AS (
+            SELECT key AS page_key FROM runs INDEXED BY {indexed_by} WHERE {" AND ".join(conditions)}
+            ORDER BY {order} LIMIT ? OFFSET ?)
+        SELECT {COLUMNS} FROM page JOIN runs ON runs.key = page_key {JOIN} ORDER BY {order}""",  # noqa: S608
         (*values, -1 if limit is None else limit, offset),
     ).fetchall()
     summaries = [summary(row) for row in rows]
-    return summaries[::-1] if above is not None else summaries
+    return summaries if above is None else summaries[::-1]
+
+
+def _place(connection: sqlite3.Connection, column: str, run_id: str) -> tuple[Any, ...]:
+    row = connection.execute(f"SELECT {column}, id FROM runs WHERE id = ?", (run_id,)).fetchone()  # noqa: S608
+    if row is None:
+        raise UsageError(f"There is no run {run_id}.", "List the runs with `glasshouse runs`.", code="run_unknown")
+    return tuple(row)
 
 
 def count(connection: sqlite3.Connection, which: Filter) -> int:
     """How many runs pass the filter; without words this reads only the tallies."""
-    if which.text.strip():
-        conditions, values = _conditions(which)
-        found = connection.execute(f"SELECT count(*) FROM runs WHERE {' AND '.join(conditions)}", values)  # noqa: S608
-        return int(found.fetchone()[0])
-    return _tally(connection, which)
-
-
-def _many(connection: sqlite3.Connection, which: Filter) -> bool:
-    """Whether walking the sorted index beats collecting the few candidates and sorting them."""
-    return _tally(connection, which) > _FEW_RUNS
+    if not which.text.strip():
+        return _tally(connection, which)
+    conditions, values = _conditions(which)
+    found = connection.execute(
+        f"SELECT count(*) FROM runs INDEXED BY runs_searched WHERE {' AND '.join(conditions)}",  # noqa: S608
+        values,
+    )
+    return int(found.fetchone()[0])
 
 
 def _tally(connection: sqlite3.Connection, which: Filter) -> int:
@@ -112,15 +107,12 @@ def _tally(connection: sqlite3.Connection, which: Filter) -> int:
 
 
 def _conditions(which: Filter) -> tuple[list[str], tuple[Any, ...]]:
-    conditions = [f"source IN ({_marks(which.sources)})"]
-    values: list[Any] = [*which.sources]
+    conditions, values = [f"source IN ({_marks(which.sources)})"], [*which.sources]
     if which.states is not None:
         conditions.append(f"state IN ({_marks(which.states)})")
         values += which.states
-    for word in which.text.casefold().split():
-        conditions.append("instr(search, ?) > 0")
-        values.append(word)
-    return conditions, tuple(values)
+    words = which.text.casefold().split()
+    return [*conditions, *["instr(search, ?) > 0"] * len(words)], (*values, *words)
 
 
 def _marks(values: Sequence[str]) -> str:
@@ -128,14 +120,12 @@ def _marks(values: Sequence[str]) -> str:
 
 
 def unfinished(connection: sqlite3.Connection) -> list[RunSummary]:
-    """Every run that has not ended, newest first."""
+    """Every run of mine that has not ended, newest first."""
     going = [state for state in get_args(RunState) if state not in FINAL_RUN_STATES]
-    rows = connection.execute(
-        f"""SELECT {COLUMNS} FROM runs INDEXED BY runs_by_state {JOIN} WHERE state IN ({_marks(going)})
-        ORDER BY created_at DESC, runs.id DESC""",  # noqa: S608
-        going,
-    ).fetchall()
-    return [summary(row) for row in rows]
+    return page(
+        connection, Filter(("mine",), states=going), limit=None, before=None, above=None, offset=0,
+        sort="created_at", descending=None,
+    )  # fmt: skip
 
 
 def summary(row: sqlite3.Row) -> RunSummary:

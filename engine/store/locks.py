@@ -35,9 +35,7 @@ def is_alive(pid: int, ticks: int, boot: str) -> bool:
     return boot == boot_id() and start_ticks(pid) == ticks
 
 
-def claim(
-    connection: sqlite3.Connection, name: str, at: str, pid: int | None, ticks: int | None
-) -> int | None:
+def claim(connection: sqlite3.Connection, name: str, at: str, pid: int | None, ticks: int | None) -> int | None:
     """Take the lock for a process (default: this one) inside the caller's transaction.
 
     Returns None, or the pid of the live process that holds it. Raises `StoreError` (`run_locked`) when the
@@ -46,9 +44,7 @@ def claim(
     pid = os.getpid() if pid is None else pid
     started = start_ticks(pid) if ticks is None else ticks
     if started is None:
-        raise StoreError(
-            f"Process {pid} is gone and cannot hold a lock.", "Start it again.", code="run_locked"
-        )
+        raise StoreError(f"Process {pid} is gone and cannot hold a lock.", "Start it again.", code="run_locked")
     held = connection.execute("SELECT pid, start_ticks, boot FROM locks WHERE name = ?", (name,)).fetchone()
     if held is not None and (held["pid"], held["start_ticks"]) != (pid, started) and is_alive(*held):
         return int(held["pid"])
@@ -61,6 +57,4 @@ def claim(
 
 def release(connection: sqlite3.Connection, name: str, pid: int | None) -> None:
     """Give the lock back when this process (default: the caller's) holds it."""
-    connection.execute(
-        "DELETE FROM locks WHERE name = ? AND pid = ?", (name, os.getpid() if pid is None else pid)
-    )
+    connection.execute("DELETE FROM locks WHERE name = ? AND pid = ?", (name, os.getpid() if pid is None else pid))

@@ -142,9 +142,7 @@ def extend(connection: sqlite3.Connection, segment: int, had: int, losses: bytes
 
 def read_losses(connection: sqlite3.Connection, segment: int) -> bytes:
     """Every loss of a segment, float32 little-endian."""
-    rows = connection.execute(
-        "SELECT packed, losses FROM series WHERE segment = ? ORDER BY chunk", (segment,)
-    )
+    rows = connection.execute("SELECT packed, losses FROM series WHERE segment = ? ORDER BY chunk", (segment,))
     return b"".join(unpack(row["losses"], LOSS_BYTES) if row["packed"] else row["losses"] for row in rows)
 
 

@@ -14,14 +14,15 @@ from typing import Any, Literal, Self
 import msgspec
 
 from engine.errors import UsageError
-from engine.store import chains, ledger, listing, progress, states
+from engine.store import chains, ledger, listing, progress, requests, states
 from engine.store.chains import Chain, Tail
-from engine.store.database import database_path, open_for_reading, translated
+from engine.store.database import database_path, has_database, open_for_reading, translated
 from engine.store.listing import Filter, Sort
 from engine.store.views import (
     AllocationView,
     Check,
     LogLine,
+    Request,
     RunSummary,
     RunView,
     SegmentView,
@@ -71,8 +72,8 @@ class Reader:
             connection.interrupt()
 
     def exists(self) -> bool:
-        """Whether this home has a database."""
-        return self._path.exists()
+        """Whether this home has a database; raises `StoreError` for a home that may not be read."""
+        return has_database(self.home)
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
@@ -131,16 +132,14 @@ class Reader:
                 sort=sort, descending=descending,
             )  # fmt: skip
 
-    def count(
-        self, source: Sequence[Source] = ("mine",), text: str = "", states: Sequence[str] | None = None
-    ) -> int:
+    def count(self, source: Sequence[Source] = ("mine",), text: str = "", states: Sequence[str] | None = None) -> int:
         """How many runs pass this filter."""
-        with self._reading() as db:
+        with self._snapshot() as db:
             return listing.count(db, Filter(source, text, states))
 
     def unfinished(self) -> list[RunSummary]:
         """The runs that have not ended, newest first."""
-        with self._reading() as db:
+        with self._snapshot() as db:
             return listing.unfinished(db)
 
     def resolve(self, prefix: str) -> str:
@@ -151,9 +150,7 @@ class Reader:
         if prefix == "last":
             newest = self.runs(limit=1)
             if not newest:
-                raise UsageError(
-                    "There are no runs yet.", "Start one with `glasshouse demo`.", code="run_unknown"
-                )
+                raise UsageError("There are no runs yet.", "Start one with `glasshouse demo`.", code="run_unknown")
             return newest[0].id
         with self._reading() as db:
             found = [
@@ -170,9 +167,7 @@ class Reader:
             raise UsageError(
                 f"Several runs begin with {prefix}: {shown}.", "Give more of the id.", code="run_ambiguous"
             )
-        raise UsageError(
-            f"There is no run {prefix}.", "List the runs with `glasshouse runs`.", code="run_unknown"
-        )
+        raise UsageError(f"There is no run {prefix}.", "List the runs with `glasshouse runs`.", code="run_unknown")
 
     # One run
 
@@ -213,9 +208,7 @@ class Reader:
             losses, nanos = progress.read_losses(db, segment), progress.read_nanos(db, segment)
         return Series(losses=progress.unpack_losses(losses), nanos=progress.unpack_nanos(nanos))
 
-    def series_points(
-        self, run_id: str, kind: Literal["raw", "protected"], points: int
-    ) -> list[tuple[int, float]]:
+    def series_points(self, run_id: str, kind: Literal["raw", "protected"], points: int) -> list[tuple[int, float]]:
         """At most `points` pairs: a step, counted from 1, and the mean loss since the pair before.
 
         Pairs whose mean is not finite are left out.
@@ -232,9 +225,7 @@ class Reader:
                 made.append((end, mean))
         return made
 
-    def log(
-        self, run_id: str, after: int = 0, limit: int | None = None, *, last: int | None = None
-    ) -> list[LogLine]:
+    def log(self, run_id: str, after: int = 0, limit: int | None = None, *, last: int | None = None) -> list[LogLine]:
         """Lines of both logs behind row id `after`, in order of arrival; `last` gives the newest ones only.
 
         Progress events are left out: they are the series.
@@ -291,6 +282,11 @@ class Reader:
         """What the provider keeps with an allocation."""
         with self._reading() as db:
             return ledger.detail(db, allocation_id)
+
+    def pending_requests(self, run_id: str | None) -> list[Request]:
+        """What was asked of a run's runner and is not answered yet, oldest first."""
+        with self._snapshot() as db:
+            return requests.pending(db, run_id)
 
     def setting(self, name: str) -> str | None:
         """A setting of console or command line, None where it was never set."""

@@ -29,9 +29,7 @@ def key_of(db: sqlite3.Connection, run_id: str) -> int:
     """The run's key in the other tables; raises `UsageError` (`run_unknown`)."""
     row = db.execute("SELECT key FROM runs WHERE id = ?", (run_id,)).fetchone()
     if row is None:
-        raise UsageError(
-            f"There is no run {run_id}.", "List the runs with `glasshouse runs`.", code="run_unknown"
-        )
+        raise UsageError(f"There is no run {run_id}.", "List the runs with `glasshouse runs`.", code="run_unknown")
     return int(row["key"])
 
 
@@ -43,9 +41,7 @@ def note(db: sqlite3.Connection, run: int | None, subject: str, state: str, at: 
     )
 
 
-def move(
-    db: sqlite3.Connection, run: int, run_id: str, subject: str, state: str, reason: str, at: str
-) -> None:
+def move(db: sqlite3.Connection, run: int, run_id: str, subject: str, state: str, reason: str, at: str) -> None:
     """Change a state and record it, inside the caller's transaction; raises `StoreError`."""
     kind = subject.removeprefix("segment:")
     if subject in _COLUMNS:
@@ -76,7 +72,5 @@ def move(
     elif subject in _COLUMNS:
         db.execute(f"UPDATE runs SET {_COLUMNS[subject][0]} = ? WHERE key = ?", (state, run))  # noqa: S608
     else:
-        db.execute(
-            "UPDATE segments SET state = ?, reason = ? WHERE run = ? AND kind = ?", (state, reason, run, kind)
-        )
+        db.execute("UPDATE segments SET state = ?, reason = ? WHERE run = ? AND kind = ?", (state, reason, run, kind))
     note(db, run, subject, state, at, reason)

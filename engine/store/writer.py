@@ -15,7 +15,7 @@ import msgspec
 
 from engine.errors import StoreError
 from engine.plan import Plan, dump_plan, plan_digest
-from engine.store import chains, ledger, locks, states
+from engine.store import chains, ledger, locks, requests, states
 from engine.store.chains import Chain, Tail
 from engine.store.database import database_path, open_for_writing, translated
 from engine.store.ledger import AllocationFields
@@ -126,9 +126,7 @@ class Writer:
                 (run, plan_digest(plan), canonical(dump_plan(plan)).decode()),
             )
             for position, kind in enumerate(plan.kinds()):
-                db.execute(
-                    "INSERT INTO segments (run, kind, position) VALUES (?, ?, ?)", (run, kind, position)
-                )
+                db.execute("INSERT INTO segments (run, kind, position) VALUES (?, ?, ?)", (run, kind, position))
                 states.note(db, run, f"segment:{kind}", "pending", now, "")
             states.note(db, run, "run", "queued", now, "")
 
@@ -146,9 +144,7 @@ class Writer:
                     None if codes is None else canonical(list(codes)).decode(), run,
                 ),
             )  # fmt: skip
-            row = db.execute(
-                "SELECT label, id, model, gpu_model, provider FROM runs WHERE key = ?", (run,)
-            ).fetchone()
+            row = db.execute("SELECT label, id, model, gpu_model, provider FROM runs WHERE key = ?", (run,)).fetchone()
             db.execute("UPDATE runs SET search = ? WHERE key = ?", (search_text(*row), run))
 
     def transition(self, run_id: str, subject: str, state: str, reason: str = "") -> None:
@@ -168,15 +164,11 @@ class Writer:
                 (states.key_of(db, run_id), kind),
             ).fetchone()
             if row is None:
-                raise StoreError(
-                    f"Run {run_id} has no {kind} segment.", "Report this.", code="store_conflict"
-                )
+                raise StoreError(f"Run {run_id} has no {kind} segment.", "Report this.", code="store_conflict")
             changes: dict[str, Any] = dict(fields)
             unknown = changes.keys() - SegmentFields.__annotations__.keys()
             if unknown:
-                raise StoreError(
-                    f"A segment has no {sorted(unknown)}.", "Report this.", code="store_conflict"
-                )
+                raise StoreError(f"A segment has no {sorted(unknown)}.", "Report this.", code="store_conflict")
             if "phases" in fields:
                 changes["phases"] = canonical({**parse(row["phases"]), **fields["phases"]}).decode()
             if "elapsed_sec" in fields:
@@ -211,9 +203,7 @@ class Writer:
                     canonical(msgspec.to_builtins(list(checks))).decode(),
                 ),
             )
-            db.execute(
-                "UPDATE runs SET overhead_pct = ?, clean = ? WHERE key = ?", (overhead, row.get("clean"), run)
-            )
+            db.execute("UPDATE runs SET overhead_pct = ?, clean = ? WHERE key = ?", (overhead, row.get("clean"), run))
             present = db.execute("SELECT state FROM runs WHERE key = ?", (run,)).fetchone()["state"]
             if present not in FINAL_RUN_STATES:
                 states.move(db, run, run_id, "run", state, reason, now)
@@ -339,48 +329,18 @@ class Writer:
 
         Raises `StoreError` (`run_final`) for cancelling a run that has ended.
         """
-        body = canonical(dict(detail or {})).decode()
         with self._transaction() as db:
-            run = None if run_id is None else states.key_of(db, run_id)
-            if kind == "cancel" and run is not None:
-                state = db.execute("SELECT state FROM runs WHERE key = ?", (run,)).fetchone()["state"]
-                if state in FINAL_RUN_STATES:
-                    raise StoreError(
-                        f"Run {run_id} has ended: {state}.", "There is nothing to cancel.", code="run_final"
-                    )
-            same = db.execute(
-                "SELECT id FROM requests WHERE run IS ? AND kind = ? AND detail = ? AND done_at IS NULL",
-                (run, kind, body),
-            ).fetchone()
-            if same is not None:
-                return int(same["id"])
-            made = db.execute(
-                "INSERT INTO requests (run, kind, at, detail) VALUES (?, ?, ?, ?)",
-                (run, kind, self._clock(), body),
-            )
-            return int(made.lastrowid or 0)
+            return requests.make(db, run_id, kind, detail or {}, self._clock())
 
     def pending_requests(self, run_id: str | None) -> list[Request]:
         """Open requests to a run's runner (None: those that name no run), oldest first."""
         with self._lock, translated(self._path):
-            db = self._connection
-            run = None if run_id is None else states.key_of(db, run_id)
-            rows = db.execute(
-                "SELECT id, kind, at, detail FROM requests WHERE run IS ? AND done_at IS NULL ORDER BY id",
-                (run,),
-            ).fetchall()
-        return [
-            Request(id=row["id"], run_id=run_id, kind=row["kind"], at=row["at"], detail=parse(row["detail"]))
-            for row in rows
-        ]
+            return requests.pending(self._connection, run_id)
 
     def complete_request(self, request_id: int, outcome: str = "done") -> None:
-        """Mark a request as answered."""
+        """Mark a request as answered; the first answer stands."""
         with self._transaction() as db:
-            db.execute(
-                "UPDATE requests SET done_at = ?, outcome = ? WHERE id = ? AND done_at IS NULL",
-                (self._clock(), outcome, request_id),
-            )
+            requests.complete(db, request_id, outcome, self._clock())
 
     def set_setting(self, name: str, value: str | None) -> None:
         """Keep a setting of console or command line; None removes it."""
