@@ -20,9 +20,7 @@ class _Client:
     def _answer(self, kind: str) -> tuple[dict[str, Any], list[int]]:
         message, fds = self.channel.recv(self._timeout)
         if message.get("msg") == "error":
-            raise RunError(
-                str(message.get("message")), str(message.get("hint", "")), code=str(message.get("code"))
-            )
+            raise RunError(str(message.get("message")), str(message.get("hint", "")), code=str(message.get("code")))
         if message.get("msg") != kind:
             raise RunError(f"A {kind} message was due.", code="worker_protocol")
         return message, fds

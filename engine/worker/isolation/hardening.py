@@ -180,9 +180,7 @@ class _Fence:
 
     def landlock_tcp(self) -> Observation:
         if not self._landlock_abi:
-            return Observation(
-                ABSENT if "landlock_fs" not in self._options.skip else NOT_ATTEMPTED, "no landlock"
-            )
+            return Observation(ABSENT if "landlock_fs" not in self._options.skip else NOT_ATTEMPTED, "no landlock")
         if self._landlock_abi < landlock.TCP_ABI:
             return Observation(ABSENT, f"abi {self._landlock_abi}")
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:

@@ -10,7 +10,7 @@ import ctypes
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from engine.errors import RunError
@@ -19,6 +19,7 @@ from engine.worker.isolation._libc import libc
 
 WINDOW_BYTES: Final = 1024 * 1024
 PAGE_BYTES: Final = 4096
+MAX_ROUNDS: Final = 4  # of reading what a target mapped while it was read
 MAX_MISSED_PAGES: Final = 4096  # in a row, before the rest of an area is given up
 DESCRIPTOR: Final = "descriptor"  # class of a map whose memfd is read by descriptor in the same scan
 
@@ -218,26 +219,33 @@ class Scan:
     def _target(self, target: Target, described: set[tuple[int, int]]) -> Report:
         report = Report()
         if target.memory is not None and target.smaps is not None:
-            areas = smaps.read(target.smaps)
-            if not areas:
-                report.state = "gone"
-            for area in areas:
-                self._area(target.memory, area, described, report)
-            known = {(area.start, area.end) for area in areas}
-            for area in smaps.read(target.smaps):
-                if (area.start, area.end) not in known and area.skip_class is None:
-                    report.unread_other.append(_unread("appeared", area, area.size))
+            self._memory(target.memory, target.smaps, described, report)
         for fd in target.memfds:
             self._descriptor(fd, report)
         return report
 
-    def _area(self, memory: int, area: smaps.Area, described: set[tuple[int, int]], report: Report) -> None:
-        name = area.skip_class
-        if name is None and area.shared_memfd and (area.device, area.inode) in described:
-            name = DESCRIPTOR
-        if name is not None:
-            report.skip(name, area.size)
-            return
+    def _memory(self, memory: int, maps: int, described: set[tuple[int, int]], report: Report) -> None:
+        """Read every area, then what was mapped meanwhile, until nothing new appears."""
+        areas = smaps.read(maps)
+        if not areas:
+            report.state = "gone"
+        for area in areas:
+            if (name := _skip_class(area, described)) is not None:
+                report.skip(name, area.size)
+        covered: list[tuple[int, int]] = []
+        for _ in range(MAX_ROUNDS):
+            due = [part for area in areas if _skip_class(area, described) is None for part in _uncovered(area, covered)]
+            if not due:
+                return
+            for part in due:
+                self._area(memory, part, report)
+            covered = sorted([*covered, *((part.start, part.end) for part in due)])
+            areas = smaps.read(maps)
+        for area in areas:
+            if _skip_class(area, described) is None:
+                report.unread_other += [_unread("appeared", p, p.size) for p in _uncovered(area, covered)]
+
+    def _area(self, memory: int, area: smaps.Area, report: Report) -> None:
         self._search.restart()
         at = area.start
         unread = missed = 0
@@ -284,6 +292,27 @@ class Scan:
         report.hits += hits
         if hits:
             report.where[kind] += hits.total()
+
+
+def _skip_class(area: smaps.Area, described: set[tuple[int, int]]) -> str | None:
+    if area.shared_memfd and (area.device, area.inode) in described:
+        return DESCRIPTOR
+    return area.skip_class
+
+
+def _uncovered(area: smaps.Area, covered: Sequence[tuple[int, int]]) -> list[smaps.Area]:
+    """The parts of an area outside `covered`, which is sorted and does not overlap."""
+    parts = []
+    at = area.start
+    for start, end in covered:
+        if end <= at or start >= area.end:
+            continue
+        if start > at:
+            parts.append(replace(area, start=at, end=start))
+        at = end
+    if at < area.end:
+        parts.append(replace(area, start=at))
+    return parts
 
 
 def _identity(fd: int) -> tuple[int, int]:

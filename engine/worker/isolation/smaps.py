@@ -19,7 +19,7 @@ SKIP_CLASSES: Final = (CLEAN_FILE, VVAR, VVAR_VCLOCK, VSYSCALL, GUARD, DEVICE, U
 _KERNEL_PAGES: Final = {"[vvar]": VVAR, "[vvar_vclock]": VVAR_VCLOCK, "[vsyscall]": VSYSCALL}
 _MEMORY_FILES: Final = ("/memfd:", "/dev/shm/", "/dev/zero", "/SYSV", "/anon_hugepage")  # noqa: S108
 _CHANGED: Final = ("Anonymous", "Private_Dirty", "Shared_Dirty", "Swap")
-_READ_BYTES: Final = 1024 * 1024
+_READ_BYTES: Final = 64 * 1024
 _COUNTED: Final = frozenset({"Rss", "Swap", "Anonymous", "Private_Dirty", "Shared_Dirty"})
 
 
@@ -111,9 +111,7 @@ def _head(line: str) -> Area:
     major, _, minor = device.partition(":")
     counts = dict.fromkeys(_COUNTED, 0)
     number = os.makedev(int(major, 16), int(minor, 16))
-    return Area(
-        int(start, 16), int(end, 16), permissions, number, int(inode), name[0] if name else "", counts
-    )
+    return Area(int(start, 16), int(end, 16), permissions, number, int(inode), name[0] if name else "", counts)
 
 
 def read(fd: int) -> list[Area]:

@@ -15,6 +15,8 @@ from typing import Any, Final
 
 from engine.worker.isolation._libc import libc
 
+PYTHON_BYTES_PER_CLASS: Final = 128 * 1024
+
 _M_PERTURB: Final = -6
 _PERTURB_BYTE: Final = 0x5A
 _TCACHE_REQUESTS: Final = range(24, 1033, 16)
@@ -24,7 +26,6 @@ _RTLD_NOLOAD: Final = 4
 _HEADER_BYTES: Final = ctypes.sizeof(ctypes.c_size_t)
 _IS_MMAPPED: Final = 2
 _PYTHON_CLASSES: Final = range(48, 513, 16)
-_PYTHON_BYTES_PER_CLASS: Final = 128 * 1024
 _BYTES_OVERHEAD: Final = bytes.__basicsize__
 
 _malloc: Final = libc.malloc
@@ -95,15 +96,15 @@ def sweep_heap() -> int:
     return held.bytes
 
 
-def sweep_python() -> int:
-    """Zero free blocks of the interpreter's own allocator, by size class; returns the bytes zeroed."""
-    total = 0
+def sweep_python(bytes_per_class: int = PYTHON_BYTES_PER_CLASS) -> int:
+    """Zero free blocks of the interpreter's own allocator; returns the bytes zeroed.
+
+    Every size class takes `bytes_per_class`, all held until the last has its share: free pools serve any class.
+    """
+    blocks: list[bytes] = []
     for size in _PYTHON_CLASSES:
-        count = _PYTHON_BYTES_PER_CLASS // size
-        blocks = [bytes(size - _BYTES_OVERHEAD) for _ in range(count)]
-        total += count * size
-        del blocks
-    return total
+        blocks += [bytes(size - _BYTES_OVERHEAD) for _ in range(bytes_per_class // size)]
+    return sum(len(block) + _BYTES_OVERHEAD for block in blocks)
 
 
 def trim() -> bool:

@@ -6,7 +6,7 @@ import os
 import site
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from engine.worker.channel import Channel, pair
 from engine.worker.isolation import landlock, memfd
 
 Start = Callable[..., "Role"]
+Script = Callable[..., subprocess.Popen[str]]
 
 
 @dataclass
@@ -71,17 +72,28 @@ def landlock_abi() -> int:
 
 
 @pytest.fixture
-def script() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def script() -> Iterator[Script]:
     """`script(source, *arguments)`: a Python process that can import the engine, with pipes for text."""
     running: list[subprocess.Popen[str]] = []
     root = str(Path(engine.__file__).parent.parent)
 
-    def begin(source: str, *arguments: str, cwd: Path | None = None) -> subprocess.Popen[str]:
+    def begin(
+        source: str,
+        *arguments: str,
+        cwd: Path | None = None,
+        keep: Sequence[int] = (),
+        env: dict[str, str] | None = None,
+    ) -> subprocess.Popen[str]:
         head = f"import sys; sys.path[:0] = {[root, *site.getsitepackages()]!r}\n"
         process = subprocess.Popen(
             [sys.executable, "-B", "-c", head + source, *arguments],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=cwd,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=cwd,
+            pass_fds=keep,
+            env={**os.environ, **(env or {})},
+        )
         running.append(process)
         return process
 

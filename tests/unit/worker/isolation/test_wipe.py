@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from engine.worker.keyproc import ENVIRONMENT
+
+if TYPE_CHECKING:
+    from tests.unit.worker.isolation.conftest import Script
+
+# A process that counts copies of a secret in its own memory; `count` leaves out the one in the scanner's store.
+COUNTING = r"""
+import ctypes, gc, json, os, random, sys
+from engine.sealing.memory import wipe
+from engine.worker.isolation import patterns, procfs
+from engine.worker.isolation._libc import libc
+from engine.worker.isolation.scan import PatternStore, Scan, Target
+from engine.worker.isolation.wipe import (
+    free_math_buffers, perturb_frees, sweep_heap, sweep_python, trim, _malloc, _free, _usable,
+)
+
+me = Target("me", *procfs.self_memory())
+
+class Secret:
+    def __init__(self, data, *more):
+        self.data = data
+        self.store = PatternStore()
+        laid = bytearray(8192)
+        items = zip(("secret", "second", "third", "fourth"), map(memoryview, (data, *more)))
+        patterns.write(memoryview(laid), items)
+        self.store.add(memoryview(laid))
+        wipe(laid)
+
+    def counts(self):
+        return {name: count - 1 for name, count in Scan(self.store).run([me])["me"]["hits"].items()}
+
+    def count(self):
+        return self.counts()["secret"]
+"""
+
+DIRTY_HEAP = (
+    COUNTING
+    + r"""
+chooser = random.Random(int(sys.argv[1]))
+outcomes = []
+for round_number in range(20):
+    secret = Secret(bytearray(os.urandom(32)))
+    source = ctypes.addressof(ctypes.c_char.from_buffer(secret.data))
+    chunks = []
+    for _ in range(2000):
+        size = int(2 ** chooser.uniform(5.5, 16))
+        chunk = _malloc(size)
+        ctypes.memmove(chunk + (size - 32 if size > 64 else 16), source, 32)
+        chunks.append(chunk)
+    chooser.shuffle(chunks)
+    for chunk in chunks[200:]:
+        _free(chunk)
+    for chunk in chunks[:200]:
+        ctypes.memset(chunk, 0, _usable(chunk))
+    wipe(secret.data)
+    before = secret.count()
+    sweep_heap()
+    outcomes.append([before, secret.count()])
+    for chunk in chunks[:200]:
+        _free(chunk)
+    secret.store.wipe()
+print(json.dumps(outcomes))
+"""
+)
+
+
+def test_a_sweep_leaves_nothing_in_20_of_20_dirty_heaps(script: Script) -> None:
+    outcomes = json.loads(script(DIRTY_HEAP, "7").communicate(timeout=120)[0])
+    assert len(outcomes) == 20
+    assert min(before for before, _ in outcomes) > 500
+    assert [after for _, after in outcomes] == [0] * 20
+
+
+DIRTY_INTERPRETER = (
+    COUNTING
+    + r"""
+secret = Secret(bytearray(os.urandom(32)))
+view = memoryview(secret.data)
+kept = [[bytes(view) + bytes(size) for size in range(0, 440, 8)] for _ in range(40)]
+del kept
+wipe(secret.data)
+before = secret.count()
+sweep_python()
+print(json.dumps([before, secret.count()]))
+"""
+)
+
+
+def test_freed_objects_of_the_interpreter_are_overwritten(script: Script) -> None:
+    before, after = json.loads(script(DIRTY_INTERPRETER).communicate(timeout=60)[0])
+    assert before > 10
+    assert after == 0
+
+
+FREED = (
+    COUNTING
+    + r"""
+works = perturb_frees() if sys.argv[1] == "perturbed" else True
+secret = Secret(bytearray(os.urandom(32)))
+source = ctypes.addressof(ctypes.c_char.from_buffer(secret.data))
+chunks = [_malloc(size) for size in range(600, 1000, 16)]
+for chunk in chunks:
+    ctypes.memmove(chunk + 200, source, 32)
+for chunk in chunks:
+    _free(chunk)
+wipe(secret.data)
+print(json.dumps([works, secret.count()]))
+"""
+)
+
+
+def test_buffers_are_overwritten_as_they_are_freed(script: Script) -> None:
+    _, control = json.loads(script(FREED, "plain").communicate(timeout=60)[0])
+    works, left = json.loads(script(FREED, "perturbed", env=dict(ENVIRONMENT)).communicate(timeout=60)[0])
+    if not works:
+        pytest.skip("this C library cannot overwrite what is freed")
+    assert control > 5
+    assert left == 0
+
+
+def test_without_torch_there_are_no_math_buffers(script: Script) -> None:
+    said = script(COUNTING + "\nprint(free_math_buffers(), 'torch' in sys.modules)").communicate(timeout=60)[0]
+    assert said.split() == ["absent", "False"]
+
+
+TRAINED = (
+    COUNTING
+    + r"""
+os.environ |= {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+import torch
+from engine.worker.isolation import hardening
+
+def train():
+    model = torch.nn.Sequential(
+        torch.nn.Embedding(500, 64), torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 500)
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    row = torch.randint(100, 500, (64,))
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(row)[:-1].clone(), row[1:].clone())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    return model, optimizer, row
+
+def window(tensor):
+    return bytearray(tensor.detach().flatten()[16:32].numpy().tobytes())
+
+train()
+hardening.harden(hardening.Options(network_namespace=False))
+outcomes, freed = [], set()
+for _ in range(20):
+    model, optimizer, row = train()
+    weight = model[1].weight
+    state = optimizer.state[weight]
+    windows = [window(each) for each in (row, weight, state["exp_avg"], state["exp_avg_sq"])]
+    secret = Secret(*windows)
+    for each in windows:
+        wipe(each)
+    before = secret.counts()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            for tensor in (parameter.grad, *optimizer.state[parameter].values()):
+                tensor.zero_()
+            parameter.zero_()
+        row.zero_()
+    del model, optimizer, row, weight, state, parameter, tensor
+    gc.collect()
+    freed.add(free_math_buffers())
+    sweep_heap()
+    trim()
+    outcomes.append([before, secret.counts()])
+    secret.store.wipe()
+print(json.dumps({"outcomes": outcomes, "freed": sorted(freed), "mkl": torch.backends.mkl.is_available()}))
+"""
+)
+
+
+@pytest.mark.training
+def test_a_hardened_torch_process_is_clean_in_20_of_20_wipes(script: Script) -> None:
+    pytest.importorskip("torch")
+    found = json.loads(script(TRAINED).communicate(timeout=300)[0])
+    befores = [before for before, _ in found["outcomes"]]
+    assert len(befores) == 20
+    assert all(min(before.values()) >= 1 for before in befores)
+    assert [after for _, after in found["outcomes"]] == [dict.fromkeys(befores[0], 0)] * 20
+    assert found["freed"] == (["freed"] if found["mkl"] else ["absent"])
