@@ -1,0 +1,108 @@
+"""What a person does with a home, for tests of real runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+import pytest
+
+from engine.plan import Plan, Segments, Target, preset
+from engine.runner.start import resume_run, start_run
+from engine.store.reader import Reader
+from engine.store.views import FINAL_RUN_STATES, RunView
+from engine.store.writer import Writer
+
+RUN_SECONDS = 240.0
+
+
+def short_plan(segments: Segments = "pair", *, steps: int = 60, **changes: Any) -> Plan:
+    """The demo's plan on a few steps."""
+    plan = preset("demo")
+    training = msgspec.structs.replace(plan.training, warmup_steps=5, checkpoint_every=25)
+    changes = {"target": Target(steps=steps), "training": training, "segments": segments, **changes}
+    return msgspec.structs.replace(plan, **changes)
+
+
+class Operator:
+    """A home, and what a person does with it."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+
+    def start(self, plan: Plan, **inputs: Path) -> str:
+        """Start a run in its own runner process."""
+        return start_run(self.home, plan, **inputs)  # type: ignore[arg-type]
+
+    def resume(self, run_id: str) -> None:
+        """Give an orphaned run a new runner."""
+        resume_run(self.home, run_id)
+
+    def cancel(self, run_id: str) -> None:
+        """Ask the runner to stop."""
+        with Writer(self.home) as writer:
+            writer.request(run_id, "cancel")
+
+    def view(self, run_id: str) -> RunView:
+        """The run as it is now."""
+        with Reader(self.home) as reader:
+            return reader.run(run_id)
+
+    def wait(self, run_id: str, done: Callable[[RunView], bool], seconds: float = RUN_SECONDS) -> RunView:
+        """Wait until the run is as asked for, or final."""
+        until = time.monotonic() + seconds
+        with Reader(self.home) as reader:
+            while True:
+                view = reader.run(run_id)
+                if done(view) or view.summary.state in FINAL_RUN_STATES:
+                    return view
+                if time.monotonic() > until:
+                    pytest.fail(f"run {run_id} is still {view.summary.state}: {self.log_of(run_id)}")
+                time.sleep(0.05)
+
+    def finish(self, run_id: str) -> RunView:
+        """Wait for the run's end, and for its runner's."""
+        view = self.wait(run_id, lambda view: view.row is not None)
+        until = time.monotonic() + 20
+        while self.processes(run_id, "engine.runner") and time.monotonic() < until:
+            time.sleep(0.05)
+        return view
+
+    def log_of(self, run_id: str) -> str:
+        """The runner's own log file."""
+        path = self.home / "logs" / f"runner-{run_id}.log"
+        return path.read_text() if path.exists() else ""
+
+    def remote_folder(self, run_id: str) -> Path:
+        """The run's folder on the local allocation."""
+        found = list((self.home / "local").glob(f"glasshouse-*-{run_id}-*/**/{run_id}"))
+        assert len(found) == 1, found
+        return found[0]
+
+    def processes(self, run_id: str, word: str = "") -> list[psutil.Process]:
+        """Processes of this home that name the run (or its allocation) and `word` on their command line."""
+        found = []
+        for process in psutil.process_iter(["cmdline"]):
+            line = " ".join(process.info["cmdline"] or ())
+            if run_id in line and str(self.home) in line and word in line:
+                found.append(process)
+        return found
+
+    def runner(self, run_id: str) -> psutil.Process:
+        """The runner's process."""
+        (process,) = self.processes(run_id, "engine.runner")
+        return process
+
+
+def segment_state(view: RunView, kind: str) -> str:
+    """The state of one segment."""
+    return next(segment.state for segment in view.segments if segment.kind == kind)
+
+
+def checks_of(view: RunView) -> dict[str, str]:
+    """The status of each check."""
+    return {check.name: check.status for check in view.checks}

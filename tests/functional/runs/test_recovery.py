@@ -1,0 +1,102 @@
+"""Links, servers and runners that die in mid-run: nothing is lost, nothing is done twice."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+
+from engine.plan import Target
+from engine.store.views import RunView
+from tests.functional.runs.support import Operator, segment_state, short_plan
+
+
+def _training(view: RunView, kind: str) -> bool:
+    return segment_state(view, kind) == "training" and next(s for s in view.segments if s.kind == kind).steps > 0
+
+
+def test_killing_the_ssh_server_twice_loses_no_step(operator: Operator) -> None:
+    run_id = operator.start(short_plan("protected", target=Target(seconds=6.0)))
+    for _ in range(2):
+        operator.wait(run_id, lambda view: _training(view, "protected"))
+        (server,) = operator.processes(run_id, "local_sshd")
+        server.send_signal(signal.SIGKILL)
+        server.wait(10)
+        time.sleep(1.0)
+    view = operator.finish(run_id)
+    assert view.row is not None, operator.log_of(run_id)
+    assert view.row["clean"] is True, [check for check in view.row["checks"] if check["status"] == "failed"]
+    assert view.row["protectedStopReason"] == "target_seconds"
+    assert view.row["protectedElapsedSec"] >= 6.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "state"), [("raw", "launching"), ("protected", "training"), ("protected", "zeroizing")]
+)
+def test_a_killed_runner_is_followed_by_another_and_the_row_is_clean(operator: Operator, kind: str, state: str) -> None:
+    run_id = operator.start(short_plan(steps=150))
+    operator.wait(run_id, lambda view: segment_state(view, kind) == state)
+    runner = operator.runner(run_id)
+    runner.send_signal(signal.SIGKILL)
+    runner.wait(10)
+    assert operator.view(run_id).summary.orphaned
+    operator.resume(run_id)
+    view = operator.finish(run_id)
+    assert view.row is not None, operator.log_of(run_id)
+    assert view.row["clean"] is True, [check for check in view.row["checks"] if check["status"] == "failed"]
+    assert view.row["protectedSteps"] == 150
+    states = [t.state for t in view.transitions if t.subject == "segment:protected"]
+    assert len(states) == len(set(states))
+
+
+def test_a_trainer_killed_in_the_protected_segment_is_never_called_zeroized(operator: Operator) -> None:
+    run_id = operator.start(short_plan("protected", target=Target(seconds=60.0)))
+    operator.wait(run_id, lambda view: _training(view, "protected"))
+    supervisors = operator.processes(run_id, "supervisor --dir")
+    trainers = [c for p in supervisors for c in p.children(recursive=True) if "trainer" in c.cmdline()]
+    assert len(trainers) == 1
+    trainers[0].send_signal(signal.SIGKILL)
+    view = operator.finish(run_id)
+    assert view.row is not None
+    assert view.row["state"] == "failed"
+    assert "trainer_" in view.row["reason"]
+    assert view.row["runtimeState"] == "unverified"
+    assert view.row["clean"] is False
+    assert view.row["protectedSteps"] > 0
+    assert operator.processes(run_id) == []
+
+
+def test_a_supervisor_killed_ends_in_an_honest_failure(operator: Operator) -> None:
+    run_id = operator.start(short_plan("raw", target=Target(seconds=60.0)))
+    operator.wait(run_id, lambda view: _training(view, "raw"))
+    (supervisor,) = operator.processes(run_id, "supervisor --dir")
+    supervisor.send_signal(signal.SIGKILL)
+    view = operator.finish(run_id)
+    assert view.row is not None
+    assert view.row["state"] == "failed"
+    assert "supervisor_died" in view.row["reason"]
+    assert view.summary.cleanup == "gone"
+    assert operator.processes(run_id) == []
+
+
+def test_a_second_runner_for_one_run_is_turned_away(operator: Operator) -> None:
+    from engine.errors import UsageError
+
+    run_id = operator.start(short_plan("raw", target=Target(seconds=5.0)))
+    operator.wait(run_id, lambda view: view.summary.state == "running")
+    with pytest.raises(UsageError) as caught:
+        operator.resume(run_id)
+    assert caught.value.code == "run_locked"
+    operator.finish(run_id)
+
+
+def test_two_runs_on_one_machine_never_time_each_other(operator: Operator) -> None:
+    first = operator.start(short_plan("raw", target=Target(seconds=3.0)))
+    operator.wait(first, lambda view: view.summary.state == "running")
+    second = operator.start(short_plan("raw", steps=5))
+    assert operator.wait(second, lambda view: view.summary.reason != "").summary.state == "queued"
+    one, two = operator.finish(first), operator.finish(second)
+    assert one.summary.finished_at is not None
+    begun = [t.at for t in two.transitions if t.subject == "run" and t.state == "allocating"]
+    assert begun[0] >= one.summary.finished_at

@@ -1,0 +1,113 @@
+"""Attacks on the live road: each is refused with its own code, and the row is not clean."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+from engine.attestation.nonce import NonceLedger
+from engine.runner.reference import CACHE
+from engine.store.reader import Reader
+from engine.store.views import RunView
+from engine.wire import RELEASE_DENIED, RELEASE_GRANTED
+from tests.functional.runs.support import Operator, checks_of, segment_state, short_plan
+
+
+def _assert_not_released(operator: Operator, view: RunView, code: str) -> None:
+    assert view.row is not None
+    assert view.row["clean"] is False
+    assert view.row["state"] == "failed"
+    assert view.row["attestation"] == "rejected"
+    assert view.row["reasonCodes"] == [code]
+    assert view.row["keyState"] == "withheld"
+    assert view.row["protectedAdapterSha256"] is None
+    with Reader(operator.home) as reader:
+        names = [event.event for event in reader.events(view.summary.id, "runner")]
+    assert RELEASE_DENIED in names
+    assert RELEASE_GRANTED not in names
+    assert operator.processes(view.summary.id) == []
+
+
+def test_a_measurement_other_than_the_reference_is_refused(operator: Operator, reference_cache: Path) -> None:
+    if not reference_cache.exists():
+        first = operator.start(short_plan("raw", steps=2))
+        operator.finish(first)
+        from engine.remote.bundle import site_paths
+        from engine.runner.reference import environment_reference
+
+        environment_reference(operator.home, site_paths())
+        shutil.copy(operator.home / CACHE, reference_cache)
+    kept = json.loads(reference_cache.read_text())
+    kept["digest"] = "0" * 64
+    (operator.home / CACHE).write_text(json.dumps(kept))
+    view = operator.finish(operator.start(short_plan("protected", steps=5)))
+    (operator.home / CACHE).unlink()
+    _assert_not_released(operator, view, "environment_mismatch")
+
+
+def test_a_nonce_that_was_used_before_is_refused(operator: Operator) -> None:
+    run_id = operator.start(short_plan("protected", steps=5))
+    ledger_file = operator.home / "runs" / run_id / "nonces.json"
+    ledger = NonceLedger(ledger_file)
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        nonce = ledger.outstanding(run_id) if ledger_file.exists() else None
+        if nonce is not None:
+            ledger.redeem(nonce, run_id)
+            break
+        time.sleep(0.01)
+    _assert_not_released(operator, operator.finish(run_id), "nonce_replayed")
+
+
+def test_a_package_changed_on_the_allocation_is_refused_and_the_raw_segment_is_kept(operator: Operator) -> None:
+    run_id = operator.start(short_plan(steps=10))
+    operator.wait(run_id, lambda view: segment_state(view, "raw") not in {"pending"})
+    sealed = operator.remote_folder(run_id) / "package" / "weights.safetensors.sealed"
+    content = bytearray(sealed.read_bytes())
+    content[len(content) // 2] ^= 1
+    sealed.write_bytes(content)
+    view = operator.finish(run_id)
+    assert view.row is not None
+    assert view.row["state"] == "failed"
+    assert "payload_tampered" in view.row["reason"]
+    assert view.row["clean"] is False
+    assert view.row["runtimeState"] == "unverified"
+    assert checks_of(view)["raw_completed"] == "passed"
+    assert checks_of(view)["zeroization_proven"] == "failed"
+    assert view.row["rawSteps"] == 10
+    assert view.row["protectedAdapterSha256"] is None
+
+
+def test_a_manifest_exchanged_on_the_allocation_is_refused(operator: Operator) -> None:
+    run_id = operator.start(short_plan(steps=5))
+    operator.wait(run_id, lambda view: segment_state(view, "raw") not in {"pending"})
+    path = operator.remote_folder(run_id) / "package" / "manifest.json"
+    path.write_bytes(path.read_bytes().replace(b'"size":564', b'"size":565') + b"")
+    manifest = json.loads(path.read_bytes())
+    manifest["package_id"] = "0" * 32
+    path.write_text(json.dumps(manifest, separators=(",", ":"), sort_keys=True))
+    view = operator.finish(run_id)
+    assert view.row is not None
+    assert "manifest_mismatch" in view.row["reason"]
+    assert view.row["clean"] is False
+    assert view.row["keyState"] == "withheld"
+
+
+def test_a_payload_changed_in_the_clear_is_not_trained_on(operator: Operator) -> None:
+    plan = short_plan("raw", steps=5)
+    run_id = operator.start(plan)
+    until = time.monotonic() + 60
+    target: Path | None = None
+    while target is None and time.monotonic() < until:
+        found = list((operator.home / "local").glob(f"*{run_id}*/**/raw/tokens.safetensors"))
+        target = found[0] if found else None
+    assert target is not None
+    content = bytearray(target.read_bytes())
+    content[-1] ^= 1
+    target.write_bytes(content)
+    view = operator.finish(run_id)
+    assert view.row is not None
+    assert view.row["state"] == "failed"
+    assert "payload_changed" in view.row["reason"]
