@@ -107,7 +107,8 @@ def _tally(connection: sqlite3.Connection, which: Filter) -> int:
 
 
 def _conditions(which: Filter) -> tuple[list[str], tuple[Any, ...]]:
-    conditions, values = [f"source IN ({_marks(which.sources)})"], [*which.sources]
+    conditions = [f"source IN ({_marks(which.sources)})"]
+    values: list[str] = [*which.sources]
     if which.states is not None:
         conditions.append(f"state IN ({_marks(which.states)})")
         values += which.states
