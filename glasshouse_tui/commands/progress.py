@@ -1,4 +1,4 @@
-"""Progress of a run as lines: one for each transition, at most one a second for each training segment."""
+"""Progress of a run as lines: one for each transition, one a second while a segment trains, one at its end."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ class Progress:
                 self._last_transition = transition.id
                 self._write(transition_line(transition.subject, transition.state, transition.reason))
         for segment in view.segments:
-            if segment.state == "training" and segment.steps:
-                self._show_training(view, segment)
+            if segment.steps:
+                self._show_steps(view, segment)
 
     def say(self, text: str) -> None:
         """Write one more line among them."""
@@ -73,14 +73,17 @@ class Progress:
             self._stream.flush()
             self._open_line = False
 
-    def _show_training(self, view: RunView, segment: SegmentView) -> None:
+    def _show_steps(self, view: RunView, segment: SegmentView) -> None:
         now = self._clock()
+        then, steps = self._shown.get(segment.kind, (-math.inf, 0))
+        if steps == segment.steps:
+            return
         long = not self._terminal and (segment.elapsed_sec or 0) > _LONG_RUN_SECONDS
-        then, steps = self._shown.get(segment.kind, (-math.inf, -1))
-        if steps == segment.steps or now - then < (_LONG_RUN_INTERVAL if long else self._interval):
+        interval = _LONG_RUN_INTERVAL if long else self._interval
+        if segment.state == "training" and now - then < interval:
             return
         self._shown[segment.kind] = (now, segment.steps)
-        self._write(progress_line(view, segment), passing=True)
+        self._write(progress_line(view, segment), passing=segment.state == "training")
 
     def _write(self, line: str, *, passing: bool = False) -> None:
         if not self._terminal:

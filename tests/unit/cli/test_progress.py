@@ -116,3 +116,20 @@ def test_a_target_in_seconds_shows_the_measured_time(scene: Scene) -> None:
     assert progress_line(view, view.segments[0]) == (
         "raw         training  0.1/900 s  steps 5  100.0 steps/s  loss 2.5"
     )
+
+
+def test_the_last_count_of_a_segment_is_shown_though_it_ended_within_the_second(scene: Scene) -> None:
+    scene.create()
+    scene.move("segment:raw", "training")
+    stream, clock = io.StringIO(), Clock()
+    progress = Progress(stream, clock=clock)
+    scene.train("raw", [2.5] * 1000)
+    progress.show(scene.view())
+    scene.train("raw", [2.5] * 800)
+    scene.move("segment:raw", "done")
+    progress.show(scene.view())
+    progress.show(scene.view())
+    assert [line for line in stream.getvalue().splitlines() if "steps/s" in line] == [
+        "raw         training  steps 1000/1800  100.0 steps/s  loss 2.5",
+        "raw         done  steps 1800/1800  100.0 steps/s  loss 2.5",
+    ]
