@@ -124,7 +124,10 @@ def test_weights_whose_digest_the_hub_does_not_list_are_refused(hub: Hub, tmp_pa
     assert refusal(hub, tmp_path).code == "model_weights_invalid"
 
 
-@pytest.mark.parametrize("index", [b"{", b"[]", b'{"weight_map": {}}', b'{"weight_map": {"a": "absent.safetensors"}}'])
+@pytest.mark.parametrize(
+    "index",
+    [b"{", b"[]", b'{"weight_map": {}}', b'{"weight_map": {"a": "model.safetensors", "b": "absent.safetensors"}}'],
+)
 def test_an_unusable_index_is_refused(hub: Hub, tmp_path: Path, index: bytes) -> None:
     hub.files[INDEX] = index
     assert refusal(hub, tmp_path).code in ("model_index_invalid", "model_weights_invalid")
