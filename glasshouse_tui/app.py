@@ -1,0 +1,249 @@
+"""The console: screens over the store. It reads, it asks, it never owns a run."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+from textual.app import SystemCommand
+from textual.binding import BindingType
+from textual.screen import Screen
+from textual.worker import WorkerFailed
+
+from glasshouse_tui import operations
+from glasshouse_tui.bindings import ANYWHERE, KEYS, Key, bindings_for
+from glasshouse_tui.feed import Feed
+from glasshouse_tui.format import plain
+from glasshouse_tui.messages import Problem, RunMissing, SettingsRead, StoreTrouble, StoreWell
+from glasshouse_tui.requests import RequestingApp
+from glasshouse_tui.screens.base import ConsoleScreen
+from glasshouse_tui.screens.dialogs import HelpScreen, TroubleScreen
+from glasshouse_tui.screens.fleet import FleetScreen
+from glasshouse_tui.screens.history import HistoryScreen
+from glasshouse_tui.screens.run import RunScreen
+from glasshouse_tui.theme import DARK, MONO, THEME_ORDER, THEMES, next_theme
+
+_STYLES: Final = Path(__file__).parent / "styles"
+_LISTS: Final = ("fleet", "history")
+
+
+def utc_clock() -> datetime:
+    """The time now, UTC."""
+    return datetime.now(UTC)
+
+
+class GlasshouseApp(RequestingApp):
+    """The app: which screen is in front, what the feed reads for it, what comes back at the next start."""
+
+    TITLE = "glasshouse"
+    CSS_PATH: ClassVar[Any] = [_STYLES / f"{name}.tcss" for name in ("base", "lists", "run", "dialogs")]
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(ANYWHERE)]
+
+    def __init__(
+        self,
+        home: Path,
+        *,
+        open_run: str | None = None,
+        read_only: bool = False,
+        launcher: operations.Launcher | None = None,
+        now: Callable[[], datetime] = utc_clock,
+    ) -> None:
+        """`open_run`: an id, a unique prefix of one, or `last`, to show first. `now` is the clock, aware UTC."""
+        super().__init__()
+        for theme in THEMES:
+            self.register_theme(theme)
+        self.theme = MONO if self.no_color else DARK
+        self.home = home
+        self.read_only = read_only
+        self.now = now
+        self.launcher = launcher or operations.EngineLauncher()
+        self.feed = Feed(home, self, read_only=read_only)
+        self.crash: BaseException | None = None
+        self.farewell: list[str] = []
+        self._open_first = open_run
+        self._restored: dict[str, dict[str, Any]] = {}
+
+    async def on_mount(self) -> None:
+        """Show Fleet, leave cleanly on signals, and read only once the first frame is out."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, self._on_signal, number)
+        self.install_screen(FleetScreen(), "fleet")
+        self.install_screen(HistoryScreen(), "history")
+        await self.push_screen("fleet")
+        self.screen.call_after_refresh(self._start_reading)
+
+    def on_unmount(self) -> None:
+        """End the feed's thread however the app ends."""
+        self.feed.stop()
+
+    def _start_reading(self) -> None:
+        self.run_worker(self.feed.run, thread=True, group="feed")
+        if self._open_first is not None:
+            self.open_prefix(self._open_first)
+
+    def _on_signal(self, number: int) -> None:
+        self.run_worker(self._leave(128 + number), group="leave", exclusive=True)
+
+    async def action_quit(self) -> None:
+        """Leave; runs go on."""
+        await self._leave(0)
+
+    async def _leave(self, code: int) -> None:
+        self.feed.stop()
+        if not self.read_only and not isinstance(self.screen, TroubleScreen):
+            saved = await self.in_thread(partial(operations.save_settings, self.home, self._settings()))
+            if isinstance(saved, Problem):
+                self.farewell.append(f"The screen was not kept for the next start: {plain(saved.message)}")
+        going = await self.in_thread(partial(operations.going_on, self.home))
+        if isinstance(going, list) and going:
+            runs = "1 run goes" if len(going) == 1 else f"{len(going)} runs go"
+            self.farewell.append(
+                f"{runs} on without the console: `glasshouse` shows it again, "
+                f"`glasshouse watch {going[0][0]}` follows from here."
+            )
+        self.exit(code, return_code=code)
+
+    def _settings(self) -> dict[str, Any]:
+        run = next((screen for screen in self.screen_stack if isinstance(screen, RunScreen)), None)
+        lists = {name: self._list_state(name) for name in _LISTS}
+        tab = "history" if self.get_screen("history") in self.screen_stack else "fleet"
+        return {
+            **lists,
+            "screen": tab,
+            "run": run.run_id if run else None,
+            "panel": run.state()["panel"] if run else None,
+            "theme": self.theme,
+        }
+
+    def _list_state(self, name: str) -> dict[str, Any]:
+        screen = self.get_screen(name)
+        if isinstance(screen, ConsoleScreen) and screen.is_mounted:
+            return screen.state()
+        return self._restored.get(name, {})
+
+    def _handle_exception(self, error: Exception) -> None:
+        """Keep what nobody foresaw: `run_console` raises it once the terminal is restored."""
+        if self.crash is None:
+            self.crash = error.error if isinstance(error, WorkerFailed) else error
+        super()._handle_exception(error)
+
+    def _print_error_renderables(self) -> None:
+        """Print nothing: a traceback belongs into a log file."""
+        self._exit_renderables.clear()
+
+    # Screens
+
+    @property
+    def front(self) -> ConsoleScreen | None:
+        """The uppermost screen that is no dialog."""
+        return next((s for s in reversed(self.screen_stack) if isinstance(s, ConsoleScreen)), None)
+
+    def action_go(self, name: str) -> None:
+        """Open Fleet or History, leaving whatever is above them."""
+        if not isinstance(self.screen, ConsoleScreen):
+            return
+        while isinstance(self.screen, RunScreen):
+            self.pop_screen()
+        if self.screen is not self.get_screen(name):
+            self.switch_screen(name)
+
+    async def action_back(self) -> None:
+        """Close the run in front."""
+        if isinstance(self.screen, RunScreen):
+            self.pop_screen()
+
+    def action_help(self) -> None:
+        """Show every key."""
+        if isinstance(self.screen, ConsoleScreen):
+            self.push_screen(HelpScreen())
+
+    def action_next_theme(self) -> None:
+        """Dark, light, monochrome."""
+        self.theme = next_theme(self.theme)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Going to where one is does not apply."""
+        if action == "go" and isinstance(self.screen, ConsoleScreen) and not isinstance(self.screen, RunScreen):
+            return self.screen.TAB not in parameters
+        return super().check_action(action, parameters)
+
+    def open_run(self, run_id: str, *, panel: str = "proof") -> None:
+        """Show one run over the list in front."""
+        if isinstance(self.screen, RunScreen):
+            self.pop_screen()
+        self.push_screen(RunScreen(run_id, panel=panel))
+
+    def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
+        """What the table of keys has for the screen in front, and nothing of Textual's own."""
+        here = {active.binding.id for active in screen.active_bindings.values() if active.enabled}
+        for key in KEYS:
+            if key.palette and key.id in here:
+                yield SystemCommand(key.label, f"{key.help}  ({key.shown})", partial(self._perform, key, screen))
+
+    def _perform(self, key: Key, screen: Screen[Any]) -> None:
+        self.run_worker(self.run_action(key.action, self if key.section == ANYWHERE else screen))
+
+    # What the feed and the threads say
+
+    def restored(self, name: str) -> dict[str, Any]:
+        """What the session before left of a list."""
+        return self._restored.get(name, {})
+
+    def on_settings_read(self, message: SettingsRead) -> None:
+        """Come back to where the session before was left."""
+        settings = message.settings
+        theme = settings.get("theme")
+        if theme in THEME_ORDER and not self.no_color:
+            self.theme = theme
+        for name in _LISTS:
+            self._restored[name] = found if isinstance(found := settings.get(name), dict) else {}
+            screen = self.get_screen(name)
+            if isinstance(screen, ConsoleScreen) and screen.is_mounted:
+                screen.restore(self._restored[name])
+        if self._open_first is not None:
+            return
+        if settings.get("screen") == "history":
+            self.action_go("history")
+        if isinstance(run_id := settings.get("run"), str):
+            self.open_run(run_id, panel=str(settings.get("panel")))
+
+    def on_store_trouble(self, message: StoreTrouble) -> None:
+        """Say what is wrong over whatever is shown."""
+        if isinstance(self.screen, TroubleScreen):
+            self.screen.show(message.problem)
+        else:
+            self.push_screen(TroubleScreen(message.problem, self.home))
+
+    def on_store_well(self, _message: StoreWell) -> None:
+        """The trouble is over."""
+        if isinstance(self.screen, TroubleScreen):
+            self.pop_screen()
+
+    def on_run_missing(self, message: RunMissing) -> None:
+        """Close the screen of a run that is not there."""
+        if isinstance(self.screen, RunScreen) and self.screen.run_id == message.run_id:
+            self.pop_screen()
+        self.say_problem(message.problem)
+
+
+def run_console(home: Path, *, open_run: str | None = None, read_only: bool = False) -> int:
+    """Open the console on this terminal and return its exit code: 0, or 128 + the signal that ended it.
+
+    Whoever calls has made sure that there is a terminal. What nobody foresaw is raised once the terminal is restored.
+    """
+    app = GlasshouseApp(home, open_run=open_run, read_only=read_only)
+    app.run()
+    if app.crash is not None:
+        raise app.crash
+    code = app.return_code or 0
+    if code != 128 + signal.SIGHUP:  # after a hang-up there is nobody to read it
+        for sentence in app.farewell:
+            print(sentence, file=sys.stderr)
+    return code

@@ -1,0 +1,167 @@
+"""Numbers, times and texts as a person reads them. Unknown is an en dash, never zero."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+from typing import Any, Final
+
+DASH: Final = "\u2013"
+_MINUTE, _HOUR, _DAY = 60, 3600, 86400
+_SELF_NAMING: Final = ("segment", "state", "status", "reason", "message", "text")
+
+
+def count(value: int | None) -> str:
+    """Thousands with commas."""
+    return DASH if value is None else f"{value:,}"
+
+
+def rate(value: float | None) -> str:
+    """Steps a second with three significant digits."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def loss(value: float | None) -> str:
+    """A loss with four decimals, or scientific when that would show nothing."""
+    if value is None:
+        return DASH
+    if not math.isfinite(value):
+        return "not finite"
+    return f"{value:.4f}" if value == 0 or abs(value) >= 0.001 else f"{value:.3e}"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as `4.2 s`, `42 s`, `12m 03s`, `3h 04m` or `2d 03h`."""
+    if seconds is None or not math.isfinite(seconds):
+        return DASH
+    seconds = max(0.0, seconds)
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < _MINUTE:
+        return f"{whole} s"
+    if whole < _HOUR:
+        return f"{whole // _MINUTE}m {whole % _MINUTE:02d}s"
+    if whole < _DAY:
+        return f"{whole // _HOUR}h {whole % _HOUR // _MINUTE:02d}m"
+    return f"{whole // _DAY}d {whole % _DAY // _HOUR:02d}h"
+
+
+def percent(value: float | None, *, signed: bool = True) -> str:
+    """A percentage with two decimals and a true minus sign; `+0.86 %`."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    rounded = round(value, 2) or 0.0
+    sign = "\u2212" if rounded < 0 else "+" if signed and rounded > 0 else ""
+    return f"{sign}{abs(rounded):.2f} %"
+
+
+def whole_percent(part: float | None) -> str:
+    """A share from 0 to 1 as whole percent; it reaches 100 only when all is done."""
+    if part is None:
+        return DASH
+    return f"{min(100, math.floor(part * 100 + 1e-9)):d} %"
+
+
+def money(value: float | None, unit: str = "") -> str:
+    """US dollars with cents: `$0.35/h` for the unit `/h`."""
+    return DASH if value is None else f"${value:,.2f}{unit}"
+
+
+def short_id(run_id: str) -> str:
+    """The first eight characters; the store resolves any unique prefix. A published row's name stays whole."""
+    return run_id if run_id.startswith("pub-") else run_id[:8]
+
+
+def gpu(name: str | None) -> str:
+    """A GPU's model without what every one of its maker's names has."""
+    return DASH if not name else plain(name.replace("NVIDIA ", "").replace("GeForce ", ""), 40)
+
+
+def model(name: str) -> str:
+    """A model's name without its owner."""
+    return plain(name.rpartition("/")[2], 60)
+
+
+def digest(value: str | None) -> str:
+    """The first twelve characters of a digest."""
+    return DASH if not value else f"{value[:12]}…"
+
+
+def parse_time(value: str | None) -> datetime | None:
+    """An aware UTC time from RFC 3339, or None where there is none."""
+    if not value:
+        return None
+    try:
+        parsed = datetime.fromisoformat(value)
+    except ValueError:
+        return None
+    return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
+
+
+def seconds_between(earlier: str | None, later: str | datetime | None) -> float | None:
+    """Seconds from one time to another, or None where either is unknown."""
+    start = parse_time(earlier)
+    end = later if isinstance(later, datetime) else parse_time(later)
+    return None if start is None or end is None else (end - start).total_seconds()
+
+
+def clock(value: str | None) -> str:
+    """Local time of day, `14:03:22`."""
+    parsed = parse_time(value)
+    return DASH if parsed is None else f"{parsed.astimezone():%H:%M:%S}"
+
+
+def day(value: str | None) -> str:
+    """Local date, `2026-05-17`."""
+    parsed = parse_time(value)
+    return DASH if parsed is None else f"{parsed.astimezone():%Y-%m-%d}"
+
+
+def moment(value: str | None) -> str:
+    """Local date and time to the minute, `2026-05-17 14:03`."""
+    parsed = parse_time(value)
+    return DASH if parsed is None else f"{parsed.astimezone():%Y-%m-%d %H:%M}"
+
+
+def zone(at: datetime) -> str:
+    """The name of the local zone at that time."""
+    return at.astimezone().tzname() or "local"
+
+
+def plain(text: str, limit: int = 400) -> str:
+    """One line without control characters, cut at `limit` characters: safe to draw whatever its origin."""
+    kept = text[: limit + 1]
+    line = "".join(char if char.isprintable() else "·" for char in kept)
+    return line if len(kept) <= limit else f"{line[:limit]}…"
+
+
+def words(name: str) -> str:
+    """An identifier as words: `same_allocation` and `same-allocation` become `same allocation`."""
+    return plain(name).replace("_", " ").replace("-", " ")
+
+
+def brief(body: dict[str, Any], limit: int = 200) -> str:
+    """The short scalar fields of an event between dots; what names itself goes without its name, blobs are left out."""
+    parts: list[str] = []
+    for key, value in body.items():
+        if isinstance(value, bool):
+            shown = "yes" if value else "no"
+        elif isinstance(value, float):
+            shown = f"{value:.4g}"
+        elif isinstance(value, int):
+            shown = f"{value:,}"
+        elif isinstance(value, str) and value:
+            shown = f"{value[:12]}…" if len(value) > 80 or _is_digest(value) else plain(value, 80)
+        else:
+            continue
+        parts.append(shown if key in _SELF_NAMING else f"{plain(key, 24)} {shown}")
+    return plain(" · ".join(parts), limit)
+
+
+def _is_digest(value: str) -> bool:
+    return len(value) in (40, 64) and all(char in "0123456789abcdef" for char in value)

@@ -1,0 +1,275 @@
+"""Fleet, the home screen: runs and allocations."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, ClassVar, Final
+
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Vertical
+
+from engine.store.views import AllocationView, RunSummary, RunView
+from glasshouse_tui.bindings import FLEET, bindings_for
+from glasshouse_tui.feed import FleetInterest
+from glasshouse_tui.figures import active_segment, is_final, overhead, run_share, seconds_left
+from glasshouse_tui.format import (
+    DASH,
+    clock,
+    day,
+    duration,
+    gpu,
+    loss,
+    money,
+    percent,
+    plain,
+    rate,
+    seconds_between,
+    short_id,
+    whole_percent,
+)
+from glasshouse_tui.messages import FleetData, FleetRead
+from glasshouse_tui.screens.base import ConsoleScreen
+from glasshouse_tui.states import clean_look, look
+from glasshouse_tui.widgets.paint import Line, Lines, bar, line
+from glasshouse_tui.widgets.table import Column, Row, RowTable
+
+RUN_COLUMNS: Final = (
+    Column("run", "RUN", 8, drop=8),
+    Column("label", "LABEL", 8, flex=2),
+    Column("segment", "SEGMENT", 9, drop=7),
+    Column("state", "STATE", 12),
+    Column("progress", "PROGRESS", 12, flex=1),
+    Column("rate", "STEPS/S", 7, align="right", drop=2),
+    Column("loss", "LOSS", 6, align="right", drop=3),
+    Column("attestation", "ATTESTED", 10, flex=1, drop=1),
+    Column("overhead", "OVERHEAD", 9, align="right", drop=9),
+    Column("when", "WHEN", 9, align="right"),
+)
+ALLOCATION_COLUMNS: Final = (
+    Column("name", "ALLOCATION", 20, flex=2, drop=1),
+    Column("provider", "PROVIDER", 8),
+    Column("gpu", "GPU", 8, flex=1),
+    Column("state", "STATE", 13),
+    Column("price", "PRICE", 8, align="right"),
+    Column("age", "AGE", 7, align="right"),
+    Column("spent", "SPENT", 8, align="right"),
+    Column("run", "RUN", 8),
+)
+_BAR: Final = 6
+
+
+class FleetScreen(ConsoleScreen):
+    """Everything that is rented and everything that runs."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(FLEET)]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._data: FleetData | None = None
+        self._wanted: str | None = None
+        self._can: tuple[bool, bool, bool] = (False, False, False)
+
+    def compose(self) -> ComposeResult:
+        """Both tables, or what to press first."""
+        yield self.top_bar()
+        with Vertical(id="body"):
+            yield Lines([line(("Opening ", "muted"), (str(self.console.home), "muted"))], id="welcome")
+            yield Lines(id="runs-title", classes="title")
+            yield RowTable(RUN_COLUMNS, id="runs")
+            yield Lines(id="allocations-title", classes="title")
+            yield RowTable(ALLOCATION_COLUMNS, id="allocations")
+        yield self.key_bar()
+
+    def on_mount(self) -> None:
+        """Ages and times left go on between readings."""
+        self.set_class(True, "-empty")
+        self.set_interval(1.0, self._redraw)
+
+    def interest(self) -> FleetInterest:
+        """Runs and allocations."""
+        return FleetInterest()
+
+    def on_fleet_read(self, message: FleetRead) -> None:
+        """Show a reading."""
+        self._data = message.data
+        self._redraw()
+
+    def on_row_table_moved(self, _message: RowTable.Moved) -> None:
+        """Other keys may apply to another row."""
+        self._refresh_keys()
+
+    def on_row_table_opened(self, _message: RowTable.Opened) -> None:
+        """A second click opens."""
+        self.action_open()
+
+    def action_open(self) -> None:
+        """Open the run under the cursor, or the one on the allocation under it."""
+        if subject := self.subject():
+            self.console.open_run(subject[0])
+
+    def action_demo(self) -> None:
+        """Start the demo run."""
+        self.console.start_demo()
+
+    def subject(self) -> tuple[str, str] | None:
+        """The run under the cursor of the table that has the focus."""
+        if self._data is None:
+            return None
+        key = self.query_one("#runs", RowTable).cursor_key
+        allocations = self.query_one("#allocations", RowTable)
+        if allocations.has_focus:
+            found = next((a for a in self._data.allocations if a.id == allocations.cursor_key), None)
+            key = found.run_id if found else None
+        summary = self._summary(key)
+        return (key, summary.label if summary else "") if key else None
+
+    def can_cancel(self) -> bool:
+        """True for a run that goes on."""
+        return self._can[0]
+
+    def can_resume(self) -> bool:
+        """True for a run that nobody is running."""
+        return self._can[1]
+
+    def state(self) -> dict[str, Any]:
+        """The selected run."""
+        return {"run": self.query_one("#runs", RowTable).cursor_key}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Select the run of the session before."""
+        self._wanted = state.get("run") if isinstance(state.get("run"), str) else None
+        self._redraw()
+
+    def _summary(self, run_id: str | None) -> RunSummary | None:
+        runs = self._data.runs if self._data else ()
+        return next((run for run in runs if run.id == run_id), None)
+
+    def _redraw(self) -> None:
+        if self._data is None or not self.is_current:
+            return
+        data, now = self._data, self.console.now()
+        empty = not data.runs and not data.allocations
+        self.set_class(empty, "-empty")
+        if empty:
+            self.query_one("#welcome", Lines).show(self._welcome())
+        going = sum(not is_final(run) for run in data.runs)
+        ordered = sorted(data.runs, key=is_final)
+        self.query_one("#runs-title", Lines).show(
+            [line(("Runs", "strong"), (f"   {going} going on, {len(data.runs) - going} ended", "muted"))]
+        )
+        table = self.query_one("#runs", RowTable)
+        table.show([run_row(data.views[run.id], now) for run in ordered], cursor=self._wanted)
+        self._wanted = None
+        self.query_one("#allocations-title", Lines).show([_allocations_title(data.allocations)])
+        self.query_one("#allocations", RowTable).show([allocation_row(a, now) for a in data.allocations])
+        if not empty and self.focused is None:
+            table.focus()
+        self._refresh_keys()
+
+    def _refresh_keys(self) -> None:
+        subject = self.subject()
+        summary = self._summary(subject[0]) if subject else None
+        can = (
+            summary is not None and not is_final(summary),
+            summary is not None and summary.orphaned,
+            subject is not None,
+        )
+        if can != self._can:
+            self._can = can
+            self.refresh_bindings()
+
+    def _welcome(self) -> list[Line]:
+        if self.console.read_only:
+            return [line(("Nothing has run here yet, and this console is read-only.", "plain"))]
+        return [
+            line(("Nothing has run here yet.", "strong")),
+            (),
+            line(
+                ("Press ", "plain"), (" d ", "key"),
+                (" to run the demo: one small job on this machine, raw, then protected, in about a minute.", "plain"),
+            ),
+        ]  # fmt: skip
+
+
+def run_row(view: RunView, now: datetime) -> Row:
+    """One run as a row of `RUN_COLUMNS`."""
+    summary = view.summary
+    segment = active_segment(view)
+    attested = look("attestation", summary.attestation)
+    found = overhead(view)
+    final = is_final(summary)
+    left = seconds_left(view)
+    ended = summary.finished_at or summary.created_at
+    age = seconds_between(ended, now)
+    when = f"{_coarse(left)} left" if left is not None else clock(ended) if (age or 0) < 43_200 else day(ended)
+    value = (segment.final_loss if segment.final_loss is not None else segment.last_loss) if segment else None
+    return Row(
+        summary.id,
+        {
+            "run": line((short_id(summary.id), "muted")),
+            "label": line((plain(summary.label, 80), "strong")),
+            "segment": line((segment.kind, segment.kind)) if segment and not final else line((DASH, "muted")),
+            "state": _state(view),
+            "progress": _outcome(summary) if final else _progress(view),
+            "rate": line(rate(segment.steps_per_second if segment else None)),
+            "loss": line(loss(value)),
+            "attestation": line((attested.text, attested.tone)),
+            "overhead": line((percent(found[0]) if found and final else DASH, "plain")),
+            "when": line((when if final or left is not None else DASH, "muted")),
+        },
+    )
+
+
+def _state(view: RunView) -> Line:
+    summary, segment = view.summary, active_segment(view)
+    if summary.orphaned:
+        return line(("! unattended", "warn"))
+    if summary.state == "running" and segment is not None:
+        shown = look("segment", segment.state)
+    else:
+        shown = look("run", summary.state)
+    return line((shown.text, shown.tone))
+
+
+def _coarse(seconds: float) -> str:
+    """Time in its largest unit, for a narrow column."""
+    return f"{seconds:.0f} s" if seconds < 59.5 else duration(seconds).split()[0]
+
+
+def _progress(view: RunView) -> Line:
+    share, segment = run_share(view), active_segment(view)
+    return (*bar(share, _BAR, segment.kind if segment else "busy"), (f" {whole_percent(share):>5}", "plain"))
+
+
+def _outcome(summary: RunSummary) -> Line:
+    if summary.state != "finished":
+        return line((plain(summary.reason) or DASH, "muted"))
+    shown = clean_look(summary.clean)
+    return line((shown.text, shown.tone))
+
+
+def _allocations_title(allocations: tuple[AllocationView, ...]) -> Line:
+    known = [a.spent for a in allocations if a.spent is not None]
+    open_now = sum(a.released_at is None for a in allocations)
+    spent = f", {money(sum(known))} spent" if known else ""
+    return line(("Allocations", "strong"), (f"   {open_now} open{spent}", "muted"))
+
+
+def allocation_row(allocation: AllocationView, now: datetime) -> Row:
+    """One allocation as a row of `ALLOCATION_COLUMNS`."""
+    shown = look("cleanup", allocation.state)
+    age = seconds_between(allocation.created_at, allocation.released_at or now)
+    return Row(
+        allocation.id,
+        {
+            "name": line((plain(allocation.name.removeprefix("glasshouse-"), 80), "strong")),
+            "provider": line(plain(allocation.provider, 20)),
+            "gpu": line((gpu(allocation.gpu_model), "plain")),
+            "state": line((shown.text, shown.tone)),
+            "price": line((money(allocation.price_per_hour, "/h"), "plain")),
+            "age": line((duration(age), "muted")),
+            "spent": line((money(allocation.spent), "plain")),
+            "run": line((short_id(allocation.run_id) if allocation.run_id else DASH, "muted")),
+        },
+    )

@@ -1,0 +1,288 @@
+"""Run: both segments side by side, loss, proof, checks, log."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Final
+
+from textual import events
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Horizontal, Vertical
+from textual.css.query import NoMatches
+
+from engine.store.views import RunView
+from glasshouse_tui.bindings import RUN, bindings_for
+from glasshouse_tui.feed import RunInterest
+from glasshouse_tui.figures import is_final, seconds_left
+from glasshouse_tui.format import day, duration, gpu, model, moment, plain, seconds_between, short_id, words
+from glasshouse_tui.live_checks import checks_of
+from glasshouse_tui.messages import RunData, RunRead
+from glasshouse_tui.screens.base import ConsoleScreen
+from glasshouse_tui.states import ORPHANED, look
+from glasshouse_tui.widgets.bars import TopBar
+from glasshouse_tui.widgets.lossplot import LossPlot
+from glasshouse_tui.widgets.paint import Line, Lines, line, spread
+from glasshouse_tui.widgets.panels import LOG_COLUMNS, check_lines, fact_lines, left_text, log_row, proof_lines
+from glasshouse_tui.widgets.scroll import ScrollPanel
+from glasshouse_tui.widgets.segment import SegmentCard
+from glasshouse_tui.widgets.table import Row, RowTable
+
+PANELS: Final = (("proof", "Proof"), ("loss", "Loss"), ("checks", "Checks"), ("log", "Log"))
+LEGEND: Final = (line(("⠒⠒ ", "raw"), ("raw   ", "muted"), ("x ", "protected"), ("protected", "muted")),)
+_NO_CURVE: Final = "The loss curve was not published."
+
+
+class PanelTabs(Lines):
+    """Names the panels where only one of them fits at a time."""
+
+    ALLOW_SELECT = False
+
+    def on_click(self, event: events.Click) -> None:
+        """Show the panel whose name was clicked."""
+        right = 0
+        for place, (name, title) in enumerate(PANELS):
+            right += len(f"{place + 1} {title}   ")
+            if event.x < right:
+                if isinstance(self.screen, RunScreen):
+                    self.screen.action_panel(name)
+                return
+
+
+class LossPanel(Vertical, can_focus=True):
+    """The plot and its legend."""
+
+
+class RunScreen(ConsoleScreen):
+    """One run, live or ended, mine or published."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(RUN)]
+
+    def __init__(self, run_id: str, *, panel: str = "proof") -> None:
+        super().__init__()
+        self.run_id = run_id
+        self._panel = panel if panel in dict(PANELS) else "proof"
+        self._data: RunData | None = None
+        self._log_rows: dict[int, Row] = {}
+        self._can: tuple[bool, bool] = (False, False)
+
+    def compose(self) -> ComposeResult:
+        """The title, the two cards, the panels."""
+        yield self.top_bar()
+        with Vertical(id="body"):
+            yield Lines([line((f"Reading run {short_id(self.run_id)}", "muted"))], id="title")
+            yield Lines(id="banner")
+            with Horizontal(id="cards"):
+                yield SegmentCard("raw")
+                yield SegmentCard("protected")
+            yield PanelTabs(id="tabs")
+            with Vertical(id="panels"):
+                with LossPanel(id="loss-panel", classes="panel"):
+                    yield Lines(LEGEND, id="legend")
+                    yield LossPlot()
+                with ScrollPanel(id="proof-panel", classes="panel"):
+                    yield Lines(id="proof")
+                with ScrollPanel(id="checks-panel", classes="panel"):
+                    yield Lines(id="checks")
+                with Vertical(id="log-panel", classes="panel"):
+                    yield RowTable(LOG_COLUMNS, id="log", header=False, follow=True)
+                    with ScrollPanel(id="facts-panel"):
+                        yield Lines(id="facts")
+        yield self.key_bar()
+
+    def on_mount(self) -> None:
+        """Times go on between readings."""
+        self.query_one("#facts-panel").display = False
+        self.action_panel(self._panel)
+        self.set_interval(1.0, self._redraw_times)
+
+    def on_resize(self) -> None:
+        """Lay out again; the plot may hold more points now."""
+        self.call_after_refresh(self._laid_out)
+
+    def _laid_out(self) -> None:
+        self._show_panel()
+        self._redraw()
+        if self.is_current:
+            self.console.feed.watch(self.interest(), self)
+
+    def top_bar(self) -> TopBar:
+        """The top bar of the list that lies below."""
+        below = next(
+            (s for s in reversed(self.app.screen_stack) if isinstance(s, ConsoleScreen) and s is not self), None
+        )
+        return TopBar(below.TAB if below else self.TAB, read_only=self.console.read_only, now=self.console.now)
+
+    def interest(self) -> RunInterest:
+        """This run, with as many points as the plot can show."""
+        try:
+            points = self.query_one(LossPlot).points
+        except NoMatches:
+            points = 0
+        return RunInterest(self.run_id, points)
+
+    def on_run_read(self, message: RunRead) -> None:
+        """Show a reading."""
+        if message.data.view.summary.id == self.run_id:
+            self._data = message.data
+            self._redraw()
+
+    def subject(self) -> tuple[str, str] | None:
+        """This run."""
+        return (self.run_id, self._data.view.summary.label) if self._data else None
+
+    def can_cancel(self) -> bool:
+        """True while the run goes on."""
+        return self._can[0]
+
+    def can_resume(self) -> bool:
+        """True when nobody is running it."""
+        return self._can[1]
+
+    def state(self) -> dict[str, Any]:
+        """The panel in front."""
+        return {"panel": self._panel}
+
+    def action_panel(self, name: str) -> None:
+        """Bring a panel to the front and give it the focus."""
+        self._panel = name
+        self._show_panel()
+        inside = {"log": "#facts-panel" if self._published else "#log", "loss": "#loss-panel"}.get(
+            name, f"#{name}-panel"
+        )
+        self.query_one(inside).focus()
+        self.call_after_refresh(self._laid_out)
+
+    def action_zoom(self) -> None:
+        """One panel alone, or all again."""
+        self.toggle_class("-zoomed")
+        self.call_after_refresh(self._laid_out)
+
+    def on_descendant_focus(self, event: events.DescendantFocus) -> None:
+        """The panel with the focus is the one in front."""
+        for panel in event.widget.ancestors_with_self:
+            name = (panel.id or "").removesuffix("-panel")
+            if name in dict(PANELS) and name != self._panel:
+                self._panel = name
+                self._show_panel()
+
+    @property
+    def _published(self) -> bool:
+        return self._data is not None and self._data.view.summary.source == "published"
+
+    def _show_panel(self) -> None:
+        for name, title in PANELS:
+            panel = self.query_one(f"#{name}-panel")
+            panel.set_class(name == self._panel, "-current")
+            panel.border_title = (
+                ("Published facts" if name == "log" and self._published else title)
+                if self.roomy and not self.has_class("-zoomed")
+                else ""
+            )
+        self.query_one(PanelTabs).show(
+            [
+                tuple(
+                    part
+                    for place, (name, title) in enumerate(PANELS)
+                    for part in (
+                        (f"{place + 1} ", "muted"),
+                        (title, "tab" if name == self._panel else "muted"),
+                        ("   ", "plain"),
+                    )
+                )
+            ]
+        )
+
+    def _redraw_times(self) -> None:
+        if self._data and not is_final(self._data.view.summary) and self.is_current:
+            self._redraw_head(self._data.view)
+
+    def _redraw_head(self, view: RunView) -> None:
+        now = self.console.now()
+        self.query_one("#title", Lines).show(self._title(view))
+        for card in self.query(SegmentCard):
+            card.show(view, now)
+
+    def _redraw(self) -> None:
+        if self._data is None or not self.is_attached:
+            return
+        data, view = self._data, self._data.view
+        summary = view.summary
+        published = summary.source == "published"
+        self.query_one(TopBar).place = summary.label
+        self._redraw_head(view)
+        self.query_one("#banner", Lines).show(self._banner(view))
+        self.query_one("#banner").display = bool(self._banner(view))
+        self.query_one(LossPlot).show(data.curves, limit=summary.step_budget, absent=_NO_CURVE if published else None)
+        self._show_lines("proof", proof_lines(view))
+        self._show_lines("checks", self._checks(view))
+        self.query_one("#log").display = not published
+        self.query_one("#facts-panel").display = published
+        if published:
+            self._show_lines("facts", fact_lines(view.row or {}))
+        else:
+            self._show_log(data)
+        can = (not is_final(summary), summary.orphaned)
+        if can != self._can:
+            self._can = can
+            self.refresh_bindings()
+
+    def _show_log(self, data: RunData) -> None:
+        known = self._log_rows
+        self._log_rows = {entry.rowid: known.get(entry.rowid) or log_row(entry) for entry in data.log}
+        self.query_one("#log", RowTable).show(list(self._log_rows.values()))
+
+    def _show_lines(self, name: str, lines: list[Line]) -> None:
+        self.query_one(f"#{name}", Lines).show(lines)
+
+    def _width(self, name: str) -> int:
+        return max(20, self.query_one(f"#{name}-panel").content_size.width)
+
+    def _checks(self, view: RunView) -> list[Line]:
+        checks = checks_of(view)
+        if not checks:
+            word = "published" if view.summary.source == "published" else "recorded"
+            return [line((f"No checks were {word}.", "muted"))]
+        return check_lines(checks, self._width("checks"))
+
+    def _title(self, view: RunView) -> list[Line]:
+        summary = view.summary
+        width = self.query_one("#title").content_size.width
+        shown = look("run", summary.state)
+        reason = f"  {plain(summary.reason)}" if summary.reason else ""
+        published = summary.source == "published"
+        state = line((shown.text, shown.tone), (reason, "muted")) if not published else line(("published", "muted"))
+        left = line((plain(summary.label), "strong"), (f"  {short_id(summary.id)}  ", "muted")) + state
+        right = line((left_text(seconds_left(view)) or self._took(view), "plain"))
+        return [spread(left, right, width), line((" · ".join(_settings(view)), "muted"))]
+
+    def _took(self, view: RunView) -> str:
+        found = _seconds(view)
+        return f"took {duration(found)}" if found is not None else ""
+
+    def _banner(self, view: RunView) -> list[Line]:
+        if not view.summary.orphaned:
+            return []
+        if self.console.read_only:
+            return [line((f"{ORPHANED.text}.", ORPHANED.tone), ("  This console is read-only.", "muted"))]
+        return [line((f"{ORPHANED.text}.  Press ", ORPHANED.tone), (" r ", "key"), (" to resume it.", ORPHANED.tone))]
+
+
+def _seconds(view: RunView) -> float | None:
+    return seconds_between(view.summary.started_at, view.summary.finished_at)
+
+
+def _settings(view: RunView) -> list[str]:
+    """What the run is made of, in few words."""
+    summary = view.summary
+    parts = [summary.provider]
+    if summary.gpu_model:
+        parts.append(gpu(summary.gpu_model))
+    parts.append(model(summary.model))
+    parts.append(words(summary.order) if summary.order else words(summary.segments))
+    if summary.step_budget:
+        parts.append(f"{summary.step_budget:,} steps each")
+    if summary.target_sec:
+        parts.append(f"{duration(summary.target_sec)} each")
+    started = summary.started_at or summary.created_at
+    parts.append(day(started) if summary.source == "published" else moment(started))
+    return [plain(part) for part in parts]

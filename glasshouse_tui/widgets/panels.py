@@ -1,0 +1,143 @@
+"""What the panels of the Run screen say: proof, checks, published facts, log lines."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import Any, Final
+
+from engine.store.views import Check, LogLine, RunView
+from glasshouse_tui.figures import is_final, overhead, reason_of
+from glasshouse_tui.format import DASH, brief, clock, duration, percent, plain, words
+from glasshouse_tui.states import UNKNOWN, Look, clean_look, look
+from glasshouse_tui.widgets.paint import Line, line
+from glasshouse_tui.widgets.table import Column, Row
+
+_LABEL: Final = 13
+_GROUPS: Final = (("lifecycle", "Lifecycle"), ("model_artifact", "Model artifact"))
+_NOT_A_PROOF: Final = {"software": "software tier: no proof against the machine's owner"}
+
+LOG_COLUMNS: Final = (
+    Column("time", "TIME", 8),
+    Column("chain", "FROM", 6, drop=1),
+    Column("event", "EVENT", 18),
+    Column("text", "", 22, flex=1),
+)
+
+
+def proof_lines(view: RunView) -> list[Line]:
+    """Attestation, key, runtime, cleanup, overhead and verdict; what a published row does not say is unknown."""
+    summary = view.summary
+    row = view.row or {}
+    published = summary.source == "published"
+    lines = [_state("Attestation", look("attestation", summary.attestation), reason_of(view, "attestation"))]
+    if view.reason_codes:
+        lines.append(_field("", line((", ".join(map(plain, view.reason_codes)), "bad"))))
+    if summary.segments != "raw":
+        ear = look("ear", view.ear_status)
+        tier = line((words(view.tier), "plain")) if view.tier else line((UNKNOWN.text, UNKNOWN.tone))
+        if view.tier or summary.attestation != "not_requested":
+            lines.append(_field("Tier", tier + line(("   EAR ", "muted"), (ear.text, ear.tone))))
+    key = UNKNOWN if published and "keyState" not in row else look("key", summary.key)
+    cleanup = UNKNOWN if published and "cleanup" not in row else look("cleanup", summary.cleanup)
+    lines += [
+        _state("Key", key, reason_of(view, "key")),
+        _state("Runtime", look("runtime", summary.runtime_state), reason_of(view, "runtime")),
+        _state("Cleanup", cleanup, reason_of(view, "cleanup")),
+        _field("Overhead", _overhead(view)),
+    ]
+    if published:
+        lines.append(_field("Scope", line((plain(str(row.get("scope") or DASH)), "plain"))))
+    else:
+        clean = clean_look(summary.clean) if is_final(summary) else look("check", "pending")
+        held = sum(check.status in ("passed", "not_applicable") for check in view.checks)
+        tally = line((f"   {held} of {len(view.checks)} checks hold", "muted")) if view.checks else ()
+        lines.append(_field("Verdict", line((clean.text, clean.tone)) + tally))
+    if warning := _NOT_A_PROOF.get(view.tier or ""):
+        lines += [(), line((warning, "muted"))]
+    return lines
+
+
+def _field(label: str, value: Line) -> Line:
+    return line((f"{label:<{_LABEL}}", "muted")) + value
+
+
+def _state(label: str, shown: Look, reason: str) -> Line:
+    said = line((f"   {plain(reason)}", "muted")) if reason else ()
+    return _field(label, line((shown.text, shown.tone)) + said)
+
+
+def _overhead(view: RunView) -> Line:
+    found = overhead(view)
+    if view.summary.segments != "pair":
+        return line((DASH, "muted"), ("   a single segment has none", "muted"))
+    if found is None:
+        return line((DASH, "muted"), ("   once both segments have steps", "muted"))
+    word = (view.row or {}).get("verdict")
+    said = (
+        f"{found[1]}: {plain(str(word))}"
+        if word
+        else f"{found[1]}, no interval"
+        if is_final(view.summary)
+        else found[1]
+    )
+    return line((percent(found[0]), "strong"), (f"   {said}", "muted"))
+
+
+def check_lines(checks: Sequence[Check], width: int) -> list[Line]:
+    """Every check by its verdict: shape, name, word, reason; the reason of a failed one in full."""
+    lines: list[Line] = []
+    for group, title in _GROUPS:
+        members = [check for check in checks if check.group == group]
+        if not members:
+            continue
+        passed = sum(check.status in ("passed", "not_applicable") for check in members)
+        if lines:
+            lines.append(())
+        lines.append(line((title, "strong"), (f"   {passed} of {len(members)}", "muted")))
+        for check in members:
+            lines += _check(check, width)
+    return lines
+
+
+def _check(check: Check, width: int) -> list[Line]:
+    shown = look("check", check.status)
+    head = line(
+        (f"{shown.shape} ", shown.tone),
+        (f"{words(check.name):<24}", "plain" if check.status == "passed" else shown.tone),
+        (f"{shown.word:<8} ", shown.tone),
+    )
+    if check.status == "failed":
+        wrapped = textwrap.wrap(plain(check.reason), max(20, width - 2)) or [""]
+        return [head, *(line(("  ", "plain"), (text, "bad")) for text in wrapped)]
+    return [head + line((plain(check.reason), "muted"))]
+
+
+def fact_lines(row: dict[str, Any]) -> list[Line]:
+    """The facts of a published row as they were published."""
+    return [
+        line((f"{plain(name):<24}", "muted"), (_fact(value), "plain" if value is not None else "muted"))
+        for name, value in row.items()
+    ]
+
+
+def _fact(value: Any) -> str:
+    return UNKNOWN.word if value is None else plain(str(value))
+
+
+def log_row(entry: LogLine) -> Row:
+    """A log line as a row of a table with `LOG_COLUMNS`."""
+    return Row(
+        str(entry.rowid),
+        {
+            "time": line((clock(entry.ts), "muted")),
+            "chain": line((entry.chain, "protected" if entry.chain == "pod" else "muted")),
+            "event": line((plain(entry.event, 40), "protected" if entry.chain == "pod" else "plain")),
+            "text": line((brief(entry.body), "muted")),
+        },
+    )
+
+
+def left_text(seconds: float | None) -> str:
+    """Time left, said to be about so much."""
+    return "" if seconds is None else f"about {duration(seconds)} left"
