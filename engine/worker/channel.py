@@ -128,10 +128,7 @@ class Channel:
 
     def _fill(self) -> None:
         try:
-            if self._socket is None:
-                data = os.read(self._read_fd, _READ_BYTES)
-            else:
-                data = self._receive(self._socket)
+            data = os.read(self._read_fd, _READ_BYTES) if self._socket is None else self._receive(self._socket)
         except BlockingIOError:
             return
         except ConnectionResetError as error:

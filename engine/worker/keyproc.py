@@ -113,9 +113,7 @@ class _KeyProcess:
                 "perturb": perturb_frees(),
                 "tcache_off": os.environ.get("GLIBC_TUNABLES") == ENVIRONMENT["GLIBC_TUNABLES"],
             },
-            "enforcement": {
-                name: seen.as_dict() for name, seen in hardening.harden(hardening.Options()).items()
-            },
+            "enforcement": {name: seen.as_dict() for name, seen in hardening.harden(hardening.Options()).items()},
         }
         if task == "open":
             self.secrets.private = X25519PrivateKey.generate()
@@ -161,10 +159,7 @@ class _KeyProcess:
             {
                 "msg": "opened",
                 "manifest_sha256": manifest_digest(manifest),
-                "files": [
-                    {"name": entry.name, "size": entry.size, "sha256": entry.sha256}
-                    for entry in manifest.files
-                ],
+                "files": [{"name": entry.name, "size": entry.size, "sha256": entry.sha256} for entry in manifest.files],
                 "swept": self.secrets.wipe(),
             }
         )

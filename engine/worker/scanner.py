@@ -9,7 +9,7 @@ Commands (`cmd`), each answered by one message (`msg`):
     memfds: name; descriptors: memfds -> memfds: memfds of a known target, or of a new one without memory
     drop: name                        -> dropped: its descriptors are closed
     patterns; descriptor: a memfd     -> patterns: how many of each class were taken; the memfd is zeroed
-    scan: label, targets              -> scan: label, seconds, targets {name: report, see `isolation.scan`}
+    scan: label, targets              -> scan: label, seconds, targets {name: report}
     end                               -> ended: how many patterns were wiped; the process ends with status 0
 A command that fails is answered by `error` (code, message, hint), and the scanner goes on.
 """

@@ -16,8 +16,8 @@ from engine.sealing.manifest import MANIFEST_NAME
 from engine.sealing.package import SEALED_SUFFIX, SealedPackage, seal_package
 from engine.sealing.release import release_info, seal_release
 from engine.worker.isolation import memfd, patterns
-from engine.worker.isolation.clients import KeyClient, ScannerClient
 from engine.worker.keyproc import ENVIRONMENT
+from tests.unit.worker.isolation.clients import KeyClient, ScannerClient
 
 if TYPE_CHECKING:
     from tests.unit.worker.isolation.conftest import Role, Start

@@ -53,6 +53,16 @@ def test_a_pattern_is_found_once_wherever_it_lies(at: int, around: str) -> None:
     assert searched(store_of(("key", KEY)), bytes(data)) == {"key": 1}
 
 
+@pytest.mark.parametrize(("before", "after"), [(24, 0), (0, 24), (24, 24)])
+@pytest.mark.parametrize("pages", [1, 256])
+def test_zeros_of_a_pattern_may_lie_in_a_page_of_zeros(before: int, after: int, pages: int) -> None:
+    pattern = bytes(before) + KEY + bytes(after)
+    for at in (pages * 4096 - before, (pages + 1) * 4096 - before - len(KEY)):
+        data = bytearray(2 * WINDOW_BYTES)
+        data[at : at + len(pattern)] = pattern
+        assert searched(store_of(("key", pattern)), bytes(data)) == {"key": 1}
+
+
 def test_a_search_counts_like_a_plain_count_in_any_pieces() -> None:
     chooser = random.Random(3)  # noqa: S311
     data = bytearray(256 * 1024)

@@ -9,7 +9,7 @@ import pytest
 from engine.errors import RunError
 from engine.worker.channel import Channel, pair
 from engine.worker.isolation import memfd, patterns
-from engine.worker.isolation.clients import ScannerClient
+from tests.unit.worker.isolation.clients import ScannerClient
 
 if TYPE_CHECKING:
     from tests.unit.worker.isolation.conftest import Script, Start
