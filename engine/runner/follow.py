@@ -7,13 +7,13 @@ import time
 from typing import Final
 
 from engine.errors import GlasshouseError, RemoteError, RunError
+from engine.providers.protocol import Lease
 from engine.remote.launch import Launched, alive
 from engine.remote.reconnect import Reconnecting
 from engine.remote.session import SshSession
 from engine.remote.tail import Tail
 from engine.runner.context import RunContext
 from engine.runner.relying import RelyingParty
-from engine.runner.staging import References
 from engine.wire import RUN_CLOSED, ChainReader, canonical
 
 POLL_SECONDS: Final = 0.2
@@ -25,15 +25,13 @@ STOP_SECONDS: Final = 20.0
 class Follower:
     """One launched supervisor, seen over a link that may come and go."""
 
-    def __init__(
-        self, context: RunContext, link: Reconnecting, run_dir: str, launched: Launched, references: References
-    ) -> None:
+    def __init__(self, context: RunContext, link: Reconnecting, run_dir: str, launched: Launched, lease: Lease) -> None:
         self._context = context
         self._ingest = context.ingest
         self._link = link
         self._run_dir = run_dir
         self._launched = launched
-        self._relying = RelyingParty(context, link, run_dir, references)
+        self._relying = RelyingParty(context, link, run_dir, lease)
         tail = context.writer.tail(context.run_id, "pod")
         reader = ChainReader(context.run_id, head=tail.head, next_seq=tail.next_seq)
         self._tail = Tail(link, f"{run_dir}/events.jsonl", tail.offset, reader)

@@ -146,7 +146,7 @@ class Runner:
                 self.ingest.expected = staging.expected(lease)
                 launched = await staging.deliver(link, lease)
                 self._enter("running")
-                follower = Follower(self.context, link, staging.run_dir(lease), launched, staging.references(lease))
+                follower = Follower(self.context, link, staging.run_dir(lease), launched, lease)
                 await self._follow(self.context, follower, link, staging.run_dir(lease))
         finally:
             if not prepared.done():

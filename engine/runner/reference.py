@@ -1,7 +1,7 @@
 """The reference value of the environment that the local allocation uses: measured here, from the same files.
 
-Hashing 1.5 GB takes seconds, so the result is kept beside a fingerprint of every file's path, size, inode and times; a file
-that was touched since is measured again.
+Hashing 1.5 GB takes seconds, so the result is kept beside a fingerprint of every file's path, size, inode and times; a
+file that was touched since is measured again.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -16,11 +17,38 @@ from typing import Final
 import msgspec
 
 from engine.attestation.measurement import stdlib_roots
-from engine.errors import StoreError
+from engine.errors import GlasshouseError, StoreError
 from engine.sealing.files import write_private
 from engine.worker.attester import measured_environment
 
 CACHE: Final = "environment.json"
+LOWEST_PRIORITY: Final = 19
+
+
+class EnvironmentReference:
+    """Measures in a thread of the lowest priority, so that neither staging nor a segment waits for it."""
+
+    def __init__(self, home: Path, sites: tuple[str, ...]) -> None:
+        self._home = home
+        self._sites = sites
+        self._digest = ""
+        self._error: GlasshouseError | None = None
+        self._thread = threading.Thread(target=self._measure, name="reference", daemon=True)
+        self._thread.start()
+
+    def _measure(self) -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
+        try:
+            self._digest = environment_reference(self._home, self._sites)
+        except GlasshouseError as error:
+            self._error = error
+
+    def result(self) -> str:
+        """Wait for the digest; raises what `environment_reference` raises."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._digest
 
 
 class _Kept(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -29,7 +57,10 @@ class _Kept(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 def environment_reference(home: Path, sites: tuple[str, ...]) -> str:
-    """SHA-256 in hex over interpreter, standard library and `sites`; raises `RefusedError` (`environment_unreadable`)."""
+    """SHA-256 in hex over interpreter, standard library and `sites`.
+
+    Raises `RefusedError` (`environment_unreadable`), `StoreError` (`store_unwritable`).
+    """
     fingerprint = _fingerprint([Path(sys.executable).resolve(), *stdlib_roots(), *map(Path, sites)])
     cache = home / CACHE
     try:

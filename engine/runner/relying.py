@@ -6,6 +6,7 @@ was receipted is sent again byte for byte, never made again.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import time
@@ -22,6 +23,7 @@ from engine.attestation.verifier import AttestationResult, Expectations, apprais
 from engine.attestation.zeroization import Zeroization, read_zeroization, zeroization_faults
 from engine.errors import RefusedError
 from engine.plan import plan_digest
+from engine.providers.protocol import Lease
 from engine.remote.reconnect import Reconnecting
 from engine.runner.context import RunContext
 from engine.runner.staging import CONTENT_KEYS, References
@@ -37,12 +39,12 @@ CIPHERTEXT: Final = "release.bin"
 class RelyingParty:
     """The protected segment's counterpart on the operator's side."""
 
-    def __init__(self, context: RunContext, link: Reconnecting, run_dir: str, references: References) -> None:
+    def __init__(self, context: RunContext, link: Reconnecting, run_dir: str, lease: Lease) -> None:
         self._context = context
         self._ingest = context.ingest
         self._link = link
         self._run_dir = run_dir
-        self._references = references
+        self._lease = lease
         self._nonces = NonceLedger(context.folder.path / NONCES)
         self._sent: set[str] = set()
         self._result: AttestationResult | None = None
@@ -61,7 +63,8 @@ class RelyingParty:
         if self._ingest.states["segment:protected"] == "attesting" and self._ingest.token is None:
             await self._challenge_once()
         if self._ingest.token is not None and self._result is None:
-            self._appraise(self._ingest.token)
+            references = await asyncio.to_thread(self._context.staging.references, self._lease)
+            self._appraise(self._ingest.token, references)
         if self._result is not None and not self._ingest.released:
             await self._answer_result(self._result)
         if self._ingest.zeroization is not None and not self._judged:
@@ -112,8 +115,8 @@ class RelyingParty:
     def _pod_head(self) -> str:
         return self._context.writer.tail(self._context.run_id, "pod").head
 
-    def _expectations(self) -> Expectations:
-        context, references = self._context, self._references
+    def _expectations(self, references: References) -> Expectations:
+        context = self._context
         return Expectations(
             run_id=context.run_id,
             attester_public=self._attester,
@@ -127,13 +130,13 @@ class RelyingParty:
             gpu_uuid=((self._ingest.launch or {}).get("gpu") or {}).get("uuid"),
         )
 
-    def _appraise(self, token: str) -> None:
+    def _appraise(self, token: str, references: References) -> None:
         context = self._context
         policy = context.staging.policy
-        expected = self._expectations()
+        expected = self._expectations(references)
         result = appraise(token, expected=expected, policy=policy, nonces=self._nonces, now=time.time())
         writer, run_id = context.writer, context.run_id
-        writer.evidence(run_id, "reference", msgspec.to_builtins(self._references.measurements))
+        writer.evidence(run_id, "reference", msgspec.to_builtins(references.measurements))
         writer.evidence(run_id, "policy", msgspec.to_builtins(policy))
         writer.evidence(run_id, "result", msgspec.to_builtins(result))
         writer.describe(run_id, tier=result.tier, ear_status=result.status, reason_codes=result.reason_codes)

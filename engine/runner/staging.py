@@ -22,7 +22,7 @@ from engine.remote.session import SshSession
 from engine.runner.folder import RunFolder
 from engine.runner.ingest import Expected
 from engine.runner.journal import Journal
-from engine.runner.reference import environment_reference
+from engine.runner.reference import EnvironmentReference
 from engine.sealing.keyring import read_public
 from engine.sealing.manifest import Manifest
 from engine.sealing.memory import wipe
@@ -73,7 +73,7 @@ class Staging:
         self._bundle = b""
         self._job = b""
         self._prepared: Prepared | None = None
-        self._environment = ""
+        self._reference: EnvironmentReference | None = None
 
     @property
     def is_prepared(self) -> bool:
@@ -93,10 +93,12 @@ class Staging:
         return bundle_digest(self._bundle)
 
     def references(self, lease: Lease) -> References:
-        """The reference values for evidence from this lease."""
+        """The reference values for evidence from this lease; waits until the environment was measured."""
+        if self._reference is None:
+            raise RuntimeError("nothing was prepared yet")
         return References(
             measurements=Measurements(
-                bundle=self.bundle_digest, lock=digest_of(worker_lock()), environment=self._environment
+                bundle=self.bundle_digest, lock=digest_of(worker_lock()), environment=self._reference.result()
             ),
             pod_id=lease.allocation_id,
             ssh_host_key=host_key_digest(lease),
@@ -114,8 +116,8 @@ class Staging:
     def prepare(self) -> None:
         """Build bundle and payload, seal the package. A second call after a restart makes the same payload again."""
         self._bundle = build_bundle()
-        if self.plan.segments != "raw":
-            self._environment = environment_reference(self.folder.home, site_paths())
+        if self.plan.segments != "raw" and self._reference is None:
+            self._reference = EnvironmentReference(self.folder.home, site_paths())
         inputs = self.folder.read_json("inputs.json") or {}
         payload = build_payload(
             self.plan, data_file=_path(inputs.get("dataFile")), model_folder=_path(inputs.get("modelFolder"))
