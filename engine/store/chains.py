@@ -72,37 +72,35 @@ def _take_in(connection: sqlite3.Connection, run: int, kind: str, gathered: list
     if not gathered:
         return
     segment = connection.execute(
-        """SELECT key, (SELECT ifnull(sum(count), 0) FROM series WHERE segment = segments.key) AS had
-        FROM segments WHERE run = ? AND kind = ?""",
+        "SELECT key, elapsed_ns FROM segments WHERE run = ? AND kind = ?",
         (run, kind),
     ).fetchone()
     if segment is None:
         raise WireError(
             f"The allocation reports steps of a {kind} segment that the plan lacks.", code="progress_invalid"
         )
-    expected = segment["had"]
+    had = expected = progress.length(connection, segment["key"])
     for event, steps in gathered:
         if steps.first != expected:
             raise WireError("A progress event does not continue its series.", code="progress_invalid")
         expected += steps.count
         connection.execute(
             "INSERT INTO progress (run, seq, ts, protected, first, count) VALUES (?, ?, ?, ?, ?, ?)",
-            (run, event.seq, _short(event.ts), kind == "protected", steps.first, steps.count),
+            (run, event.seq, short_time(event.ts), kind == "protected", steps.first, steps.count),
         )
     losses = b"".join(steps.losses for _, steps in gathered)
     nanos = b"".join(steps.nanos for _, steps in gathered)
     if not losses:
         return
-    progress.extend(connection, segment["key"], segment["had"], losses, nanos)
+    progress.extend(connection, segment["key"], had, losses, nanos)
     last_loss = progress.unpack_losses(losses[-progress.LOSS_BYTES :])[0]
-    spent = sum(progress.unpack_nanos(nanos))
-    try:
-        connection.execute(
-            "UPDATE segments SET steps = ?, elapsed_ns = elapsed_ns + ?, last_loss = ? WHERE key = ?",
-            (expected, spent, last_loss if math.isfinite(last_loss) else None, segment["key"]),
-        )
-    except OverflowError as error:
-        raise WireError("The allocation reports impossible step times.", code="progress_invalid") from error
+    elapsed = segment["elapsed_ns"] + sum(progress.unpack_nanos(nanos))
+    if elapsed > progress.MOST_NANOS:
+        raise WireError("The allocation reports impossible step times.", code="progress_invalid")
+    connection.execute(
+        "UPDATE segments SET steps = ?, elapsed_ns = ?, last_loss = ? WHERE key = ?",
+        (expected, elapsed, last_loss if math.isfinite(last_loss) else None, segment["key"]),
+    )
 
 
 def read(connection: sqlite3.Connection, run: int, run_id: str, chain: Chain) -> Iterator[Event]:
@@ -156,20 +154,20 @@ def _progress_events(connection: sqlite3.Connection, run: int) -> Iterator[tuple
             losses[first * progress.LOSS_BYTES : last * progress.LOSS_BYTES],
             nanos[first * progress.NANO_BYTES : last * progress.NANO_BYTES],
         )
-        yield row["seq"], _long(row["ts"]), progress.body_of(steps)
+        yield row["seq"], long_time(row["ts"]), progress.body_of(steps)
 
 
-def _short(ts: str) -> int | str:
+def short_time(ts: str) -> int | str:
     """Milliseconds since 1970 where they give back the text, else the text."""
     try:
         moment = datetime.fromisoformat(ts)
         millis = (moment - _EPOCH) // timedelta(milliseconds=1) if moment.tzinfo else None
     except ValueError:
         return ts
-    return millis if millis is not None and _long(millis) == ts else ts
+    return millis if millis is not None and long_time(millis) == ts else ts
 
 
-def _long(stored: int | str) -> str:
+def long_time(stored: int | str) -> str:
     if isinstance(stored, str):
         return stored
     moment = _EPOCH + timedelta(milliseconds=stored)

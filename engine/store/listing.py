@@ -11,7 +11,7 @@ from engine.store.locks import is_alive
 from engine.store.views import FINAL_RUN_STATES, RunState, RunSummary, Source
 
 Sort = Literal["created_at", "label", "overhead_pct", "model"]
-_FEW_RUNS: Final = 5_000
+FEW_RUNS: Final = 5_000
 
 COLUMNS: Final = """runs.*, locks.pid, locks.start_ticks, locks.boot,
     (SELECT steps FROM segments WHERE run = runs.key AND kind = 'raw') AS raw_steps,
@@ -65,7 +65,7 @@ def page(
     if cursor is not None:
         conditions.append(f"({column}, id) {'<' if falling else '>'} (?, ?)")
         values += _place(connection, column, cursor)
-    if _tally(connection, which) < _FEW_RUNS:  # collecting and sorting them beats walking the sorted index
+    if _tally(connection, which) < FEW_RUNS:  # collecting and sorting them beats walking the sorted index
         indexed_by = "runs_by_state"
     order = f"{column} {'DESC' if falling else 'ASC'}, id {'DESC' if falling else 'ASC'}"
     rows = connection.execute(

@@ -17,12 +17,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from engine.plan import Model, Plan, Target
 from engine.store.database import database_path
+from engine.store.listing import Sort
 from engine.store.published import search_text
 from engine.store.reader import Reader
+from engine.store.views import Source
 from engine.store.writer import Writer
 from engine.wire import ChainWriter, Event
 
@@ -34,7 +37,7 @@ GPUS = ("NVIDIA GeForce RTX 4090", "NVIDIA H100 80GB HBM3", "NVIDIA RTX A4000", 
 
 
 def _rows(count: int) -> Iterator[tuple[object, ...]]:
-    noise = random.Random(2)
+    noise = random.Random(2)  # noqa: S311  the same history each time
     for number in range(count):
         run_id = f"{noise.getrandbits(64):016x}"
         seconds = number * 7
@@ -92,7 +95,7 @@ def _pages(short: Reader, long: Reader, rows: int) -> None:
         return reader.runs(limit=1, offset=count * 9 // 10)[0].id
 
     low, high = deep(short, SHORT_HISTORY), deep(long, rows)
-    every = ("mine", "published")
+    every: tuple[Source, ...] = ("mine", "published")
     print(f"{'page of 200, medians':<44}{SHORT_HISTORY:>10,} rows{rows:>8,} rows{'ratio':>10}")
     _compare("newest page", lambda: short.runs(limit=PAGE), lambda: long.runs(limit=PAGE))
     _compare("newest page, published too", lambda: short.runs(every, PAGE), lambda: long.runs(every, PAGE))
@@ -103,17 +106,18 @@ def _pages(short: Reader, long: Reader, rows: int) -> None:
         lambda: short.runs(limit=PAGE, offset=SHORT_HISTORY * 9 // 10),
         lambda: long.runs(limit=PAGE, offset=rows * 9 // 10),
     )
-    for sort in ("overhead_pct", "label", "model"):
+    sorts: tuple[Sort, ...] = ("overhead_pct", "label", "model")
+    for sort in sorts:
         _compare(
             f"by {sort}, 90 % down",
-            lambda sort=sort: short.runs(limit=PAGE, before=low, sort=sort),  # type: ignore[misc]
-            lambda sort=sort: long.runs(limit=PAGE, before=high, sort=sort),  # type: ignore[misc]
+            partial(short.runs, limit=PAGE, before=low, sort=sort),
+            partial(long.runs, limit=PAGE, before=high, sort=sort),
         )
     for text in ("7b h100", "needle", "no such run"):
         _compare(
             f"filter {text!r}",
-            lambda text=text: short.runs(limit=PAGE, text=text),  # type: ignore[misc]
-            lambda text=text: long.runs(limit=PAGE, text=text),  # type: ignore[misc]
+            partial(short.runs, limit=PAGE, text=text),
+            partial(long.runs, limit=PAGE, text=text),
         )
     _compare("count", short.count, long.count)
     _compare("count of 'needle'", lambda: short.count(text="needle"), lambda: long.count(text="needle"))
@@ -126,7 +130,7 @@ def _pages(short: Reader, long: Reader, rows: int) -> None:
 
 def progress_events(run_id: str, steps: int) -> list[Event]:
     """A pod's log of two segments: ten noisy steps an event."""
-    noise, chain = random.Random(3), ChainWriter(run_id)
+    noise, chain = random.Random(3), ChainWriter(run_id)  # noqa: S311  the same noise each time
     events: list[Event] = []
     for kind in ("raw", "protected"):
         for first in range(0, steps // 2, 10):
@@ -159,17 +163,21 @@ def _ingesting(home: Path) -> None:
 
 
 def _starting(home: Path) -> None:
-    bare, reading, empty = "pass", f"Reader(Path({str(home)!r})).runs()", "Reader(Path('/nonexistent')).runs()"
     head = "from pathlib import Path; from engine.store.reader import Reader; "
-    times: dict[str, list[float]] = {"bare": [], "reading": [], "empty": []}
+    codes = {
+        "bare": "pass",
+        "reading": f"{head}Reader(Path({str(home)!r})).runs()",
+        "empty": f"{head}Reader(Path('/nonexistent')).runs()",
+    }
+    times: dict[str, list[float]] = {name: [] for name in codes}
     for _ in range(7):
-        for name, code in (("bare", bare), ("reading", head + reading), ("empty", head + empty)):
-            times[name].append(
-                _milliseconds(lambda code=code: subprocess.run([sys.executable, "-c", code], check=True))
-            )  # type: ignore[misc]
-    medians = {name: statistics.median(some) for name, some in times.items()}
-    print(f"\npython starts in {medians['bare']:.0f} ms; reading the store adds {medians['reading'] - medians['bare']:.0f}"
-          f" ms, an empty home {medians['empty'] - medians['bare']:.0f} ms")  # fmt: skip
+        for name, code in codes.items():
+            times[name].append(_milliseconds(partial(subprocess.run, [sys.executable, "-c", code], check=True)))
+    bare, reading, empty = (statistics.median(some) for some in times.values())
+    print(
+        f"\npython starts in {bare:.0f} ms; reading the store adds {reading - bare:.0f} ms, "
+        f"an empty home {empty - bare:.0f} ms"
+    )
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import GlasshouseError
+from engine.resources import data_path
 from engine.store import published
 from engine.store.published import published_rows, recomputed_overhead
 from engine.store.reader import Reader
@@ -71,9 +72,9 @@ def test_exact_id_wins_over_longer_ones(reader: Reader) -> None:
 
 
 def test_damaged_facts_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    facts = published.data_path(published.FILE).read_text()
+    facts = data_path(published.FILE).read_text()
     (tmp_path / "facts.json").write_text(facts.replace('"rawSteps": 9143', '"rawSteps": 9144'))
-    monkeypatch.setattr(published, "data_path", lambda _name: tmp_path / "facts.json")
+    monkeypatch.setattr("engine.store.published.data_path", lambda _name: tmp_path / "facts.json")
     with pytest.raises(GlasshouseError) as caught:
         published_rows()
     assert caught.value.code == "install_broken"

@@ -1,0 +1,123 @@
+"""The allocations ledger: states in their order, each with its reason, priced by age until settled."""
+
+from __future__ import annotations
+
+import sqlite3
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from engine.errors import StoreError, UsageError
+from engine.plan import Plan
+from engine.store.database import database_path
+from engine.store.reader import Reader
+from engine.store.views import LedgerState
+from engine.store.writer import Writer
+
+NAME = "glasshouse-ab12-run-a-77"
+
+
+@pytest.fixture
+def intended(writer: Writer, plan: Plan) -> Writer:
+    writer.create_run("run-a", plan)
+    writer.allocation_intent("alloc-1", "runpod", NAME, "run-a", gpu_model="NVIDIA H100", price_per_hour=3.6)
+    return writer
+
+
+def test_intent_is_there_before_anything_is_known(reader: Reader, intended: Writer) -> None:
+    (allocation,) = reader.allocations()
+    assert (allocation.id, allocation.name, allocation.provider_id) == ("alloc-1", NAME, None)
+    assert (allocation.ledger_state, allocation.state) == ("intent", "active")
+    assert (allocation.run_id, allocation.run_state, allocation.released_at) == ("run-a", "queued", None)
+
+
+@pytest.mark.parametrize(
+    ("road", "shown"),
+    [
+        (("created", "ready", "releasing", "gone"), "gone"),
+        (("created", "ready", "kept", "releasing", "gone"), "gone"),
+        (("created", "ready", "kept"), "kept"),
+        (("created", "ready", "releasing"), "terminating"),
+        (("created", "releasing", "leaked"), "leaked"),
+        (("created", "releasing", "leaked", "releasing", "gone"), "gone"),
+        (("created", "ready", "releasing", "not_ours"), "not_ours"),
+        (("gone",), "gone"),
+    ],
+)
+def test_roads_of_an_allocation(
+    home: Path, reader: Reader, intended: Writer, road: tuple[LedgerState, ...], shown: str
+) -> None:
+    for state in road:
+        intended.allocation_state("alloc-1", state, f"because {state}")
+    (allocation,) = reader.allocations()
+    assert (allocation.state, allocation.ledger_state, allocation.reason) == (shown, road[-1], f"because {road[-1]}")
+    assert (allocation.released_at is not None) == (shown in ("gone", "not_ours"))
+    assert len(reader.allocations(open_only=True)) == (0 if shown in ("gone", "not_ours") else 1)
+    with sqlite3.connect(database_path(home)) as connection:
+        moves = connection.execute("SELECT state FROM allocation_moves ORDER BY id").fetchall()
+    assert [state for (state,) in moves] == ["intent", *road]
+
+
+@pytest.mark.parametrize(
+    ("road", "impossible"),
+    [
+        (("created", "ready", "releasing", "gone"), "ready"),
+        (("created", "releasing"), "ready"),
+        ((), "ready"),
+        (("created",), "intent"),
+        (("created",), "exploded"),
+        (("created", "not_ours"), "gone"),
+    ],
+)
+def test_impossible_moves_are_refused(
+    reader: Reader, intended: Writer, road: tuple[LedgerState, ...], impossible: LedgerState
+) -> None:
+    for state in road:
+        intended.allocation_state("alloc-1", state)
+    before = reader.allocations()[0].ledger_state
+    with pytest.raises(StoreError) as caught:
+        intended.allocation_state("alloc-1", impossible)
+    assert caught.value.code == "ledger_move"
+    assert reader.allocations()[0].ledger_state == before
+
+
+def test_what_the_provider_tells_is_added(reader: Reader, intended: Writer) -> None:
+    intended.allocation_state("alloc-1", "created", provider_id="pod7", detail={"hostKey": "ssh-ed25519 AAAA"})
+    intended.allocation_state("alloc-1", "ready", price_per_hour=3.7)
+    intended.allocation_state("alloc-1", "ready", spent=1.25)
+    (allocation,) = reader.allocations()
+    assert (allocation.provider_id, allocation.price_per_hour, allocation.spent) == ("pod7", 3.7, 1.25)
+    assert allocation.gpu_model == "NVIDIA H100"
+    assert reader.allocation_detail("alloc-1") == {"hostKey": "ssh-ed25519 AAAA"}
+    assert reader.allocation_detail("none") == {}
+
+
+def test_open_allocation_is_priced_by_its_age(home: Path, plan: Plan) -> None:
+    started = (datetime.now(UTC) - timedelta(hours=2)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    with Writer(home, clock=lambda: started) as writer, Reader(home) as reader:
+        writer.allocation_intent("alloc-1", "runpod", NAME, None, price_per_hour=3.0)
+        writer.allocation_intent("alloc-2", "static", "my-box", None)
+        spent = {allocation.id: allocation.spent for allocation in reader.allocations()}
+    assert spent["alloc-1"] == pytest.approx(6.0, rel=0.01)
+    assert spent["alloc-2"] is None
+
+
+def test_released_allocation_costs_no_more(home: Path) -> None:
+    times = iter(("2026-11-01T00:00:00.000Z", "2026-11-01T00:30:00.000Z"))
+    with Writer(home, clock=lambda: next(times)) as writer, Reader(home) as reader:
+        writer.allocation_intent("alloc-1", "runpod", NAME, None, price_per_hour=3.0)
+        writer.allocation_state("alloc-1", "gone")
+        assert reader.allocations()[0].spent == 1.5
+
+
+def test_name_is_used_once(intended: Writer) -> None:
+    with pytest.raises(StoreError) as caught:
+        intended.allocation_intent("alloc-2", "runpod", NAME, "run-a")
+    assert caught.value.code == "store_conflict"
+
+
+def test_unknown_allocation_says_so(intended: Writer) -> None:
+    with pytest.raises(UsageError) as caught:
+        intended.allocation_state("alloc-9", "gone")
+    assert caught.value.code == "allocation_unknown"
