@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -77,8 +78,13 @@ def test_a_damaged_blob_is_refused(damage: object) -> None:
 def test_a_stream_that_would_inflate_beyond_its_steps_is_stopped() -> None:
     bomb = zlib.compress(bytes(50_000_000), 9)
     blob = struct.pack("<4sQQ", b"GHS1", 2, len(bomb)) + bomb + zlib.compress(bytes(16))
-    with pytest.raises(WireError):
-        unpack_series(blob)
+    tracemalloc.start()
+    try:
+        with pytest.raises(WireError):
+            unpack_series(blob)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_more_steps_than_the_caller_allows_are_refused() -> None:

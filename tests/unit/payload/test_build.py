@@ -143,6 +143,16 @@ def test_rank_targets_and_alpha_reach_the_adapter() -> None:
     assert (config["r"], config["lora_alpha"], config["target_modules"]) == (4, 12, ["q_proj", "v_proj"])
 
 
+def test_the_order_covers_warm_up_and_batch() -> None:
+    def entries(training: dict[str, int]) -> int:
+        plan = changed(target={"steps": 761}, training=training)
+        return len(tensors(build_payload(plan), "tokens.safetensors")["order"])
+
+    assert entries({"warmupSteps": 0}) == 761
+    assert entries({"warmupSteps": 1}) == 2 * 761
+    assert entries({"warmupSteps": 0, "batch": 3}) == 3 * 761
+
+
 def test_a_run_by_time_gets_a_long_order() -> None:
     order = tensors(build_payload(changed(target={"seconds": 900.0})), "tokens.safetensors")["order"]
     assert len(order) > 60_000
