@@ -87,9 +87,7 @@ def test_two_seals_of_one_adapter_are_distinct_artifacts() -> None:
         msgspec.structs.replace(BINDING, nonce_sha256="33" * 32),
     ],
 )
-def test_an_adapter_of_another_run_segment_package_or_nonce_is_refused(
-    other: AdapterBinding, tmp_path: Path
-) -> None:
+def test_an_adapter_of_another_run_segment_package_or_nonce_is_refused(other: AdapterBinding, tmp_path: Path) -> None:
     assert refusal(tmp_path, sealed(b"content", other)) == "adapter_wrong_binding"
 
 
@@ -190,9 +188,7 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
         (b"x", msgspec.structs.replace(BINDING, nonce_sha256="")),
     ],
 )
-def test_nothing_is_sealed_without_content_and_a_sound_binding(
-    content: bytes, binding: AdapterBinding
-) -> None:
+def test_nothing_is_sealed_without_content_and_a_sound_binding(content: bytes, binding: AdapterBinding) -> None:
     with pytest.raises(RefusedError) as caught:
         sealed(content, binding)
     assert caught.value.code == "adapter_binding_invalid"

@@ -156,8 +156,7 @@ def test_processes_that_start_together_agree_on_the_keys(tmp_path: Path) -> None
         "print(OperatorKeys.ensure(Path(sys.argv[1])).key_id)"
     )
     started = [
-        subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE)
-        for _ in range(4)
+        subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE) for _ in range(4)
     ]
     printed = {process.communicate(timeout=60)[0] for process in started}
     assert len(printed) == 1

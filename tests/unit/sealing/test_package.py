@@ -49,9 +49,7 @@ def stream_of(package: SealedPackage, index: int) -> bytes:
     return (package.folder / f"{package.manifest.files[index].name}.sealed").read_bytes()
 
 
-def refused(
-    package: SealedPackage, stream: bytes, *, index: int = 0, manifest: Manifest | None = None
-) -> str:
+def refused(package: SealedPackage, stream: bytes, *, index: int = 0, manifest: Manifest | None = None) -> str:
     """The code of the refusal; also sees that the target holds only zeros then."""
     entry = package.manifest.files[index]
     target = bytearray(b"\xaa" * entry.size)
@@ -101,11 +99,7 @@ def test_a_large_file_is_hashed_beside_its_decryption(tmp_path: Path) -> None:
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    st.dictionaries(
-        st.from_regex(r"[a-z][a-z0-9]{0,8}", fullmatch=True), st.binary(max_size=40_000), min_size=1
-    )
-)
+@given(st.dictionaries(st.from_regex(r"[a-z][a-z0-9]{0,8}", fullmatch=True), st.binary(max_size=40_000), min_size=1))
 def test_any_files_survive_the_round_trip(tmp_path: Path, files: dict[str, bytes]) -> None:
     package = seal(dict(files), tmp_path / "package")
     found = {entry.name: opened(package, index) for index, entry in enumerate(package.manifest.files)}
@@ -221,6 +215,20 @@ def test_a_file_moved_between_names_or_packages_is_refused(tmp_path: Path) -> No
     assert refused(one, stream_of(two, 0), index=0) == "payload_wrong_context"
 
 
+def test_a_files_own_key_does_not_open_it_under_another_name(tmp_path: Path) -> None:
+    package = seal({"a": b"same content", "b": b"same content"}, tmp_path / "package")
+    target = memoryview(bytearray(12))
+    with pytest.raises(RefusedError) as caught:
+        open_file(
+            key_at(package.keys, 0),
+            package.manifest,
+            package.manifest.files[1],
+            io.BytesIO(stream_of(package, 0)),
+            target,
+        )
+    assert caught.value.code == "payload_wrong_context"
+
+
 def test_one_key_does_not_open_the_file_of_another_manifest(package: SealedPackage) -> None:
     other = msgspec.structs.replace(package.manifest, run_id="run-2")
     assert refused(package, stream_of(package, 0), manifest=other) == "payload_wrong_context"
@@ -237,18 +245,12 @@ def test_content_that_is_not_what_the_manifest_says_is_refused(tmp_path: Path) -
     honest = seal({"a": b"promised"}, tmp_path / "package")
     entry = honest.manifest.files[0]
     out = io.BytesIO()
-    encrypt_stream(
-        key_at(honest.keys, 0), file_context(honest.manifest, entry), [memoryview(b"provided")], out.write
-    )
+    encrypt_stream(key_at(honest.keys, 0), file_context(honest.manifest, entry), [memoryview(b"provided")], out.write)
     assert refused(honest, out.getvalue()) == "payload_digest_mismatch"
 
 
-@pytest.mark.parametrize(
-    "target", [memoryview(bytearray(99)), memoryview(bytes(100)), memoryview(bytearray(200))[::2]]
-)
-def test_a_buffer_that_does_not_fit_is_a_mistake_of_the_caller(
-    package: SealedPackage, target: memoryview
-) -> None:
+@pytest.mark.parametrize("target", [memoryview(bytearray(99)), memoryview(bytes(100)), memoryview(bytearray(200))[::2]])
+def test_a_buffer_that_does_not_fit_is_a_mistake_of_the_caller(package: SealedPackage, target: memoryview) -> None:
     entry = package.manifest.files[1]
     with pytest.raises(ValueError, match="exactly"):
         open_file(key_at(package.keys, 1), package.manifest, entry, io.BytesIO(), target)
