@@ -98,9 +98,7 @@ def seal_adapter(
     """
     plain = plain.cast("B")
     if not _sound(binding, len(plain)):
-        raise _refuse(
-            "adapter_binding_invalid", "An adapter needs content, a run, a segment and two digests."
-        )
+        raise _refuse("adapter_binding_invalid", "An adapter needs content, a run, a segment and two digests.")
     context = _context(binding, len(plain))
     public = hpke_public(recipient_public, code="recipient_invalid", what="The operator's recipient key")
     try:
@@ -136,9 +134,7 @@ def _read_header(source: BinaryIO) -> AdapterHeader:
     if not is_canonical:
         raise _refuse("adapter_malformed", "The header of this sealed adapter is not in its canonical form.")
     if header.format != ADAPTER_FORMAT or header.version != ADAPTER_VERSION:
-        raise _refuse(
-            "adapter_malformed", "This kind of sealed adapter is not known here.", "Update glasshouse."
-        )
+        raise _refuse("adapter_malformed", "This kind of sealed adapter is not known here.", "Update glasshouse.")
     if not _sound(header.binding, header.size):
         raise _refuse("adapter_malformed", "The header of this sealed adapter is malformed.")
     return header

@@ -62,9 +62,7 @@ def _derive(passphrase: str, salt: bytes) -> bytes:
 
 
 def _invalid() -> SealingError:
-    return SealingError(
-        "This is not a key backup.", "Choose the file that `key backup` wrote.", code="backup_invalid"
-    )
+    return SealingError("This is not a key backup.", "Choose the file that `key backup` wrote.", code="backup_invalid")
 
 
 def _seal(keys: OperatorKeys, passphrase: str) -> bytes:
@@ -95,9 +93,7 @@ def _parse(data: bytes) -> tuple[_Backup, bytes, bytes]:
         salt = bytes.fromhex(backup.kdf.salt)
     except (WireError, msgspec.ValidationError, binascii.Error, ValueError) as error:
         raise _invalid() from error
-    known = (
-        backup.format == BACKUP_FORMAT and backup.version == 1 and backup.kdf == _Kdf(salt=backup.kdf.salt)
-    )
+    known = backup.format == BACKUP_FORMAT and backup.version == 1 and backup.kdf == _Kdf(salt=backup.kdf.salt)
     if not known or len(salt) != _SALT_BYTES or len(sealed) != sealed_size(_SECRET_BYTES):
         raise _invalid()
     return backup, sealed, salt
@@ -108,9 +104,7 @@ def _open(data: bytes, passphrase: str) -> OperatorKeys:
     secret = bytearray(_SECRET_BYTES)
     key = _derive(passphrase, salt)
     try:
-        decrypt_into(
-            key, backup.context(), io.BytesIO(sealed), memoryview(secret), what="The backup", kind="backup"
-        )
+        decrypt_into(key, backup.context(), io.BytesIO(sealed), memoryview(secret), what="The backup", kind="backup")
         keys = OperatorKeys(
             signing=Ed25519PrivateKey.from_private_bytes(secret[:KEY_BYTES]),
             recipient=X25519PrivateKey.from_private_bytes(secret[KEY_BYTES:]),
@@ -141,9 +135,7 @@ def backup(folder: Path, target_file: Path, passphrase: str, *, key_passphrase: 
     keys = OperatorKeys.load(folder, passphrase if key_passphrase is None else key_passphrase)
     data = _seal(keys, passphrase)
     try:
-        descriptor = os.open(
-            target_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
-        )
+        descriptor = os.open(target_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except FileExistsError as error:
         raise SealingError(
             "The backup file exists already.",

@@ -86,9 +86,7 @@ class _Refusals:
         return RefusedError(f"{self._what} ends too early.", _HINT, code=f"{self._kind}_truncated")
 
     def tampered(self) -> RefusedError:
-        return RefusedError(
-            f"{self._what} was changed after it was sealed.", _HINT, code=f"{self._kind}_tampered"
-        )
+        return RefusedError(f"{self._what} was changed after it was sealed.", _HINT, code=f"{self._kind}_tampered")
 
     def wrong_context(self) -> RefusedError:
         return RefusedError(

@@ -195,9 +195,7 @@ def _replace_files(folder: Path, files: Mapping[str, bytes]) -> None:
 
 def install(folder: Path, keys: OperatorKeys, passphrase: str | None) -> None:
     """Put `keys` into a folder that the caller holds by `locked`, all files or none."""
-    public = PublicKeys(
-        created=keys.created, signing=keys.signing_public.hex(), recipient=keys.recipient_public.hex()
-    )
+    public = PublicKeys(created=keys.created, signing=keys.signing_public.hex(), recipient=keys.recipient_public.hex())
     _replace_files(
         folder,
         {
@@ -210,9 +208,7 @@ def install(folder: Path, keys: OperatorKeys, passphrase: str | None) -> None:
 
 def read_public(folder: Path) -> PublicKeys:
     """The public halves as `public.json` has them; raises `SealingError` (`key_missing`, `key_invalid`)."""
-    damaged = SealingError(
-        f"{PUBLIC_FILE} is damaged.", "Restore the keys from a backup.", code="key_invalid"
-    )
+    damaged = SealingError(f"{PUBLIC_FILE} is damaged.", "Restore the keys from a backup.", code="key_invalid")
     try:
         public = msgspec.convert(parse(read_pem(folder / PUBLIC_FILE)), PublicKeys, strict=True)
     except (WireError, msgspec.ValidationError) as error:

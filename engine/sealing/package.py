@@ -162,9 +162,7 @@ class _Sealer:
         entry = manifest.files[index]
         blocks = _blocks(entry.name, self._files[entry.name], entry.size)
         with private_file(self._out / f"{entry.name}{SEALED_SUFFIX}") as out:
-            encrypt_stream(
-                key_at(keys, index), file_context(manifest, entry), blocks, out.write, self._advance
-            )
+            encrypt_stream(key_at(keys, index), file_context(manifest, entry), blocks, out.write, self._advance)
 
     def discard(self) -> None:
         """Remove what `seal` wrote."""

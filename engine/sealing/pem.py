@@ -71,9 +71,7 @@ def read_pem(path: Path) -> bytes:
     try:
         status = path.lstat()
         if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_PEM_BYTES:
-            raise SealingError(
-                f"{path.name} is not a key file.", "Restore the keys from a backup.", code="key_invalid"
-            )
+            raise SealingError(f"{path.name} is not a key file.", "Restore the keys from a backup.", code="key_invalid")
         if status.st_mode & 0o077:
             raise SealingError(
                 f"Others than you may read {path.name}.", f"Run: chmod 600 {path}", code="key_permissions"
@@ -90,9 +88,7 @@ def read_pem(path: Path) -> bytes:
 def _load(pem: bytes, passphrase: str | None, name: str) -> object:
     encrypted = is_encrypted(pem)
     if encrypted and passphrase is None:
-        raise SealingError(
-            f"{name} is under a passphrase.", "Give the passphrase.", code="key_passphrase_needed"
-        )
+        raise SealingError(f"{name} is under a passphrase.", "Give the passphrase.", code="key_passphrase_needed")
     try:
         return load_pem_private_key(pem, check_passphrase(passphrase) if encrypted and passphrase else None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:

@@ -27,9 +27,7 @@ def hpke_public(raw: bytes, *, code: str, what: str) -> X25519PublicKey:
     try:
         return X25519PublicKey.from_public_bytes(bytes(raw))
     except ValueError as error:
-        raise RefusedError(
-            f"{what} is not an X25519 public key.", "Start the run again.", code=code
-        ) from error
+        raise RefusedError(f"{what} is not an X25519 public key.", "Start the run again.", code=code) from error
 
 
 def release_info(*, evidence_sha256: str, policy_sha256: str, manifest_sha256: str, run_id: str) -> bytes:
@@ -38,9 +36,7 @@ def release_info(*, evidence_sha256: str, policy_sha256: str, manifest_sha256: s
     Raises `SealingError` (`release_info_invalid`) for a malformed digest or run id.
     """
     if not (is_run_id(run_id) and all(map(is_digest, (evidence_sha256, policy_sha256, manifest_sha256)))):
-        raise SealingError(
-            "A release is bound to three SHA-256 digests and a run id.", code="release_info_invalid"
-        )
+        raise SealingError("A release is bound to three SHA-256 digests and a run id.", code="release_info_invalid")
     return canonical(
         {
             "protocol": RELEASE_PROTOCOL,

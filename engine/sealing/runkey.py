@@ -38,9 +38,7 @@ class RunKey:
         Raises `SealingError` (`run_key_exists`, `run_key_unwritable`).
         """
         if (folder / SIGNING_FILE).exists():
-            raise SealingError(
-                "This run has its key already.", "Use `glasshouse resume`.", code="run_key_exists"
-            )
+            raise SealingError("This run has its key already.", "Use `glasshouse resume`.", code="run_key_exists")
         made = cls(run_id, Ed25519PrivateKey.generate(), X25519PrivateKey.generate())
         try:
             write_private(folder / SEALING_FILE, private_pem(made.sealing, None))
