@@ -46,9 +46,12 @@ _PR_GET_SECCOMP: Final = 21
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _PR_GET_NO_NEW_PRIVS: Final = 39
 _SECCOMP_MODE_FILTER: Final = 2
-_MCL_CURRENT_FUTURE_ONFAULT: Final = 1 | 2 | 4
+_MCL_CURRENT: Final = 1
+_MCL_FUTURE: Final = 2
+_MCL_ONFAULT: Final = 4
 _CLONE_NEWNET: Final = 0x4000_0000
-_CAP_SYS_ADMIN: Final = 1 << 21
+_CAP_IPC_LOCK: Final = 14
+_CAP_SYS_ADMIN: Final = 21
 _YAMA: Final = Path("/proc/sys/kernel/yama/ptrace_scope")
 _PROBE_ADDRESS: Final = ("127.0.0.1", 9)
 _MISSING: Final = frozenset({errno.ENOSYS, errno.EOPNOTSUPP})
@@ -132,9 +135,13 @@ class _Fence:
     def mlockall(self) -> Observation:
         if not self._options.lock_memory:
             return Observation(NOT_ATTEMPTED, "not asked for")
-        if libc.mlockall(_MCL_CURRENT_FUTURE_ONFAULT) != 0:
+        unlimited = _has_capability(_CAP_IPC_LOCK) or _memlock_limit() == resource.RLIM_INFINITY
+        # Under a limit, locking what is mapped later would make later allocations fail.
+        if libc.mlockall(_MCL_CURRENT | _MCL_ONFAULT | (_MCL_FUTURE if unlimited else 0)) != 0:
             raise last_error()
-        locked = int(_status("VmLck").split()[0])
+        locked = int(_status("VmLck").partition(" ")[0])
+        if not unlimited:
+            return Observation("failed:memlock_limit", f"{locked} KiB locked, later maps are not")
         return Observation(ENFORCED if locked else "failed:not_observed", f"{locked} KiB locked")
 
     def dontdump(self) -> Observation:
@@ -155,7 +162,7 @@ class _Fence:
     def network_namespace(self) -> Observation:
         if not self._options.network_namespace:
             return Observation(NOT_ATTEMPTED, "not asked for")
-        if not int(_status("CapEff"), 16) & _CAP_SYS_ADMIN:
+        if not _has_capability(_CAP_SYS_ADMIN):
             return Observation(NOT_ATTEMPTED, "no CAP_SYS_ADMIN")
         here = Path("/proc/self/ns/net")
         before = here.readlink()
@@ -229,6 +236,17 @@ def _seccomp() -> Observation:
         if mode == _SECCOMP_MODE_FILTER:
             return Observation(ENFORCED, f"{denied} calls denied")
     return Observation("failed:not_observed", f"mode {mode}")
+
+
+def _has_capability(number: int) -> bool:
+    return bool(int(_status("CapEff"), 16) >> number & 1)
+
+
+def _memlock_limit() -> int:
+    """The soft limit in bytes, raised to the hard one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (hard, hard))
+    return hard
 
 
 def _status(name: str) -> str:
