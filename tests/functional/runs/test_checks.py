@@ -1,0 +1,173 @@
+"""Each check of the row fails when the fact that it rests on is broken; the material is a real pair's."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from engine.records import build_row
+from engine.records.facts import Facts, gather
+from engine.store.reader import Reader
+from engine.store.views import Check, RunView, Series
+from engine.wire import RELEASE_GRANTED, TRAIN_CHECKPOINT, TRAIN_FINISHED, TRAIN_STARTED, Event
+from tests.functional.runs.support import Operator
+
+Finished = tuple[Operator, RunView]
+Change = Callable[[Facts], Facts]
+
+
+@pytest.fixture(scope="session")
+def facts(finished: Finished) -> Facts:
+    """The facts of the finished pair."""
+    operator, view = finished
+    with Reader(operator.home) as reader:
+        return gather(reader, view.summary.id)
+
+
+def _failed(facts: Facts) -> set[str]:
+    _, checks = build_row(facts, state="finished", reason="")
+    return {check.name for check in checks if check.status != "passed"}
+
+
+def _summary(**fields: Any) -> Change:
+    def change(facts: Facts) -> Facts:
+        summary = msgspec.structs.replace(facts.view.summary, **fields)
+        return msgspec.structs.replace(facts, view=msgspec.structs.replace(facts.view, summary=summary))
+
+    return change
+
+
+def _segment(kind: str, **fields: Any) -> Change:
+    def change(facts: Facts) -> Facts:
+        segments = tuple(
+            msgspec.structs.replace(segment, **fields) if segment.kind == kind else segment
+            for segment in facts.view.segments
+        )
+        return msgspec.structs.replace(facts, view=msgspec.structs.replace(facts.view, segments=segments))
+
+    return change
+
+
+def _events(log: str, keep: Callable[[Event], bool]) -> Change:
+    def change(facts: Facts) -> Facts:
+        return msgspec.structs.replace(facts, **{log: [event for event in getattr(facts, log) if keep(event)]})
+
+    return change
+
+
+def _body(log: str, name: str, kind: str | None, **fields: Any) -> Change:
+    def change(facts: Facts) -> Facts:
+        events = []
+        for event in getattr(facts, log):
+            hit = event.event == name and (kind is None or event.body.get("segment") == kind)
+            events.append(msgspec.structs.replace(event, body={**event.body, **fields}) if hit else event)
+        return msgspec.structs.replace(facts, **{log: events})
+
+    return change
+
+
+def _evidence(kind: str, value: Any) -> Change:
+    def change(facts: Facts) -> Facts:
+        evidence = copy.deepcopy(facts.evidence)
+        if value is None:
+            evidence.pop(kind)
+        else:
+            evidence[kind] = {**evidence[kind], **value} if isinstance(evidence[kind], dict) else value
+        return msgspec.structs.replace(facts, evidence=evidence)
+
+    return change
+
+
+def _without_receipt(kind: str) -> Change:
+    def change(facts: Facts) -> Facts:
+        return msgspec.structs.replace(facts, receipts={k: v for k, v in facts.receipts.items() if k != kind})
+
+    return change
+
+
+def _loss(kind: str, index: int, loss: float) -> Change:
+    def change(facts: Facts) -> Facts:
+        old = facts.series[kind]
+        losses = (*old.losses[:index], loss, *old.losses[index + 1 :])
+        series = {**facts.series, kind: Series(losses=losses, nanos=old.nanos)}
+        return msgspec.structs.replace(facts, series=series)
+
+    return change
+
+
+def _time(kind: str, index: int) -> Change:
+    def change(facts: Facts) -> Facts:
+        old = facts.series[kind]
+        nanos = (*old.nanos[:index], old.nanos[index] + 1, *old.nanos[index + 1 :])
+        return msgspec.structs.replace(facts, series={**facts.series, kind: Series(losses=old.losses, nanos=nanos)})
+
+    return change
+
+
+def _plan(**fields: Any) -> Change:
+    return lambda facts: msgspec.structs.replace(facts, plan=msgspec.structs.replace(facts.plan, **fields))
+
+
+def test_the_untouched_facts_pass_every_check(facts: Facts) -> None:
+    assert _failed(facts) == set()
+
+
+@pytest.mark.parametrize(
+    ("check", "change"),
+    [
+        ("attestation_verified", _summary(attestation="rejected")),
+        ("attestation_verified", _summary(attestation="awaiting_evidence")),
+        ("released_after_result", _without_receipt("release")),
+        ("released_after_result", _events("runner_log", lambda event: event.event != "attest.result")),
+        ("released_after_result", _body("runner_log", "attest.result", None, status="contraindicated")),
+        ("trained_after_release", _body("pod_log", "enclave.release_plan_completed", None, runnerHead="0" * 64)),
+        ("trained_after_release", _events("pod_log", lambda event: event.event != TRAIN_STARTED)),
+        ("trained_after_release", _events("runner_log", lambda event: event.event != RELEASE_GRANTED)),
+        ("chains_whole", lambda facts: msgspec.structs.replace(facts, pod_whole=False)),
+        ("chains_whole", lambda facts: msgspec.structs.replace(facts, runner_whole=False)),
+        ("zeroization_proven", _summary(runtime_state="unverified")),
+        ("zeroization_proven", _without_receipt("zeroization")),
+        ("raw_completed", _segment("raw", state="failed")),
+        ("same_allocation", _evidence("identities", {"raw": {"nonce": "another"}})),
+        ("same_allocation", _evidence("identities", None)),
+        ("allocation_gone", _summary(cleanup="leaked")),
+        ("allocation_gone", _summary(cleanup="terminating")),
+        ("allocation_gone", _evidence("allocation_gone", {"count": 1})),
+        ("allocation_gone", _evidence("allocation_gone", None)),
+        ("finite", _segment("protected", final_loss=None)),
+        ("finite", _loss("raw", 3, float("nan"))),
+        ("finite", _body("pod_log", TRAIN_FINISHED, "raw", adapterFinite=False)),
+        ("planned_stop", _segment("raw", stop_reason="cancelled")),
+        ("adapters_distinct", _segment("raw", adapter_sha256=None)),
+        ("adapters_open", _evidence("collected", {"raw": {"status": "wrong", "reason": "x"}})),
+        ("adapters_open", _evidence("collected", {"protected": None})),
+        ("same_losses", _loss("protected", 7, 1.0)),
+        ("same_tensors", _segment("protected", tensor_digest="0" * 64)),
+        ("same_tensors", _body("pod_log", TRAIN_CHECKPOINT, "raw", tensorDigest="0" * 64)),
+        ("step_chain", _time("protected", 5)),
+        ("step_chain", _body("pod_log", TRAIN_FINISHED, "protected", stepChain=None)),
+        ("nothing_injected", _plan(inject_overhead_pct=0.5)),
+    ],
+)
+def test_a_broken_fact_fails_its_check(facts: Facts, check: str, change: Change) -> None:
+    assert check in _failed(change(facts))
+
+
+def test_equal_artifacts_are_refused(facts: Facts) -> None:
+    raw = facts.segment("raw")
+    assert raw is not None
+    assert "adapters_distinct" in _failed(_segment("protected", adapter_sha256=raw.adapter_sha256)(facts))
+
+
+def test_a_row_with_a_failed_check_is_never_clean(facts: Facts) -> None:
+    row, checks = build_row(_summary(cleanup="leaked")(facts), state="finished", reason="")
+    assert row["clean"] is False
+    assert isinstance(checks[0], Check)
+
+
+def test_a_failed_run_is_never_clean_whatever_its_checks(facts: Facts) -> None:
+    assert build_row(facts, state="failed", reason="x")[0]["clean"] is False
