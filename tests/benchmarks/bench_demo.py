@@ -34,7 +34,7 @@ def demo(home: str) -> tuple[float, dict[str, Any]]:
 def stages(row: dict[str, Any], total: float) -> dict[str, float]:
     """Seconds by stage; `rest` is staging, collecting, cleaning and the start of processes."""
     found = {f"{kind} {name}": taken for kind, phases in row["phases"].items() for name, taken in phases.items()}
-    return {**found, "rest": total - sum(found.values()) + row["phases"]["protected"].get("pending", 0.0)}
+    return {**found, "rest": total - sum(found.values())}
 
 
 def main() -> None:
@@ -58,7 +58,7 @@ def main() -> None:
     for name, taken in times.items():
         whole = statistics.median(taken)
         print(
-            f"  {name:24}{whole:8.1f} s   {whole / MUST_SECONDS:.2f} of the limit, {whole / GOAL_SECONDS:.2f} of the goal"
+            f"  {name:24}{whole:8.1f} s   {whole / MUST_SECONDS:.2f} of limit, {whole / GOAL_SECONDS:.2f} of goal"
         )
     print(
         f"  {'training a segment':24}{statistics.median(training):8.1f} s   must be {MUST_TRAIN_SECONDS:.0f} s or more"

@@ -1,0 +1,145 @@
+"""Own data, own model, either order, either target; and the adapter that comes out of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from engine.errors import DataError, PlanError
+from engine.payload.build import build_payload
+from engine.plan import Data, Model, Target, load_plan, preset
+from engine.resources import data_path
+from engine.store.reader import Reader
+from tests.functional.runs.support import Operator, short_plan
+
+SAMPLES = [
+    {"messages": [{"role": "user", "content": f"What is {n} plus {n}?"}, {"role": "assistant", "content": str(2 * n)}]}
+    for n in range(20)
+] + [{"prompt": "Say hello.", "completion": "Hello."}]
+
+
+@pytest.fixture
+def data_file(tmp_path: Path) -> Path:
+    """A small data file with both kinds of sample."""
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n".join(json.dumps(sample) for sample in SAMPLES) + "\n")
+    return path
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Path:
+    """A model folder as a person has one: config, tokenizer, weights."""
+    folder = tmp_path / "my-model"
+    folder.mkdir()
+    files = build_payload(preset("demo")).files
+    for name, target in (("config.json", "config.json"), ("weights.safetensors", "model.safetensors")):
+        content = files[name]
+        assert isinstance(content, bytes)
+        (folder / target).write_bytes(content)
+    (folder / "tokenizer.json").write_bytes(data_path("tiny_model", "tokenizer.json").read_bytes())
+    return folder
+
+
+def test_a_pair_protected_first_by_seconds_is_clean_with_unequal_steps(operator: Operator) -> None:
+    view = operator.finish(operator.start(short_plan(order="protected-first", target=Target(seconds=2.0))))
+    row = view.row
+    assert row is not None, "no row"
+    assert [segment.kind for segment in view.segments] == ["protected", "raw"]
+    assert row["order"] == "protected-first"
+    for kind in ("raw", "protected"):
+        assert row[f"{kind}StopReason"] == "target_seconds"
+        assert row[f"{kind}ElapsedSec"] >= 2.0
+    assert row["clean"] is True, [check for check in row["checks"] if check["status"] == "failed"]
+    with Reader(operator.home) as reader:
+        for kind in ("raw", "protected"):
+            series = reader.series(view.summary.id, kind)  # type: ignore[arg-type]
+            assert sum(series.nanos[:-1]) / 1e9 < 2.0 <= sum(series.nanos) / 1e9
+
+
+def test_private_data_on_a_local_model_runs_protected_and_its_adapter_loads_in_peft(
+    operator: Operator, data_file: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    plan = short_plan(
+        "protected", steps=10, model=Model(source="folder", name="my-model"),
+        data=Data(source="file", name="mine.jsonl", public=False),
+    )  # fmt: skip
+    run_id = operator.start(plan, data_file=data_file, model_folder=model_folder)
+    row = operator.finish(run_id).row
+    assert row is not None
+    assert row["clean"] is True, [check for check in row["checks"] if check["status"] == "failed"]
+    assert (row["rawSteps"], row["overheadPct"]) == (None, None)
+    out = tmp_path / "adapter"
+    command = [sys.executable, "-m", "glasshouse_tui.cli", "--home", str(operator.home), "adapter", run_id, "-o"]
+    subprocess.run([*command, str(out)], check=True, capture_output=True)
+    assert _loaded_sum(model_folder, out) > 0.0
+
+
+def _loaded_sum(model_folder: Path, adapter: Path) -> float:
+    """The sum of all |lora_B| after peft loaded the adapter onto the base model, in a process of its own."""
+    program = """
+import sys, torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(sys.argv[1]), sys.argv[2])
+print(sum(float(p.detach().abs().sum()) for n, p in model.named_parameters() if "lora_B" in n))
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", program, str(model_folder), str(adapter)], check=True, capture_output=True, text=True
+    )
+    return float(ran.stdout.strip().splitlines()[-1])
+
+
+def test_a_pair_on_private_data_is_refused_before_anything_starts(operator: Operator, data_file: Path) -> None:
+    raw: dict[str, Any] = msgspec.to_builtins(short_plan())
+    raw["data"] |= {"source": "file", "name": "mine.jsonl", "public": False}
+    with pytest.raises(PlanError) as caught:
+        operator.start(load_plan(raw), data_file=data_file)
+    assert caught.value.code == "data_not_public"
+    assert not (operator.home / "glasshouse.db").exists()
+
+
+def test_a_stand_in_keeps_the_shape_and_none_of_the_words(operator: Operator, data_file: Path) -> None:
+    data = Data(source="file", name="mine.jsonl", public=False, stand_in=True)
+    run_id = operator.start(short_plan("raw", steps=3, data=data), data_file=data_file)
+    row = operator.finish(run_id).row
+    assert row is not None
+    assert row["state"] == "finished"
+    with Reader(operator.home) as reader:
+        assert reader.evidence(run_id)["payload"]["samples"] == len(SAMPLES)
+
+
+def test_a_bad_line_is_named_and_nothing_is_left_behind(operator: Operator, data_file: Path) -> None:
+    data_file.write_text(data_file.read_text() + '{"messages": []}\n')
+    plan = short_plan("raw", data=Data(source="file", name="mine.jsonl"))
+    with pytest.raises(DataError) as caught:
+        operator.start(plan, data_file=data_file)
+    assert str(len(SAMPLES) + 1) in caught.value.message
+    assert not (operator.home / "runs").exists()
+
+
+def test_data_changed_after_the_start_fails_the_run(operator: Operator, data_file: Path) -> None:
+    blocker = operator.start(short_plan("raw", target=Target(seconds=3.0)))
+    operator.wait(blocker, lambda view: view.summary.state == "running")
+    run_id = operator.start(
+        short_plan("raw", steps=3, data=Data(source="file", name="mine.jsonl")), data_file=data_file
+    )
+    data_file.write_text(data_file.read_text() + json.dumps(SAMPLES[0]) + "\n")
+    row = operator.finish(run_id).row
+    assert row is not None
+    assert row["state"] == "failed"
+    assert "data_changed" in row["reason"]
+    operator.finish(blocker)
+
+
+def test_an_injected_overhead_shows_and_is_never_clean(operator: Operator) -> None:
+    row = operator.finish(operator.start(short_plan(steps=150, inject_overhead_pct=100.0))).row
+    assert row is not None
+    assert row["clean"] is False
+    assert [check["name"] for check in row["checks"] if check["status"] == "failed"] == ["nothing_injected"]
+    assert row["overheadPct"] > 10.0
