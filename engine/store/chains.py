@@ -63,7 +63,7 @@ def append(
     if fresh or (offset is not None and offset > before.offset):
         connection.execute(
             "INSERT OR REPLACE INTO tails (run, chain, next_seq, head, byte_offset) VALUES (?, ?, ?, ?, ?)",
-            (run, chain, seq, head, before.offset if offset is None else max(offset, before.offset)),
+            (run, chain, seq, head, before.offset if offset is None else offset),
         )
     return len(fresh)
 

@@ -5,6 +5,7 @@ Everything that sqlite3 raises leaves here as a `StoreError` with a code of its 
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import zlib
@@ -183,6 +184,8 @@ def _is_ours(name: str) -> bool:
 
 
 def _unusable(home: Path, error: OSError) -> StoreError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return full(home)
     return unwritable(home, (error.strerror or type(error).__name__).lower())
 
 

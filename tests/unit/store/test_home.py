@@ -220,6 +220,12 @@ def test_database_in_a_folder_that_may_not_be_written_is_unwritable(open_folder:
     assert (out.split(), err) == (["store_unwritable", "store_unwritable"], "")
 
 
+def test_reader_cannot_write(reader: Reader, writer: Writer, plan: Plan) -> None:
+    writer.create_run("r1", plan)
+    with pytest.raises(StoreError), reader._reading() as db:
+        db.execute("DELETE FROM transitions")
+
+
 def test_reading_loads_nothing_heavy(home: Path, child: Child) -> None:
     Writer(home).close()
     code = """

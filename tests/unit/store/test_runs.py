@@ -140,6 +140,23 @@ def test_ended_run_stays_ended_but_its_cleanup_goes_on(reader: Reader, writer: W
     assert ended is not None
 
 
+def test_time_of_the_end_stays_when_its_reason_is_told_later(home: Path, plan: Plan) -> None:
+    with Writer(home, clock=Clock()) as writer, Reader(home) as reader:
+        writer.create_run("run-a", plan)
+        writer.transition("run-a", "run", "cancelled")
+        ended = reader.run("run-a").summary.finished_at
+        writer.transition("run-a", "run", "cancelled", "by the operator")
+        summary = reader.run("run-a").summary
+    assert (summary.finished_at, summary.reason) == (ended, "by the operator")
+
+
+def test_row_of_a_cancelled_run_leaves_it_cancelled(reader: Reader, writer: Writer, plan: Plan) -> None:
+    writer.create_run("run-a", plan)
+    writer.transition("run-a", "run", "cancelled")
+    writer.finish("run-a", {"clean": False}, (), "failed")
+    assert reader.run("run-a").summary.state == "cancelled"
+
+
 def test_segment_fields_are_kept_and_phases_merge(reader: Reader, writer: Writer, plan: Plan) -> None:
     writer.create_run("run-a", plan)
     writer.segment("run-a", "raw", phases={"loading": 1.5})
