@@ -186,7 +186,7 @@ class LocalProvider:
                 stdout=log,
                 stderr=log,
                 cwd="/",
-                env={**_environment(), processes.MARK: str(folder), "PYTHONPATH": str(_PACKAGES)},
+                env={**_environment(), processes.MARK: str(folder), "PYTHONPATH": _python_path()},
                 start_new_session=True,
             )
         if await starting.wait() != 0:
@@ -204,6 +204,11 @@ class LocalProvider:
 def _environment() -> dict[str, str]:
     """What of this process's environment the server and its commands may see: no token and no passphrase."""
     return {name: value for name, value in os.environ.items() if name in ENVIRONMENT}
+
+
+def _python_path() -> str:
+    """Where the server's process finds this package and what it imports, installed or not."""
+    return os.pathsep.join(filter(None, (str(_PACKAGES), os.environ.get("PYTHONPATH"))))
 
 
 def gpu_model() -> str:

@@ -86,10 +86,10 @@ async def alive(session: SshSession, pid: int, start: int) -> bool | None:
         if is_link_failure(error) or error.code == "remote_timeout":
             return None
         raise
-    if told.exit_status is None:
-        return None
-    if told.exit_status != 0:
+    if told.exit_status == 1:
         return False
+    if told.exit_status != 0:
+        return None
     state, started = parse_stat(told.stdout)
     return state not in {"Z", "X"} and started == start
 

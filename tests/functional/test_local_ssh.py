@@ -44,10 +44,11 @@ with (folder / "events.jsonl").open("ab", buffering=0) as log:
         log.write(line[: len(line) // 2])
         time.sleep(0.01)
         log.write(line[len(line) // 2 :])
-    while not (folder / "inbox" / "end.json").exists():
+    until = time.monotonic() + 60
+    while not (folder / "inbox" / "end.json").exists() and time.monotonic() < until:
         time.sleep(0.01)
     log.write(to_line(writer.append(RUN_CLOSED, {{}})))
-time.sleep(600)
+time.sleep(60)
 """
 
 

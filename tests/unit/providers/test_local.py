@@ -367,8 +367,21 @@ async def test_commands_see_no_token_of_the_operator(provider: LocalProvider, mo
     async with await provider.open_session(lease) as session:
         told = (await session.run(["env"])).stdout
     assert b"PATH=" in told
+    assert b"PYTHONPATH=" not in told
     assert b"topsecret" not in told
     assert b"topsecret" not in _proc(f"{_server(lease).pid}/environ")
+
+
+async def test_every_command_has_a_session_of_its_own(provider: LocalProvider) -> None:
+    lease = await _ready(provider)
+    server = look(_server(lease).pid)
+    assert server is not None
+    async with await provider.open_session(lease) as session:
+        sessions = {
+            (await session.run(["cut", "-d", " ", "-f", "6", "/proc/self/stat"])).stdout.strip() for _ in range(2)
+        }
+    assert str(server.session).encode() not in sessions
+    assert len(sessions) == 2
 
 
 async def test_the_server_listens_on_loopback_only(provider: LocalProvider) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.providers.processes import MARK, Process, end, is_alive, look, of_folder
+from engine.providers.processes import MARK, Process, end, look, of_folder
 
 SLEEP = "import time; time.sleep(600)"
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
@@ -113,4 +113,5 @@ def test_another_process_with_the_same_number_is_not_ended(start: Started) -> No
     other = start(sys.executable, "-c", SLEEP)
     earlier = other._replace(start=other.start - 1)
     assert end([earlier], grace=0.1) == []
-    assert is_alive(other.pid, other.start)
+    with pytest.raises(subprocess.TimeoutExpired):
+        start.all[-1].wait(0.5)

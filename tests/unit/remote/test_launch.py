@@ -41,11 +41,12 @@ REPORT = """
 WAIT = """
     import time
     (folder / "events.jsonl").write_bytes(b"")
-    while not (folder / "go").exists():
+    until = time.monotonic() + 60
+    while not (folder / "go").exists() and time.monotonic() < until:
         time.sleep(0.01)
     import late
     (folder / "late").write_text(late.WHO)
-    time.sleep(60)
+    time.sleep(30)
 """
 
 
@@ -267,6 +268,7 @@ async def test_launched_over_ssh_it_outlives_the_killed_server(
     _wait_for(folder / "events.jsonl")
     assert await alive(session, launched.pid, launched.start) is True
     assert await alive(session, launched.pid, launched.start + 1) is False
+    assert await alive(session, 2**22, 1) is False
     allocation.kill_server()
     assert await alive(session, launched.pid, launched.start) is None
     async with await allocation.session() as again:
