@@ -210,13 +210,14 @@ def open_for_writing(home: Path) -> sqlite3.Connection:
     path = database_path(home)
     prepare_home(home)
     create_file(path)
-    connection = _open_current(home, path)
-    with translated(path):
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA foreign_keys = ON")
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute("PRAGMA journal_size_limit = 4194304")
-    return connection
+    return _open_current(
+        home,
+        path,
+        "PRAGMA journal_mode = WAL",
+        "PRAGMA foreign_keys = ON",
+        "PRAGMA synchronous = NORMAL",
+        "PRAGMA journal_size_limit = 4194304",
+    )
 
 
 def open_for_reading(home: Path) -> sqlite3.Connection | None:
@@ -224,24 +225,22 @@ def open_for_reading(home: Path) -> sqlite3.Connection | None:
     path = database_path(home)
     if not has_database(home):
         return None
-    connection = _open_current(home, path)
-    with translated(path):
-        connection.execute("PRAGMA query_only = ON")
-    return connection
+    return _open_current(home, path, "PRAGMA query_only = ON")
 
 
-def _open_current(home: Path, path: Path) -> sqlite3.Connection:
+def _open_current(home: Path, path: Path, *pragmas: str) -> sqlite3.Connection:
     with translated(path):
         connection = connect(path)
         try:
-            due = schema_version(connection, path) < SCHEMA_VERSION
+            if schema_version(connection, path) < SCHEMA_VERSION:
+                from engine.store.schema import upgrade  # noqa: PLC0415  sqlite_utils takes 0.2 s to import
+
+                connection.close()
+                upgrade(home)
+                connection = connect(path)
+            for pragma in pragmas:
+                connection.execute(pragma)
         except BaseException:
             connection.close()
             raise
-        if due:
-            from engine.store.schema import upgrade  # noqa: PLC0415  sqlite_utils takes 0.2 s to import
-
-            connection.close()
-            upgrade(home)
-            connection = connect(path)
         return connection

@@ -69,7 +69,8 @@ class Reader:
         """Stop the read that another thread is in; it raises `StoreError` (`store_interrupted`)."""
         connection = self._connection
         if connection is not None:
-            connection.interrupt()
+            with translated(self._path):
+                connection.interrupt()
 
     def exists(self) -> bool:
         """Whether this home has a database; raises `StoreError` for a home that may not be read."""
