@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 from pathlib import Path
 from typing import Final, Literal
 
@@ -117,8 +118,17 @@ class Runner:
                 "Check the disk and the home folder.",
                 code="os_error",
             )
+        except Exception:
+            # Whatever went wrong, the allocation is given back; the traceback goes to the runner's log.
+            traceback.print_exc()
+            self._error = RunError(
+                "The runner met an error of its own.", f"See logs/runner-{self.run_id}.log.", code="internal_error"
+            )
         self._enter("cleaning", self._error.message if self._error else "")
-        await self.allocation.end()
+        try:
+            await self.allocation.end()
+        except GlasshouseError as error:
+            self._error = self._error or error
 
     async def _wait_for_allocation(self) -> None:
         while self.plan.provider.name in {"local", "static"} and not self.writer.claim_allocation(self._lock_name()):

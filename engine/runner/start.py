@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 import subprocess
@@ -10,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from engine.errors import RunError, UsageError
+from engine.errors import RunError, StoreError, UsageError
 from engine.plan import Plan, checked, plan_digest
 from engine.runner.folder import LOGS, RunFolder
 from engine.store.reader import Reader
@@ -64,9 +65,10 @@ def start_run(
             folder.destroy()
             raise
         writer.receipt(run_id, "delegation", delegation)
-        if plan.segments == "raw":
-            writer.evidence(run_id, "protection", {"status": "not_requested"})
-    spawn_runner(home, run_id)
+        pid = spawn_runner(home, run_id)
+        # In its name, so that nobody takes the run for orphaned while it imports.
+        with contextlib.suppress(StoreError):
+            writer.claim_runner(run_id, pid)
     return run_id
 
 

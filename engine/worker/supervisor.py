@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -116,6 +115,4 @@ def main(argv: Sequence[str]) -> int:
     # An exception, so that the segment's own clean-up runs.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
     supervisor = Supervisor(options.dir, options.site)
-    status = supervisor.run()
-    time.sleep(0.5)
-    return status
+    return supervisor.run()
