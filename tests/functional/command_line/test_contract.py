@@ -169,6 +169,7 @@ def test_a_reader_that_leaves_early_gets_no_complaint(cli: CommandLine) -> None:
     running.stdout.close()
     _, complaint = running.communicate(timeout=30)
     assert (running.returncode, complaint) == (1, b"")
+    assert not (cli.home / "logs").exists()
 
 
 def test_what_nobody_foresaw_is_one_sentence_and_a_private_log(cli: CommandLine) -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,6 +20,20 @@ from glasshouse_tui.commands.follow import Interrupts, exit_code, start_and_foll
 
 if TYPE_CHECKING:
     from tests.unit.cli.conftest import Scene
+
+
+@pytest.fixture(autouse=True)
+def _not_for_ever() -> Iterator[None]:
+    """A wait that never ends fails its test."""
+
+    def expired(_number: int, _frame: FrameType | None) -> None:
+        raise TimeoutError("the waiting did not end")
+
+    before = signal.signal(signal.SIGALRM, expired)
+    signal.alarm(30)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @contextmanager
