@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
+from textual import events
 from textual.app import SystemCommand
 from textual.binding import BindingType
 from textual.screen import Screen
@@ -68,6 +69,7 @@ class GlasshouseApp(RequestingApp):
         self.farewell: list[str] = []
         self._open_first = open_run
         self._restored: dict[str, dict[str, Any]] = {}
+        self._acted = False
 
     async def on_mount(self) -> None:
         """Show Fleet, leave cleanly on signals, and read only once the first frame is out."""
@@ -78,6 +80,12 @@ class GlasshouseApp(RequestingApp):
         self.install_screen(HistoryScreen(), "history")
         await self.push_screen("fleet")
         self.screen.call_after_refresh(self._start_reading)
+
+    async def on_event(self, event: events.Event) -> None:
+        """Once somebody pressed a key, nothing of an earlier session moves what they see."""
+        if isinstance(event, events.Key):
+            self._acted = True
+        await super().on_event(event)
 
     def on_unmount(self) -> None:
         """End the feed's thread however the app ends."""
@@ -202,6 +210,8 @@ class GlasshouseApp(RequestingApp):
         theme = settings.get("theme")
         if theme in THEME_ORDER and not self.no_color:
             self.theme = theme
+        if self._acted:
+            return
         for name in _LISTS:
             self._restored[name] = found if isinstance(found := settings.get(name), dict) else {}
             screen = self.get_screen(name)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from datetime import UTC, datetime
 from typing import Any, Final
 
+_GPU_NOISE: Final = re.compile(r"\b(NVIDIA|GeForce|Blackwell|\d+GB|HBM\d\w*)\b ?")
 DASH: Final = "\u2013"
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 _SELF_NAMING: Final = ("segment", "state", "status", "reason", "message", "text")
@@ -79,7 +81,7 @@ def short_id(run_id: str) -> str:
 
 def gpu(name: str | None) -> str:
     """A GPU's model without what every one of its maker's names has."""
-    return DASH if not name else plain(name.replace("NVIDIA ", "").replace("GeForce ", ""), 40)
+    return DASH if not name else plain(_GPU_NOISE.sub("", name).strip(), 40)
 
 
 def model(name: str) -> str:
@@ -148,7 +150,7 @@ def words(name: str) -> str:
 def brief(body: dict[str, Any], limit: int = 200) -> str:
     """The short scalar fields of an event between dots; what names itself goes without its name, blobs are left out."""
     parts: list[str] = []
-    for key, value in body.items():
+    for key, value in sorted(body.items(), key=_naming_first):
         if isinstance(value, bool):
             shown = "yes" if value else "no"
         elif isinstance(value, float):
@@ -161,6 +163,10 @@ def brief(body: dict[str, Any], limit: int = 200) -> str:
             continue
         parts.append(shown if key in _SELF_NAMING else f"{plain(key, 24)} {shown}")
     return plain(" · ".join(parts), limit)
+
+
+def _naming_first(item: tuple[str, Any]) -> int:
+    return _SELF_NAMING.index(item[0]) if item[0] in _SELF_NAMING else len(_SELF_NAMING)
 
 
 def _is_digest(value: str) -> bool:

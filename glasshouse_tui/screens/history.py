@@ -29,14 +29,21 @@ from glasshouse_tui.window import SORTS, SOURCES, Question, Where, Window, read
 COLUMNS: Final = (
     Column("label", "LABEL", 12, flex=2),
     Column("created_at", "DATE", 16, drop=4),
-    Column("model", "MODEL", 16, flex=2),
-    Column("gpu", "GPU", 12, flex=1, drop=5),
+    Column("model", "MODEL", 19, flex=2),
+    Column("gpu", "GPU", 10, flex=1, drop=5),
     Column("steps", "RAW / PROT.", 15, align="right", drop=6),
     Column("overhead_pct", "OVERHEAD", 9, align="right"),
     Column("attestation", "ATTESTED", 10, flex=1, drop=3),
-    Column("verdict", "VERDICT", 12),
+    Column("verdict", "VERDICT", 11),
     Column("id", "ID", 8, flex=1, drop=7),
 )
+_SOURCE_WORDS: Final = {"all": "all rows", "mine": "mine", "published": "published"}
+_ORDERS: Final = {
+    "created_at": ("newest first", "oldest first"),
+    "label": ("label Z to A", "label A to Z"),
+    "model": ("model Z to A", "model A to Z"),
+    "overhead_pct": ("highest overhead first", "lowest overhead first"),
+}
 _DEBOUNCE_SECONDS: Final = 0.15
 _REREAD_SECONDS: Final = 1.0
 _FALLING_FIRST: Final = ("created_at", "overhead_pct")
@@ -237,15 +244,12 @@ class HistoryScreen(ConsoleScreen):
 
     def _show_listed(self) -> None:
         window, table = self._window, self.query_one("#rows", RowTable)
-        which = {"all": "all rows", "mine": "mine", "published": "published"}[self._question.source]
+        asked = self._question
+        first = line((f"{window.first + table.cursor + 1:,}", "strong"), (f" of {window.total:,}", "muted"))
         if not window.total:
-            said = "no row matches" if self._question.text else "no rows"
-            self.query_one("#listed", Lines).show([line((f"{said} · {which}", "muted"))])
-            return
-        place = window.first + table.cursor + 1
-        self.query_one("#listed", Lines).show(
-            [line((f"{place:,}", "strong"), (f" of {window.total:,} · {which}", "muted"))]
-        )
+            first = line(("no row matches" if asked.text else "no rows", "muted"))
+        order = _ORDERS[asked.sort][not asked.descending]
+        self.query_one("#listed", Lines).show([first, line((f"{_SOURCE_WORDS[asked.source]}, {order}", "muted"))])
 
 
 def history_row(run: RunSummary) -> Row:

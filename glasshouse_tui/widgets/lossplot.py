@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from rich.text import Text
@@ -104,37 +104,35 @@ def draw(picture: Picture) -> str:
     """A picture as ANSI text of its size. Steps lie across, up to the limit where it is known; losses up."""
     import plotext
 
-    size, theme, curves = picture.size, picture.theme, picture.curves
-    finite = {kind: [(s, v) for s, v in curve if math.isfinite(v)] for kind, curve in curves.items()}
-    everything = [point for curve in finite.values() for point in curve]
-    if not everything:
+    (columns, lines), theme = picture.size, picture.theme
+    finite = {kind: [(s, v) for s, v in curve if math.isfinite(v)] for kind, curve in picture.curves.items()}
+    most = max([picture.limit or 1, *(curve[-1][0] for curve in finite.values() if curve)])
+    means = {kind: _means(curve, most, max(1, columns - _AXIS_CELLS)) for kind, curve in finite.items() if curve}
+    if not means:
         return "No finite loss yet."
-    most = max(picture.limit or 0, *(step for step, _ in everything))
-    low, high = min(value for _, value in everything), max(value for _, value in everything)
+    values = [value for curve in means.values() for _, value in curve]
+    low, high = min(values), max(values)
     with _PLOTEXT:
         figure = plotext.figure
         plotext.terminal.limit(False, False)
         figure.clear()
-        figure.plot_size(*size)
+        figure.plot_size(columns, lines)
         figure.axes(False, axis="both", side="both")
         figure.axes(True, axis="both", side=0)
         plotext.add_theme(theme, text=_pixel(plotext, theme, "muted"))
         figure.theme(theme)
-        steps = figure.ruler("x", 0).lim(0, most)
-        steps.ticks(*_ticks([most * part / _TICKS for part in range(_TICKS + 1)], lambda step: f"{step:,.0f}"))
-        losses = figure.ruler("y", 0)
+        places = [most * part / _TICKS for part in range(_TICKS + 1)]
+        figure.ruler("x", 0).lim(0, most).ticks(places, [f"{place:,.0f}" for place in places])
         if high > low:
-            losses.lim(low, high).ticks(*_ticks([low, (low + high) / 2, high], _short_loss))
+            heights = [low, (low + high) / 2, high]
+            figure.ruler("y", 0).lim(low, high).ticks(heights, [_short_loss(height) for height in heights])
         for kind in ("raw", "protected"):
-            curve = finite.get(kind)
-            if not curve:
-                continue
-            crosses = kind == "protected" and bool(finite.get("raw"))
-            if crosses:
-                curve = _thinned(curve, most, max(1, (size[0] - _AXIS_CELLS) // _CELLS_A_CROSS))
-            marker = plotext.marker(_CROSS if crosses else _LINE, _pixel(plotext, theme, kind))
-            signal = figure.signal([step for step, _ in curve], [value for _, value in curve], marker=marker)
-            figure.draw(signal if crosses else signal.lines())
+            if curve := means.get(kind):
+                crosses = kind == "protected" and "raw" in means
+                marker = plotext.marker(_CROSS if crosses else _LINE, _pixel(plotext, theme, kind))
+                shown = curve[::_CELLS_A_CROSS] if crosses else curve
+                signal = figure.signal([step for step, _ in shown], [value for _, value in shown], marker=marker)
+                figure.draw(signal if crosses else signal.lines())
         return str(figure.build().string(colorless=is_colourless(theme)))
 
 
@@ -142,16 +140,12 @@ def _short_loss(value: float) -> str:
     return f"{value:.2f}" if abs(value) >= 0.1 else loss(value)
 
 
-def _ticks(places: list[float], write: Callable[[float], str]) -> tuple[list[float], list[str]]:
-    return places, [write(place) for place in places]
-
-
-def _thinned(curve: Curve, most: int, marks: int) -> list[tuple[int, float]]:
-    """One point for each of `marks` equal stretches of the steps up to `most`, and the newest."""
-    kept: dict[int, tuple[int, float]] = {}
+def _means(curve: Curve, most: int, places: int) -> list[tuple[int, float]]:
+    """At most one point, the mean, for each of `places` equal stretches of the steps up to `most`."""
+    stretches: dict[int, list[tuple[int, float]]] = {}
     for step, value in curve:
-        kept.setdefault(step * marks // (most + 1), (step, value))
-    return [*kept.values(), curve[-1]]
+        stretches.setdefault(step * places // (most + 1), []).append((step, value))
+    return [(points[0][0], sum(value for _, value in points) / len(points)) for points in stretches.values()]
 
 
 def _pixel(plotext: object, theme: str, name: str) -> object:

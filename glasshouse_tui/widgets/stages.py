@@ -14,7 +14,7 @@ from textual.widget import Widget
 from glasshouse_tui.bindings import STAGES, bindings_for
 from glasshouse_tui.figures import Stage
 from glasshouse_tui.format import clock, duration, plain
-from glasshouse_tui.states import POINTER, look
+from glasshouse_tui.states import POINTER, Look, look
 from glasshouse_tui.widgets.paint import Line, Span, content_of, fit, line, width_of
 
 _LEAST_CELL: Final = 17
@@ -122,7 +122,7 @@ class StageRow(Widget, can_focus=True):
 
     def _cell(self, place: int, width: int) -> Line:
         stage = self._stages[place]
-        shown = look("stage", stage.status)
+        shown = _look(stage)
         chosen = self.has_focus and place == self._place()
         name = "accent" if chosen else "strong" if stage.status == "current" else _word_tone(stage)
         left = line((f"{POINTER if chosen else shown.shape} ", "accent" if chosen else shown.tone), (stage.name, name))
@@ -132,7 +132,7 @@ class StageRow(Widget, can_focus=True):
     def _shapes(self) -> Line:
         spans: list[Span] = []
         for place, stage in enumerate(self._stages):
-            shown = look("stage", stage.status)
+            shown = _look(stage)
             chosen = self.has_focus and place == self._place()
             spans += [(POINTER if chosen else shown.shape, "accent" if chosen else shown.tone), (" ", "plain")]
         return tuple(spans)
@@ -141,7 +141,7 @@ class StageRow(Widget, can_focus=True):
         stage = self.chosen
         if stage is None:
             return ()
-        shown = look("stage", stage.status)
+        shown = _look(stage)
         spans = line((stage.name, "strong"))
         if self._columns(self.content_size.width) == 0:
             spans = line((f"{shown.shape} ", shown.tone)) + spans
@@ -154,6 +154,12 @@ class StageRow(Widget, can_focus=True):
         if stage.since and width_of(spans) < 40:
             spans += line((f"  {'at' if stage.name == 'done' else 'since'} {clock(stage.since)}", "muted"))
         return spans
+
+
+def _look(stage: Stage) -> Look:
+    """A pending segment waits; it is not at work."""
+    waits = stage.name == "pending" and stage.status == "current"
+    return look("segment", "pending") if waits else look("stage", stage.status)
 
 
 def _word_tone(stage: Stage) -> str:

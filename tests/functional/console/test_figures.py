@@ -1,0 +1,131 @@
+"""What is derived from a stored run: stages, progress, time left, overhead, live checks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from engine.store.reader import Reader
+from engine.store.views import RunView
+from glasshouse_tui import figures
+from glasshouse_tui.live_checks import checks_of
+
+if TYPE_CHECKING:
+    from tests.functional.console.conftest import Story
+
+RUN = "b81e44d0a6c1"
+
+
+def view_of(story: Story, run_id: str = RUN) -> RunView:
+    with Reader(story.home) as reader:
+        return reader.run(run_id)
+
+
+def named(story: Story, kind: str) -> dict[str, figures.Stage]:
+    return {stage.name: stage for stage in figures.stages(view_of(story), kind, story.clock())}
+
+
+def test_a_stage_lasts_until_the_next_one_and_the_present_one_until_now(story: Story) -> None:
+    story.half(RUN)
+    story.clock.tick(5)
+    stages = named(story, "protected")
+    assert stages["releasing"].seconds == pytest.approx(1.2)
+    assert stages["training"].status == "current"
+    assert stages["training"].seconds == pytest.approx(600 * 0.0129 + 5)
+    assert (stages["sealing"].status, stages["sealing"].seconds) == ("waiting", None)
+    assert stages["attesting"].reason == "evidence on a fresh nonce"
+
+
+def test_the_stage_that_failed_carries_the_reason_and_the_rest_was_never_reached(story: Story) -> None:
+    story.queue(RUN)
+    story.allocate(RUN)
+    story.stage(RUN, "raw", "launching")
+    story.stage(RUN, "raw", "failed", "the trainer was killed", after=2.0)
+    stages = named(story, "raw")
+    assert (stages["launching"].status, stages["launching"].reason) == ("failed", "the trainer was killed")
+    assert stages["launching"].seconds == pytest.approx(2.0)
+    assert stages["training"].status == "skipped"
+
+
+def test_a_reason_that_is_added_later_does_not_restart_a_stage(story: Story) -> None:
+    story.queue(RUN)
+    story.allocate(RUN)
+    story.stage(RUN, "raw", "launching")
+    story.move(RUN, "segment:raw", "launching", "the pod is slow", after=3.0)
+    story.clock.tick(1)
+    stage = named(story, "raw")["launching"]
+    assert stage.reason == "the pod is slow"
+    assert stage.seconds == pytest.approx(4.0)
+
+
+def test_progress_counts_both_segments(story: Story) -> None:
+    story.half(RUN)
+    view = view_of(story)
+    assert figures.run_share(view) == pytest.approx(0.75)
+    active = figures.active_segment(view)
+    assert active is not None
+    assert active.kind == "protected"
+
+
+def test_time_left_of_a_step_budget_comes_from_the_measured_rate(story: Story) -> None:
+    story.half(RUN)
+    assert figures.seconds_left(view_of(story)) == pytest.approx(600 * 0.0129, rel=0.01)
+
+
+def test_time_left_is_unknown_before_the_first_step_and_gone_at_the_end(story: Story) -> None:
+    story.queue(RUN)
+    assert figures.seconds_left(view_of(story)) is None
+    story.whole("3f9a1c0d77b2")
+    assert figures.seconds_left(view_of(story, "3f9a1c0d77b2")) is None
+
+
+def test_the_overhead_is_provisional_until_the_row_stands(story: Story) -> None:
+    story.half(RUN)
+    live = figures.overhead(view_of(story))
+    assert live is not None
+    assert live[0] == pytest.approx(0.78, abs=0.05)
+    assert live[1] == figures.PROVISIONAL
+    story.finish(RUN)
+    final = figures.overhead(view_of(story))
+    assert final is not None
+    assert final[1] == figures.SINGLE_PAIR
+
+
+def test_there_is_no_overhead_before_both_segments_have_steps(story: Story) -> None:
+    story.queue(RUN)
+    story.allocate(RUN)
+    story.raw(RUN)
+    assert figures.overhead(view_of(story)) is None
+
+
+def test_live_checks_turn_as_states_decide_them(story: Story) -> None:
+    story.queue(RUN)
+    before = {check.name: check.status for check in checks_of(view_of(story))}
+    assert set(before.values()) == {"pending"}
+    story.allocate(RUN)
+    story.raw(RUN)
+    story.protect(RUN)
+    after = {check.name: check.status for check in checks_of(view_of(story))}
+    assert after["attestation_verified"] == after["raw_completed"] == "passed"
+    assert after["zeroization_proven"] == after["same_losses"] == "pending"
+
+
+def test_a_lone_segment_has_no_check_of_the_other(story: Story) -> None:
+    story.queue(RUN, segments="raw")
+    checks = {check.name: check.status for check in checks_of(view_of(story))}
+    assert checks["attestation_verified"] == checks["same_losses"] == "not_applicable"
+
+
+def test_the_final_verdict_replaces_the_live_checks(story: Story) -> None:
+    story.whole(RUN)
+    view = view_of(story)
+    assert checks_of(view) == view.checks
+    assert {check.status for check in view.checks} == {"passed"}
+
+
+def test_a_published_row_has_no_stages_and_no_checks(story: Story) -> None:
+    view = view_of(story, "pub-lora-05b-15m")
+    assert figures.stages(view, "raw", story.clock()) == ()
+    assert checks_of(view) == ()
+    assert figures.overhead(view) == (0.86, figures.SINGLE_PAIR)
