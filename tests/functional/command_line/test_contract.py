@@ -158,9 +158,10 @@ def test_closed_streams_end_in_no_traceback(cli: CommandLine, streams: str) -> N
     assert (done.code, done.err) == (0, "")
 
 
-def test_a_reader_that_leaves_early_gets_no_complaint(cli: CommandLine) -> None:
+@pytest.mark.parametrize("command", ["presets", "runs"])
+def test_a_reader_that_leaves_early_gets_no_complaint(cli: CommandLine, command: str) -> None:
     running = subprocess.Popen(
-        [*cli.command, "presets"],
+        [*cli.command, command],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=cli.environment({"GLASSHOUSE_HOME": str(cli.home)}),
