@@ -158,13 +158,13 @@ def test_closed_streams_end_in_no_traceback(cli: CommandLine, streams: str) -> N
     assert (done.code, done.err) == (0, "")
 
 
-@pytest.mark.parametrize("command", ["presets", "runs"])
-def test_a_reader_that_leaves_early_gets_no_complaint(cli: CommandLine, command: str) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_leaves_early_gets_no_complaint(cli: CommandLine, unbuffered: str) -> None:
     running = subprocess.Popen(
-        [*cli.command, command],
+        [*cli.command, "runs"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=cli.environment({"GLASSHOUSE_HOME": str(cli.home)}),
+        env=cli.environment({"GLASSHOUSE_HOME": str(cli.home), "PYTHONUNBUFFERED": unbuffered}),
     )
     assert running.stdout is not None
     running.stdout.close()
