@@ -11,8 +11,10 @@ import hashlib
 import io
 import os
 import posixpath
+from collections import deque
+from contextlib import aclosing
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Final, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar, cast
 
 import asyncssh
 
@@ -21,15 +23,20 @@ from engine.remote.failures import disk_full, translated
 from engine.wire import sha256_hex
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator
 
     from engine.remote.session import SshSession
 
-CHUNK_BYTES: Final = 8 * 1024 * 1024
+T = TypeVar("T")
+
+BLOCK_BYTES: Final = 1024 * 1024
+IN_FLIGHT: Final = 16
+WINDOW_BYTES: Final = BLOCK_BYTES * IN_FLIGHT
 READ_BYTES: Final = 256 * 1024
 READ_BACK_BYTES: Final = 256 * 1024
 SPARE_BYTES: Final = 4 * 1024 * 1024
 HASH_SECONDS_PER_GIB: Final = 60.0
+HASH_SCRIPT: Final = 'openssl dgst -sha256 -r <"$1" 2>/dev/null || sha256sum <"$1"'
 
 
 async def upload(
@@ -114,17 +121,41 @@ async def read_block(remote: asyncssh.SFTPClientFile, path: str, offset: int, mo
 async def _fetch(session: SshSession, remote: str, size: int, write: Callable[[bytes], object]) -> str:
     sftp = await session.sftp()
     digest = hashlib.sha256()
-    done = 0
     with translated("reading", remote):
         async with await sftp.open(remote, "rb", encoding=None) as source:
-            while done < size:
-                block = cast("bytes", await source.read(min(CHUNK_BYTES, size - done), done))
-                if not block or len(block) > size - done:
-                    raise RemoteError(f"{remote} changed while it was read.", code="remote_changed")
-                digest.update(block)
-                write(block)
-                done += len(block)
+            parts = ((source.read(length, offset), length) for offset, length in _blocks(0, size))
+            async with aclosing(in_order(parts)) as blocks:
+                async for read, length in blocks:
+                    block = cast("bytes", read)
+                    if len(block) != length:
+                        raise RemoteError(f"{remote} changed while it was read.", code="remote_changed")
+                    digest.update(block)
+                    write(block)
     return digest.hexdigest()
+
+
+def _blocks(start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Offset and length of each block from `start` to `end`."""
+    for offset in range(start, end, BLOCK_BYTES):
+        yield offset, min(BLOCK_BYTES, end - offset)
+
+
+async def in_order(parts: Iterable[tuple[Coroutine[Any, Any, T], int]]) -> AsyncGenerator[tuple[T, int], None]:
+    """Run transfers with `IN_FLIGHT` of them under way and give each result, with its number, in order."""
+    waiting: deque[tuple[asyncio.Task[T], int]] = deque()
+    try:
+        for transfer, number in parts:
+            waiting.append((asyncio.create_task(transfer), number))
+            if len(waiting) == IN_FLIGHT:
+                task, done = waiting.popleft()
+                yield await task, done
+        while waiting:
+            task, done = waiting.popleft()
+            yield await task, done
+    finally:
+        for task, _ in waiting:
+            task.cancel()
+        await asyncio.gather(*(task for task, _ in waiting), return_exceptions=True)
 
 
 def _open_source(source: bytes | Path) -> BinaryIO:
@@ -143,11 +174,11 @@ def _identity(source: bytes | Path) -> tuple[int, str]:
 
 
 async def _resume_at(session: SshSession, part: str, total: int) -> int:
-    """Where to go on: one chunk before the end of what arrived, for the last chunk may have holes."""
+    """Where to go on: one window before the end of what arrived, for the last window may have holes."""
     arrived = await session.size(part)
     if arrived is None or arrived > total:
         return 0
-    return max(0, arrived - CHUNK_BYTES)
+    return max(0, arrived - WINDOW_BYTES)
 
 
 async def _require_room(session: SshSession, remote: str, needed: int) -> None:
@@ -183,12 +214,14 @@ async def _send(
             async with await opened as target:
                 with _open_source(source) as file:
                     file.seek(start)
-                    sent = start
-                    while block := file.read(min(CHUNK_BYTES, total - sent)):
-                        await target.write(block, sent)
-                        sent += len(block)
-                        if progress:
-                            progress(sent, total)
+                    parts = (
+                        (target.write(file.read(length), offset), offset + length)
+                        for offset, length in _blocks(start, total)
+                    )
+                    async with aclosing(in_order(parts)) as written:
+                        async for _, sent in written:
+                            if progress:
+                                progress(sent, total)
                 await target.chmod(mode)
                 await _flush(target)
     except OSError as error:
@@ -217,8 +250,8 @@ async def _remote_digest(session: SshSession, remote: str, size: int) -> str:
     """SHA-256 of a remote file: a large one is hashed there if it has the tool, others are read back."""
     if size > READ_BACK_BYTES:
         limit = 60.0 + size / 2**30 * HASH_SECONDS_PER_GIB
-        told = await session.run(["sha256sum", "--", remote], timeout=limit)
-        digest = told.stdout.removeprefix(b"\\")[:64].decode("ascii", "replace")
+        told = await session.run(["sh", "-c", HASH_SCRIPT, "sh", remote], timeout=limit)
+        digest = told.stdout[:64].decode("ascii", "replace")
         if told.exit_status == 0 and len(digest) == 64:
             return digest
     return await _fetch(session, remote, size, _discard)

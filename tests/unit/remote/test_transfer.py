@@ -15,12 +15,12 @@ from engine.errors import RemoteError
 from engine.providers.local_sftp import RootedSftp
 from engine.remote.endpoint import Endpoint, LinkLimits
 from engine.remote.session import SshSession
-from engine.remote.transfer import CHUNK_BYTES
+from engine.remote.transfer import BLOCK_BYTES, IN_FLIGHT, WINDOW_BYTES, in_order
 
 if TYPE_CHECKING:
     from tests.unit.remote.conftest import Allocation
 
-CONTENT = os.urandom(4 * CHUNK_BYTES + 12345)
+CONTENT = os.urandom(2 * WINDOW_BYTES + 12345)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ async def test_an_upload_cut_by_a_killed_server_goes_on_where_it_was(
     target = folder / "weights"
 
     def cut(sent: int, _total: int) -> None:
-        if sent >= 3 * CHUNK_BYTES:
+        if sent == WINDOW_BYTES + 12 * BLOCK_BYTES:
             allocation.kill_server()
 
     first = await allocation.session()
@@ -115,10 +115,10 @@ async def test_an_upload_cut_by_a_killed_server_goes_on_where_it_was(
     async with await allocation.session() as second:
         await second.upload(source, str(target), progress=lambda sent, _: told.append(sent))
     assert target.read_bytes() == CONTENT
-    assert told[0] > 2 * CHUNK_BYTES
+    assert told[0] > 10 * BLOCK_BYTES
 
 
-@pytest.mark.parametrize("size", [CHUNK_BYTES + 1000, len(CONTENT), len(CONTENT) + 1000])
+@pytest.mark.parametrize("size", [WINDOW_BYTES + 1000, len(CONTENT), len(CONTENT) + 1000])
 async def test_a_part_with_other_bytes_is_not_trusted(
     session: SshSession, folder: Path, source: Path, size: int
 ) -> None:
@@ -261,3 +261,19 @@ async def test_an_unwritable_place_is_named(session: SshSession, folder: Path, t
     with pytest.raises(RemoteError) as caught:
         await session.download(str(folder / "file"), tmp_path / "none" / "got", 100)
     assert caught.value.code == "local_unwritable"
+
+
+async def test_blocks_under_way_are_bounded_and_come_in_order() -> None:
+    under_way, most = 0, 0
+
+    async def transfer(number: int) -> int:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(0.001 * (number % 3))
+        under_way -= 1
+        return number
+
+    parts = ((transfer(number), number) for number in range(5 * IN_FLIGHT))
+    assert [result async for result in in_order(parts)] == [(number, number) for number in range(5 * IN_FLIGHT)]
+    assert most == IN_FLIGHT
