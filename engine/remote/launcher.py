@@ -116,7 +116,7 @@ def become_supervisor(go: int, fate: int, bundle: int, run_dir: str, sites: list
             if int(entry.name) > 2 and int(entry.name) != bundle:
                 with contextlib.suppress(OSError):  # the listing's own descriptor is closed by now
                     os.set_inheritable(int(entry.name), False)
-        argv = [sys.executable, "-I", "-S", f"/proc/self/fd/{bundle}", "supervisor", "--dir", run_dir]
+        argv = [sys.executable, "-I", "-S", "-B", f"/proc/self/fd/{bundle}", "supervisor", "--dir", run_dir]
         for site in sites:
             argv += ["--site", site]
         kept = {name: value for name, value in os.environ.items() if name in ENVIRONMENT}

@@ -9,7 +9,15 @@ import msgspec
 
 from engine.errors import GlasshouseError
 from engine.plan import Plan
-from engine.providers.protocol import EmptyProof, Lease, Provider, Scope, Spec, allocation_name
+from engine.providers.protocol import (
+    EmptyProof,
+    Lease,
+    LedgerEntry,
+    Provider,
+    Scope,
+    Spec,
+    allocation_name,
+)
 from engine.runner.folder import RunFolder
 from engine.runner.journal import Journal
 from engine.store.ledger import AllocationFields
@@ -69,10 +77,10 @@ class Allocation:
             nothing = "nothing was acquired"
             self._record(EmptyProof(scope=(), listings=0, count=0, others=None, at=utc_now(), statement=nothing))
             return
-        lease = self._lease()
         self._writer.transition(self._run_id, "cleanup", "terminating")
         self._writer.allocation_state(entry["id"], "releasing")
         try:
+            lease = self._lease() or await self._found(entry["name"])
             if lease is not None:
                 await self._provider.release(lease)
             proof = await self._provider.prove_empty(
@@ -92,6 +100,11 @@ class Allocation:
             self._writer.allocation_state(entry["id"], "leaked", proof.statement)
             self._writer.transition(self._run_id, "cleanup", "leaked", proof.statement)
         self._record(proof)
+
+    async def _found(self, name: str) -> Lease | None:
+        """The lease of an allocation that was asked for, but whose answer was lost."""
+        seen = await self._provider.reconcile([LedgerEntry(name=name)])
+        return next((found.lease for found in seen.ours if found.name == name), None)
 
     def _record(self, proof: EmptyProof) -> None:
         body = msgspec.to_builtins(proof)

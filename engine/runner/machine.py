@@ -9,6 +9,7 @@ from typing import Final, Literal
 
 from engine.errors import GlasshouseError, RunError
 from engine.plan import load_plan
+from engine.providers import provider_for
 from engine.providers.protocol import Lease, Provider
 from engine.records import build_row
 from engine.records.facts import gather
@@ -21,7 +22,6 @@ from engine.runner.folder import RunFolder
 from engine.runner.follow import Follower
 from engine.runner.ingest import Ingest
 from engine.runner.journal import Journal
-from engine.runner.providers import provider_for
 from engine.runner.signing import sign_row
 from engine.runner.staging import Staging
 from engine.store.reader import Reader

@@ -115,7 +115,11 @@ class Staging:
 
     def prepare(self) -> None:
         """Build bundle and payload, seal the package. A second call after a restart makes the same payload again."""
-        self._bundle = build_bundle()
+        stored_bundle = self.folder.read(BUNDLE)
+        self._bundle = stored_bundle or build_bundle()
+        if stored_bundle is None:
+            # Kept, so that a runner of a newer version goes on with what was launched.
+            self.folder.write(BUNDLE, self._bundle)
         if self.plan.segments != "raw" and self._reference is None:
             self._reference = EnvironmentReference(self.folder.home, site_paths())
         inputs = self.folder.read_json("inputs.json") or {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import secrets
@@ -36,12 +35,12 @@ def start_run(
     """
     from engine.attestation.receipts import delegate
     from engine.payload.build import plan_with_digests
-    from engine.runner.providers import provider_for
+    from engine.providers import preflight
     from engine.sealing.keys import OperatorKeys
     from engine.sealing.runkey import RunKey
 
     plan = checked(plan)
-    asyncio.run(provider_for(plan.provider.name, home).preflight())
+    preflight(plan.provider.name, home)
     plan = checked(plan_with_digests(plan, data_file=data_file, model_folder=model_folder))
     run_id = secrets.token_hex(6)
     with Writer(home) as writer:
@@ -106,5 +105,7 @@ def spawn_runner(home: Path, run_id: str) -> int:
             stderr=log,
             start_new_session=True,
             cwd="/",
+            # Caches written while the environment is measured would change it.
+            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
         )
     return process.pid
