@@ -20,7 +20,7 @@ from typing import Final
 import msgspec
 
 from engine.attestation.reasons import refusal
-from engine.errors import WireError
+from engine.errors import RefusedError, WireError
 from engine.sealing.files import write_private
 from engine.wire import canonical, parse
 
@@ -64,7 +64,7 @@ class NonceLedger:
         self._boot = boot
 
     def issue(self, run_id: str) -> bytes:
-        """A fresh nonce for one run; raises `RefusedError` (`nonce_state_damaged`)."""
+        """A fresh nonce for one run; raises `RefusedError` (`nonce_state_damaged`, `nonce_state_unwritable`)."""
         nonce = os.getrandom(NONCE_BYTES)
         made = _Issued(nonce=_text(nonce), run_id=run_id, boot=self._boot(), at=self._clock())
         with self._locked():
@@ -84,7 +84,7 @@ class NonceLedger:
         """Use a nonce up; it counts as used from here on whatever comes of it.
 
         Raises `RefusedError`: `nonce_unknown`, `nonce_other_run`, `nonce_replayed`, `nonce_expired`,
-        `nonce_state_damaged`.
+        `nonce_state_damaged`, `nonce_state_unwritable`: nothing is accepted that could not be recorded.
         """
         with self._locked():
             state = self._read()
@@ -106,7 +106,10 @@ class NonceLedger:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         lock = self._path.with_name(f"{self._path.name}.lock")
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise _unusable(error) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
@@ -128,7 +131,14 @@ class NonceLedger:
         return state
 
     def _write(self, state: _State) -> None:
-        write_private(self._path, canonical(msgspec.to_builtins(state)))
+        try:
+            write_private(self._path, canonical(msgspec.to_builtins(state)))
+        except OSError as error:
+            raise _unusable(error) from error
+
+
+def _unusable(error: OSError) -> RefusedError:
+    return refusal("nonce_state_unwritable", error.strerror or "")
 
 
 def _text(nonce: bytes) -> str:

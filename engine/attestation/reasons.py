@@ -35,6 +35,10 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
     "nonce_replayed": ("The evidence answers a nonce that was used before.", _TAMPERED),
     "nonce_other_run": ("The evidence answers a nonce of another run.", _TAMPERED),
     "nonce_state_damaged": ("The record of issued nonces is damaged.", "Start the run again."),
+    "nonce_state_unwritable": (
+        "The record of issued nonces cannot be written.",
+        "Free some space or choose another --home.",
+    ),
     # binding
     "run_mismatch": ("The evidence belongs to another run.", _TAMPERED),
     "measurement_mismatch": (

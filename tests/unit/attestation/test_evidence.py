@@ -232,7 +232,7 @@ JSON = st.recursive(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_signed_json_raises_anything_but_our_error(world: World, data: st.DataObject) -> None:
     from engine.errors import WireError

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -127,6 +129,19 @@ def test_a_damaged_state_refuses_and_never_accepts(world: World, data: bytes) ->
     world.ledger_path.unlink()
 
 
+def test_redeeming_waits_for_whoever_holds_the_record(tmp_path: Path) -> None:
+    ledger = NonceLedger(tmp_path / "nonces.json")
+    nonce = ledger.issue("run-1")
+    redeeming = threading.Thread(target=ledger.redeem, args=(nonce, "run-1"))
+    with (tmp_path / "nonces.json.lock").open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        redeeming.start()
+        redeeming.join(0.3)
+        assert redeeming.is_alive()
+    redeeming.join(30)
+    assert refusal(ledger, nonce) == "nonce_replayed"
+
+
 def test_two_processes_cannot_both_redeem(tmp_path: Path) -> None:
     path = tmp_path / "nonces.json"
     nonce = NonceLedger(path).issue("run-1")
@@ -140,3 +155,15 @@ def test_two_processes_cannot_both_redeem(tmp_path: Path) -> None:
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     printed = sorted(process.communicate(timeout=60)[0].strip() for process in started)
     assert printed == ["accepted", "nonce_replayed", "nonce_replayed"]
+
+
+def test_a_nonce_whose_use_cannot_be_recorded_is_not_accepted(tmp_path: Path) -> None:
+    ledger = NonceLedger(tmp_path / "run" / "nonces.json")
+    with pytest.raises(RefusedError) as caught:
+        ledger.issue("run-1")
+    assert caught.value.code == "nonce_state_unwritable"
+    (tmp_path / "run").mkdir()
+    nonce = ledger.issue("run-1")
+    (tmp_path / "run" / "nonces.json.lock").unlink()
+    (tmp_path / "run" / "nonces.json.lock").symlink_to(tmp_path / "elsewhere")
+    assert refusal(ledger, nonce) == "nonce_state_unwritable"

@@ -136,7 +136,8 @@ def test_no_result_and_no_accepted_result_release_anything(world: World) -> None
     denied = world.appraise(world.token(world.claims(debug=True)))
     missing = no_evidence(expected=world.expected, policy=world.policy)
     forced = msgspec.structs.replace(denied, status="warning")
-    for result in (None, denied, missing, forced):
+    withdrawn = msgspec.structs.replace(world.appraise(world.token()), status="contraindicated")
+    for result in (None, denied, missing, forced, withdrawn):
         assert refusal(lambda given=result: release(world, given, random_keys(1))) == "release_before_result"  # type: ignore[misc]
 
 

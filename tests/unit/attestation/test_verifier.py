@@ -175,6 +175,7 @@ def test_a_lifetime_that_the_attester_stretches_does_not_help(world: World) -> N
     [
         ({"not_a_hardware_tee_claim": False}, "tier_overclaimed"),
         ({"tier": "snp"}, "tier_overclaimed"),
+        ({"tier": "snp", "submods": {"cpu": {"report": "AAAA"}}}, "tier_overclaimed"),
         ({"tier": "snp", "not_a_hardware_tee_claim": False}, "tier_overclaimed"),
         (
             {"tier": "snp", "not_a_hardware_tee_claim": False, "submods": {"cpu": {"report": "AAAA"}}},
