@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -123,7 +124,7 @@ def seal_adapter(
     return digest.hexdigest()
 
 
-def _read_header(source: BinaryIO) -> AdapterHeader:
+def _read_header(source: io.BufferedReader) -> AdapterHeader:
     line = source.readline(MAX_HEADER_BYTES)
     try:
         raw = parse(line)

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 from engine.errors import RefusedError, SealingError
-from engine.sealing.cobblestone import BLOCK_BYTES, decrypt_into, encrypt_stream
+from engine.sealing.cobblestone import BLOCK_BYTES, Source, decrypt_into, encrypt_stream
 from engine.sealing.files import open_regular, private_file
 from engine.sealing.manifest import (
     MANIFEST_NAME,
@@ -34,7 +34,7 @@ from engine.wire import canonical, utc_now
 
 SEALED_SUFFIX: Final = ".sealed"
 _THREADS: Final = 2
-_WORTH_THREADS: Final = 8 * BLOCK_BYTES
+_WORTH_THREADS: Final = 8 * 1024 * 1024
 
 Progress = Callable[[int, int], None]
 
@@ -228,7 +228,7 @@ def read_manifest(folder: Path) -> Manifest:
         return parse_manifest(file.read(MAX_MANIFEST_BYTES + 1))
 
 
-def open_sealed(folder: Path, entry: FileEntry) -> BinaryIO:
+def open_sealed(folder: Path, entry: FileEntry) -> io.BufferedReader:
     """The sealed bytes of one file; links and special files are refused (`payload_missing`)."""
     check_name(entry.name)
     return open_regular(folder / f"{entry.name}{SEALED_SUFFIX}", entry.name)
@@ -238,7 +238,7 @@ def open_file(
     key: bytes | bytearray | memoryview,
     manifest: Manifest,
     entry: FileEntry,
-    source: BinaryIO,
+    source: Source,
     target: memoryview,
 ) -> None:
     """Decrypt one file of a package into `target`, a writable buffer of exactly `entry.size` bytes.
