@@ -10,31 +10,29 @@ from engine.errors import GlasshouseError
 from engine.measure.digest import tensor_digest
 from engine.remote.reconnect import Reconnecting
 from engine.runner.context import RunContext
+from engine.runner.folder import ADAPTER_CONFIG, ADAPTER_FILES
 from engine.sealing.adapter import AdapterBinding, open_adapter
 from engine.sealing.keyring import OperatorKeys
 from engine.wire import sha256_hex
 from engine.worker.training.tensors import read_header
 
 MAX_ADAPTER_BYTES: Final = 4 * 1024**3
-RAW_FILE: Final = "raw.safetensors"
-SEALED_FILE: Final = "protected.sealed"
-CONFIG_FILE: Final = "adapter_config.json"
 
 
 async def collect(context: RunContext, link: Reconnecting, run_dir: str) -> None:
     """Download each adapter that the log names, check it, and keep what was seen as evidence."""
     target = context.folder.adapters
     target.mkdir(mode=0o700, parents=True, exist_ok=True)
-    (target / CONFIG_FILE).write_bytes(context.staging.adapter_config())
+    (target / ADAPTER_CONFIG).write_bytes(context.staging.adapter_config())
     seen: dict[str, Any] = {}
     if "raw" in context.ingest.adapters:
-        path = target / RAW_FILE
+        path = target / ADAPTER_FILES["raw"]
         await link.call(
             lambda session: session.download(f"{run_dir}/outbox/raw/adapter.safetensors", path, MAX_ADAPTER_BYTES)
         )
         seen["raw"] = _judge(path.read_bytes(), context.ingest.adapters["raw"])
     if "protected" in context.ingest.adapters:
-        sealed = target / SEALED_FILE
+        sealed = target / ADAPTER_FILES["protected"]
         await link.call(
             lambda session: session.download(f"{run_dir}/outbox/protected/adapter.sealed", sealed, MAX_ADAPTER_BYTES)
         )

@@ -13,6 +13,8 @@ from engine.errors import StoreError
 RUNS: Final = "runs"
 ADAPTERS: Final = "adapters"
 LOGS: Final = "logs"
+ADAPTER_FILES: Final = {"raw": "raw.safetensors", "protected": "protected.sealed"}
+ADAPTER_CONFIG: Final = "adapter_config.json"
 
 
 class RunFolder:

@@ -65,9 +65,7 @@ class Runner:
                 return self.state
             self.journal = Journal(self.writer, self.run_id)
             self.ingest = Ingest(self.writer, self.reader, self.run_id)
-            self.allocation = Allocation(
-                self.writer, self.reader, self.provider, self.plan, self.run_id, self.folder, self.journal
-            )
+            self.allocation = Allocation(self.writer, self.reader, self.provider, self.plan, self.run_id, self.journal)
             watch = asyncio.create_task(self._watch_requests())
             try:
                 await self._drive()
@@ -107,6 +105,7 @@ class Runner:
         try:
             await self._wait_for_allocation()
             if self.state != "cleaning":
+                self._check_folder()
                 await self._until_collected()
         except CancelledRun as error:
             self._error = error
@@ -129,6 +128,14 @@ class Runner:
             await self.allocation.end()
         except GlasshouseError as error:
             self._error = self._error or error
+
+    def _check_folder(self) -> None:
+        if not self.folder.path.is_dir():
+            raise RunError(
+                "The private folder of this run is gone, and with it the keys to go on.",
+                "Start the run again.",
+                code="run_folder_missing",
+            )
 
     async def _wait_for_allocation(self) -> None:
         while self.plan.provider.name in {"local", "static"} and not self.writer.claim_allocation(self._lock_name()):

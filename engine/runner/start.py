@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from engine.errors import RunError, StoreError, UsageError
+from engine.errors import StoreError, UsageError
 from engine.plan import Plan, checked, plan_digest
 from engine.runner.folder import LOGS, RunFolder
 from engine.store.reader import Reader
@@ -82,12 +82,6 @@ def resume_run(home: Path, run_id: str) -> None:
     if not summary.orphaned:
         raise UsageError(
             f"Run {run_id} has a runner already.", f"Follow it with `glasshouse watch {run_id}`.", code="run_locked"
-        )
-    if not RunFolder(home, run_id).path.is_dir():
-        raise RunError(
-            f"The private folder of run {run_id} is gone, so it cannot go on.",
-            f"End it with `glasshouse cancel {run_id}`.",
-            code="run_folder_missing",
         )
     spawn_runner(home, run_id)
 

@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from engine.errors import RefusedError, SealingError, UsageError
-from engine.runner.folder import RunFolder
+from engine.runner.folder import ADAPTER_CONFIG, ADAPTER_FILES, RunFolder
 from engine.store.views import RunView
 from engine.wire import sha256_hex
 from glasshouse_tui.commands.base import RUN_ID, Session, Subcommand, session_of
@@ -22,8 +22,6 @@ from glasshouse_tui.commands.passphrase import KEYS, passphrase_if_needed, passp
 
 Kind = Literal["raw", "protected"]
 
-FILES: Final = {"raw": "raw.safetensors", "protected": "protected.sealed"}
-CONFIG: Final = "adapter_config.json"
 WEIGHTS: Final = "adapter_model.safetensors"
 
 
@@ -59,9 +57,9 @@ def adapter(
     source = _source(session, view, kind)
     weights = source.read_bytes() if kind == "raw" else _opened(session, view, source, passphrase_file)
     _check(view, kind, weights)
-    _write_folder(output, {WEIGHTS: weights, CONFIG: (source.parent / CONFIG).read_bytes()})
+    _write_folder(output, {WEIGHTS: weights, ADAPTER_CONFIG: (source.parent / ADAPTER_CONFIG).read_bytes()})
     if session.json:
-        emit_json({"id": view.summary.id, "segment": kind, "folder": str(output), "files": [WEIGHTS, CONFIG]})
+        emit_json({"id": view.summary.id, "segment": kind, "folder": str(output), "files": [WEIGHTS, ADAPTER_CONFIG]})
     else:
         emit_text(f"The {kind} adapter of run {view.summary.id} is in {output}.")
     return 0
@@ -75,7 +73,7 @@ def _refuse_filled(folder: Path) -> None:
 def _source(session: Session, view: RunView, kind: Kind) -> Path:
     run_id = view.summary.id
     folder = RunFolder(session.home, run_id).adapters
-    source = folder / FILES[kind]
+    source = folder / ADAPTER_FILES[kind]
     if view.summary.segments not in ("pair", kind):
         raise UsageError(f"Run {run_id} has no {kind} segment.", "Leave --segment out.", code="adapter_missing")
     if view.summary.source == "published":
@@ -84,7 +82,7 @@ def _source(session: Session, view: RunView, kind: Kind) -> Path:
             "Only runs of your own have adapters here.",
             code="adapter_missing",
         )
-    if not source.is_file() or not (folder / CONFIG).is_file():
+    if not source.is_file() or not (folder / ADAPTER_CONFIG).is_file():
         raise SealingError(
             f"Run {run_id} has no {kind} adapter here: it is {view.summary.state}.",
             f"`glasshouse show {run_id}` says how far it came.",

@@ -9,11 +9,20 @@ from typing import Any
 import msgspec
 import pytest
 
+from engine.plan import Target
 from engine.records import build_row
 from engine.records.facts import Facts, gather
 from engine.store.reader import Reader
 from engine.store.views import Check, RunView, Series
-from engine.wire import RELEASE_GRANTED, TRAIN_CHECKPOINT, TRAIN_FINISHED, TRAIN_STARTED, Event
+from engine.wire import (
+    RELEASE_GRANTED,
+    RUN_CLOSED,
+    TRAIN_CHECKPOINT,
+    TRAIN_FINISHED,
+    TRAIN_STARTED,
+    Event,
+    canonical,
+)
 from tests.functional.runs.support import Operator
 
 Finished = tuple[Operator, RunView]
@@ -129,6 +138,10 @@ def test_the_untouched_facts_pass_every_check(facts: Facts) -> None:
         ("trained_after_release", _events("runner_log", lambda event: event.event != RELEASE_GRANTED)),
         ("chains_whole", lambda facts: msgspec.structs.replace(facts, pod_whole=False)),
         ("chains_whole", lambda facts: msgspec.structs.replace(facts, runner_whole=False)),
+        ("chains_whole", _events("pod_log", lambda event: event.event != RUN_CLOSED)),
+        ("chains_whole", _events("runner_log", lambda event: event.event != RUN_CLOSED)),
+        ("chains_whole", _body("runner_log", RUN_CLOSED, None, podHead="0" * 64)),
+        ("chains_whole", _body("pod_log", RUN_CLOSED, None, runnerHead="0" * 64)),
         ("zeroization_proven", _summary(runtime_state="unverified")),
         ("zeroization_proven", _without_receipt("zeroization")),
         ("raw_completed", _segment("raw", state="failed")),
@@ -139,15 +152,19 @@ def test_the_untouched_facts_pass_every_check(facts: Facts) -> None:
         ("allocation_gone", _evidence("allocation_gone", {"count": 1})),
         ("allocation_gone", _evidence("allocation_gone", None)),
         ("finite", _segment("protected", final_loss=None)),
+        ("finite", _segment("raw", final_loss=1.0)),
         ("finite", _loss("raw", 3, float("nan"))),
         ("finite", _body("pod_log", TRAIN_FINISHED, "raw", adapterFinite=False)),
         ("planned_stop", _segment("raw", stop_reason="cancelled")),
+        ("planned_stop", _segment("raw", steps=59)),
+        ("planned_stop", _plan(target=Target(seconds=3600.0))),
         ("adapters_distinct", _segment("raw", adapter_sha256=None)),
         ("adapters_open", _evidence("collected", {"raw": {"status": "wrong", "reason": "x"}})),
         ("adapters_open", _evidence("collected", {"protected": None})),
         ("same_losses", _loss("protected", 7, 1.0)),
         ("same_tensors", _segment("protected", tensor_digest="0" * 64)),
         ("same_tensors", _body("pod_log", TRAIN_CHECKPOINT, "raw", tensorDigest="0" * 64)),
+        ("same_tensors", _body("pod_log", TRAIN_CHECKPOINT, "raw", step=["no", "number"])),
         ("step_chain", _time("protected", 5)),
         ("step_chain", _body("pod_log", TRAIN_FINISHED, "protected", stepChain=None)),
         ("nothing_injected", _plan(inject_overhead_pct=0.5)),
@@ -155,6 +172,23 @@ def test_the_untouched_facts_pass_every_check(facts: Facts) -> None:
 )
 def test_a_broken_fact_fails_its_check(facts: Facts, check: str, change: Change) -> None:
     assert check in _failed(change(facts))
+
+
+def test_a_wrong_raw_adapter_is_seen_behind_a_sealed_one(facts: Facts) -> None:
+    first = _plan(order="protected-first")(facts)
+    sealed = _evidence("collected", {"protected": {"status": "sealed"}})
+    assert "adapters_open" in _failed(sealed(first))
+    wrong = _evidence("collected", {"protected": {"status": "sealed"}, "raw": {"status": "wrong", "reason": "x"}})
+    _, checks = build_row(wrong(first), state="finished", reason="")
+    assert {check.name: check.status for check in checks}["adapters_open"] == "failed"
+
+
+def test_step_times_of_zero_leave_a_row(facts: Facts) -> None:
+    old = facts.series["raw"]
+    nanos = (0,) * (len(old.nanos) - 1) + (60_000_000_000,)
+    series = {**facts.series, "raw": Series(losses=old.losses, nanos=nanos)}
+    row, _ = build_row(msgspec.structs.replace(facts, series=series), state="finished", reason="")
+    canonical(row)
 
 
 def test_equal_artifacts_are_refused(facts: Facts) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import time
 
@@ -76,6 +77,22 @@ def test_a_supervisor_killed_ends_in_an_honest_failure(operator: Operator) -> No
     assert view.row is not None
     assert view.row["state"] == "failed"
     assert "supervisor_died" in view.row["reason"]
+    assert view.summary.cleanup == "gone"
+    assert operator.processes(run_id) == []
+
+
+def test_a_run_whose_private_folder_is_gone_ends_in_an_honest_failure(operator: Operator) -> None:
+    run_id = operator.start(short_plan("raw", target=Target(seconds=60.0)))
+    operator.wait(run_id, lambda view: _training(view, "raw"))
+    runner = operator.runner(run_id)
+    runner.send_signal(signal.SIGKILL)
+    runner.wait(10)
+    shutil.rmtree(operator.home / "runs" / run_id)
+    operator.resume(run_id)
+    view = operator.finish(run_id)
+    assert view.row is not None, operator.log_of(run_id)
+    assert view.row["state"] == "failed"
+    assert "run_folder_missing" in view.row["reason"]
     assert view.summary.cleanup == "gone"
     assert operator.processes(run_id) == []
 
