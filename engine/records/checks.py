@@ -8,12 +8,14 @@ from collections.abc import Callable
 from typing import Final, Literal
 
 from engine.measure.stepchain import step_chain
+from engine.plan import Target
 from engine.records.facts import Facts
-from engine.store.views import Check, CheckStatus
+from engine.store.views import Check, CheckStatus, SegmentView
 from engine.wire import (
     ATTEST_RESULT,
     RELEASE_GRANTED,
     RELEASE_PLAN_COMPLETED,
+    RUN_CLOSED,
     TRAIN_CHECKPOINT,
     TRAIN_FINISHED,
     TRAIN_STARTED,
@@ -30,8 +32,16 @@ def verdicts(facts: Facts) -> tuple[Check, ...]:
 
 
 def _run(group: Group, table: dict[str, Checker], facts: Facts) -> list[Check]:
-    outcomes = {name: check(facts) for name, check in table.items()}
+    outcomes = {name: _outcome(check, facts) for name, check in table.items()}
     return [Check(name=name, group=group, status=status, reason=reason) for name, (status, reason) in outcomes.items()]
+
+
+def _outcome(check: Checker, facts: Facts) -> Outcome:
+    """What the allocation sent may have any shape: a run must still end with a row."""
+    try:
+        return check(facts)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, struct.error) as error:
+        return "failed", f"the material is malformed ({type(error).__name__})"
 
 
 def is_clean(checks: tuple[Check, ...]) -> bool:
@@ -96,6 +106,15 @@ def _chains(facts: Facts) -> Outcome:
     broken = [name for name, whole in (("runner", facts.runner_whole), ("allocation", facts.pod_whole)) if not whole]
     if broken:
         return "failed", f"the chain of the {' and the '.join(broken)} is not whole"
+    ours = facts.runner(RUN_CLOSED)
+    last = facts.pod_log[-1]
+    if last.event != RUN_CLOSED or not ours:
+        return "failed", "a log lacks its end"
+    if ours[-1].body.get("podHead") != last.hash:
+        return "failed", "the runner closed over another end of the allocation's log"
+    known = last.body.get("runnerHead")
+    if known is not None and known not in {event.hash for event in facts.runner_log}:
+        return "failed", "the allocation closed over a head that the runner's log does not have"
     return "passed", f"{len(facts.runner_log)} and {len(facts.pod_log)} events, each linked to the one before"
 
 
@@ -114,7 +133,7 @@ def _raw_completed(facts: Facts) -> Outcome:
         return "not_applicable", "the plan has no raw segment"
     raw = facts.segment("raw")
     if raw is not None and raw.state == "done":
-        return "passed", f"{raw.steps} steps, artifact collected"
+        return "passed", f"{raw.steps} steps, to its end"
     return "failed", f"the raw segment is {raw.state if raw else 'absent'}"
 
 
@@ -151,6 +170,8 @@ def _finite(facts: Facts) -> Outcome:
             return "failed", f"the {kind} segment has no final loss"
         if not all(math.isfinite(loss) for loss in losses):
             return "failed", f"a loss of the {kind} segment is not finite"
+        if segment.final_loss != losses[-1]:
+            return "failed", f"the final loss of the {kind} segment is not the last of its series"
         finished = facts.pod(TRAIN_FINISHED, kind)
         if not finished or finished[-1].body.get("adapterFinite") is not True:
             return "failed", f"the {kind} adapter is not known to be finite"
@@ -163,7 +184,16 @@ def _planned_stop(facts: Facts) -> Outcome:
         segment = facts.segment(kind)
         if segment is None or segment.stop_reason != wanted:
             return "failed", f"the {kind} segment stopped by {segment.stop_reason if segment else 'nothing'}"
+        if not _reached(facts.plan.target, segment):
+            return "failed", f"the {kind} segment says {wanted}, but its {segment.steps} steps do not reach the target"
     return "passed", f"stopped by {wanted}"
+
+
+def _reached(target: Target, segment: SegmentView) -> bool:
+    """Whether the measured steps are what the stop reason claims."""
+    if target.steps is not None:
+        return segment.steps == target.steps
+    return target.seconds is not None and round((segment.elapsed_sec or 0.0) * 1e9) >= round(target.seconds * 1e9)
 
 
 def _distinct(facts: Facts) -> Outcome:
@@ -179,14 +209,17 @@ def _distinct(facts: Facts) -> Outcome:
 
 def _collected(facts: Facts) -> Outcome:
     found = facts.evidence.get("collected", {})
+    sealed = False
     for kind in facts.plan.kinds():
         seen = found.get(kind)
         if seen is None:
             return "failed", f"the {kind} adapter was not collected"
         if seen.get("status") == "sealed":
-            return "not_applicable", "the recipient key is under a passphrase; `glasshouse adapter` opens it"
-        if seen.get("status") != "opened":
+            sealed = True
+        elif seen.get("status") != "opened":
             return "failed", f"the {kind} adapter: {seen.get('reason', 'unknown')}"
+    if sealed:
+        return "not_applicable", "the recipient key is under a passphrase; `glasshouse adapter` opens it"
     return "passed", "each adapter opened, and is the one that its log names"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final
 
 import msgspec
@@ -35,7 +36,7 @@ def overhead(raw: SegmentView | None, protected: SegmentView | None) -> float | 
 
 
 def _rounded(value: float | None, places: int = PLACES) -> float | None:
-    return None if value is None else round(value, places)
+    return None if value is None or not math.isfinite(value) else round(value, places)
 
 
 def live_row(view: RunView) -> dict[str, Any]:

@@ -184,10 +184,10 @@ def test_a_wrong_raw_adapter_is_seen_behind_a_sealed_one(facts: Facts) -> None:
 
 
 def test_step_times_of_zero_leave_a_row(facts: Facts) -> None:
-    old = facts.series["raw"]
-    nanos = (0,) * (len(old.nanos) - 1) + (60_000_000_000,)
-    series = {**facts.series, "raw": Series(losses=old.losses, nanos=nanos)}
+    times = {"raw": (0,) * 59 + (60_000_000_000,), "protected": (1_000_000_000,) * 60}
+    series = {kind: Series(losses=facts.series[kind].losses, nanos=nanos) for kind, nanos in times.items()}
     row, _ = build_row(msgspec.structs.replace(facts, series=series), state="finished", reason="")
+    assert row["overheadPrecisionPct"] is None
     canonical(row)
 
 
