@@ -23,6 +23,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if str(item.path).startswith(here):
             item.add_marker(pytest.mark.training)
+            if "finished" in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.xdist_group("finished"))
             if missing:
                 item.add_marker(pytest.mark.skip(reason="needs the local extra: torch is not installed"))
 
