@@ -145,10 +145,11 @@ class _Flusher:
         self.asked_to_stop: StopReason | None = None
 
     def when_due(self) -> None:
-        """Flush when the interval has passed."""
+        """Flush and ask when the interval has passed, however often checkpoints flush in between."""
         if time.perf_counter_ns() >= self._due:
             self.now(all_steps=False)
             self.asked_to_stop = self._reporter.should_stop()
+            self._due = time.perf_counter_ns() + REPORT_EVERY_NS
 
     def now(self, *, all_steps: bool) -> None:
         """Flush what is complete, or everything."""
@@ -157,7 +158,6 @@ class _Flusher:
             self._reporter.progress(self.sent, losses, nanos)
             self.sent += len(losses)
             self.last_loss = losses[-1]
-        self._due = time.perf_counter_ns() + REPORT_EVERY_NS
 
 
 def _spin(nanos: int) -> None:
