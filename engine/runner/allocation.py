@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from typing import Final, Literal
 
 import msgspec
 
-from engine.errors import GlasshouseError
+from engine.errors import GlasshouseError, StoreError
 from engine.plan import Plan
 from engine.providers.protocol import (
     EmptyProof,
@@ -73,8 +74,10 @@ class Allocation:
         if entry.ledger_state in ENDED and "allocation_gone" in self._reader.evidence(self._run_id):
             return
         if entry.ledger_state not in ENDED:
-            self._writer.transition(self._run_id, "cleanup", "terminating")
-            self._writer.allocation_state(entry.id, "releasing")
+            # A store that cannot be written must not keep a machine rented: it is released all the same.
+            with contextlib.suppress(StoreError):
+                self._writer.transition(self._run_id, "cleanup", "terminating")
+                self._writer.allocation_state(entry.id, "releasing")
         try:
             proof = await self._release(entry)
         except GlasshouseError as error:
@@ -102,7 +105,7 @@ class Allocation:
     def _record(self, proof: EmptyProof) -> None:
         body = msgspec.to_builtins(proof)
         self._writer.evidence(self._run_id, "allocation_gone", body)
-        self._journal.add(ALLOCATION_GONE, {"count": proof.count, "others": proof.others, "listings": proof.listings})
+        self._journal.once(ALLOCATION_GONE, {"count": proof.count, "others": proof.others, "listings": proof.listings})
 
     def _entry(self) -> AllocationView | None:
         """The run's ledger entry; the ledger alone knows what was asked for, whatever becomes of the run folder."""

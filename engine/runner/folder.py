@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from engine.errors import StoreError
+from engine.sealing.runkey import destroy_run_key
 
 RUNS: Final = "runs"
 ADAPTERS: Final = "adapters"
@@ -71,5 +73,13 @@ class RunFolder:
         return self.home / ADAPTERS / self.run_id
 
     def destroy(self) -> None:
-        """Remove the folder and the secrets in it."""
+        """Overwrite the keys and remove the folder."""
+        with contextlib.suppress(OSError):
+            destroy_run_key(self.path)
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def left_behind(home: Path) -> list[str]:
+    """The ids of the runs whose folder is still there."""
+    folder = home / RUNS
+    return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []

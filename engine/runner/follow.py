@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Final
 
-from engine.errors import GlasshouseError, RemoteError, RunError
+from engine.errors import GlasshouseError, ProviderError, RemoteError, RunError
 from engine.providers.protocol import Lease
 from engine.remote.launch import Launched, alive
 from engine.remote.reconnect import Reconnecting
@@ -19,7 +20,10 @@ from engine.wire import RUN_CLOSED, ChainReader, canonical
 POLL_SECONDS: Final = 0.2
 LIVENESS_SECONDS: Final = 3.0
 END_SECONDS: Final = 30.0
-STOP_SECONDS: Final = 20.0
+STOP_SECONDS: Final = 60.0
+GRACE_SECONDS: Final = 30.0
+TERM_SECONDS: Final = 15.0
+CANCEL_SECONDS: Final = 600.0
 
 
 class Follower:
@@ -36,7 +40,7 @@ class Follower:
         reader = ChainReader(context.run_id, head=tail.head, next_seq=tail.next_seq)
         self._tail = Tail(link, f"{run_dir}/events.jsonl", tail.offset, reader)
         self._cancel_sent = False
-        self._looked = time.monotonic()
+        self._looked = self._heard = time.monotonic()
 
     async def follow(self) -> None:
         """Until every segment is done or failed; raises `RunError` (`supervisor_died`) and what the log refuses."""
@@ -46,15 +50,17 @@ class Follower:
                 await asyncio.sleep(POLL_SECONDS)
             await self._relying.react()
             await self._forward_cancel()
+        # An earlier runner may have taken in the last events and died before it acted on them.
+        self._relying.conclude()
 
     async def close(self) -> None:
         """Exchange the last heads: the allocation's log ends with ours, ours with its."""
         if not self._ingest.closed:
-            end = canonical({"runnerHead": self._context.journal.head})
-            await self._link.call(lambda session: session.put_inbox(self._run_dir, "end.json", end))
-            await self._until_closed(END_SECONDS)
-        head = self._context.writer.tail(self._context.run_id, "pod").head
-        self._context.journal.add(RUN_CLOSED, {"podHead": head})
+            await self._put_end()
+            await self._until(lambda: self._ingest.closed, END_SECONDS)
+        body = {"podHead": self._context.writer.tail(self._context.run_id, "pod").head}
+        if self._context.journal.last(RUN_CLOSED) != body:
+            self._context.journal.add(RUN_CLOSED, body)
 
     async def stop(self) -> None:
         """See that no supervisor is left behind: ask, wait, then end it with its children."""
@@ -62,16 +68,15 @@ class Follower:
             if await self._is_alive() is False:
                 return
             if not self._ingest.closed:
-                await self._put_cancel()
-                await self._until_closed(STOP_SECONDS)
+                await self._ask_to_end()
             group = f"-{self._launched.pid}"
-            for signal in ("TERM", "KILL"):
-                if await self._gone_within(5.0):
+            for signal, seconds in (("TERM", GRACE_SECONDS), ("KILL", TERM_SECONDS)):
+                if await self._gone_within(seconds):
                     return
                 await self._link.call(lambda session, s=signal: _kill(session, s, group))  # type: ignore[misc]
             if not await self._gone_within(5.0):
                 raise RunError("The supervisor on the allocation could not be ended.", code="supervisor_left")
-        except RemoteError as error:
+        except (ProviderError, RemoteError) as error:
             # The allocation itself is ended next, whatever runs on it.
             self._context.note(f"the supervisor could not be asked to end: {error.code}")
 
@@ -80,7 +85,7 @@ class Follower:
         if not tailed:
             return False
         self._ingest.take([item.event for item in tailed], tailed[-1].end)
-        self._looked = time.monotonic()
+        self._looked = self._heard = time.monotonic()
         return True
 
     def _segments_over(self) -> bool:
@@ -88,6 +93,10 @@ class Follower:
         return all(state in {"done", "failed"} for state in states)
 
     async def _check_liveness(self) -> None:
+        if self._cancel_sent and time.monotonic() - self._heard > CANCEL_SECONDS:
+            raise RunError(
+                "The allocation did not follow the request to stop.", "It is ended now.", code="cancel_unanswered"
+            )
         if time.monotonic() - self._looked < LIVENESS_SECONDS:
             return
         self._looked = time.monotonic()
@@ -117,9 +126,24 @@ class Follower:
         await self._link.call(lambda session: session.put_inbox(self._run_dir, "cancel.json", b"{}"))
         self._cancel_sent = True
 
-    async def _until_closed(self, seconds: float) -> None:
+    async def _put_end(self) -> None:
+        end = canonical({"runnerHead": self._context.journal.head})
+        await self._link.call(lambda session: session.put_inbox(self._run_dir, "end.json", end))
+
+    async def _ask_to_end(self) -> None:
+        """Cancel what still runs, give it the time to wipe, and take in what it says of that."""
+        try:
+            await self._put_cancel()
+            await self._until(lambda: self._segments_over() or self._ingest.closed, STOP_SECONDS)
+            self._relying.conclude()
+            await self._put_end()
+            await self._until(lambda: self._ingest.closed, END_SECONDS)
+        except GlasshouseError as error:
+            self._context.note(f"the supervisor could not be asked to end: {error.code}")
+
+    async def _until(self, done: Callable[[], bool], seconds: float) -> None:
         until = time.monotonic() + seconds
-        while not self._ingest.closed and time.monotonic() < until:
+        while not done() and time.monotonic() < until:
             try:
                 if not await self._take():
                     await asyncio.sleep(POLL_SECONDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -29,6 +30,7 @@ ORDERS: Final = {
     "runtime": ("pending", "running", "zeroizing", "zeroized", "unverified"),
 }
 SEGMENT_ORDER: Final = (*PROTECTED_STAGES, "failed")
+KEY_BYTES: Final = 32
 
 
 class Expected:
@@ -72,6 +74,11 @@ class Ingest:
         if order.index(state) > order.index(self.states[subject]):
             self._writer.transition(self._run_id, subject, state, reason)
             self.states[subject] = state
+
+    def settle(self) -> None:
+        """No more events will come: a wipe that left no proof is not proven."""
+        if self.states["key"] == "released" and self.states["runtime"] not in {"zeroized", "unverified"}:
+            self.advance("runtime", "unverified", "the allocation left no receipt of a wipe")
 
     def take(self, events: Sequence[Event], offset: int) -> None:
         """Apply events, then commit them with the offset behind them; raises `RefusedError` for a foreign launch."""
@@ -124,6 +131,8 @@ class Ingest:
         elif event.event == LAUNCH_ACCEPTED:
             gpu = body.get("gpu")
             name = gpu["name"] if gpu else f"CPU ({body.get('cpu', 'unknown')})"
+            if len(base64.b64decode(body["attesterKey"], validate=True)) != KEY_BYTES:
+                raise ValueError("an attester's key has another length")
             self._writer.describe(self._run_id, gpu_model=str(name)[:120])
             self._writer.evidence(self._run_id, "launch", body)
         elif event.event == ATTEST_EVIDENCE:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from engine.store.reader import Reader
 from engine.store.writer import Writer
 from engine.wire import ChainWriter, Event
 
@@ -11,8 +12,9 @@ from engine.wire import ChainWriter, Event
 class Journal:
     """Appends to the runner's chain in the store; continues where an earlier runner stopped."""
 
-    def __init__(self, writer: Writer, run_id: str) -> None:
+    def __init__(self, writer: Writer, reader: Reader, run_id: str) -> None:
         self._writer = writer
+        self._reader = reader
         self._run_id = run_id
         tail = writer.tail(run_id, "runner")
         self._chain = ChainWriter(run_id, head=tail.head, next_seq=tail.next_seq)
@@ -27,3 +29,16 @@ class Journal:
         made = self._chain.append(event, body)
         self._writer.append_events(self._run_id, "runner", [made])
         return made
+
+    def find(self, event: str) -> Event | None:
+        """The first event of this name, or None."""
+        return next((one for one in self._reader.events(self._run_id, "runner") if one.event == event), None)
+
+    def last(self, event: str) -> dict[str, Any] | None:
+        """The body of the last event of this name, or None."""
+        found = [one.body for one in self._reader.events(self._run_id, "runner") if one.event == event]
+        return found[-1] if found else None
+
+    def once(self, event: str, body: dict[str, Any]) -> Event:
+        """The event of this name, appended if an earlier runner did not come to it."""
+        return self.find(event) or self.add(event, body)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sys
 import traceback
 from pathlib import Path
 from typing import Final, Literal
 
-from engine.errors import GlasshouseError, RunError
+from engine.errors import GlasshouseError, RunError, StoreError, UsageError
 from engine.plan import load_plan
 from engine.providers import provider_for
 from engine.providers.protocol import Lease, Provider
@@ -18,15 +20,18 @@ from engine.remote.session import SshSession
 from engine.runner.allocation import Allocation
 from engine.runner.collect import collect
 from engine.runner.context import RunContext
-from engine.runner.folder import RunFolder
+from engine.runner.folder import RunFolder, left_behind
 from engine.runner.follow import Follower
 from engine.runner.ingest import Ingest
 from engine.runner.journal import Journal
+from engine.runner.occupancy import at_work, lock_name
 from engine.runner.signing import sign_row
-from engine.runner.staging import Staging
+from engine.runner.staging import LAUNCHED, Staging
+from engine.runner.start import INPUTS
 from engine.store.reader import Reader
 from engine.store.views import FINAL_RUN_STATES, RunState
 from engine.store.writer import Writer
+from engine.wire import utc_now
 
 RUN_ORDER: Final = ("queued", "allocating", "connecting", "staging", "running", "collecting", "cleaning")
 POLL_SECONDS: Final = 0.25
@@ -48,9 +53,8 @@ class Runner:
         self.run_id = run_id
         self.writer = Writer(home)
         self.reader = Reader(home)
-        view = self.reader.run(run_id)
-        self.plan = load_plan(view.plan)
-        self.state = view.summary.state
+        self.plan = load_plan(self.reader.run(run_id).plan)
+        self.state: RunState = "queued"
         self.folder = RunFolder(home, run_id)
         self.provider: Provider = provider_for(self.plan.provider.name, home)
         self.cancelled = False
@@ -61,17 +65,26 @@ class Runner:
         """Claim the run and bring it to its end; returns the final state."""
         self.writer.claim_runner(self.run_id)
         try:
+            # Read under the lock: another runner may have gone on with the run until now.
+            summary = self.reader.run(self.run_id).summary
+            self.state = summary.state
             if self.state in FINAL_RUN_STATES:
                 return self.state
-            self.journal = Journal(self.writer, self.run_id)
+            if self.state == "cleaning":
+                self._error = _from_reason(summary.reason)
+            self._keep_delegation()
+            self.journal = Journal(self.writer, self.reader, self.run_id)
             self.ingest = Ingest(self.writer, self.reader, self.run_id)
             self.allocation = Allocation(self.writer, self.reader, self.provider, self.plan, self.run_id, self.journal)
+            self._look_for_cancel()
             watch = asyncio.create_task(self._watch_requests())
             try:
                 await self._drive()
             finally:
                 watch.cancel()
-            return self._finish()
+            final = self._finish()
+            self._sweep()
+            return final
         finally:
             self.writer.release_allocation(self._lock_name())
             self.writer.release_runner(self.run_id)
@@ -84,50 +97,81 @@ class Runner:
 
     async def _watch_requests(self) -> None:
         while True:
-            for request in self.writer.pending_requests(self.run_id):
-                if request.kind == "cancel":
-                    self.cancelled = True
-                    if self.context is not None:
-                        self.context.cancelled = True
-                    self.writer.complete_request(request.id)
+            try:
+                self._look_for_cancel()
+            except StoreError as error:
+                # A busy or full store must not make the run deaf.
+                sys.stderr.write(f"{utc_now()} requests cannot be read: {error.code}\n")
             await asyncio.sleep(POLL_SECONDS)
+
+    def _look_for_cancel(self) -> None:
+        """See whether somebody asked to end the run. The request stays open until that is done."""
+        if not self.cancelled and any(one.kind == "cancel" for one in self.writer.pending_requests(self.run_id)):
+            self.cancelled = True
+            if self.context is not None:
+                self.context.cancelled = True
+
+    def _keep_delegation(self) -> None:
+        """The operator's delegation, should the process that started the run have died before it was stored."""
+        made = (self.folder.read_json(INPUTS) or {}).get("delegation")
+        if made is not None and "delegation" not in self.reader.receipts(self.run_id):
+            self.writer.receipt(self.run_id, "delegation", made)
+
+    def _sweep(self) -> None:
+        """Destroy the folders of ended runs whose runner died before it came to that."""
+        for run_id in left_behind(self.home):
+            with contextlib.suppress(UsageError):  # a run that is being entered at this moment
+                if self.reader.run(run_id).summary.state in FINAL_RUN_STATES:
+                    RunFolder(self.home, run_id).destroy()
 
     def give_up_if_cancelled(self) -> None:
         """Raise `CancelledRun` once a person asked to end the run."""
         if self.cancelled:
             raise CancelledRun("The run was cancelled.")
 
+    def _give_up_before_launch(self) -> None:
+        """As above; what was launched is asked to stop instead, and to wipe what it was given."""
+        if not self._is_launched():
+            self.give_up_if_cancelled()
+
     def _lock_name(self) -> str:
-        return f"{self.plan.provider.name}:{self.plan.provider.allocation or 'default'}"
+        return lock_name(self.plan)
 
     async def _drive(self) -> None:
         """Every stage in turn; whatever happens, the allocation is released at the end."""
         try:
             await self._wait_for_allocation()
             if self.state != "cleaning":
+                self._give_up_before_launch()
                 self._check_folder()
                 await self._until_collected()
-        except CancelledRun as error:
-            self._error = error
-        except GlasshouseError as error:
-            self._error = error
-        except OSError as error:
-            self._error = RunError(
+        except Exception as error:
+            self._error = self._typed(error)
+        try:
+            self.ingest.settle()
+            # With its code, so that a runner that takes over here knows how the run ends.
+            self._enter("cleaning", f"{self._error.code}: {self._error.message}" if self._error else "")
+        except StoreError as error:
+            self._error = self._error or error
+        try:
+            await self.allocation.end()
+        except Exception as error:
+            self._error = self._error or self._typed(error)
+
+    def _typed(self, error: Exception) -> GlasshouseError:
+        """What is told of an error; the traceback of one that nobody foresaw goes to the runner's log."""
+        if isinstance(error, GlasshouseError):
+            return error
+        if isinstance(error, OSError):
+            return RunError(
                 f"The operating system refused: {error.strerror or type(error).__name__}.",
                 "Check the disk and the home folder.",
                 code="os_error",
             )
-        except Exception:
-            # Whatever went wrong, the allocation is given back; the traceback goes to the runner's log.
-            traceback.print_exc()
-            self._error = RunError(
-                "The runner met an error of its own.", f"See logs/runner-{self.run_id}.log.", code="internal_error"
-            )
-        self._enter("cleaning", self._error.message if self._error else "")
-        try:
-            await self.allocation.end()
-        except GlasshouseError as error:
-            self._error = self._error or error
+        traceback.print_exception(error)
+        return RunError(
+            "The runner met an error of its own.", f"See logs/runner-{self.run_id}.log.", code="internal_error"
+        )
 
     def _check_folder(self) -> None:
         if not self.folder.path.is_dir():
@@ -138,28 +182,43 @@ class Runner:
             )
 
     async def _wait_for_allocation(self) -> None:
-        while self.plan.provider.name in {"local", "static"} and not self.writer.claim_allocation(self._lock_name()):
-            self._enter("queued", "another run has this allocation")
+        """Until the machine is free, but never for a run that is at work on it already."""
+        if self.plan.provider.name not in {"local", "static"}:
+            return
+        while True:
+            mine = self.writer.claim_allocation(self._lock_name())
+            other = at_work(self.reader, self.home, self.run_id, self._lock_name()) if mine else None
+            if (mine and other is None) or self.state == "cleaning" or self._is_launched():
+                return
+            if mine:
+                self.writer.release_allocation(self._lock_name())
+            reason = "another run has this allocation"
+            if other is not None and other.orphaned:
+                reason = f"run {other.id} is at work here, and nobody runs it: resume or cancel it"
+            self._enter("queued", reason)
             self.give_up_if_cancelled()
             await asyncio.sleep(LOCK_SECONDS)
 
+    def _is_launched(self) -> bool:
+        return self.folder.read(LAUNCHED) is not None
+
     async def _until_collected(self) -> None:
-        self.give_up_if_cancelled()
         self._enter("allocating")
         staging = Staging(self.plan, self.folder, self.writer, self.journal, self.run_id)
         self.context = RunContext(
             self.run_id, self.plan, self.writer, self.reader, self.journal, self.ingest, self.folder, staging
         )
+        self.context.cancelled = self.cancelled
         prepared = asyncio.create_task(asyncio.to_thread(staging.prepare))
         try:
             lease = await self.allocation.have()
-            self.give_up_if_cancelled()
+            self._give_up_before_launch()
             self._enter("connecting")
             async with self._link(lease) as link:
                 await link.call(lambda session: session.mkdir(lease.root))
                 self._enter("staging")
                 await prepared
-                self.give_up_if_cancelled()
+                self._give_up_before_launch()
                 self.ingest.expected = staging.expected(lease)
                 launched = await staging.deliver(link, lease)
                 self._enter("running")
@@ -199,8 +258,26 @@ class Runner:
             state, reason = "failed", f"the {failed[0].kind} segment {failed[0].state}: {failed[0].reason}"
         facts = gather(self.reader, self.run_id)
         row, checks = build_row(facts, state=state, reason=reason)
-        if self.context is not None and self.context.staging.is_prepared:
-            self.writer.receipt(self.run_id, "run", sign_row(self.context, facts, row), replace=True)
+        staging = self._staging()
+        if staging is not None and staging.is_prepared and "delegation" in facts.receipts:
+            self.writer.receipt(self.run_id, "run", sign_row(staging, facts, row), replace=True)
         self.writer.finish(self.run_id, row, checks, state=state, reason=reason)
+        for request in self.writer.pending_requests(self.run_id):
+            self.writer.complete_request(request.id)
         self.folder.destroy()
         return state
+
+    def _staging(self) -> Staging | None:
+        """What was staged, also for a runner that came to nothing but the cleaning; None without the run's keys."""
+        if self.context is not None:
+            return self.context.staging
+        try:
+            return Staging(self.plan, self.folder, self.writer, self.journal, self.run_id)
+        except GlasshouseError:
+            return None
+
+
+def _from_reason(reason: str) -> GlasshouseError | None:
+    """The error that a run went into cleaning with."""
+    code, separator, message = reason.partition(": ")
+    return RunError(message, code=code) if separator else None

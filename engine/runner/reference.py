@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 
 from engine.attestation.measurement import stdlib_roots
-from engine.errors import GlasshouseError, StoreError
+from engine.errors import GlasshouseError, RefusedError, StoreError
 from engine.sealing.files import write_private
 from engine.worker.attester import measured_environment
 
@@ -42,6 +42,12 @@ class EnvironmentReference:
             self._digest = environment_reference(self._home, self._sites)
         except GlasshouseError as error:
             self._error = error
+        except OSError as error:
+            self._error = RefusedError(
+                f"The environment changed while it was measured: {error.strerror}.",
+                "Start the run again once nothing is being installed.",
+                code="environment_unreadable",
+            )
 
     def result(self) -> str:
         """Wait for the digest; raises what `environment_reference` raises."""

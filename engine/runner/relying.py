@@ -48,6 +48,7 @@ class RelyingParty:
         self._nonces = NonceLedger(context.folder.path / NONCES)
         self._sent: set[str] = set()
         self._result: AttestationResult | None = None
+        self._concluded = False
         self._judged = False
         stored = context.reader.evidence(context.run_id)
         if "result" in stored:
@@ -58,15 +59,22 @@ class RelyingParty:
 
     async def react(self) -> None:
         """Do what the allocation waits for, if anything."""
-        if self._context.plan.segments == "raw":
+        if self._context.plan.segments == "raw" or self._ingest.states["segment:protected"] in {"done", "failed"}:
+            self.conclude()
             return
         if self._ingest.states["segment:protected"] == "attesting" and self._ingest.token is None:
             await self._challenge_once()
         if self._ingest.token is not None and self._result is None:
             references = await asyncio.to_thread(self._context.staging.references, self._lease)
             self._appraise(self._ingest.token, references)
+        self.conclude()
         if self._result is not None and not self._ingest.released:
             await self._answer_result(self._result)
+
+    def conclude(self) -> None:
+        """Draw what follows from the result and from the zeroization receipt, where there is one."""
+        if self._result is not None and not self._concluded:
+            self._record(self._result)
         if self._ingest.zeroization is not None and not self._judged:
             self._judge_zeroization(self._ingest.zeroization)
 
@@ -83,7 +91,8 @@ class RelyingParty:
     async def _challenge_once(self) -> None:
         if CHALLENGE in self._sent:
             return
-        if self._challenge is None:
+        if self._challenge is None or self._nonces.outstanding(self._context.run_id) is None:
+            # Nobody has answered it, and whoever did now would be too late.
             self._challenge = self._make_challenge()
             self._context.folder.write_json(CHALLENGE, self._challenge)
         self._context.writer.evidence(self._context.run_id, "challenge", self._challenge["envelope"])
@@ -134,13 +143,21 @@ class RelyingParty:
         context = self._context
         policy = context.staging.policy
         expected = self._expectations(references)
-        result = appraise(token, expected=expected, policy=policy, nonces=self._nonces, now=time.time())
         writer, run_id = context.writer, context.run_id
         writer.evidence(run_id, "reference", msgspec.to_builtins(references.measurements))
         writer.evidence(run_id, "policy", msgspec.to_builtins(policy))
+        # The nonce is used up by this call, so nothing may come between it and the result's storing.
+        result = appraise(token, expected=expected, policy=policy, nonces=self._nonces, now=time.time())
         writer.evidence(run_id, "result", msgspec.to_builtins(result))
-        writer.describe(run_id, tier=result.tier, ear_status=result.status, reason_codes=result.reason_codes)
-        context.journal.add(
+        self._result = result
+
+    def _record(self, result: AttestationResult) -> None:
+        """What follows from a stored result; an earlier runner may have come to only a part of it."""
+        context = self._context
+        context.writer.describe(
+            context.run_id, tier=result.tier, ear_status=result.status, reason_codes=result.reason_codes
+        )
+        context.journal.once(
             ATTEST_RESULT,
             {
                 "status": result.status,
@@ -151,22 +168,18 @@ class RelyingParty:
         )
         reason = "; ".join(check.reason for check in result.checks if check.reason)
         self._ingest.advance("attestation", "verified" if result.accepted else "rejected", reason)
-        self._result = result
+        self._concluded = True
 
     async def _answer_result(self, result: AttestationResult) -> None:
         if not result.accepted:
             if "denied.json" not in self._sent:
                 codes = list(result.reason_codes)
-                if not self._denied_logged():
-                    self._context.journal.add(RELEASE_DENIED, {"codes": codes, "podHead": self._pod_head()})
+                self._context.journal.once(RELEASE_DENIED, {"codes": codes, "podHead": self._pod_head()})
                 await self._put("denied.json", {"codes": codes})
         elif "release.json" not in self._sent:
-            await self._put("release.json", self._release(result))
+            message = self._release(result)
             self._ingest.advance("key", "released")
-
-    def _denied_logged(self) -> bool:
-        events = self._context.reader.events(self._context.run_id, "runner")
-        return any(event.event == RELEASE_DENIED for event in events)
+            await self._put("release.json", message)
 
     def _release(self, result: AttestationResult) -> dict[str, Any]:
         """The release message: made, receipted and logged once; put together from what is stored ever after."""
@@ -185,9 +198,7 @@ class RelyingParty:
             receipt = prepared.receipt
             context.writer.receipt(context.run_id, "release", receipt)
         body = read_release(receipt, staging.run_key.public, run_id=context.run_id)
-        granted = next(
-            (e for e in context.reader.events(context.run_id, "runner") if e.event == RELEASE_GRANTED), None
-        ) or context.journal.add(RELEASE_GRANTED, {"receiptSha256": digest_of(receipt), "podHead": body.pod_head})
+        granted = context.journal.once(RELEASE_GRANTED, {"receiptSha256": digest_of(receipt), "podHead": body.pod_head})
         ciphertext = context.folder.read(CIPHERTEXT) or b""
         if hashlib.sha256(ciphertext).hexdigest() != body.ciphertext_sha256:
             raise RefusedError("The stored release is not the one that was receipted.", code="release_other_result")
@@ -217,7 +228,9 @@ class RelyingParty:
             return
         envelope = countersign(body["receipt"], context.staging.run_key.signing)
         context.writer.receipt(context.run_id, "zeroization", envelope)
-        reasons = sorted({*zeroization_faults(found), *(str(reason) for reason in body.get("reasons", []))})
+        told = body.get("reasons")
+        named = [str(reason)[:64] for reason in told[:16]] if isinstance(told, list) else ["receipt_malformed"]
+        reasons = sorted({*zeroization_faults(found), *named})
         proven = not reasons and body.get("state") == "zeroized"
         if proven:
             self._ingest.advance("key", "destroyed")

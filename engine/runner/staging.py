@@ -19,7 +19,7 @@ from engine.remote.bundle import build_bundle, bundle_digest, site_paths, worker
 from engine.remote.launch import Launched, launch
 from engine.remote.reconnect import Reconnecting
 from engine.remote.session import SshSession
-from engine.runner.folder import RunFolder
+from engine.runner.folder import ADAPTER_CONFIG, RunFolder
 from engine.runner.ingest import Expected
 from engine.runner.journal import Journal
 from engine.runner.reference import EnvironmentReference
@@ -70,15 +70,21 @@ class Staging:
         self._writer = writer
         self._journal = journal
         self._payload: Payload | None = None
-        self._bundle = b""
+        self._bundle = folder.read(BUNDLE) or b""
         self._job = b""
-        self._prepared: Prepared | None = None
+        stored = folder.read(PREPARED)
+        self._prepared = None if stored is None else msgspec.json.decode(stored, type=Prepared)
         self._reference: EnvironmentReference | None = None
 
     @property
     def is_prepared(self) -> bool:
         """True once bundle, payload and package exist."""
         return self._prepared is not None
+
+    @property
+    def is_launched(self) -> bool:
+        """True once a supervisor runs what was staged."""
+        return self._prepared is not None and self.folder.read(LAUNCHED) is not None
 
     @property
     def prepared(self) -> Prepared:
@@ -115,21 +121,20 @@ class Staging:
 
     def prepare(self) -> None:
         """Build bundle and payload, seal the package. A second call after a restart makes the same payload again."""
-        stored_bundle = self.folder.read(BUNDLE)
-        self._bundle = stored_bundle or build_bundle()
-        if stored_bundle is None:
+        if not self._bundle:
             # Kept, so that a runner of a newer version goes on with what was launched.
+            self._bundle = build_bundle()
             self.folder.write(BUNDLE, self._bundle)
         if self.plan.segments != "raw" and self._reference is None:
             self._reference = EnvironmentReference(self.folder.home, site_paths())
+        if self.is_launched:
+            return  # nothing is sent any more, and the inputs may be gone by now
         inputs = self.folder.read_json("inputs.json") or {}
         payload = build_payload(
             self.plan, data_file=_path(inputs.get("dataFile")), model_folder=_path(inputs.get("modelFolder"))
         )
         self._payload = payload
-        stored = self.folder.read(PREPARED)
-        if stored is not None:
-            self._prepared = msgspec.json.decode(stored, type=Prepared)
+        if self._prepared is not None:
             return
         files = {name: content for name, content in payload.files.items() if name != HUB}
         digest = None
@@ -149,7 +154,8 @@ class Staging:
             digest = sealed.digest
         hub = parse(_content(payload.files[HUB])) if HUB in payload.files else {}
         config = parse(_content(payload.files["config.json"]))
-        self._prepared = Prepared(
+        self.folder.write(ADAPTER_CONFIG, _content(payload.files["adapter_config.json"]))
+        prepared = Prepared(
             manifest_digest=digest,
             payload_files={} if self.plan.segments == "protected" else {n: _sha256(c) for n, c in files.items()},
             hub_weights={name: entry["sha256"] for name, entry in hub.get("files", {}).items()},
@@ -169,13 +175,12 @@ class Staging:
             PACKAGE_SEALED,
             {"manifestDigest": digest, "planDigest": plan_digest(self.plan), "bundleDigest": self.bundle_digest},
         )
-        self.folder.write(PREPARED, msgspec.json.encode(self._prepared))
+        self.folder.write(PREPARED, msgspec.json.encode(prepared))
+        self._prepared = prepared
 
     def adapter_config(self) -> bytes:
         """peft's configuration of the adapter, for the collected folder."""
-        if self._payload is None:
-            raise RuntimeError("nothing was prepared yet")
-        return _content(self._payload.files["adapter_config.json"])
+        return self.folder.read(ADAPTER_CONFIG) or b""
 
     def expected(self, lease: Lease) -> Expected:
         """What the launch must announce."""

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from engine.errors import StoreError, UsageError
+from engine.errors import GlasshouseError, RunError, StoreError, UsageError
 from engine.plan import Plan, checked, plan_digest
 from engine.runner.folder import LOGS, RunFolder
 from engine.store.reader import Reader
@@ -57,17 +57,21 @@ def start_run(
                 {
                     "dataFile": str(data_file.resolve()) if data_file else None,
                     "modelFolder": str(model_folder.resolve()) if model_folder else None,
+                    "delegation": delegation,
                 },
             )
             writer.create_run(run_id, plan)
         except BaseException:
             folder.destroy()
             raise
-        writer.receipt(run_id, "delegation", delegation)
-        pid = spawn_runner(home, run_id)
-        # In its name, so that nobody takes the run for orphaned while it imports.
-        with contextlib.suppress(StoreError):
-            writer.claim_runner(run_id, pid)
+        try:
+            writer.receipt(run_id, "delegation", delegation)
+            _spawn(writer, run_id)
+        except GlasshouseError as error:
+            with contextlib.suppress(StoreError):
+                writer.transition(run_id, "run", "failed", f"{error.code}: {error.message}")
+                folder.destroy()
+            raise
     return run_id
 
 
@@ -83,23 +87,38 @@ def resume_run(home: Path, run_id: str) -> None:
         raise UsageError(
             f"Run {run_id} has a runner already.", f"Follow it with `glasshouse watch {run_id}`.", code="run_locked"
         )
-    spawn_runner(home, run_id)
+    with Writer(home) as writer:
+        _spawn(writer, run_id)
+
+
+def _spawn(writer: Writer, run_id: str) -> None:
+    """Start the runner and claim the run in its name, so that nobody takes it for orphaned while it imports."""
+    pid = spawn_runner(writer.home, run_id)
+    with contextlib.suppress(StoreError):
+        writer.claim_runner(run_id, pid)
 
 
 def spawn_runner(home: Path, run_id: str) -> int:
-    """Start the runner process, detached from this terminal; returns its pid."""
+    """Start the runner, detached from this terminal; returns its pid. Raises `RunError` (`runner_not_started`)."""
     logs = home / LOGS
-    logs.mkdir(mode=0o700, exist_ok=True)
-    fd = os.open(logs / f"runner-{run_id}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    with os.fdopen(fd, "ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "engine.runner", "--home", str(home), "--run", run_id],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            cwd="/",
-            # Caches written while the environment is measured would change it.
-            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
-        )
+    try:
+        logs.mkdir(mode=0o700, exist_ok=True)
+        fd = os.open(logs / f"runner-{run_id}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        with os.fdopen(fd, "ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "engine.runner", "--home", str(home), "--run", run_id],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                cwd="/",
+                # Caches written while the environment is measured would change it.
+                env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+            )
+    except OSError as error:
+        raise RunError(
+            f"The run's own process cannot be started: {error.strerror}.",
+            "Free some space or memory, then try again.",
+            code="runner_not_started",
+        ) from error
     return process.pid

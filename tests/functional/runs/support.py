@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +21,7 @@ from engine.store.views import FINAL_RUN_STATES, RunView
 from engine.store.writer import Writer
 
 RUN_SECONDS = 240.0
+DYING = Path(__file__).with_name("dying.py")
 
 
 def short_plan(segments: Segments = "pair", *, steps: int = 60, **changes: Any) -> Plan:
@@ -41,6 +45,26 @@ class Operator:
     def resume(self, run_id: str) -> None:
         """Give an orphaned run a new runner."""
         resume_run(self.home, run_id)
+
+    def kill_runner(self, run_id: str) -> None:
+        """End the runner as a crash would."""
+        runner = self.runner(run_id)
+        runner.send_signal(signal.SIGKILL)
+        runner.wait(10)
+
+    def die_at(self, point: str, monkeypatch: pytest.MonkeyPatch, go: Callable[[], Any]) -> Any:
+        """Have the runner that `go` starts kill itself at a point; see `dying.py`."""
+
+        def spawn(home: Path, run_id: str) -> int:
+            command = [sys.executable, str(DYING), point, "--home", str(home), "--run", run_id]
+            logs = home / "logs"
+            logs.mkdir(exist_ok=True)
+            with (logs / f"runner-{run_id}.log").open("ab") as log:
+                return subprocess.Popen(command, stderr=log, start_new_session=True, cwd=DYING.parents[3]).pid
+
+        with monkeypatch.context() as patch:
+            patch.setattr("engine.runner.start.spawn_runner", spawn)
+            return go()
 
     def cancel(self, run_id: str) -> None:
         """Ask the runner to stop."""

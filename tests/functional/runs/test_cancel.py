@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from engine.plan import Target
 from engine.store.reader import Reader
 from tests.functional.runs.support import Operator, segment_state, short_plan
@@ -25,6 +27,26 @@ def test_cancelling_in_protected_training_still_zeroizes_and_proves_it(operator:
     assert view.row["runtimeState"] == "zeroized"
     assert view.row["clean"] is False
     assert view.summary.cleanup == "gone"
+    assert operator.processes(run_id) == []
+
+
+@pytest.mark.parametrize("killed", ["before", "after"])
+def test_cancelling_outlives_the_runner_and_still_zeroizes(operator: Operator, killed: str) -> None:
+    run_id = operator.start(short_plan("protected", target=Target(seconds=60.0)))
+    operator.wait(run_id, lambda view: segment_state(view, "protected") == "training")
+    if killed == "before":
+        operator.kill_runner(run_id)
+        operator.cancel(run_id)
+    else:
+        operator.cancel(run_id)
+        time.sleep(0.5)
+        operator.kill_runner(run_id)
+    operator.resume(run_id)
+    view = operator.finish(run_id)
+    assert view.row is not None, operator.log_of(run_id)
+    assert view.row["state"] == "cancelled"
+    assert view.row["protectedStopReason"] == "cancelled"
+    assert view.row["runtimeState"] == "zeroized"
     assert operator.processes(run_id) == []
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
-from engine.plan import Target
+from engine.plan import Data, Target
+from engine.runner.folder import RunFolder
+from engine.store.reader import Reader
 from engine.store.views import RunView
+from engine.store.writer import Writer
 from tests.functional.runs.support import Operator, segment_state, short_plan
 
 
@@ -49,6 +53,81 @@ def test_a_killed_runner_is_followed_by_another_and_the_row_is_clean(operator: O
     assert view.row["protectedSteps"] == 150
     states = [t.state for t in view.transitions if t.subject == "segment:protected"]
     assert len(states) == len(set(states))
+
+
+def test_a_runner_that_dies_at_one_commit_after_another_leaves_nothing_undone(
+    operator: Operator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    data_file = tmp_path / "mine.jsonl"
+    data_file.write_text('{"prompt": "Say hello.", "completion": "Hello."}\n' * 20)
+    plan = short_plan("protected", steps=10, data=Data(source="file", name="mine.jsonl"))
+    run_id: str = operator.die_at("evidence:result", monkeypatch, lambda: operator.start(plan, data_file=data_file))
+    operator.wait(run_id, lambda view: view.summary.orphaned)
+    assert operator.view(run_id).summary.key == "withheld"
+    data_file.unlink()
+    for point in ("event:zeroize.done", "state:run:cleaning", "state:cleanup:gone"):
+        operator.die_at(point, monkeypatch, lambda: operator.resume(run_id))
+        assert operator.wait(run_id, lambda view: view.summary.orphaned).summary.state != "finished", point
+    _leave_a_folder_of_an_ended_run(operator, "feedfeedfeed")
+    operator.resume(run_id)
+    view = operator.finish(run_id)
+    assert view.row is not None, operator.log_of(run_id)
+    assert view.row["clean"] is True, [check for check in view.row["checks"] if check["status"] == "failed"]
+    for subject, states in (
+        ("attestation", ["awaiting_evidence", "verified"]),
+        ("key", ["released", "destroyed"]),
+        ("runtime", ["running", "zeroizing", "zeroized"]),
+        ("cleanup", ["terminating", "gone"]),
+    ):
+        assert [t.state for t in view.transitions if t.subject == subject] == states
+    with Reader(operator.home) as reader:
+        assert set(reader.receipts(run_id)) == {"delegation", "release", "zeroization", "run"}
+        names = [event.event for event in reader.events(run_id, "runner")]
+        assert [one.ledger_state for one in reader.allocations()] == ["gone"]
+    assert len(names) == len(set(names)), names
+    assert list((operator.home / "runs").iterdir()) == []
+
+
+def _leave_a_folder_of_an_ended_run(operator: Operator, run_id: str) -> None:
+    with Writer(operator.home) as writer:
+        writer.create_run(run_id, short_plan("raw"))
+        writer.transition(run_id, "run", "failed", "its runner died behind this")
+    folder = RunFolder(operator.home, run_id)
+    folder.create()
+    folder.write("run_signing.pem", b"a key")
+
+
+def test_a_runner_that_dies_in_cleaning_does_not_make_a_failure_a_success(
+    operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = short_plan("raw", target=Target(seconds=60.0))
+    run_id: str = operator.die_at("state:run:cleaning", monkeypatch, lambda: operator.start(plan))
+    operator.wait(run_id, lambda view: _training(view, "raw"))
+    (supervisor,) = operator.processes(run_id, "supervisor --dir")
+    supervisor.send_signal(signal.SIGKILL)
+    operator.wait(run_id, lambda view: view.summary.orphaned)
+    operator.resume(run_id)
+    view = operator.finish(run_id)
+    assert view.summary.state == "failed"
+    assert view.summary.reason.startswith("supervisor_died: ")
+
+
+def test_a_machine_with_an_unattended_supervisor_is_not_free(operator: Operator) -> None:
+    first = operator.start(short_plan("raw", target=Target(seconds=20.0)))
+    operator.wait(first, lambda view: _training(view, "raw"))
+    operator.kill_runner(first)
+    second = operator.start(short_plan("raw", steps=5))
+    waiting = operator.wait(second, lambda view: view.summary.reason != "")
+    assert waiting.summary.state == "queued"
+    assert first in waiting.summary.reason
+    operator.resume(first)
+    one, two = operator.finish(first), operator.finish(second)
+    assert one.row is not None
+    assert two.row is not None
+    assert one.row["clean"] is True
+    assert two.row["clean"] is True
+    begun = [t.at for t in two.transitions if t.subject == "run" and t.state == "allocating"]
+    assert begun[0] >= str(one.summary.finished_at)
 
 
 def test_a_trainer_killed_in_the_protected_segment_is_never_called_zeroized(operator: Operator) -> None:
