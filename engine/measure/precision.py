@@ -64,7 +64,7 @@ def within_segment_precision(
     """
     if block_seconds < BLOCK_SECONDS:
         raise ValueError(f"blocks of {block_seconds} s are shorter than {BLOCK_SECONDS} s")
-    if not (len(raw_nanos) and len(protected_nanos)):
+    if not (raw_nanos.any() and protected_nanos.any()):
         return None
     blocks = [_block_steps(nanos, block_seconds) for nanos in (raw_nanos, protected_nanos)]
     whole = [len(raw_nanos) // blocks[0], len(protected_nanos) // blocks[1]]

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from engine.errors import StoreError
-from engine.sealing.runkey import destroy_run_key
 
 RUNS: Final = "runs"
 ADAPTERS: Final = "adapters"
@@ -74,6 +73,8 @@ class RunFolder:
 
     def destroy(self) -> None:
         """Overwrite the keys and remove the folder."""
+        from engine.sealing.runkey import destroy_run_key
+
         with contextlib.suppress(OSError):
             destroy_run_key(self.path)
         shutil.rmtree(self.path, ignore_errors=True)
