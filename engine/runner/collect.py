@@ -45,8 +45,14 @@ def _judge(plain: bytes, named: dict[str, Any]) -> dict[str, Any]:
     if sha256_hex(plain) != named.get("sha256"):
         return {"status": "wrong", "reason": "its SHA-256 is not the one in the log"}
     view = memoryview(plain)
-    tensors = [(name, spec.dtype, spec.shape, view[spec.start : spec.end]) for name, spec in read_header(view).items()]
-    if tensor_digest(tensors) != named.get("tensorDigest"):
+    try:
+        header = read_header(view)
+        found = tensor_digest(
+            (name, spec.dtype, spec.shape, view[spec.start : spec.end]) for name, spec in header.items()
+        )
+    except (GlasshouseError, ValueError) as error:
+        return {"status": "wrong", "reason": f"it is no adapter: {error}"}
+    if found != named.get("tensorDigest"):
         return {"status": "wrong", "reason": "its tensor digest is not the one in the log"}
     return {"status": "opened", "sha256": named["sha256"], "tensorDigest": named["tensorDigest"], "size": len(plain)}
 

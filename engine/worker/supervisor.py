@@ -8,9 +8,11 @@ import os
 import shutil
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from types import FrameType
+from typing import Final, NoReturn
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -100,9 +102,20 @@ class Supervisor:
         except OSError as error:
             name = error.strerror or "an operating system error"
             log.state(kind, "failed", f"The machine refused: {name}.", code="os_error", stopReason="error")
+        except Exception as error:
+            # The run must end with a closed log; the traceback is for supervisor.log.
+            traceback.print_exc()
+            told = f"The supervisor met an error of its own ({type(error).__name__})."
+            log.state(kind, "failed", told, code="internal_error", stopReason="error")
         else:
             return True
         return False
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    """An exception, so that the segment's own clean-up runs; a second signal does not break into that."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(143)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -112,7 +125,6 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--site", action="append", default=[])
     options = parser.parse_args(argv)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    # An exception, so that the segment's own clean-up runs.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
+    signal.signal(signal.SIGTERM, _end)
     supervisor = Supervisor(options.dir, options.site)
     return supervisor.run()

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import hashlib
 import math
 import os
 import struct
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from engine.errors import GlasshouseError, RunError
 from engine.plan import Plan, StopReason, load_plan
@@ -21,6 +23,8 @@ from engine.wire import parse
 from engine.worker.channel import TIMEOUT, Channel
 from engine.worker.training import adapter, loop, model, numerics
 from engine.worker.training.model import Workload
+
+MAX_TEXT: Final = 500
 
 
 class _Reporter:
@@ -173,10 +177,21 @@ def main(argv: Sequence[str]) -> int:
     channel = Channel(options.read, options.write)
     try:
         TrainerRole(setup, channel).run()
-    except GlasshouseError as error:
-        channel.send({"msg": "error", **error.as_dict()})
-        return 1
-    except MemoryError:
-        channel.send({"msg": "error", "code": "out_of_memory", "message": "The trainer ran out of memory.", "hint": ""})
+    except Exception as error:
+        if setup["kind"] == "raw":
+            traceback.print_exc()
+        with contextlib.suppress(RunError):  # nobody may be left to hear it
+            channel.send({"msg": "error", **failure(error, setup["kind"])})
         return 1
     return 0
+
+
+def failure(error: Exception, kind: str) -> dict[str, str]:
+    """What the supervisor is told. A protected trainer's error text may hold plaintext: only its type goes out."""
+    if isinstance(error, GlasshouseError):
+        return error.as_dict()
+    name = type(error).__name__
+    if isinstance(error, MemoryError) or name == "OutOfMemoryError":
+        return {"code": "out_of_memory", "message": "The trainer ran out of memory.", "hint": "Take a smaller batch."}
+    text = f"{name}: {str(error)[:MAX_TEXT]}" if kind == "raw" else name
+    return {"code": "trainer_failed", "message": f"The training failed ({text}).", "hint": ""}

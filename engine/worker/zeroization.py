@@ -99,6 +99,8 @@ class Prover:
             self.failures.append("scanner_status")
         self.ended(self.child)
         after = compute_processes()
+        # A driver that has fallen silent is no proof that there is no device.
+        present = context.identity.gpu_uuid is not None or self._gpu_before is not None or after is not None
         return Zeroization(
             run_id=context.job.run_id,
             segment="protected",
@@ -115,7 +117,7 @@ class Prover:
             scratch_empty=not procfs.leftovers(context.scratch),
             deleted_files_held=deleted_files_held(),
             device=Device(
-                present=after is not None,
+                present=present,
                 at_baseline=None if after is None else after <= (self._gpu_before or 0),
                 compute_processes=after,
             ),

@@ -14,6 +14,7 @@ from engine.errors import SealingError
 from engine.wire import parse
 
 MAX_HEADER: Final = 64 * 1024 * 1024
+MAX_SIDE: Final = 2**63
 ITEM_BYTES: Final = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
 
@@ -42,6 +43,8 @@ def read_header(buffer: memoryview) -> dict[str, TensorSpec]:
                 continue
             dtype, shape = str(entry["dtype"]), tuple(int(side) for side in entry["shape"])
             start, end = (int(offset) for offset in entry["data_offsets"])
+            if not all(0 <= side < MAX_SIDE for side in shape):
+                raise _invalid(f"{name!r} has an impossible shape")
             if dtype not in ITEM_BYTES or end - start != math.prod(shape) * ITEM_BYTES[dtype]:
                 raise _invalid(f"the size of {name!r} does not fit its shape")
             if not 0 <= start <= end <= len(buffer) - base:

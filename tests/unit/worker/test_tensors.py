@@ -53,6 +53,8 @@ def test_metadata_makes_two_artifacts_of_the_same_tensors() -> None:
         b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,9]}}',
         b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[8,16]}}',
         b'{"a":{"dtype":"F32","shape":[-2],"data_offsets":[0,8]}}',
+        b'{"a":{"dtype":"F32","shape":[-1,-2],"data_offsets":[0,8]}}',
+        b'{"a":{"dtype":"F32","shape":[0,10000000000000000000000],"data_offsets":[0,0]}}',
         b'{"a":{"dtype":"X","shape":[2],"data_offsets":[0,8]}}',
         b'{"a":{"shape":[2]}}',
         b'{"a":7}',

@@ -1,0 +1,31 @@
+"""What a trainer tells of its own failure."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.errors import RunError
+from engine.worker.trainer import failure
+
+
+def test_a_protected_trainer_tells_the_type_of_an_error_and_not_its_text() -> None:
+    told = failure(KeyError("a token of the payload"), "protected")
+    assert told["code"] == "trainer_failed"
+    assert "KeyError" in told["message"]
+    assert "payload" not in told["message"]
+
+
+def test_a_raw_trainer_tells_what_went_wrong_in_bounds() -> None:
+    told = failure(RuntimeError("mat1 and mat2 shapes cannot be multiplied" + "x" * 5000), "raw")
+    assert "mat1 and mat2" in told["message"]
+    assert len(told["message"]) < 1000
+
+
+@pytest.mark.parametrize("kind", ["raw", "protected"])
+def test_our_own_errors_and_full_memory_keep_their_codes(kind: str) -> None:
+    class OutOfMemoryError(RuntimeError):
+        pass
+
+    assert failure(RunError("no", code="worker_stopped"), kind)["code"] == "worker_stopped"
+    for error in (MemoryError(), OutOfMemoryError("CUDA out of memory")):
+        assert failure(error, kind)["code"] == "out_of_memory"
