@@ -1,4 +1,4 @@
-"""The chain of evidence over measured steps: what a protected trainer keeps inside the loop and anyone can recompute."""
+"""The chain of evidence over measured steps: a protected trainer keeps it in the loop, and anyone can recompute it."""
 
 from __future__ import annotations
 

@@ -57,9 +57,7 @@ def main() -> None:
         print(f"  {stage:24}{statistics.median(parts):8.2f} s")
     for name, taken in times.items():
         whole = statistics.median(taken)
-        print(
-            f"  {name:24}{whole:8.1f} s   {whole / MUST_SECONDS:.2f} of limit, {whole / GOAL_SECONDS:.2f} of goal"
-        )
+        print(f"  {name:24}{whole:8.1f} s   {whole / MUST_SECONDS:.2f} of limit, {whole / GOAL_SECONDS:.2f} of goal")
     print(
         f"  {'training a segment':24}{statistics.median(training):8.1f} s   must be {MUST_TRAIN_SECONDS:.0f} s or more"
     )
