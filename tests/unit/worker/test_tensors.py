@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -69,7 +71,5 @@ def test_a_header_that_points_outside_is_refused(header: bytes) -> None:
 
 @given(st.binary(max_size=300))
 def test_arbitrary_bytes_raise_only_typed_errors(data: bytes) -> None:
-    try:
+    with contextlib.suppress(SealingError, WireError):
         read_header(memoryview(data))
-    except (SealingError, WireError):
-        pass
