@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -15,14 +15,12 @@ from textual import events
 from textual.app import SystemCommand
 from textual.binding import BindingType
 from textual.screen import Screen
-from textual.worker import WorkerFailed
 
 from glasshouse_tui import operations
 from glasshouse_tui.bindings import ANYWHERE, KEYS, Key, bindings_for
 from glasshouse_tui.feed import Feed
-from glasshouse_tui.format import plain
-from glasshouse_tui.messages import Problem, RunMissing, SettingsRead, StoreTrouble, StoreWell
-from glasshouse_tui.requests import RequestingApp
+from glasshouse_tui.leaving import LeavingApp
+from glasshouse_tui.messages import RunMissing, SettingsRead, StoreTrouble, StoreWell
 from glasshouse_tui.screens.base import ConsoleScreen
 from glasshouse_tui.screens.dialogs import HelpScreen, TroubleScreen
 from glasshouse_tui.screens.fleet import FleetScreen
@@ -39,7 +37,7 @@ def utc_clock() -> datetime:
     return datetime.now(UTC)
 
 
-class GlasshouseApp(RequestingApp):
+class GlasshouseApp(LeavingApp):
     """The app: which screen is in front, what the feed reads for it, what comes back at the next start."""
 
     TITLE = "glasshouse"
@@ -65,17 +63,13 @@ class GlasshouseApp(RequestingApp):
         self.now = now
         self.launcher = launcher or operations.EngineLauncher()
         self.feed = Feed(home, self, read_only=read_only)
-        self.crash: BaseException | None = None
-        self.farewell: list[str] = []
         self._open_first = open_run
         self._restored: dict[str, dict[str, Any]] = {}
         self._acted = False
 
     async def on_mount(self) -> None:
-        """Show Fleet, leave cleanly on signals, and read only once the first frame is out."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, self._on_signal, number)
+        """Show Fleet, and read only once the first frame is out."""
+        self.leave_on_signals()
         self.install_screen(FleetScreen(), "fleet")
         self.install_screen(HistoryScreen(), "history")
         await self.push_screen("fleet")
@@ -96,34 +90,18 @@ class GlasshouseApp(RequestingApp):
         if self._open_first is not None:
             self.open_prefix(self._open_first)
 
-    def _on_signal(self, number: int) -> None:
-        self.run_worker(self._leave(128 + number), group="leave", exclusive=True)
-
-    async def action_quit(self) -> None:
-        """Leave; runs go on."""
-        await self._leave(0)
-
-    async def _leave(self, code: int) -> None:
+    def stop_reading(self) -> None:
+        """Read no more."""
         self.feed.stop()
-        if not self.read_only and not isinstance(self.screen, TroubleScreen):
-            saved = await self.in_thread(partial(operations.save_settings, self.home, self._settings()))
-            if isinstance(saved, Problem):
-                self.farewell.append(f"The screen was not kept for the next start: {plain(saved.message)}")
-        going = await self.in_thread(partial(operations.going_on, self.home))
-        if isinstance(going, list) and going:
-            runs = "1 run goes" if len(going) == 1 else f"{len(going)} runs go"
-            self.farewell.append(
-                f"{runs} on without the console: `glasshouse` shows it again, "
-                f"`glasshouse watch {going[0][0]}` follows from here."
-            )
-        self.exit(code, return_code=code)
 
-    def _settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any] | None:
+        """What comes back at the next start: both lists, the run in front, the theme."""
+        if self.read_only or isinstance(self.screen, TroubleScreen):
+            return None
         run = next((screen for screen in self.screen_stack if isinstance(screen, RunScreen)), None)
-        lists = {name: self._list_state(name) for name in _LISTS}
         tab = "history" if self.get_screen("history") in self.screen_stack else "fleet"
         return {
-            **lists,
+            **{name: self._list_state(name) for name in _LISTS},
             "screen": tab,
             "run": run.run_id if run else None,
             "panel": run.state()["panel"] if run else None,
@@ -135,16 +113,6 @@ class GlasshouseApp(RequestingApp):
         if isinstance(screen, ConsoleScreen) and screen.is_mounted:
             return screen.state()
         return self._restored.get(name, {})
-
-    def _handle_exception(self, error: Exception) -> None:
-        """Keep what nobody foresaw: `run_console` raises it once the terminal is restored."""
-        if self.crash is None:
-            self.crash = error.error if isinstance(error, WorkerFailed) else error
-        super()._handle_exception(error)
-
-    def _print_error_renderables(self) -> None:
-        """Print nothing: a traceback belongs into a log file."""
-        self._exit_renderables.clear()
 
     # Screens
 
@@ -210,14 +178,12 @@ class GlasshouseApp(RequestingApp):
         theme = settings.get("theme")
         if theme in THEME_ORDER and not self.no_color:
             self.theme = theme
-        if self._acted:
-            return
         for name in _LISTS:
             self._restored[name] = found if isinstance(found := settings.get(name), dict) else {}
             screen = self.get_screen(name)
-            if isinstance(screen, ConsoleScreen) and screen.is_mounted:
+            if isinstance(screen, ConsoleScreen) and screen.is_mounted and not self._acted:
                 screen.restore(self._restored[name])
-        if self._open_first is not None:
+        if self._acted or self._open_first is not None:
             return
         if settings.get("screen") == "history":
             self.action_go("history")
@@ -253,7 +219,10 @@ def run_console(home: Path, *, open_run: str | None = None, read_only: bool = Fa
     if app.crash is not None:
         raise app.crash
     code = app.return_code or 0
-    if code != 128 + signal.SIGHUP:  # after a hang-up there is nobody to read it
-        for sentence in app.farewell:
-            print(sentence, file=sys.stderr)
+    if code == 128 + signal.SIGHUP:  # nobody is there to read, and writing would fail
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())
+    for sentence in app.farewell:
+        print(sentence, file=sys.stderr)
     return code

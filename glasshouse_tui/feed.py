@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from engine.store.views import LogLine, RunSummary, RunView
 
 PERIOD_SECONDS: Final = 0.2
-READ_GAP_SECONDS: Final = 0.4
+READ_GAP_SECONDS: Final = 0.5
 CURVE_GAP_SECONDS: Final = 0.9
 HEARTBEAT_SECONDS: Final = 3.0
 RETRY_SECONDS: Final = 1.5
@@ -182,7 +182,9 @@ class Feed:
         return self._reader
 
     def _fleet(self, reader: Reader) -> FleetData:
-        runs = tuple(reader.runs(limit=FLEET_RUNS))
+        going = reader.unfinished()
+        known_ids = {run.id for run in going}
+        runs = (*going, *(run for run in reader.runs(limit=FLEET_RUNS) if run.id not in known_ids))
         views: dict[str, RunView] = {}
         for summary in runs:
             known = self._finals.get(summary.id)

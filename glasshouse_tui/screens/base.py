@@ -38,9 +38,17 @@ class ConsoleScreen(Screen[None]):
         """True where all panels fit at once."""
         return self.has_class("-wide") and self.has_class("-tall")
 
+    @property
+    def in_front(self) -> bool:
+        """True when nothing but dialogs lies over this screen; others need not be drawn."""
+        return self.console.front is self
+
     def top_bar(self) -> TopBar:
         """This screen's top bar."""
-        return TopBar(self.TAB, read_only=self.console.read_only, now=self.console.now)
+        return self._bar(self.TAB)
+
+    def _bar(self, tab: str) -> TopBar:
+        return TopBar(tab, read_only=self.console.read_only, now=self.console.now, shown=lambda: self.in_front)
 
     def key_bar(self) -> KeyBar:
         """This screen's key bar."""
@@ -63,7 +71,11 @@ class ConsoleScreen(Screen[None]):
         return False
 
     def on_screen_resume(self) -> None:
-        """Have the store read for this screen."""
+        """Have the store read for this screen, unless another one came to the front meanwhile."""
+        if not self.in_front:
+            return
+        for bar in self.query(TopBar):
+            bar.tick()
         self.console.feed.watch(self.interest(), self)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:

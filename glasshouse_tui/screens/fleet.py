@@ -11,7 +11,7 @@ from textual.containers import Vertical
 
 from engine.store.views import AllocationView, RunSummary, RunView
 from glasshouse_tui.bindings import FLEET, bindings_for
-from glasshouse_tui.feed import FleetInterest
+from glasshouse_tui.feed import FLEET_RUNS, FleetInterest
 from glasshouse_tui.figures import active_segment, is_final, overhead, run_share, seconds_left
 from glasshouse_tui.format import (
     DASH,
@@ -146,7 +146,7 @@ class FleetScreen(ConsoleScreen):
         return next((run for run in runs if run.id == run_id), None)
 
     def _redraw(self) -> None:
-        if self._data is None or not self.is_current:
+        if self._data is None or not self.in_front:
             return
         data, now = self._data, self.console.now()
         empty = not data.runs and not data.allocations
@@ -154,12 +154,11 @@ class FleetScreen(ConsoleScreen):
         if empty:
             self.query_one("#welcome", Lines).show(self._welcome())
         going = sum(not is_final(run) for run in data.runs)
-        ordered = sorted(data.runs, key=is_final)
-        self.query_one("#runs-title", Lines).show(
-            [line(("Runs", "strong"), (f"   {going} going on, {len(data.runs) - going} ended", "muted"))]
-        )
+        ended = len(data.runs) - going
+        told = f"{ended} ended" if len(data.runs) < FLEET_RUNS else f"the newest {ended} that ended"
+        self.query_one("#runs-title", Lines).show([line(("Runs", "strong"), (f"   {going} going on, {told}", "muted"))])
         table = self.query_one("#runs", RowTable)
-        table.show([run_row(data.views[run.id], now) for run in ordered], cursor=self._wanted)
+        table.show([run_row(data.views[run.id], now) for run in data.runs], cursor=self._wanted)
         self._wanted = None
         self.query_one("#allocations-title", Lines).show([_allocations_title(data.allocations)])
         self.query_one("#allocations", RowTable).show([allocation_row(a, now) for a in data.allocations])

@@ -99,7 +99,7 @@ class HistoryScreen(ConsoleScreen):
 
     def _reread(self) -> None:
         self._stale = None
-        if self.is_current:
+        if self.in_front:
             self._ask("again")
 
     def on_input_changed(self, message: Input.Changed) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, ClassVar, Final
 
 from textual import events
@@ -29,6 +30,7 @@ from glasshouse_tui.widgets.table import Row, RowTable
 
 PANELS: Final = (("proof", "Proof"), ("loss", "Loss"), ("checks", "Checks"), ("log", "Log"))
 LEGEND: Final = (line(("⠒⠒ ", "raw"), ("raw   ", "muted"), ("x ", "protected"), ("protected", "muted")),)
+_TICK_SECONDS: Final = 1.0
 _NO_CURVE: Final = "The loss curve was not published."
 
 
@@ -62,6 +64,7 @@ class RunScreen(ConsoleScreen):
         self.run_id = run_id
         self._panel = panel if panel in dict(PANELS) else "proof"
         self._data: RunData | None = None
+        self._redrawn_at = 0.0
         self._log_rows: dict[int, Row] = {}
         self._can: tuple[bool, bool] = (False, False)
 
@@ -93,7 +96,7 @@ class RunScreen(ConsoleScreen):
         """Times go on between readings."""
         self.query_one("#facts-panel").display = False
         self.action_panel(self._panel)
-        self.set_interval(1.0, self._redraw_times)
+        self.set_interval(_TICK_SECONDS, self._redraw_times)
 
     def on_resize(self) -> None:
         """Lay out again; the plot may hold more points now."""
@@ -102,7 +105,7 @@ class RunScreen(ConsoleScreen):
     def _laid_out(self) -> None:
         self._show_panel()
         self._redraw()
-        if self.is_current:
+        if self.in_front:
             self.console.feed.watch(self.interest(), self)
 
     def top_bar(self) -> TopBar:
@@ -110,7 +113,7 @@ class RunScreen(ConsoleScreen):
         below = next(
             (s for s in reversed(self.app.screen_stack) if isinstance(s, ConsoleScreen) and s is not self), None
         )
-        return TopBar(below.TAB if below else self.TAB, read_only=self.console.read_only, now=self.console.now)
+        return self._bar(below.TAB if below else self.TAB)
 
     def interest(self) -> RunInterest:
         """This run, with as many points as the plot can show."""
@@ -123,7 +126,10 @@ class RunScreen(ConsoleScreen):
     def on_run_read(self, message: RunRead) -> None:
         """Show a reading."""
         if message.data.view.summary.id == self.run_id:
+            known = self._published
             self._data = message.data
+            if self._published != known:
+                self._show_panel()
             self._redraw()
 
     def subject(self) -> tuple[str, str] | None:
@@ -193,11 +199,13 @@ class RunScreen(ConsoleScreen):
         )
 
     def _redraw_times(self) -> None:
-        if self._data and not is_final(self._data.view.summary) and self.is_current:
+        recently = time.monotonic() - self._redrawn_at < _TICK_SECONDS / 2
+        if self._data and not is_final(self._data.view.summary) and self.in_front and not recently:
             self._redraw_head(self._data.view)
 
     def _redraw_head(self, view: RunView) -> None:
         now = self.console.now()
+        self._redrawn_at = time.monotonic()
         self.query_one("#title", Lines).show(self._title(view))
         for card in self.query(SegmentCard):
             card.show(view, now)

@@ -32,19 +32,23 @@ class TopBar(Widget):
     place: reactive[str] = reactive("")
     time: reactive[str] = reactive("")
 
-    def __init__(self, tab: str, *, read_only: bool, now: Callable[[], datetime]) -> None:
-        """`tab` is the list in front; `now` gives the time."""
+    def __init__(self, tab: str, *, read_only: bool, now: Callable[[], datetime], shown: Callable[[], bool]) -> None:
+        """`tab` is the list in front; `now` gives the time; `shown` tells whether anybody sees the bar."""
         super().__init__()
         self._tab = tab
         self._read_only = read_only
         self._now = now
+        self._shown = shown
 
     def on_mount(self) -> None:
         """Start the clock."""
-        self._tick()
-        self.set_interval(1.0, self._tick)
+        self.tick()
+        self.set_interval(1.0, self.tick)
 
-    def _tick(self) -> None:
+    def tick(self) -> None:
+        """Show the time now, if anybody sees it."""
+        if not self._shown():
+            return
         now = self._now().astimezone()
         self.time = f"{now:%H:%M:%S} {zone(now)}"
 

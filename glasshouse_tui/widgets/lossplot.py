@@ -49,6 +49,11 @@ class LossPlot(Widget):
         """Points for each curve that the width can show."""
         return max(0, self.content_size.width - 8) * 2
 
+    @property
+    def is_drawn(self) -> bool:
+        """True when the newest curves are on the screen."""
+        return self._wanted is not None and self._wanted == self._shown
+
     def show(self, curves: Mapping[str, Curve], *, limit: int | None = None, absent: str | None = None) -> None:
         """Replace the curves. `limit` is the steps that are planned; `absent` is said where there are no curves."""
         if absent is not None:

@@ -38,6 +38,7 @@ class StageRow(Widget, can_focus=True):
         self._stages: tuple[Stage, ...] = ()
         self._chosen: int | None = None
         self._absent = ""
+        self._drawn: list[Line] = []
 
     @property
     def chosen(self) -> Stage | None:
@@ -54,7 +55,10 @@ class StageRow(Widget, can_focus=True):
         self._stages, self._absent = fresh, absent
         if self._chosen is not None and self._chosen >= len(fresh):
             self._chosen = None
-        self.refresh(layout=grown)
+        if grown:
+            self.refresh(layout=True)
+        elif self._lines() != self._drawn:
+            self.refresh()
 
     def choose(self, place: int | None) -> None:
         """Show the reason of the stage at `place`; None follows the stage at work."""
@@ -86,12 +90,16 @@ class StageRow(Widget, can_focus=True):
 
     def render(self) -> RenderResult:
         """The stages and the chosen one's reason."""
+        self._drawn = self._lines()
+        return content_of(self._drawn, self.app.theme)
+
+    def _lines(self) -> list[Line]:
         if not self._stages:
-            return content_of([line((self._absent, "muted"))], self.app.theme)
+            return [line((self._absent, "muted"))]
         width = self.content_size.width
         columns = self._columns(width)
         rows = self._grid(columns) if columns else [self._shapes()]
-        return content_of([*rows, fit(self._detail(), width)], self.app.theme)
+        return [*rows, fit(self._detail(), width)]
 
     def _columns(self, width: int) -> int:
         """How many stages stand beside each other with words; 0 is shapes alone."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from textual import events
 from textual.message import Message
 from textual.pilot import Pilot
 
@@ -181,7 +182,7 @@ async def test_a_finished_run_shows_its_row(home: Path, story: Story) -> None:
         await until(pilot, shows(pilot, "✓ finished", "✓ clean", "16 of 16 checks hold", "✓ zeroized", "✓ destroyed"))
         assert "single pair: not resolved" in drawn(pilot)
         assert "faster" not in drawn(pilot)
-        assert "run.cancel" not in footer(pilot)
+        await until(pilot, lambda: "run.cancel" not in footer(pilot))
 
 
 async def test_a_failed_check_says_why_in_full(home: Path, story: Story) -> None:
@@ -239,7 +240,7 @@ async def test_a_run_that_nobody_runs_says_so_and_is_resumed(home: Path, story: 
         await pilot.press("r")
         await until(pilot, lambda: launcher.resumed == [RUN])
         await until(pilot, lambda: "nobody is running" not in drawn(pilot))
-        assert "run.resume" not in footer(pilot)
+        await until(pilot, lambda: "run.resume" not in footer(pilot))
 
 
 async def test_cancelling_asks_first_and_then_requests_it(home: Path, story: Story) -> None:
@@ -263,6 +264,18 @@ async def test_a_published_row_shows_what_was_published_and_calls_the_rest_unkno
         for text in ("Key          ? unknown", "Cleanup      ? unknown", "Its stages were not published.", "RTX 4090"):
             assert text in drawn(pilot), text
         assert "No checks were published." in drawn(pilot)
+
+
+async def test_a_list_that_wakes_up_late_does_not_take_the_readings_from_the_run_in_front(
+    home: Path, story: Story
+) -> None:
+    story.half(RUN)
+    async with console(home, story, open_run=RUN) as pilot:
+        await until(pilot, shows(pilot, "600 of 1,200 steps"))
+        pilot.app.get_screen("fleet").post_message(events.ScreenResume())
+        await pilot.pause(0.5)
+        await asyncio.to_thread(story.train, RUN, "protected", 150)
+        await until(pilot, shows(pilot, "750 of 1,200 steps"))
 
 
 async def test_a_run_that_is_not_there_is_told_and_left(home: Path, story: Story) -> None:
