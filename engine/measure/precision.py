@@ -57,7 +57,8 @@ def within_segment_precision(
     block_seconds: float = BLOCK_SECONDS,
     resamples: int = RESAMPLES,
 ) -> Precision | None:
-    """The precision of one pair's overhead, or None where a segment holds fewer than three whole blocks.
+    """The precision of one pair's overhead, or None where a segment holds fewer than three whole blocks, or
+    step times of zero that leave no ratio.
 
     The arrays are step times in nanoseconds. Raises `ValueError` for blocks shorter than 3 s: step times hang
     together over seconds, and shorter blocks would flatter.
@@ -72,6 +73,8 @@ def within_segment_precision(
         return None
     raw = _resampled_means(raw_nanos, blocks[0], resamples, 2 * seed)
     protected = _resampled_means(protected_nanos, blocks[1], resamples, 2 * seed + 1)
+    if not (raw.all() and protected.all()):
+        return None
     low, high = (overhead_of_log_ratio(float(d)) for d in np.percentile(np.log(protected / raw), _COVERED))
     return Precision(
         half_width_pct=(high - low) / 2,

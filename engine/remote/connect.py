@@ -17,6 +17,14 @@ CIPHERS: Final = (
     "chacha20-poly1305@openssh.com",
     "aes256-ctr",
 )
+HOST_KEY_ALGORITHMS: Final = (
+    "ssh-ed25519",
+    "ecdsa-sha2-nistp256",
+    "ecdsa-sha2-nistp384",
+    "ecdsa-sha2-nistp521",
+    "rsa-sha2-512",
+    "rsa-sha2-256",
+)
 
 
 async def connect(endpoint: Endpoint, limits: LinkLimits) -> asyncssh.SSHClientConnection:
@@ -46,6 +54,7 @@ async def connect(endpoint: Endpoint, limits: LinkLimits) -> asyncssh.SSHClientC
             gss_kex=False,
             compression_algs=None,
             encryption_algs=list(CIPHERS),
+            server_host_key_algs=_pinned_first(host_key),
             connect_timeout=limits.connect,
             login_timeout=limits.login,
             # asyncssh gives up one interval after the count is reached.
@@ -80,6 +89,16 @@ def _keys(endpoint: Endpoint) -> tuple[asyncssh.SSHKey, asyncssh.SSHKey]:
         raise RemoteError(
             "An SSH key of this allocation cannot be read.", "Release the allocation.", code="key_unusable"
         ) from error
+
+
+def _pinned_first(host_key: asyncssh.SSHKey) -> list[str]:
+    """Every algorithm, the pinned key's own before the others.
+
+    A server without the pinned kind of key then shows the one it has, and the mismatch is seen here, not told by
+    a server that hangs up.
+    """
+    own = {algorithm.decode() for algorithm in host_key.sig_algorithms}
+    return sorted(HOST_KEY_ALGORITHMS, key=lambda name: name not in own)
 
 
 def _mismatch(where: str) -> RemoteError:

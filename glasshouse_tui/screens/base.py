@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+from textual import events
 from textual.binding import BindingType
 from textual.screen import Screen
 
@@ -27,6 +28,7 @@ class ConsoleScreen(Screen[None]):
         super().__init__()
         self.HORIZONTAL_BREAKPOINTS = [(0, "-tiny"), (70, "-narrow"), (110, "-wide")]
         self.VERTICAL_BREAKPOINTS = [(0, "-short"), (36, "-tall")]
+        self._applies = (False, False, False)
 
     @property
     def console(self) -> GlasshouseApp:
@@ -89,6 +91,17 @@ class ConsoleScreen(Screen[None]):
         if action in _WRITING and self.console.read_only:
             return None
         return super().check_action(action, parameters)
+
+    def refresh_keys(self) -> None:
+        """Have the key bar drawn again when other actions apply than before; called when what is shown changed."""
+        applies = (self.subject() is not None, self.can_cancel(), self.can_resume())
+        if applies != self._applies:
+            self._applies = applies
+            self.refresh_bindings()
+
+    def on_descendant_focus(self, _event: events.DescendantFocus) -> None:
+        """The focus may have gone to another table, and so to another run."""
+        self.refresh_keys()
 
     def action_cancel(self) -> None:
         """Ask, then cancel the run."""

@@ -68,7 +68,6 @@ class FleetScreen(ConsoleScreen):
         super().__init__()
         self._data: FleetData | None = None
         self._wanted: str | None = None
-        self._can: tuple[bool, bool, bool] = (False, False, False)
 
     def compose(self) -> ComposeResult:
         """Both tables, or what to press first."""
@@ -97,7 +96,7 @@ class FleetScreen(ConsoleScreen):
 
     def on_row_table_moved(self, _message: RowTable.Moved) -> None:
         """Other keys may apply to another row."""
-        self._refresh_keys()
+        self.refresh_keys()
 
     def on_row_table_opened(self, _message: RowTable.Opened) -> None:
         """A second click opens."""
@@ -126,11 +125,13 @@ class FleetScreen(ConsoleScreen):
 
     def can_cancel(self) -> bool:
         """True for a run that goes on."""
-        return self._can[0]
+        summary = self._under_cursor()
+        return summary is not None and not is_final(summary)
 
     def can_resume(self) -> bool:
         """True for a run that nobody is running."""
-        return self._can[1]
+        summary = self._under_cursor()
+        return summary is not None and summary.orphaned
 
     def state(self) -> dict[str, Any]:
         """The selected run."""
@@ -164,19 +165,11 @@ class FleetScreen(ConsoleScreen):
         self.query_one("#allocations", RowTable).show([allocation_row(a, now) for a in data.allocations])
         if not empty and self.focused is None:
             table.focus()
-        self._refresh_keys()
+        self.refresh_keys()
 
-    def _refresh_keys(self) -> None:
+    def _under_cursor(self) -> RunSummary | None:
         subject = self.subject()
-        summary = self._summary(subject[0]) if subject else None
-        can = (
-            summary is not None and not is_final(summary),
-            summary is not None and summary.orphaned,
-            subject is not None,
-        )
-        if can != self._can:
-            self._can = can
-            self.refresh_bindings()
+        return self._summary(subject[0]) if subject else None
 
     def _welcome(self) -> list[Line]:
         if self.console.read_only:

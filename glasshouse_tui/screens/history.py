@@ -241,6 +241,7 @@ class HistoryScreen(ConsoleScreen):
         table.show([history_row(row) for row in rows], cursor=cursor)
         table.show_sort(self._question.sort, descending=self._question.descending)
         self._show_listed()
+        self.refresh_keys()
 
     def _show_listed(self) -> None:
         window, table = self._window, self.query_one("#rows", RowTable)

@@ -66,7 +66,6 @@ class RunScreen(ConsoleScreen):
         self._data: RunData | None = None
         self._redrawn_at = 0.0
         self._log_rows: dict[int, Row] = {}
-        self._can: tuple[bool, bool] = (False, False)
 
     def compose(self) -> ComposeResult:
         """The title, the two cards, the panels."""
@@ -138,11 +137,11 @@ class RunScreen(ConsoleScreen):
 
     def can_cancel(self) -> bool:
         """True while the run goes on."""
-        return self._can[0]
+        return self._data is not None and not is_final(self._data.view.summary)
 
     def can_resume(self) -> bool:
         """True when nobody is running it."""
-        return self._can[1]
+        return self._data is not None and self._data.view.summary.orphaned
 
     def state(self) -> dict[str, Any]:
         """The panel in front."""
@@ -229,10 +228,7 @@ class RunScreen(ConsoleScreen):
             self._show_lines("facts", fact_lines(view.row or {}))
         else:
             self._show_log(data)
-        can = (not is_final(summary), summary.orphaned)
-        if can != self._can:
-            self._can = can
-            self.refresh_bindings()
+        self.refresh_keys()
 
     def _show_log(self, data: RunData) -> None:
         known = self._log_rows

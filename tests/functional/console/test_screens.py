@@ -182,7 +182,8 @@ async def test_a_finished_run_shows_its_row(home: Path, story: Story) -> None:
         await until(pilot, shows(pilot, "✓ finished", "✓ clean", "16 of 16 checks hold", "✓ zeroized", "✓ destroyed"))
         assert "single pair: not resolved" in drawn(pilot)
         assert "faster" not in drawn(pilot)
-        await until(pilot, lambda: "run.cancel" not in footer(pilot))
+        await until(pilot, lambda: "run.copy_row" in footer(pilot))
+        assert "run.cancel" not in footer(pilot)
 
 
 async def test_a_failed_check_says_why_in_full(home: Path, story: Story) -> None:
@@ -292,6 +293,7 @@ async def test_history_filters_as_one_types(home: Path, story: Story) -> None:
     async with console(home, story) as pilot:
         await pilot.press("h")
         await until(pilot, shows(pilot, "1 of 18", "tiny-qwen2", "Qwen2.5-7B-Instruct"))
+        await until(pilot, lambda: "history.open" in footer(pilot))
         await pilot.press("slash", *"a4000 7b")
         await until(pilot, shows(pilot, "1 of 3", "7B smoke"))
         assert "tiny-qwen2" not in drawn(pilot)
@@ -299,6 +301,7 @@ async def test_history_filters_as_one_types(home: Path, story: Story) -> None:
         assert isinstance(pilot.app.focused, RowTable)
         await pilot.press("slash", *"zzz")
         await until(pilot, shows(pilot, "no row matches"))
+        await until(pilot, lambda: "history.open" not in footer(pilot))
 
 
 async def test_history_sorts_by_column_and_turns_around(home: Path, story: Story) -> None:
