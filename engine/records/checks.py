@@ -121,11 +121,10 @@ def _chains(facts: Facts) -> Outcome:
 def _zeroized(facts: Facts) -> Outcome:
     if not _protected(facts):
         return _no_protected()
-    state = facts.view.summary.runtime_state
-    if state == "zeroized" and "zeroization" in facts.receipts:
+    state, faults = facts.view.summary.runtime_state, facts.wipe_faults()
+    if state == "zeroized" and not faults:
         return "passed", "the scan found the secrets before the wipe and none after it"
-    reasons = [t.reason for t in facts.view.transitions if t.subject == "runtime" and t.reason]
-    return "failed", f"the runtime is {state}{': ' + reasons[-1] if reasons else ''}"
+    return "failed", f"the runtime is {state}: {', '.join(faults)}".removesuffix(": ")
 
 
 def _raw_completed(facts: Facts) -> Outcome:
@@ -140,7 +139,7 @@ def _raw_completed(facts: Facts) -> Outcome:
 def _same_allocation(facts: Facts) -> Outcome:
     if not _pair(facts):
         return _no_pair()
-    seen = facts.evidence.get("identities", {})
+    seen = facts.identities()
     if len(seen) < 2:
         return "failed", "the allocation was not identified in both segments"
     if seen["raw"] == seen["protected"]:
@@ -149,7 +148,7 @@ def _same_allocation(facts: Facts) -> Outcome:
 
 
 def _gone(facts: Facts) -> Outcome:
-    proof = facts.evidence.get("allocation_gone")
+    proof = facts.gone()
     cleanup = facts.view.summary.cleanup
     if cleanup == "not_ours":
         return "not_applicable", "the host is not ours to end"
@@ -208,7 +207,7 @@ def _distinct(facts: Facts) -> Outcome:
 
 
 def _collected(facts: Facts) -> Outcome:
-    found = facts.evidence.get("collected", {})
+    found = facts.collected()
     sealed = False
     for kind in facts.plan.kinds():
         seen = found.get(kind)
@@ -217,7 +216,7 @@ def _collected(facts: Facts) -> Outcome:
         if seen.get("status") == "sealed":
             sealed = True
         elif seen.get("status") != "opened":
-            return "failed", f"the {kind} adapter: {seen.get('reason', 'unknown')}"
+            return "failed", f"the {kind} adapter: {seen.get('code', 'unknown')}"
     if sealed:
         return "not_applicable", "the recipient key is under a passphrase; `glasshouse adapter` opens it"
     return "passed", "each adapter opened, and is the one that its log names"

@@ -1,20 +1,34 @@
-"""What a row is computed from: both logs, the series, evidence and receipts of one run."""
+"""What a row is computed from: both logs, the series and the receipts of one run.
+
+It comes from the store (`gather`), or from a public artifact (`engine.records.rebuild`); the checks do not know which.
+"""
 
 from __future__ import annotations
 
+import base64
+import binascii
 from typing import Any
 
 import msgspec
 
+from engine.attestation.zeroization import Zeroization, zeroization_faults
 from engine.errors import WireError
 from engine.plan import Plan, load_plan
 from engine.store.reader import Reader
 from engine.store.views import RunView, SegmentView, Series
-from engine.wire import ChainReader, Event
+from engine.wire import (
+    ADAPTER_COLLECTED,
+    ALLOCATION_GONE,
+    SEGMENT_STATE,
+    ZEROIZE_DONE,
+    ChainReader,
+    Event,
+    parse,
+)
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """One run's stored material. `*_whole` is False when that log's chain does not verify from its first line."""
+    """One run's material. `*_whole` is False when that log's chain does not verify from its first line."""
 
     view: RunView
     plan: Plan
@@ -22,7 +36,6 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     pod_log: list[Event]
     runner_whole: bool
     pod_whole: bool
-    evidence: dict[str, Any]
     receipts: dict[str, dict[str, Any]]
     series: dict[str, Series]
 
@@ -38,8 +51,43 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         """The runner's events of a name."""
         return [e for e in self.runner_log if e.event == event]
 
+    def identities(self) -> dict[str, Any]:
+        """By segment, what the machine was seen to be when it began."""
+        return {str(e.body["segment"]): e.body["identity"] for e in self.pod(SEGMENT_STATE) if "identity" in e.body}
 
-def _whole(run_id: str, log: list[Event]) -> bool:
+    def collected(self) -> dict[str, dict[str, Any]]:
+        """By segment, what the runner saw of the adapter that came home."""
+        return {str(e.body["segment"]): e.body for e in self.runner(ADAPTER_COLLECTED)}
+
+    def gone(self) -> dict[str, Any] | None:
+        """What the provider listed after the release, or None before that was asked."""
+        found = self.runner(ALLOCATION_GONE)
+        return found[-1].body if found else None
+
+    def wipe_faults(self) -> tuple[str, ...]:
+        """The codes for which zeroization is not proven, judged anew from the receipt; empty when it is."""
+        receipt, done = self.receipts.get("zeroization"), self.pod(ZEROIZE_DONE)
+        if receipt is None or not done:
+            return ("zeroization_missing",)
+        try:
+            statement = parse(base64.b64decode(str(receipt["payload"]), validate=True))
+            found = msgspec.convert(statement["predicate"], Zeroization, strict=True)
+        except (KeyError, TypeError, binascii.Error, WireError, msgspec.ValidationError):
+            return ("receipt_malformed",)
+        return wipe_faults(found, done[-1].body)
+
+
+def wipe_faults(found: Zeroization, told: dict[str, Any]) -> tuple[str, ...]:
+    """What the receipt lacks, and what the allocation itself said of it (`told`: the body of `zeroize.done`)."""
+    reasons = told.get("reasons")
+    named = [str(reason)[:64] for reason in reasons[:16]] if isinstance(reasons, list) else ["receipt_malformed"]
+    if not named and told.get("state") != "zeroized":
+        named = ["zeroization_not_claimed"]
+    return tuple(sorted({*zeroization_faults(found), *named}))
+
+
+def is_whole(run_id: str, log: list[Event]) -> bool:
+    """True when the log's chain verifies from its first line."""
     reader = ChainReader(run_id)
     try:
         for event in log:
@@ -59,9 +107,8 @@ def gather(reader: Reader, run_id: str) -> Facts:
         plan=load_plan(view.plan),
         runner_log=runner_log,
         pod_log=pod_log,
-        runner_whole=_whole(run_id, runner_log),
-        pod_whole=_whole(run_id, pod_log),
-        evidence=reader.evidence(run_id),
+        runner_whole=is_whole(run_id, runner_log),
+        pod_whole=is_whole(run_id, pod_log),
         receipts=reader.receipts(run_id),
         series={segment.kind: reader.series(run_id, segment.kind) for segment in view.segments},
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any, Final
 
 import msgspec
@@ -19,6 +20,15 @@ TIER_NOTE: Final = (
     "It is no hardware TEE claim."
 )
 PLACES: Final = 6
+
+
+_REASON: Final = re.compile(r"([a-z0-9_]+)(: .*)?", re.DOTALL)
+
+
+def public_reason(reason: str) -> str:
+    """The code of a reason `code: sentence`. The sentence is for the operator: it may name paths and machines."""
+    found = _REASON.fullmatch(reason)
+    return found[1] if found else ""
 
 
 def overhead(raw: SegmentView | None, protected: SegmentView | None) -> float | None:
@@ -48,12 +58,12 @@ def build_row(facts: Facts, *, state: str, reason: str) -> tuple[dict[str, Any],
     """The final row and its checks, for a run that ends in `state`."""
     checks = verdicts(facts)
     row = _row(facts.view, checks, clean=is_clean(checks) and state == "finished")
-    row["state"], row["reason"], row["finishedAt"] = state, reason, utc_now()
-    identities = facts.evidence.get("identities", {})
+    row["state"], row["reason"], row["finishedAt"] = state, public_reason(reason), utc_now()
+    identities = facts.identities()
     row["sameAllocation"] = (
         identities["raw"] == identities["protected"] if {"raw", "protected"} <= set(identities) else None
     )
-    proof = facts.evidence.get("allocation_gone") or {}
+    proof = facts.gone() or {}
     row["cleanup"] = {
         "activeRunPodPodsAfterRun": proof.get("count"),
         "otherActivePods": proof.get("others"),
@@ -111,7 +121,7 @@ def _row(view: RunView, checks: tuple[Check, ...], *, clean: bool | None) -> dic
         "startedAt": summary.started_at,
         "finishedAt": summary.finished_at,
         "state": summary.state,
-        "reason": summary.reason,
+        "reason": public_reason(summary.reason),
         "version": __version__,
         "planDigest": view.plan_digest,
         "dataDigest": plan.get("data", {}).get("digest"),
@@ -143,4 +153,5 @@ def _segment_fields(kind: str, segment: SegmentView | None) -> dict[str, Any]:
 def _segment(segment: SegmentView) -> dict[str, Any]:
     built: dict[str, Any] = msgspec.to_builtins(segment)
     built["stepsPerSecond"] = _rounded(segment.steps_per_second)
+    built["reason"] = public_reason(segment.reason)
     return built

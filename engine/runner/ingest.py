@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from engine.errors import RefusedError, WireError
 from engine.plan import SegmentKind
+from engine.records.rebuild import gpu_model
 from engine.store.reader import Reader
 from engine.store.views import PROTECTED_STAGES
 from engine.store.writer import Writer
@@ -16,6 +17,7 @@ from engine.wire import (
     ADAPTER_SEALED,
     ATTEST_EVIDENCE,
     LAUNCH_ACCEPTED,
+    LOG,
     RELEASE_PLAN_COMPLETED,
     RUN_CLOSED,
     SEGMENT_STATE,
@@ -63,7 +65,7 @@ class Ingest:
         self.zeroization: dict[str, Any] | None = None
         self.finished: dict[str, dict[str, Any]] = {}
         self.adapters: dict[str, dict[str, Any]] = {}
-        self.identities: dict[str, Any] = {}
+        self._told: dict[str, str] = {}
         self._stage_since: dict[str, tuple[str, float]] = {}
         for event in reader.events(run_id, "pod"):
             self._remember(event)
@@ -78,7 +80,7 @@ class Ingest:
     def settle(self) -> None:
         """No more events will come: a wipe that left no proof is not proven."""
         if self.states["key"] == "released" and self.states["runtime"] not in {"zeroized", "unverified"}:
-            self.advance("runtime", "unverified", "the allocation left no receipt of a wipe")
+            self.advance("runtime", "unverified", "zeroization_missing: the allocation left no receipt of a wipe")
 
     def take(self, events: Sequence[Event], offset: int) -> None:
         """Apply events, then commit them with the offset behind them; raises `RefusedError` for a foreign launch."""
@@ -118,22 +120,20 @@ class Ingest:
             self.zeroization = body
         elif event.event == RUN_CLOSED:
             self.closed = True
+        elif event.event == LOG and "code" in body:
+            self._told[str(body["code"])] = str(body.get("text", ""))
         elif event.event == SEGMENT_STATE:
             segment = str(body.get("segment"))
             self._stage_since[segment] = (str(body.get("state")), float(body.get("at", 0.0)))
-            if "identity" in body:
-                self.identities[segment] = body["identity"]
 
     def _apply(self, event: Event) -> None:
         body = event.body
         if event.event == SEGMENT_STATE:
             self._segment_state(body)
         elif event.event == LAUNCH_ACCEPTED:
-            gpu = body.get("gpu")
-            name = gpu["name"] if gpu else f"CPU ({body.get('cpu', 'unknown')})"
             if len(base64.b64decode(body["attesterKey"], validate=True)) != KEY_BYTES:
                 raise ValueError("an attester's key has another length")
-            self._writer.describe(self._run_id, gpu_model=str(name)[:120])
+            self._writer.describe(self._run_id, gpu_model=gpu_model(body))
             self._writer.evidence(self._run_id, "launch", body)
         elif event.event == ATTEST_EVIDENCE:
             self._writer.evidence(self._run_id, "token", {"token": body.get("token")})
@@ -149,14 +149,10 @@ class Ingest:
         before = self._stage_since.get(kind)
         if before is not None and before[0] != state:
             self._writer.segment(self._run_id, kind, phases={before[0]: round(at - before[1], 6)})
-        reason = str(body.get("reason", ""))
-        code = body.get("code")
-        self.advance(f"segment:{kind}", state, f"{code}: {reason}" if code else reason)
+        code = str(body.get("code", ""))
+        self.advance(f"segment:{kind}", state, f"{code}: {self._told.get(code, '')}".rstrip(": ") if code else "")
         if body.get("stopReason"):
             self._writer.segment(self._run_id, kind, stop_reason=str(body["stopReason"]))
-        if "identity" in body:
-            self.identities[kind] = body["identity"]
-            self._writer.evidence(self._run_id, "identities", self.identities)
         if kind == "protected":
             if state == "attesting":
                 self.advance("attestation", "awaiting_evidence")

@@ -34,9 +34,13 @@ class Journal:
         """The first event of this name, or None."""
         return next((one for one in self._reader.events(self._run_id, "runner") if one.event == event), None)
 
-    def last(self, event: str) -> dict[str, Any] | None:
-        """The body of the last event of this name, or None."""
-        found = [one.body for one in self._reader.events(self._run_id, "runner") if one.event == event]
+    def last(self, event: str, segment: str | None = None) -> dict[str, Any] | None:
+        """The body of the last event of this name (of one segment, if asked), or None."""
+        found = [
+            one.body
+            for one in self._reader.events(self._run_id, "runner")
+            if one.event == event and (segment is None or one.body.get("segment") == segment)
+        ]
         return found[-1] if found else None
 
     def once(self, event: str, body: dict[str, Any]) -> Event:

@@ -253,9 +253,12 @@ class Runner:
             state = "cancelled" if self._error.code == "cancelled" else "failed"
             reason = f"{self._error.code}: {self._error.message}"
         elif self.cancelled:
-            state, reason = "cancelled", "The run was cancelled."
+            state, reason = "cancelled", "cancelled: The run was cancelled."
         elif failed:
-            state, reason = "failed", f"the {failed[0].kind} segment {failed[0].state}: {failed[0].reason}"
+            state, reason = (
+                "failed",
+                failed[0].reason or f"segment_failed: the {failed[0].kind} segment {failed[0].state}",
+            )
         facts = gather(self.reader, self.run_id)
         row, checks = build_row(facts, state=state, reason=reason)
         staging = self._staging()

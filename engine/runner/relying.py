@@ -20,10 +20,11 @@ from engine.attestation.policy import policy_digest
 from engine.attestation.receipts import countersign, read_release
 from engine.attestation.release import prepare_release
 from engine.attestation.verifier import AttestationResult, Expectations, appraise, result_digest
-from engine.attestation.zeroization import Zeroization, read_zeroization, zeroization_faults
+from engine.attestation.zeroization import Zeroization, read_zeroization
 from engine.errors import RefusedError
 from engine.plan import plan_digest
 from engine.providers.protocol import Lease
+from engine.records.facts import wipe_faults
 from engine.remote.reconnect import Reconnecting
 from engine.runner.context import RunContext
 from engine.runner.staging import CONTENT_KEYS, References
@@ -228,11 +229,8 @@ class RelyingParty:
             return
         envelope = countersign(body["receipt"], context.staging.run_key.signing)
         context.writer.receipt(context.run_id, "zeroization", envelope)
-        told = body.get("reasons")
-        named = [str(reason)[:64] for reason in told[:16]] if isinstance(told, list) else ["receipt_malformed"]
-        reasons = sorted({*zeroization_faults(found), *named})
-        proven = not reasons and body.get("state") == "zeroized"
-        if proven:
+        faults = wipe_faults(found, body)
+        if not faults:
             self._ingest.advance("key", "destroyed")
-        self._ingest.advance("runtime", "zeroized" if proven else "unverified", ", ".join(reasons))
+        self._ingest.advance("runtime", "unverified" if faults else "zeroized", ", ".join(faults))
         self._judged = True

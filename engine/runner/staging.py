@@ -125,6 +125,7 @@ class Staging:
             # Kept, so that a runner of a newer version goes on with what was launched.
             self._bundle = build_bundle()
             self.folder.write(BUNDLE, self._bundle)
+            self._writer.evidence(self.run_id, "lock", worker_lock())
         if self.plan.segments != "raw" and self._reference is None:
             self._reference = EnvironmentReference(self.folder.home, site_paths())
         if self.is_launched:

@@ -66,6 +66,9 @@ def start_run(
             raise
         try:
             writer.receipt(run_id, "delegation", delegation)
+            writer.evidence(
+                run_id, "operator", {"signing": keys.signing_public.hex(), "recipient": keys.recipient_public.hex()}
+            )
             _spawn(writer, run_id)
         except GlasshouseError as error:
             with contextlib.suppress(StoreError):

@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from engine.wire import sha256_hex
 from engine.worker.isolation.procfs import start_time
 
 NONCE_FILE: Final = "identity"
@@ -26,7 +27,10 @@ class Gpu(msgspec.Struct, frozen=True):
 
 
 class Identity(msgspec.Struct, frozen=True, rename="camel"):
-    """Equal in both segments, or they did not run on one allocation."""
+    """Equal in both segments, or they did not run on one allocation.
+
+    `pod_id` is the SHA-256 of the provider's id for the pod: its own addresses are made from that id.
+    """
 
     nonce: str
     first_process_start: int
@@ -66,11 +70,12 @@ def observe(folder: Path) -> Identity:
         with os.fdopen(fd, "w") as file:
             file.write(base64.b64encode(os.getrandom(16)).decode())
     found = gpu()
+    pod_id = os.environ.get("RUNPOD_POD_ID")
     return Identity(
         nonce=path.read_text(),
         first_process_start=start_time(1) or 0,
         gpu_uuid=found.uuid if found else None,
-        pod_id=os.environ.get("RUNPOD_POD_ID"),
+        pod_id=None if pod_id is None else sha256_hex(pod_id.encode()),
         cpu=cpu_name(),
     )
 

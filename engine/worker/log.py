@@ -39,10 +39,15 @@ class EventLog:
             line = line[os.write(self._fd, line) :]
         return made
 
-    def state(self, segment: str, state: str, reason: str = "", **detail: Any) -> None:
+    def state(self, segment: str, state: str, **detail: Any) -> None:
         """Append a segment's change of state, stamped with seconds on the supervisor's monotonic clock."""
         at = round(time.monotonic() - self._began, 6)
-        self.add(SEGMENT_STATE, {"segment": segment, "state": state, "reason": reason, "at": at, **detail})
+        self.add(SEGMENT_STATE, {"segment": segment, "state": state, "at": at, **detail})
+
+    def failed(self, segment: str, code: str, message: str, *, stop_reason: str | None = None) -> None:
+        """A segment's end by failure: the sentence as a line for a person, the code in the published state."""
+        self.note(message, code=code)
+        self.state(segment, "failed", code=code, **({} if stop_reason is None else {"stopReason": stop_reason}))
 
     def note(self, text: str, **detail: Any) -> None:
         """Append a line for a person."""

@@ -78,8 +78,7 @@ class Supervisor:
             if failed is None:
                 failed = None if self._segment(kind) else kind
             else:
-                self.context.log.state(kind, "failed", f"not started: the {failed} segment did not finish",
-                                       code="not_started")  # fmt: skip
+                self.context.log.failed(kind, "not_started", f"The {failed} segment did not finish.")
         try:
             end = self.context.inbox.wait("end.json", self.context.job.limits.end, give_up=lambda: None)
         except RunError as error:
@@ -95,18 +94,18 @@ class Supervisor:
             self.context.give_up_if_cancelled()
             _run_segment(self.context, kind)
         except Cancelled as error:
-            log.state(kind, "failed", error.message, code=error.code, stopReason="cancelled")
+            log.failed(kind, error.code, error.message, stop_reason="cancelled")
         except GlasshouseError as error:
             stop = "lease_expired" if error.code == "lease_expired" else "error"
-            log.state(kind, "failed", error.message, code=error.code, stopReason=stop)
+            log.failed(kind, error.code, error.message, stop_reason=stop)
         except OSError as error:
             name = error.strerror or "an operating system error"
-            log.state(kind, "failed", f"The machine refused: {name}.", code="os_error", stopReason="error")
+            log.failed(kind, "os_error", f"The machine refused: {name}.", stop_reason="error")
         except Exception as error:
             # The run must end with a closed log; the traceback is for supervisor.log.
             traceback.print_exc()
             told = f"The supervisor met an error of its own ({type(error).__name__})."
-            log.state(kind, "failed", told, code="internal_error", stopReason="error")
+            log.failed(kind, "internal_error", told, stop_reason="error")
         else:
             return True
         return False

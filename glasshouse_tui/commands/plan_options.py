@@ -26,6 +26,8 @@ from engine.plan import (
 
 AVAILABLE_PROVIDERS: Final = ("local",)
 LATER_PROVIDERS: Final = ("static", "runpod")
+OWN_MODEL: Final = "own-model"  # a plan is published: it names no file or folder of the operator's
+OWN_DATA: Final = "own-data"
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 
@@ -176,7 +178,7 @@ def _data(options: RunOptions) -> Data | None:
         raise DataError(
             f"There is no data file {options.data}.", "Check the path given to --data.", code="data_missing"
         )
-    return Data(source="file", name=options.data.name, public=options.public_data, stand_in=options.stand_in)
+    return Data(source="file", name=OWN_DATA, public=options.public_data, stand_in=options.stand_in)
 
 
 def _model(options: RunOptions) -> tuple[Model | None, Path | None]:
@@ -196,7 +198,7 @@ def _model(options: RunOptions) -> tuple[Model | None, Path | None]:
         if revision is not None:
             raise UsageError(f"{name} is a local folder and has no revision.", "Leave --revision out.")
         folder = folder.resolve()
-        return Model(source="folder", name=folder.name), folder
+        return Model(source="folder", name=OWN_MODEL), folder
     if name == preset("demo").model.name:
         return preset("demo").model, None
     if folder.exists() or not _HUB_ID.fullmatch(name):

@@ -118,7 +118,7 @@ def test_an_existing_folder_is_the_model(tmp_path: Path) -> None:
     folder = tmp_path / "my-model"
     folder.mkdir()
     asked = asked_for(RunOptions(model=str(folder), steps=5))
-    assert (asked.plan.model.source, asked.plan.model.name) == ("folder", "my-model")
+    assert (asked.plan.model.source, asked.plan.model.name) == ("folder", "own-model")
     assert asked.plan.label == "my-model"
     assert asked.model_folder == folder
     assert "no revision" in _refusal(RunOptions(model=str(folder), revision="a" * 40, steps=5)).message
@@ -159,7 +159,7 @@ def test_private_data_makes_no_pair_unless_it_is_public_or_has_a_stand_in(tmp_pa
     ):
         asked = asked_for(options)
         assert asked.data_file == file
-        assert (asked.plan.data.source, asked.plan.data.name) == ("file", "mine.jsonl")
+        assert (asked.plan.data.source, asked.plan.data.name) == ("file", "own-data")
         assert asked.plan.data.public is options.public_data
 
 

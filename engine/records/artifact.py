@@ -1,0 +1,291 @@
+"""The public artifact: a row under its published field names, and beside it the signed bundle that proves it.
+
+One JSON document (`data/schemas/artifact.schema.json`, generated from the structs here). The row's fields stand on top;
+`format` names this version; `bundle` holds what was signed and logged, or is null for a row that nobody signed.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from engine.errors import RefusedError, WireError
+from engine.measure.series import pack_series, unpack_series
+from engine.records.public import Code, Count, Digest
+from engine.store.progress import LOSS_BYTES, NANO_BYTES, Steps, body_of
+from engine.store.views import CheckStatus, CleanupState, Series
+from engine.wire import GENESIS, TRAIN_PROGRESS, ChainWriter, Event, parse, sha256_hex
+
+FORMAT: Final = "glasshouse-row/1"
+MAX_ARTIFACT_BYTES: Final = 64 * 1024 * 1024
+MAX_STEPS: Final = 4_000_000
+SERIES: Final = "series"
+_BASE64: Final = r"^[A-Za-z0-9+/]*={0,2}\Z"
+
+Label = Annotated[str, Meta(max_length=80)]
+Text = Annotated[str, Meta(max_length=512)]
+Time = Annotated[str, Meta(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z\Z")]
+Seconds = Annotated[float, Meta(ge=0)]
+
+
+class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
+    pass
+
+
+class Cleanup(_Part, frozen=True, kw_only=True):
+    """How many allocations of this run, and of others, the provider still listed afterwards; null is unknown."""
+
+    active_run_pod_pods_after_run: Count | None
+    other_active_pods: Count | None
+
+
+class RowCheck(_Part, frozen=True, kw_only=True):
+    """One check of a verdict."""
+
+    name: Code
+    group: Literal["lifecycle", "model_artifact"]
+    status: CheckStatus
+    reason: Text
+
+
+class RowSegment(_Part, frozen=True, kw_only=True):
+    """One segment; times in seconds."""
+
+    kind: Literal["raw", "protected"]
+    position: Count
+    state: Code
+    reason: Text
+    stop_reason: Code | None
+    steps: Count
+    elapsed_sec: Seconds | None
+    steps_per_second: Seconds | None
+    last_loss: float | None
+    final_loss: float | None
+    adapter_sha256: Digest | None
+    tensor_digest: Digest | None
+    phases: dict[Code, float]
+
+
+class Row(_Part, frozen=True, kw_only=True):
+    """The row's fields and their forms; unknown is null. Times are UTC, losses and percentages plain numbers."""
+
+    id: Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}\Z")]
+    label: Label
+    provider: Code
+    gpu_model: Text | None
+    model: Text
+    model_revision: Annotated[str, Meta(pattern=r"^[0-9a-f]{40}\Z")] | None
+    order: Literal["raw-first", "protected-first"] | None
+    target_sec: Seconds | None
+    step_budget: Count | None
+    raw_elapsed_sec: Seconds | None
+    raw_steps: Count | None
+    raw_final_loss: float | None
+    raw_stop_reason: Code | None
+    raw_adapter_sha256: Digest | None
+    raw_tensor_digest: Digest | None
+    protected_elapsed_sec: Seconds | None
+    protected_steps: Count | None
+    protected_final_loss: float | None
+    protected_stop_reason: Code | None
+    protected_adapter_sha256: Digest | None
+    protected_tensor_digest: Digest | None
+    overhead_pct: float | None
+    overhead_ci95: tuple[float, float] | None
+    overhead_precision_pct: float | None
+    noise_floor_pct: float | None
+    verdict: Text | None
+    attestation: Code
+    tier: Code | None
+    ear_status: Code | None
+    reason_codes: list[Code]
+    key_state: Code
+    runtime_state: Code
+    same_allocation: bool | None
+    cleanup: Cleanup
+    cleanup_state: CleanupState
+    phases: dict[Literal["raw", "protected"], dict[Code, float]]
+    cost_usd: Seconds | None
+    started_at: Time | None
+    finished_at: Time | None
+    state: Code
+    reason: Code | Literal[""]
+    version: Code
+    plan_digest: Digest
+    data_digest: Digest | None
+    seed: Count
+    challenge: Text | None
+    inject_overhead_pct: Seconds
+    clean: bool
+    checks: list[RowCheck]
+    segments: list[RowSegment]
+    note: Text
+
+
+class Entry(_Part, frozen=True, kw_only=True):
+    """One event of a log. `prev` is the hash of the one before (64 zeros first) and `run_id` the row's id.
+
+    A withheld event has no body, and its hash is taken as it stands. That of `train.progress` names its steps only.
+    """
+
+    seq: Count
+    ts: Time
+    event: Annotated[str, Meta(pattern=r"^[a-z_]+(\.[a-z_]+)?\Z")]
+    hash: Digest
+    body: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+
+
+class Logs(_Part, frozen=True, kw_only=True):
+    """Both event logs."""
+
+    runner: list[Entry]
+    pod: list[Entry]
+
+
+class Heads(_Part, frozen=True, kw_only=True):
+    """The hash of each log's last event."""
+
+    runner: Digest
+    pod: Digest
+
+
+class Blob(_Part, frozen=True, kw_only=True):
+    """A segment's series: losses (float32) and step times (uint64 ns) as `engine.measure.series` packs them.
+
+    `sha256` is over the packed bytes, which `data` has in base64.
+    """
+
+    steps: Count
+    sha256: Digest
+    data: Annotated[str, Meta(pattern=_BASE64)]
+
+
+class Receipts(_Part, frozen=True, kw_only=True):
+    """DSSE envelopes of in-toto statements; null where nothing of the kind happened."""
+
+    release: dict[str, Any] | None
+    zeroization: dict[str, Any] | None
+    run: dict[str, Any]
+
+
+class Bundle(_Part, frozen=True, kw_only=True):
+    """What was signed and logged. `operator` is the raw public signing key in hex.
+
+    `left_out` is empty, or names the series where the artifact is a summary.
+    """
+
+    operator: Digest
+    delegation: dict[str, Any]
+    plan: dict[str, Any]
+    policy: dict[str, Any] | None
+    lock: dict[str, str] | None
+    challenge: dict[str, Any] | None
+    evidence: str | None
+    result: dict[str, Any] | None
+    receipts: Receipts
+    logs: Logs
+    heads: Heads
+    series: dict[Literal["raw", "protected"], Blob] | None
+    left_out: list[Literal["series"]]
+
+
+class Artifact(msgspec.Struct, frozen=True, kw_only=True):
+    """A parsed artifact. `row` is the row exactly as it was signed."""
+
+    row: dict[str, Any]
+    bundle: Bundle | None
+
+
+def malformed(why: str) -> RefusedError:
+    """The refusal of a document that is no artifact."""
+    return RefusedError(
+        f"This is no public artifact: {why}.", "Export the row again, or ask for the file again.",
+        code="artifact_malformed",
+    )  # fmt: skip
+
+
+def parse_artifact(text: bytes) -> Artifact:
+    """An artifact from its bytes; raises `RefusedError` (`artifact_malformed`) for anything else."""
+    if len(text) > MAX_ARTIFACT_BYTES:
+        raise malformed("it is larger than the limit")
+    try:
+        raw = parse(text)
+    except WireError as error:
+        raise malformed(error.message.rstrip(".").lower()) from error
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT or "bundle" not in raw:
+        raise malformed(f"it lacks the format {FORMAT}")
+    row = {name: value for name, value in raw.items() if name not in ("format", "bundle")}
+    try:
+        bundle = msgspec.convert(raw["bundle"], Bundle | None, strict=True)
+        if bundle is not None:
+            msgspec.convert(row, Row, strict=True)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise malformed(str(error)[:200]) from error
+    return Artifact(row=row, bundle=bundle)
+
+
+def dump_artifact(artifact: Artifact) -> dict[str, Any]:
+    """The artifact as one JSON-ready document, the row's fields on top."""
+    return {"format": FORMAT, **artifact.row, "bundle": msgspec.to_builtins(artifact.bundle)}
+
+
+def packed(series: Series) -> Blob:
+    """A segment's series for the artifact."""
+    import numpy as np
+
+    blob = pack_series(np.array(series.losses, dtype="<f4"), np.array(series.nanos, dtype="<u8"))
+    return Blob(steps=len(series.losses), sha256=sha256_hex(blob), data=base64.b64encode(blob).decode())
+
+
+def unpacked(blob: Blob) -> Series:
+    """The series of `packed`; raises `RefusedError` (`artifact_malformed`)."""
+    try:
+        raw = base64.b64decode(blob.data, validate=True)
+        if sha256_hex(raw) != blob.sha256 or base64.b64encode(raw).decode() != blob.data:
+            raise malformed("a series has another digest than it states")
+        losses, nanos = unpack_series(raw, max_steps=MAX_STEPS)
+    except (binascii.Error, WireError) as error:
+        raise malformed("a series is damaged") from error
+    if len(losses) != blob.steps:
+        raise malformed("a series has another length than it states")
+    return Series(losses=tuple(losses.tolist()), nanos=tuple(nanos.tolist()))
+
+
+def events_of(entries: list[Entry], run_id: str, series: Mapping[str, Series] | None) -> list[Event]:
+    """The events of a log as they were written, withheld ones with an empty body.
+
+    With `series`, progress events get their steps back. Hashes are those of the entries: `Chain` checks them.
+    """
+    steps = {kind: _packed_steps(one) for kind, one in (series or {}).items()}
+    made = []
+    prev = GENESIS
+    for entry in entries:
+        body = {} if entry.body is msgspec.UNSET else entry.body
+        if entry.event == TRAIN_PROGRESS and series is not None and body:
+            losses, nanos = steps.get(str(body.get("segment")), (b"", b""))
+            first, last = int(body["from"]), int(body["to"])
+            part = (losses[LOSS_BYTES * first : LOSS_BYTES * last], nanos[NANO_BYTES * first : NANO_BYTES * last])
+            body = body_of(Steps(str(body["segment"]), first, *part))
+        made.append(
+            Event(seq=entry.seq, prev=prev, ts=entry.ts, event=entry.event, run_id=run_id, body=body, hash=entry.hash)
+        )
+        prev = entry.hash
+    return made
+
+
+def _packed_steps(series: Series) -> tuple[bytes, bytes]:
+    import numpy as np
+
+    return np.array(series.losses, dtype="<f4").tobytes(), np.array(series.nanos, dtype="<u8").tobytes()
+
+
+def hash_of(event: Event) -> str:
+    """The hash that an event must have, from its own content."""
+    return (
+        ChainWriter(event.run_id, head=event.prev, next_seq=event.seq).append(event.event, event.body, ts=event.ts).hash
+    )

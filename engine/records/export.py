@@ -1,0 +1,105 @@
+"""Making the public artifact of an ended run from the store, and no more of it than may be published."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from engine.errors import RefusedError, UsageError
+from engine.records.artifact import SERIES, Artifact, Bundle, Entry, Heads, Logs, Receipts, dump_artifact, packed
+from engine.records.public import is_public
+from engine.store.chains import Chain
+from engine.store.reader import Reader
+from engine.store.views import FINAL_RUN_STATES, RunView
+from engine.wire import TRAIN_PROGRESS, Event, canonical
+
+_SECRET_NAMES: Final = ("_KEY", "_TOKEN", "_SECRET", "_PASSWORD", "PASSPHRASE")
+_SHORTEST_SECRET: Final = 8
+
+
+def export_run(reader: Reader, run_id: str, *, summary: bool = False) -> Artifact:
+    """The artifact of an ended run; `summary` leaves the series out, and the artifact says so.
+
+    Raises `UsageError` (`run_unknown`, `run_unfinished`, `export_unsigned`) and `RefusedError` (`export_private`).
+    """
+    view = reader.run(run_id)
+    if view.summary.source == "published":
+        return Artifact(row=dict(view.row or {}), bundle=None)
+    if view.row is None or view.summary.state not in FINAL_RUN_STATES:
+        raise UsageError(
+            f"Run {run_id} has not ended: {view.summary.state}.", f"Follow it with `glasshouse watch {run_id}`.",
+            code="run_unfinished",
+        )  # fmt: skip
+    receipts, evidence = reader.receipts(run_id), reader.evidence(run_id)
+    if "run" not in receipts or "delegation" not in receipts or "operator" not in evidence:
+        raise UsageError(
+            f"Run {run_id} ended before anything of it was signed.", "Only `show` can tell of it.",
+            code="export_unsigned",
+        )  # fmt: skip
+    artifact = Artifact(row=view.row, bundle=_bundle(reader, run_id, view, receipts, evidence, summary=summary))
+    _refuse_private(artifact, reader)
+    return artifact
+
+
+def _bundle(
+    reader: Reader,
+    run_id: str,
+    view: RunView,
+    receipts: dict[str, dict[str, Any]],
+    evidence: dict[str, Any],
+    *,
+    summary: bool,
+) -> Bundle:
+    logs: dict[Chain, list[Event]] = {chain: reader.events(run_id, chain) for chain in ("runner", "pod")}
+    series = None if summary else {one.kind: packed(reader.series(run_id, one.kind)) for one in view.segments}
+    appraised = "result" in evidence
+    return Bundle(
+        operator=evidence["operator"]["signing"],
+        delegation=receipts["delegation"],
+        plan=view.plan or {},
+        policy=evidence["policy"] if appraised else None,
+        lock=evidence["lock"] if appraised else None,
+        challenge=evidence["challenge"] if appraised else None,
+        evidence=evidence["token"]["token"] if appraised else None,
+        result=evidence["result"] if appraised else None,
+        receipts=Receipts(
+            release=receipts.get("release"), zeroization=receipts.get("zeroization"), run=receipts["run"]
+        ),
+        logs=Logs(**{chain: [_entry(chain, event) for event in log] for chain, log in logs.items()}),
+        heads=Heads(**{chain: log[-1].hash if log else "0" * 64 for chain, log in logs.items()}),
+        series=series,
+        left_out=[SERIES] if summary else [],
+    )
+
+
+def _entry(chain: Chain, event: Event) -> Entry:
+    body = event.body
+    if event.event == TRAIN_PROGRESS:
+        body = {name: body[name] for name in ("segment", "from", "to")}
+    shown = body if is_public(chain, event.event, body) else msgspec.UNSET
+    return Entry(seq=event.seq, ts=event.ts, event=event.event, hash=event.hash, body=shown)
+
+
+def _refuse_private(artifact: Artifact, reader: Reader) -> None:
+    """The last look: nothing known to be secret, and no place of this machine or the allocation, is in the text."""
+    text = canonical(dump_artifact(artifact)).decode()
+    for what, private in _private(reader):
+        if private in text:
+            raise RefusedError(
+                f"The export would hold {what}, which is never published.", "Report this; nothing was written.",
+                code="export_private",
+            )  # fmt: skip
+
+
+def _private(reader: Reader) -> list[tuple[str, str]]:
+    found = [("the home folder", str(reader.home)), ("the user's folder", str(Path.home()))]
+    found += [
+        (f"the value of {name}", value)
+        for name, value in os.environ.items()
+        if name.upper().endswith(_SECRET_NAMES) and len(value) >= _SHORTEST_SECRET
+    ]
+    found.append(("a private key", "PRIVATE KEY-----"))
+    return [(what, value) for what, value in found if len(value) > 1 and value != "/"]

@@ -1,0 +1,276 @@
+"""What of a run's logs is published: by event, every field and its form. Anything else is withheld.
+
+An event that does not fit keeps its place in the exported chain with its hash alone, so that the links still hold.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from engine import wire
+from engine.attestation.publictext import is_public_text
+from engine.store.chains import Chain
+
+Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Code = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.]{1,64}\Z")]
+Key = Annotated[str, Meta(pattern=r"^[A-Za-z0-9+/]{43}=\Z")]
+Token = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,65536}\Z")]
+Text = Annotated[str, Meta(max_length=256)]
+Count = Annotated[int, Meta(ge=0)]
+Segment = Literal["raw", "protected"]
+
+
+class _Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
+    pass
+
+
+class PackageSealed(_Body, frozen=True, kw_only=True):
+    manifest_digest: Digest | None
+    plan_digest: Digest
+    bundle_digest: Digest
+
+
+class RunnerChallenge(_Body, frozen=True, kw_only=True):
+    nonce_sha256: Digest
+    pod_head: Digest
+
+
+class PodChallenge(_Body, frozen=True, kw_only=True):
+    nonce_sha256: Digest
+    runner_head: Digest
+
+
+class Result(_Body, frozen=True, kw_only=True):
+    status: Code
+    codes: list[Code]
+    result_sha256: Digest
+    pod_head: Digest
+
+
+class RunnerDenied(_Body, frozen=True, kw_only=True):
+    codes: list[Code]
+    pod_head: Digest
+
+
+class PodDenied(_Body, frozen=True, kw_only=True):
+    codes: list[Code]
+
+
+class Granted(_Body, frozen=True, kw_only=True):
+    receipt_sha256: Digest
+    pod_head: Digest
+
+
+class Collected(_Body, frozen=True, kw_only=True):
+    segment: Segment
+    status: Literal["opened", "sealed", "wrong"]
+    code: Code | None = None
+    sha256: Digest | None = None
+    sealed_sha256: Digest | None = None
+    tensor_digest: Digest | None = None
+    size: Count | None = None
+
+
+class RunnerClosed(_Body, frozen=True, kw_only=True):
+    pod_head: Digest
+
+
+class PodClosed(_Body, frozen=True, kw_only=True):
+    runner_head: Digest | None
+    failed: Segment | None
+
+
+class Gone(_Body, frozen=True, kw_only=True):
+    count: Count | None
+    listings: Count
+    others: Count | None
+
+
+class Identity(_Body, frozen=True, kw_only=True):
+    nonce: Annotated[str, Meta(pattern=r"^[A-Za-z0-9+/]{22}==\Z")]
+    first_process_start: int
+    gpu_uuid: Text | None
+    pod_id: Digest | None
+    cpu: Text
+
+
+class Gpu(_Body, frozen=True, kw_only=True):
+    uuid: Text
+    name: Text
+    driver: Text
+
+
+class Launch(_Body, frozen=True, kw_only=True):
+    attester_key: Key
+    bundle_digest: Digest
+    job_digest: Digest
+    pid: Count
+    identity: Identity
+    cpu: Text
+    gpu: Gpu | None
+
+
+class State(_Body, frozen=True, kw_only=True):
+    segment: Segment
+    state: Code
+    at: float
+    identity: Identity | None = None
+    code: Code | None = None
+    stop_reason: Code | None = None
+
+
+class Observed(_Body, frozen=True, kw_only=True):
+    value: Text
+    detail: Text
+
+
+class AntiDebug(_Body, frozen=True, kw_only=True):
+    segment: Segment
+    enforcement: dict[Code, dict[Code, Observed]]
+
+
+class Measured(_Body, frozen=True, kw_only=True):
+    bundle: Digest
+    lock: Digest
+    environment: Digest
+    environment_bytes: Count
+    environment_files: Count
+
+
+class EvidenceMade(_Body, frozen=True, kw_only=True):
+    token: Token
+
+
+class Opened(_Body, frozen=True, kw_only=True):
+    segment: Segment
+    manifest_sha256: Digest
+    runner_head: Digest
+
+
+class Started(_Body, frozen=True, kw_only=True):
+    segment: Segment
+    gpu: Gpu | None
+    numerics: dict[Code, str | int | float | bool | None]
+
+
+class Checkpoint(_Body, frozen=True, kw_only=True):
+    segment: Segment
+    step: Count
+    step_chain: Digest | None
+    tensor_digest: Digest
+
+
+class Finished(_Body, frozen=True, kw_only=True):
+    segment: Segment
+    steps: Count
+    stop_reason: Code
+    final_loss: float | None
+    elapsed_ns: Count
+    adapter_finite: bool
+    step_chain: Digest | None
+    tensor_digest: Digest
+
+
+class Saved(_Body, frozen=True, kw_only=True):
+    segment: Segment
+    sha256: Digest
+    size: Count
+    tensor_digest: Digest
+
+
+class Sealed(_Body, frozen=True, kw_only=True):
+    segment: Segment
+    sha256: Digest
+    size: Count
+    sealed_sha256: Digest
+    sealed_size: Count
+    tensor_digest: Digest
+    nonce_sha256: Digest
+    runner_head: Digest
+
+
+class WipeStarted(_Body, frozen=True, kw_only=True):
+    segment: Segment
+
+
+class Scanned(_Body, frozen=True, kw_only=True):
+    moment: Literal["before", "after"]
+    targets: list[Text]
+    hits: dict[Code, int]
+    bytes_read: Count
+    milliseconds: Count
+
+
+class WipeDone(_Body, frozen=True, kw_only=True):
+    segment: Segment
+    state: Literal["zeroized", "unverified"]
+    reasons: list[Code]
+    receipt: dict[str, Any]
+
+
+class ProgressMark(_Body, frozen=True, kw_only=True):
+    """Which steps of the series an event brought; the steps themselves are in the series."""
+
+    segment: Segment
+    first: Annotated[int, Meta(ge=0)] = msgspec.field(name="from")
+    to: Annotated[int, Meta(ge=0)]
+
+
+RUNNER: Final[dict[str, type[_Body]]] = {
+    wire.PACKAGE_SEALED: PackageSealed,
+    wire.ATTEST_CHALLENGE: RunnerChallenge,
+    wire.ATTEST_RESULT: Result,
+    wire.RELEASE_DENIED: RunnerDenied,
+    wire.RELEASE_GRANTED: Granted,
+    wire.ADAPTER_COLLECTED: Collected,
+    wire.RUN_CLOSED: RunnerClosed,
+    wire.ALLOCATION_GONE: Gone,
+}
+POD: Final[dict[str, type[_Body]]] = {
+    wire.LAUNCH_ACCEPTED: Launch,
+    wire.SEGMENT_STATE: State,
+    wire.ANTI_DEBUG_READY: AntiDebug,
+    wire.MEASURED: Measured,
+    wire.ATTEST_CHALLENGE: PodChallenge,
+    wire.ATTEST_EVIDENCE: EvidenceMade,
+    wire.RELEASE_DENIED: PodDenied,
+    wire.RELEASE_PLAN_COMPLETED: Opened,
+    wire.TRAIN_STARTED: Started,
+    wire.TRAIN_PROGRESS: ProgressMark,
+    wire.TRAIN_CHECKPOINT: Checkpoint,
+    wire.TRAIN_FINISHED: Finished,
+    wire.ADAPTER_SAVED: Saved,
+    wire.ADAPTER_SEALED: Sealed,
+    wire.ZEROIZE_STARTED: WipeStarted,
+    wire.ZEROIZE_SCAN: Scanned,
+    wire.ZEROIZE_DONE: WipeDone,
+    wire.RUN_CLOSED: PodClosed,
+}
+PUBLIC: Final[dict[Chain, dict[str, type[_Body]]]] = {"runner": RUNNER, "pod": POD}
+_ENCODED: Final = frozenset({"receipt", "token", "attesterKey", "nonce"})  # no text; their forms say what they are
+
+
+def is_public(chain: Chain, event: str, body: dict[str, Any]) -> bool:
+    """True when the event has exactly the fields that are published, each in its form, and no text that locates."""
+    kind = PUBLIC[chain].get(event)
+    if kind is None:
+        return False
+    try:
+        msgspec.convert(body, kind, strict=True)
+    except msgspec.ValidationError:
+        return False
+    return all(map(is_public_text, _texts(body)))
+
+
+def _texts(value: object) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, dict):
+        shown = {name: inner for name, inner in value.items() if name not in _ENCODED}
+        return [text for name, inner in shown.items() for text in (str(name), *_texts(inner))]
+    if isinstance(value, list):
+        return [text for inner in value for text in _texts(inner)]
+    return []

@@ -1,0 +1,212 @@
+"""The facts of a run from its public artifact alone, so that a stranger computes the same row from them.
+
+States are derived from what was logged and signed, never taken from the row that is being checked. What only the
+operator knows (when the run began, how it ended, what it cost) is listed in `STATED` and stands as it was signed.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from engine.errors import PlanError
+from engine.plan import Plan, load_plan
+from engine.records.artifact import Artifact, Bundle, Entry, events_of, hash_of, malformed, unpacked
+from engine.records.facts import Facts, is_whole
+from engine.records.row import build_row
+from engine.store.views import AttestationState, RunSummary, RunView, SegmentView, Series
+from engine.wire import (
+    ADAPTER_SAVED,
+    ADAPTER_SEALED,
+    ATTEST_RESULT,
+    LAUNCH_ACCEPTED,
+    RELEASE_GRANTED,
+    SEGMENT_STATE,
+    TRAIN_FINISHED,
+    TRAIN_PROGRESS,
+    Event,
+    digest_of,
+)
+
+STATED: Final = frozenset(
+    {"startedAt", "finishedAt", "state", "reason", "costUsd", "version", "note", "clean", "checks"}
+)
+"""Fields of a row that its logs do not hold; `clean` and `checks` are compared by themselves."""
+PRECISION: Final = "overheadPrecisionPct"
+PRECISION_TOLERANCE: Final = 0.005
+"""The one figure that is drawn by resampling: another processor may round its last digit otherwise."""
+
+
+def facts_of(artifact: Artifact, bundle: Bundle) -> Facts:
+    """The facts that the artifact holds; raises `RefusedError` (`artifact_malformed`) for a bad plan or series."""
+    try:
+        plan = load_plan(bundle.plan)
+    except PlanError as error:
+        raise malformed("its plan is not valid") from error
+    run_id = str(artifact.row["id"])
+    series: dict[str, Series] = {str(kind): unpacked(blob) for kind, blob in (bundle.series or {}).items()}
+    runner = events_of(bundle.logs.runner, run_id, None)
+    pod = events_of(bundle.logs.pod, run_id, series if bundle.series is not None else None)
+    receipts = msgspec.to_builtins(bundle.receipts)
+    facts = Facts(
+        view=_view(artifact.row, bundle, plan, runner, pod, series),
+        plan=plan,
+        runner_log=runner,
+        pod_log=pod,
+        runner_whole=whole(run_id, bundle.logs.runner, runner, has_series=True),
+        pod_whole=whole(run_id, bundle.logs.pod, pod, has_series=bundle.series is not None),
+        receipts={name: receipt for name, receipt in receipts.items() if receipt is not None},
+        series={kind: series.get(kind, Series(losses=(), nanos=())) for kind in plan.kinds()},
+    )
+    return _judged(facts)
+
+
+def whole(run_id: str, entries: list[Entry], log: list[Event], *, has_series: bool) -> bool:
+    """Whether the log's chain holds; of withheld events only the links around them can be checked."""
+    known = [entry.body is not msgspec.UNSET and (has_series or entry.event != TRAIN_PROGRESS) for entry in entries]
+    if all(known):
+        return is_whole(run_id, log)
+    numbered = all(event.seq == place for place, event in enumerate(log))
+    return (
+        bool(log)
+        and numbered
+        and all(event.hash == hash_of(event) for event, is_known in zip(log, known, strict=True) if is_known)
+    )
+
+
+def row_of(facts: Facts, signed: dict[str, Any]) -> dict[str, Any]:
+    """The row as this installation computes it from the facts, with `STATED` fields as they were signed."""
+    made, _ = build_row(facts, state=str(signed["state"]), reason=str(signed["reason"]))
+    return made | {name: signed[name] for name in STATED - {"clean", "checks"} if name in signed}
+
+
+def differences(made: dict[str, Any], signed: dict[str, Any]) -> list[str]:
+    """The names of the fields in which a computed row and the signed one differ, in order."""
+    skipped = {*STATED, PRECISION}
+    names = sorted((made.keys() | signed.keys()) - skipped)
+    found = [name for name in names if made.get(name) != signed.get(name) or (name in made) != (name in signed)]
+    if not _close(made.get(PRECISION), signed.get(PRECISION)):
+        found.append(PRECISION)
+    judged = {check["name"]: check["status"] for check in made["checks"]}
+    stated = {check["name"]: check["status"] for check in signed["checks"]}
+    if judged != stated:
+        found.append("checks")
+    if made["clean"] != signed["clean"]:
+        found.append("clean")
+    return found
+
+
+def _close(made: float | None, signed: float | None) -> bool:
+    if made is None or signed is None:
+        return made is signed
+    return abs(made - signed) <= PRECISION_TOLERANCE
+
+
+def _view(
+    row: dict[str, Any], bundle: Bundle, plan: Plan, runner: list[Event], pod: list[Event], series: Mapping[str, Series]
+) -> RunView:
+    result = bundle.result or {}
+    results = [event.body for event in runner if event.event == ATTEST_RESULT]
+    launch = next((event.body for event in pod if event.event == LAUNCH_ACCEPTED), None)
+    asked = any(event.event == SEGMENT_STATE and event.body.get("state") == "attesting" for event in pod)
+    attestation: AttestationState = "awaiting_evidence" if asked else "not_requested"
+    if results:
+        attestation = "verified" if results[-1].get("status") in ("affirming", "warning") else "rejected"
+    summary = RunSummary(
+        id=str(row["id"]),
+        source="mine",
+        label=plan.label,
+        preset=plan.preset,
+        provider=plan.provider.name,
+        gpu_model=row["gpuModel"] if launch is None else gpu_model(launch),
+        model=plan.model.name,
+        segments=plan.segments,
+        order=plan.order if plan.segments == "pair" else None,
+        state=row["state"],
+        reason=row["reason"],
+        created_at=row["startedAt"] or "",
+        started_at=row["startedAt"],
+        finished_at=row["finishedAt"],
+        target_sec=plan.target.seconds,
+        step_budget=plan.target.steps,
+        raw_steps=None,
+        protected_steps=None,
+        overhead_pct=None,
+        attestation=attestation,
+        key="released" if any(event.event == RELEASE_GRANTED for event in runner) else "withheld",
+        runtime_state="pending",
+        cleanup=row["cleanupState"],
+        clean=None,
+        orphaned=False,
+    )
+    return RunView(
+        summary=summary,
+        plan=bundle.plan,
+        plan_digest=digest_of(bundle.plan),
+        segments=tuple(_segment(kind, place, pod, series.get(kind)) for place, kind in enumerate(plan.kinds())),
+        transitions=(),
+        checks=(),
+        row=None,
+        tier=result.get("tier") if results else None,
+        ear_status=result.get("status") if results else None,
+        reason_codes=tuple(results[-1].get("codes", [])) if results else (),
+    )
+
+
+def gpu_model(launch: dict[str, Any]) -> str:
+    """What the allocation runs on, as `launch.accepted` names it."""
+    gpu = launch.get("gpu")
+    return str(gpu["name"] if gpu else f"CPU ({launch.get('cpu', 'unknown')})")[:120]
+
+
+def _judged(facts: Facts) -> Facts:
+    """The same facts with the states that follow from the zeroization receipt and the last listing."""
+    summary = facts.view.summary
+    if summary.key == "released":
+        proven = not facts.wipe_faults()
+        summary = msgspec.structs.replace(
+            summary, key="destroyed" if proven else "released", runtime_state="zeroized" if proven else "unverified"
+        )
+    gone = facts.gone()
+    if gone is not None:
+        count = gone.get("count")
+        cleanup = "not_ours" if count is None else "gone" if count == 0 else "leaked"
+        summary = msgspec.structs.replace(summary, cleanup=cleanup)
+    return msgspec.structs.replace(facts, view=msgspec.structs.replace(facts.view, summary=summary))
+
+
+def _segment(kind: str, position: int, pod: list[Event], series: Series | None) -> SegmentView:
+    mine = [event for event in pod if event.body.get("segment") == kind]
+    states = [event.body for event in mine if event.event == SEGMENT_STATE]
+    finished = next((event.body for event in reversed(mine) if event.event == TRAIN_FINISHED), {})
+    kept = ADAPTER_SAVED if kind == "raw" else ADAPTER_SEALED
+    adapter = next((event.body for event in reversed(mine) if event.event == kept), {})
+    stops = [body["stopReason"] for body in (finished, *states) if body.get("stopReason")]
+    nanos = sum(series.nanos) if series is not None else 0
+    last = states[-1] if states else {}
+    return SegmentView(
+        kind="raw" if kind == "raw" else "protected",
+        position=position,
+        state=last.get("state", "pending"),
+        reason=str(last.get("code") or ""),
+        stop_reason=stops[-1] if stops else None,
+        steps=len(series.losses) if series is not None else 0,
+        elapsed_sec=nanos / 1e9 if nanos else None,
+        last_loss=series.losses[-1] if series is not None and series.losses else None,
+        final_loss=finished.get("finalLoss"),
+        adapter_sha256=adapter.get("sha256"),
+        tensor_digest=finished.get("tensorDigest"),
+        phases=phases(states),
+    )
+
+
+def phases(states: list[dict[str, Any]]) -> dict[str, float]:
+    """Seconds in each state of a segment, from the states' times on the supervisor's clock; the last has no end."""
+    return {
+        str(before["state"]): round(float(after["at"]) - float(before["at"]), 6)
+        for before, after in itertools.pairwise(states)
+        if before["state"] != after["state"]
+    }
