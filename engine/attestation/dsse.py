@@ -17,7 +17,9 @@ from securesystemslib.exceptions import VerificationError
 from securesystemslib.signer import CryptoSigner, SSlibKey
 
 from engine.attestation.reasons import refusal
+from engine.errors import WireError
 from engine.sealing.pem import key_id
+from engine.wire import parse
 
 MAX_PAYLOAD_BASE64: Final = 6 * 1024 * 1024
 MAX_SIGNATURES: Final = 8
@@ -99,6 +101,20 @@ def open_envelope(envelope: object, payload_type: str, publics: Sequence[bytes])
         raise refusal("envelope_signature_invalid") from error
     payload: bytes = opened.payload
     return payload
+
+
+def peek_payload(envelope: object) -> dict[str, Any]:
+    """The JSON object in an envelope, with nothing proven: only to learn which keys to hold it against.
+
+    Raises `RefusedError` (`envelope_malformed`, `statement_malformed`).
+    """
+    try:
+        held = parse(_parse(envelope).payload)
+    except WireError as error:
+        raise refusal("statement_malformed") from error
+    if not isinstance(held, dict):
+        raise refusal("statement_malformed")
+    return held
 
 
 def _renamed(opened: Envelope, publics: Sequence[bytes]) -> bool:

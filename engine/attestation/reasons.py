@@ -125,6 +125,20 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
         "Do not trust this run's receipts.",
     ),
     "receipt_other_run": ("The receipt belongs to another run.", "Do not trust this receipt."),
+    # signers
+    "signer_unknown": (
+        "The signer is neither an operator whom you trust nor this home itself.",
+        "Get the operator's fingerprint from the operator, and give it with --trust.",
+    ),
+    "signer_revoked": ("The operator's key that signed this was revoked.", "Do not trust this row."),
+    "rotation_invalid": (
+        "This is not a statement by which one key introduces the next.",
+        "Use the file as `glasshouse key rotate` wrote it.",
+    ),
+    "revocation_invalid": (
+        "This is not a revocation by the key itself or by one of its successors.",
+        "Use the file as `glasshouse key revoke` wrote it.",
+    ),
     # zeroization
     "zeroization_no_control": (
         "The scan did not find the secrets before the wipe, so that finding none afterwards proves nothing.",
@@ -147,6 +161,10 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
         "Treat the secrets as not wiped.",
     ),
     # measurement
+    "measurement_unknown": (
+        "The worker that ran is none that this installation builds or that you named.",
+        "Install the version that made the row, or name its bundle with --reference.",
+    ),
     "environment_unreadable": (
         "An installed file cannot be measured.",
         "Install the worker's environment again, readable for the user that runs it.",

@@ -21,9 +21,8 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from engine.errors import SealingError, WireError
+from engine.errors import SealingError
 from engine.sealing.files import sync_folder, write_private
-from engine.sealing.manifest import is_digest
 from engine.sealing.pem import (
     fingerprint,
     is_encrypted,
@@ -33,24 +32,14 @@ from engine.sealing.pem import (
     private_pem,
     read_pem,
 )
-from engine.wire import canonical, parse, utc_now
+from engine.sealing.ring import INCOMING, PUBLIC_FILE, PublicKeys, parse_public
+from engine.wire import canonical, utc_now
 
 SIGNING_FILE: Final = "signing.pem"
 RECIPIENT_FILE: Final = "recipient.pem"
-PUBLIC_FILE: Final = "public.json"
 
-_INCOMING: Final = ".incoming"
 _STAGING: Final = ".staging-"
 _LOCK: Final = ".lock"
-
-
-class PublicKeys(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The public halves, raw and in hex, as `public.json` holds them. `created` is UTC."""
-
-    version: int = 1
-    created: str
-    signing: str
-    recipient: str
 
 
 class KeyStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -167,7 +156,7 @@ def locked(folder: Path) -> Iterator[None]:
 def _finish(folder: Path) -> None:
     for staging in folder.glob(f"{_STAGING}*"):
         shutil.rmtree(staging)
-    incoming = folder / _INCOMING
+    incoming = folder / INCOMING
     if incoming.is_dir():
         for file in sorted(incoming.iterdir()):
             file.replace(folder / file.name)
@@ -181,7 +170,7 @@ def _replace_files(folder: Path, files: Mapping[str, bytes]) -> None:
         staging.mkdir(mode=0o700)
         for name, data in files.items():
             write_private(staging / name, data)
-        staging.rename(folder / _INCOMING)
+        staging.rename(folder / INCOMING)
         sync_folder(folder)
     except OSError as error:
         shutil.rmtree(staging, ignore_errors=True)
@@ -208,14 +197,7 @@ def install(folder: Path, keys: OperatorKeys, passphrase: str | None) -> None:
 
 def read_public(folder: Path) -> PublicKeys:
     """The public halves as `public.json` has them; raises `SealingError` (`key_missing`, `key_invalid`)."""
-    damaged = SealingError(f"{PUBLIC_FILE} is damaged.", "Restore the keys from a backup.", code="key_invalid")
-    try:
-        public = msgspec.convert(parse(read_pem(folder / PUBLIC_FILE)), PublicKeys, strict=True)
-    except (WireError, msgspec.ValidationError) as error:
-        raise damaged from error
-    if not (public.version == 1 and is_digest(public.signing) and is_digest(public.recipient)):
-        raise damaged
-    return public
+    return parse_public(read_pem(folder / PUBLIC_FILE))
 
 
 def _load(folder: Path, passphrase: str | None) -> OperatorKeys:

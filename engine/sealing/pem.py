@@ -66,11 +66,13 @@ def is_encrypted(pem: bytes) -> bool:
     return _ENCRYPTED in pem
 
 
-def read_pem(path: Path) -> bytes:
-    """The bytes of a key file; raises `SealingError` (`key_missing`, `key_permissions`, `key_invalid`)."""
+def read_pem(path: Path, *, limit: int = _MAX_PEM_BYTES) -> bytes:
+    """The bytes of a key file, `limit` at most; raises `SealingError` (`key_missing`, `key_permissions`,
+    `key_invalid`).
+    """
     try:
         status = path.lstat()
-        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_PEM_BYTES:
+        if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
             raise SealingError(f"{path.name} is not a key file.", "Restore the keys from a backup.", code="key_invalid")
         if status.st_mode & 0o077:
             raise SealingError(

@@ -1,0 +1,209 @@
+"""What is stated about operators' signing keys: one introduces the next (rotation), or is not to be trusted any more
+(revocation). In-toto statements in DSSE envelopes, like receipts.
+
+A file of such statements is canonical JSON lines, one envelope a line; so that a file with one statement is a bare
+envelope.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from engine.attestation.dsse import peek_payload
+from engine.attestation.reasons import refusal
+from engine.attestation.statements import read_predicate, sign, statement
+from engine.errors import RefusedError, UsageError, WireError
+from engine.sealing.manifest import is_digest
+from engine.sealing.pem import key_id
+from engine.wire import canonical, parse
+
+ROTATION: Final = "urn:glasshouse:predicate:rotation:1"
+REVOCATION: Final = "urn:glasshouse:predicate:revocation:1"
+MAX_TEXT: Final = 200
+MAX_FILE_BYTES: Final = 1024 * 1024
+
+Kind = Literal["compromised", "superseded", "lost"]
+KINDS: Final[tuple[Kind, ...]] = ("compromised", "superseded", "lost")
+
+
+class Rotation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """From `rotated` (UTC) on `new_public` signs for the operator in place of `old_public` (raw, hex).
+
+    Signed by both: the old key introduces, the new one shows that it is there.
+    """
+
+    old_public: str
+    new_public: str
+    rotated: str
+
+    @property
+    def moment(self) -> datetime:
+        """`rotated` as a time."""
+        return datetime.fromisoformat(self.rotated)
+
+
+class Revocation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """From `revoked` (UTC) on nothing that `public` (raw, hex) signs counts; `compromised`: nothing ever did.
+
+    `signer` (raw, hex) made the statement: the key itself, or a successor of it. `text` is the operator's own words.
+    """
+
+    public: str
+    signer: str
+    reason: Kind
+    text: str
+    revoked: str
+
+    @property
+    def key_id(self) -> str:
+        """The id of the revoked key."""
+        return key_id(bytes.fromhex(self.public))
+
+    @property
+    def moment(self) -> datetime:
+        """`revoked` as a time."""
+        return datetime.fromisoformat(self.revoked)
+
+
+@dataclass(frozen=True)
+class Statements:
+    """Rotations and revocations whose signatures hold; whether a signer had any right to them is not said here."""
+
+    rotations: tuple[Rotation, ...] = ()
+    revocations: tuple[Revocation, ...] = ()
+
+    def __add__(self, other: Statements) -> Statements:
+        """Both."""
+        return Statements(self.rotations + other.rotations, self.revocations + other.revocations)
+
+
+def _moment(text: str) -> bool:
+    try:
+        return datetime.fromisoformat(text).utcoffset() is not None
+    except ValueError:
+        return False
+
+
+def _utc(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _sayable(text: str) -> bool:
+    return len(text) <= MAX_TEXT and text.isprintable()
+
+
+def rotation_statement(old: Ed25519PrivateKey, new: Ed25519PrivateKey, *, at: datetime) -> dict[str, Any]:
+    """The envelope by which `old` introduces `new`."""
+    publics = [key.public_key().public_bytes_raw() for key in (old, new)]
+    body = Rotation(old_public=publics[0].hex(), new_public=publics[1].hex(), rotated=_utc(at))
+    subjects = {"old-key": key_id(publics[0]), "new-key": key_id(publics[1])}
+    return sign(statement(ROTATION, subjects, msgspec.to_builtins(body)), old, new)
+
+
+def revocation_statement(
+    public: bytes, signer: Ed25519PrivateKey, *, reason: Kind, text: str = "", at: datetime
+) -> dict[str, Any]:
+    """The envelope that revokes `public` from `at` on.
+
+    Raises `UsageError` (`revocation_text`) where `text` has more than 200 characters or some that do not print.
+    """
+    if not _sayable(text):
+        raise UsageError(
+            f"The words of a revocation are one line of at most {MAX_TEXT} printable characters.",
+            "Say it in fewer words.",
+            code="revocation_text",
+        )
+    body = Revocation(
+        public=public.hex(),
+        signer=signer.public_key().public_bytes_raw().hex(),
+        reason=reason,
+        text=text,
+        revoked=_utc(at),
+    )
+    return sign(statement(REVOCATION, {"key": key_id(public)}, msgspec.to_builtins(body)), signer)
+
+
+def _claimed(envelope: object, *names: str) -> tuple[bytes, ...]:
+    """Whose keys an envelope says have signed it, for its signatures to be held against."""
+    body = peek_payload(envelope).get("predicate")
+    claimed = [body.get(name) for name in names] if isinstance(body, dict) else []
+    if not claimed or not all(isinstance(public, str) and is_digest(public) for public in claimed):
+        raise refusal("predicate_malformed")
+    return tuple(bytes.fromhex(str(public)) for public in claimed)
+
+
+def read_rotation(envelope: object) -> Rotation:
+    """A rotation that both its keys have signed; raises `RefusedError` (`rotation_invalid`)."""
+    try:
+        old, new = _claimed(envelope, "old_public", "new_public")
+        body, subjects = read_predicate(envelope, (old, new), ROTATION, Rotation)
+    except RefusedError as error:
+        raise refusal("rotation_invalid", error.code) from error
+    if subjects != {"old-key": key_id(old), "new-key": key_id(new)} or not _moment(body.rotated):
+        raise refusal("rotation_invalid", "predicate_malformed")
+    return body
+
+
+def read_revocation(envelope: object) -> Revocation:
+    """A revocation that the key which it names has signed; raises `RefusedError` (`revocation_invalid`)."""
+    try:
+        (signer,) = _claimed(envelope, "signer")
+        body, subjects = read_predicate(envelope, signer, REVOCATION, Revocation)
+    except RefusedError as error:
+        raise refusal("revocation_invalid", error.code) from error
+    sound = is_digest(body.public) and subjects == {"key": body.key_id}
+    if not sound or not _moment(body.revoked) or not _sayable(body.text):
+        raise refusal("revocation_invalid", "predicate_malformed")
+    return body
+
+
+def read_statements(envelopes: Iterable[object]) -> Statements:
+    """Rotations and revocations; raises `RefusedError` (`rotation_invalid`, `revocation_invalid`)."""
+    rotations, revocations = [], []
+    for envelope in envelopes:
+        try:
+            kind = peek_payload(envelope).get("predicateType")
+        except RefusedError as error:
+            raise refusal("revocation_invalid", error.code) from error
+        if kind == ROTATION:
+            rotations.append(read_rotation(envelope))
+        else:
+            revocations.append(read_revocation(envelope))
+    return Statements(tuple(rotations), tuple(revocations))
+
+
+def statements_to_bytes(envelopes: Iterable[dict[str, Any]]) -> bytes:
+    """A file of statements, one canonical envelope a line."""
+    return b"".join(canonical(envelope) + b"\n" for envelope in envelopes)
+
+
+def read_revocations(paths: Sequence[Path]) -> Statements:
+    """What the files given by hand state: revocations, and the rotations that link their signers to the revoked keys.
+
+    Raises `RefusedError` (`revocation_invalid`, `rotation_invalid`) and `UsageError` (`revocation_unreadable`).
+    """
+    envelopes: list[object] = []
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                data = file.read(MAX_FILE_BYTES + 1)
+        except OSError as error:
+            raise UsageError(
+                f"The revocation file {path} cannot be read: {error.strerror}.",
+                "Check its path.",
+                code="revocation_unreadable",
+            ) from error
+        if len(data) > MAX_FILE_BYTES or not data.strip():
+            raise refusal("revocation_invalid", f"{path.name} is empty or too large")
+        try:
+            envelopes += [parse(line) for line in data.splitlines() if line.strip()]
+        except WireError as error:
+            raise refusal("revocation_invalid", f"{path.name} does not hold envelopes, one a line") from error
+    return read_statements(envelopes)

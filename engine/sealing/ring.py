@@ -1,0 +1,186 @@
+"""The public side of the operator's keys over time: which sign and receive now, which did before, and what was stated
+about them.
+
+`ring.json` is there from the first rotation on; before that `public.json` says everything. It is one file, so that
+whoever only reads sees one moment of it, without a lock and without a passphrase.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from engine.errors import SealingError, WireError
+from engine.sealing.manifest import is_digest
+from engine.sealing.pem import key_id, read_pem
+from engine.wire import canonical, parse
+
+RING_FILE: Final = "ring.json"
+PUBLIC_FILE: Final = "public.json"
+INCOMING: Final = ".incoming"
+MAX_RING_BYTES: Final = 1024 * 1024
+_VERSION: Final = 1
+
+
+class PublicKeys(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The public halves in use, raw and in hex, as `public.json` holds them. `created` is UTC."""
+
+    version: int = 1
+    created: str
+    signing: str
+    recipient: str
+
+
+class PastKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A key that was in use from `made` to `retired` (UTC); `public` is raw, in hex."""
+
+    public: str
+    made: str
+    retired: str
+
+    @property
+    def key_id(self) -> str:
+        """SHA-256 in hex over the raw public key."""
+        return key_id(bytes.fromhex(self.public))
+
+
+class Ring(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The keys in use and those before them, newest first, with the signed statements about them, oldest first.
+
+    Public halves are raw, in hex; times are UTC. `statements` are DSSE envelopes, which are not judged here.
+    """
+
+    version: int = _VERSION
+    signing: str
+    signing_made: str
+    recipient: str
+    recipient_made: str
+    past_signing: tuple[PastKey, ...] = ()
+    past_recipients: tuple[PastKey, ...] = ()
+    statements: tuple[dict[str, Any], ...] = ()
+
+    @classmethod
+    def fresh(cls, public: PublicKeys) -> Ring:
+        """The ring of keys that were never rotated."""
+        return cls(
+            signing=public.signing,
+            signing_made=public.created,
+            recipient=public.recipient,
+            recipient_made=public.created,
+        )
+
+    @property
+    def has_history(self) -> bool:
+        """True when it says more than `public.json` does."""
+        return bool(self.past_signing or self.past_recipients or self.statements)
+
+    @property
+    def signing_keys(self) -> frozenset[str]:
+        """Every signing key, present and past, raw and in hex."""
+        return frozenset({self.signing, *(past.public for past in self.past_signing)})
+
+    @property
+    def recipient_keys(self) -> frozenset[str]:
+        """Every recipient key, present and past, raw and in hex."""
+        return frozenset({self.recipient, *(past.public for past in self.past_recipients)})
+
+    def to_bytes(self) -> bytes:
+        """The file; raises `SealingError` (`key_ring_full`)."""
+        data = canonical(msgspec.to_builtins(self))
+        if len(data) > MAX_RING_BYTES:
+            raise SealingError(
+                "The record of former keys has no room left.", "Start a new --home.", code="key_ring_full"
+            )
+        return data
+
+
+def damaged(name: str) -> SealingError:
+    """The error of a public file that says nothing sensible."""
+    return SealingError(f"{name} is damaged.", "Restore the keys from a backup.", code="key_invalid")
+
+
+def parse_ring(data: bytes | str) -> Ring:
+    """A ring from its bytes; raises `SealingError` (`key_invalid`)."""
+    try:
+        ring = msgspec.convert(parse(data), Ring, strict=True)
+    except (WireError, msgspec.ValidationError) as error:
+        raise damaged(RING_FILE) from error
+    if not (ring.version == _VERSION and _distinct(ring.signing, ring.past_signing)):
+        raise damaged(RING_FILE)
+    dates = [ring.signing_made, ring.recipient_made]
+    dates += [date for past in (*ring.past_signing, *ring.past_recipients) for date in (past.made, past.retired)]
+    if not (_distinct(ring.recipient, ring.past_recipients) and all(map(_is_moment, dates))):
+        raise damaged(RING_FILE)
+    return ring
+
+
+def _is_moment(text: str) -> bool:
+    try:
+        return datetime.fromisoformat(text).utcoffset() is not None
+    except ValueError:
+        return False
+
+
+def _distinct(current: str, past: Iterable[PastKey]) -> bool:
+    publics = [current, *(key.public for key in past)]
+    return all(map(is_digest, publics)) and len(set(publics)) == len(publics)
+
+
+def parse_public(data: bytes) -> PublicKeys:
+    """`public.json` from its bytes; raises `SealingError` (`key_invalid`)."""
+    try:
+        public = msgspec.convert(parse(data), PublicKeys, strict=True)
+    except (WireError, msgspec.ValidationError) as error:
+        raise damaged(PUBLIC_FILE) from error
+    sound = is_digest(public.signing) and is_digest(public.recipient) and _is_moment(public.created)
+    if not (public.version == 1 and sound):
+        raise damaged(PUBLIC_FILE)
+    return public
+
+
+def _committed(folder: Path, name: str) -> Path | None:
+    """Where the newest committed version of a file is: a change whose move was interrupted counts."""
+    for place in (folder / INCOMING / name, folder / name):
+        if place.exists():
+            return place
+    return None
+
+
+def _read(folder: Path, name: str) -> bytes | None:
+    for _ in range(100):  # a change may move the file between looking and reading
+        place = _committed(folder, name)
+        if place is None:
+            return None
+        try:
+            return read_pem(place, limit=MAX_RING_BYTES)
+        except SealingError:
+            if place.exists():
+                raise
+    raise damaged(name)
+
+
+def read_ring(folder: Path) -> Ring | None:
+    """The ring in a key folder as one moment has it, without lock, passphrase or private key; None without keys.
+
+    Raises `SealingError` (`key_invalid`, `key_permissions`, `key_missing`, `key_folder_unusable`).
+    """
+    try:
+        return _read_ring(folder)
+    except OSError as error:
+        raise SealingError(
+            f"The key folder cannot be read: {error.strerror}.", "Choose another --home.", code="key_folder_unusable"
+        ) from error
+
+
+def _read_ring(folder: Path) -> Ring | None:
+    while True:
+        data = _read(folder, RING_FILE)
+        if data is not None:
+            return parse_ring(data)
+        public = _read(folder, PUBLIC_FILE)
+        if _committed(folder, RING_FILE) is None:  # else the first rotation came between
+            return None if public is None else Ring.fresh(parse_public(public))
