@@ -36,6 +36,8 @@ COMMANDS: Final = {
     "cancel": f"{_ROOM}.control:cancel",
     "resume": f"{_ROOM}.control:resume",
     "adapter": f"{_ROOM}.adapter:adapter",
+    "export": f"{_ROOM}.export:export",
+    "verify": f"{_ROOM}.export:verify",
     "presets": f"{_ROOM}.presets:presets",
     "key": f"{_ROOM}.key:key",
     "doctor": f"{_ROOM}.doctor:doctor",

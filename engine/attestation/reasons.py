@@ -160,6 +160,19 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
         "The zeroization receipt leaves something out.",
         "Treat the secrets as not wiped.",
     ),
+    # the public artifact
+    "artifact_malformed": ("This is no public artifact.", "Export the row again, or ask for the file again."),
+    "artifact_unsigned": (
+        "Nothing of this row was signed: it is a published or an unproven figure.",
+        "Ask for a row that was exported with its bundle.",
+    ),
+    "keys_not_distinct": ("One key stands in two roles.", "Do not trust this row."),
+    "receipt_mismatch": ("A receipt does not fit the rest of the artifact.", "Do not trust this row."),
+    "result_mismatch": ("The attestation result does not fit the rest of the artifact.", "Do not trust this row."),
+    "log_broken": ("A log's chain does not hold from its first event to its signed end.", "Do not trust this row."),
+    "order_broken": ("The logs do not show the order that the protected path needs.", "Do not trust this row."),
+    "series_mismatch": ("The step series is not the one that was signed.", "Do not trust this row."),
+    "row_mismatch": ("The row does not follow from its logs, receipts and series.", "Do not trust this row."),
     # measurement
     "measurement_unknown": (
         "The worker that ran is none that this installation builds or that you named.",

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from engine.attestation.reasons import refusal
 from engine.errors import RefusedError, WireError
 from engine.measure.series import pack_series, unpack_series
 from engine.records.public import Code, Count, Digest
@@ -25,11 +26,11 @@ FORMAT: Final = "glasshouse-row/1"
 MAX_ARTIFACT_BYTES: Final = 64 * 1024 * 1024
 MAX_STEPS: Final = 4_000_000
 SERIES: Final = "series"
-_BASE64: Final = r"^[A-Za-z0-9+/]*={0,2}\Z"
+_BASE64: Final = r"^[A-Za-z0-9+/]*={0,2}$"
 
 Label = Annotated[str, Meta(max_length=80)]
 Text = Annotated[str, Meta(max_length=512)]
-Time = Annotated[str, Meta(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z\Z")]
+Time = Annotated[str, Meta(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z$")]
 Seconds = Annotated[float, Meta(ge=0)]
 
 
@@ -74,12 +75,12 @@ class RowSegment(_Part, frozen=True, kw_only=True):
 class Row(_Part, frozen=True, kw_only=True):
     """The row's fields and their forms; unknown is null. Times are UTC, losses and percentages plain numbers."""
 
-    id: Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}\Z")]
+    id: Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}$")]
     label: Label
     provider: Code
     gpu_model: Text | None
     model: Text
-    model_revision: Annotated[str, Meta(pattern=r"^[0-9a-f]{40}\Z")] | None
+    model_revision: Annotated[str, Meta(pattern=r"^[0-9a-f]{40}$")] | None
     order: Literal["raw-first", "protected-first"] | None
     target_sec: Seconds | None
     step_budget: Count | None
@@ -114,7 +115,7 @@ class Row(_Part, frozen=True, kw_only=True):
     started_at: Time | None
     finished_at: Time | None
     state: Code
-    reason: Code | Literal[""]
+    reason: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.]{0,64}$")]
     version: Code
     plan_digest: Digest
     data_digest: Digest | None
@@ -135,7 +136,7 @@ class Entry(_Part, frozen=True, kw_only=True):
 
     seq: Count
     ts: Time
-    event: Annotated[str, Meta(pattern=r"^[a-z_]+(\.[a-z_]+)?\Z")]
+    event: Annotated[str, Meta(pattern=r"^[a-z_]+(\.[a-z_]+)?$")]
     hash: Digest
     body: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
 
@@ -203,10 +204,7 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
 
 def malformed(why: str) -> RefusedError:
     """The refusal of a document that is no artifact."""
-    return RefusedError(
-        f"This is no public artifact: {why}.", "Export the row again, or ask for the file again.",
-        code="artifact_malformed",
-    )  # fmt: skip
+    return refusal("artifact_malformed", why)
 
 
 def parse_artifact(text: bytes) -> Artifact:
@@ -230,8 +228,10 @@ def parse_artifact(text: bytes) -> Artifact:
 
 
 def dump_artifact(artifact: Artifact) -> dict[str, Any]:
-    """The artifact as one JSON-ready document, the row's fields on top."""
-    return {"format": FORMAT, **artifact.row, "bundle": msgspec.to_builtins(artifact.bundle)}
+    """The artifact as one JSON-ready document, the row's fields on top in the order of `Row`."""
+    places = {name: place for place, name in enumerate(Row.__struct_encode_fields__)}
+    row = sorted(artifact.row.items(), key=lambda item: places.get(item[0], len(places)))
+    return {"format": FORMAT, **dict(row), "bundle": msgspec.to_builtins(artifact.bundle)}
 
 
 def packed(series: Series) -> Blob:

@@ -14,10 +14,10 @@ from engine import wire
 from engine.attestation.publictext import is_public_text
 from engine.store.chains import Chain
 
-Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
-Code = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.]{1,64}\Z")]
-Key = Annotated[str, Meta(pattern=r"^[A-Za-z0-9+/]{43}=\Z")]
-Token = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,65536}\Z")]
+Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+Code = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.]{1,64}$")]
+Key = Annotated[str, Meta(pattern=r"^[A-Za-z0-9+/]{43}=$")]
+Token = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,65536}$")]
 Text = Annotated[str, Meta(max_length=256)]
 Count = Annotated[int, Meta(ge=0)]
 Segment = Literal["raw", "protected"]
@@ -90,7 +90,7 @@ class Gone(_Body, frozen=True, kw_only=True):
 
 
 class Identity(_Body, frozen=True, kw_only=True):
-    nonce: Annotated[str, Meta(pattern=r"^[A-Za-z0-9+/]{22}==\Z")]
+    nonce: Annotated[str, Meta(pattern=r"^[A-Za-z0-9+/]{22}==$")]
     first_process_start: int
     gpu_uuid: Text | None
     pod_id: Digest | None

@@ -1,0 +1,83 @@
+"""Verifying a public artifact offline: no database, no network, nothing of the machine that made it."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+import msgspec
+
+from engine.attestation.reasons import refusal
+from engine.errors import GlasshouseError
+from engine.records.anchors import Anchors
+from engine.records.artifact import Artifact, parse_artifact
+from engine.records.proofs import PROOFS, Case, NotApplicableError, NotCheckedError, Proof
+
+ProofStatus = Literal["passed", "failed", "not_applicable", "not_checked"]
+_MALFORMED: Final = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
+
+class Proven(msgspec.Struct, frozen=True, kw_only=True):
+    """One proof: what was seen, or the code and sentence of what is wrong and what to do."""
+
+    name: str
+    status: ProofStatus
+    reason: str = ""
+    code: str = ""
+    hint: str = ""
+
+
+class Verification(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What came of an artifact. `checks` are the row's own verdicts, computed anew where the series are there.
+
+    `genuine`: no proof failed. `complete`: none had to be left out. `clean`: the row's verdict, as computed here; None
+    where it could not be.
+    """
+
+    id: str
+    label: str
+    genuine: bool
+    complete: bool
+    clean: bool | None
+    overhead_pct: float | None
+    proofs: tuple[Proven, ...]
+    checks: tuple[dict[str, Any], ...]
+
+
+def verify_bytes(text: bytes, anchors: Anchors) -> Verification:
+    """As `verify`, of an artifact's bytes; raises `RefusedError` (`artifact_malformed`, `artifact_unsigned`)."""
+    return verify(parse_artifact(text), anchors)
+
+
+def verify(artifact: Artifact, anchors: Anchors) -> Verification:
+    """Try every proof; raises `RefusedError` (`artifact_unsigned`) where there is nothing to try."""
+    if artifact.bundle is None:
+        raise refusal("artifact_unsigned")
+    case = Case(artifact, artifact.bundle, anchors)
+    proofs = tuple(_tried(name, proof, case) for name, proof in PROOFS.items())
+    genuine = all(proof.status != "failed" for proof in proofs)
+    complete = all(proof.status != "not_checked" for proof in proofs)
+    computed = genuine and complete
+    return Verification(
+        id=case.run_id,
+        label=str(artifact.row["label"]),
+        genuine=genuine,
+        complete=complete,
+        clean=bool(case.made["clean"]) if computed else None,
+        overhead_pct=case.made["overheadPct"] if computed else None,
+        proofs=proofs,
+        checks=tuple(case.made["checks"]) if computed else (),
+    )
+
+
+def _tried(name: str, proof: Proof, case: Case) -> Proven:
+    try:
+        return Proven(name=name, status="passed", reason=proof(case))
+    except NotApplicableError:
+        return Proven(name=name, status="not_applicable", reason="the run never came to this")
+    except NotCheckedError:
+        return Proven(name=name, status="not_checked", reason="the series were left out of this artifact")
+    except GlasshouseError as error:
+        return Proven(name=name, status="failed", reason=error.message, code=error.code, hint=error.hint)
+    except _MALFORMED as error:  # an artifact may hold anything
+        found = refusal("artifact_malformed", type(error).__name__)
+        return Proven(name=name, status="failed", reason=found.message, code=found.code, hint=found.hint)

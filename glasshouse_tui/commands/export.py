@@ -1,0 +1,185 @@
+"""`export` and `verify`: the public artifact of a row, and the offline check of one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from engine.errors import GlasshouseError, UsageError
+from glasshouse_tui.commands.base import RUN_ID, QuietSubcommand, Subcommand, session_of
+from glasshouse_tui.commands.home import open_reader
+from glasshouse_tui.commands.output import as_builtins, emit_json, emit_text, plain
+
+if TYPE_CHECKING:
+    from engine.records.formats import Format
+    from engine.records.verify import Proven, Verification
+
+FAILED: Final = 1
+NOT_CLEAN: Final = 3
+_FILE: Final = click.Path(path_type=Path, dir_okay=False)
+_GIVEN: Final = click.Path(path_type=Path, dir_okay=False, exists=True)
+_SIGNS: Final = {"passed": "ok", "failed": "FAILED", "not_applicable": "-", "not_checked": "not checked"}
+
+
+@click.command(cls=Subcommand, short_help="Write the public artifact of a row.")
+@click.argument("run_id", type=RUN_ID, metavar="ID")
+@click.option("--format", "form", type=click.Choice(["json", "md", "csv"]), default="json", help="Default: json.")
+@click.option("-o", "--output", type=_FILE, metavar="FILE", help="Write to a new FILE, not to stdout.")
+@click.option("--summary", is_flag=True, help="Leave the step series out; the artifact says so, and proves less.")
+@click.option("--force", is_flag=True, help="Replace FILE when it is there.")
+@click.pass_context
+def export(context: click.Context, run_id: str, form: Format, output: Path | None, summary: bool, force: bool) -> int:
+    """Write the public artifact of an ended run: the row, and the signed bundle that proves it.
+
+    It carries no key, token, address, user name or path. A label and a challenge are published as they were given.
+    Only JSON can be verified. ID is any unique prefix of a run's id, or `last`.
+    """
+    from engine.records.export import export_run
+    from engine.records.formats import artifact_digest, render
+
+    session = session_of(context)
+    reader = open_reader(session)
+    artifact = export_run(reader, reader.resolve(run_id), summary=summary)
+    data = render(artifact, form)
+    if output is None:
+        if session.json and form != "json":
+            raise UsageError("--json and --format ask for two things on stdout.", "Add -o FILE, or leave one out.")
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+        return 0
+    _write(output, data, force=force)
+    told = {"file": str(output), "format": form, "bytes": len(data), "artifactSha256": artifact_digest(artifact)}
+    if session.json:
+        emit_json(told)
+    else:
+        emit_text(f"{output}: {len(data):,} bytes, artifact {told['artifactSha256']}")
+    return 0
+
+
+def _exists(path: Path) -> UsageError:
+    return UsageError(f"{path} is there already.", "Choose another file, or add --force.", code="file_exists")
+
+
+def _write(path: Path, data: bytes, *, force: bool) -> None:
+    """Whole or not at all; an existing file is kept unless `force`."""
+    if path.exists() and not force:
+        raise _exists(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with partial.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if force:
+            partial.replace(path)
+        else:
+            os.link(partial, path)
+    except FileExistsError as error:
+        raise UsageError(
+            f"{path} is there already.", "Choose another file, or add --force.", code="file_exists"
+        ) from error
+    except OSError as error:
+        raise GlasshouseError(
+            f"{path} cannot be written: {error.strerror}.", "Choose another place for -o.", code="file_unwritable"
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@click.command(cls=QuietSubcommand, short_help="Check exported artifacts, offline.")
+@click.argument("files", type=_FILE, metavar="FILE...", nargs=-1, required=True)
+@click.option("--trust", multiple=True, metavar="KEY", help="An operator's key: fingerprint, hex, or a key file.")
+@click.option("--reference", type=_GIVEN, multiple=True, metavar="FILE", help="Digests of bundles that are known good.")
+@click.option("--policy", type=_GIVEN, multiple=True, metavar="FILE", help="A policy that a row may follow besides.")
+@click.option("--revocation", type=_GIVEN, multiple=True, metavar="FILE", help="A revocation or rotation of a key.")
+@click.option("--challenge", metavar="TEXT", help="The text that you asked the row to carry.")
+@click.pass_context
+def verify(
+    context: click.Context,
+    files: tuple[Path, ...],
+    trust: tuple[str, ...],
+    reference: tuple[Path, ...],
+    policy: tuple[Path, ...],
+    revocation: tuple[Path, ...],
+    challenge: str | None,
+) -> int:
+    """Check exported artifacts: signatures, bindings, order, and every figure of the row computed anew.
+
+    Nothing is looked up: no database, no network. A row counts when its signer is this home or is named with --trust,
+    its worker is one that this version builds or is named with --reference, and its policy is no looser than the
+    built-in one or one named with --policy. Exit 0: genuine and clean; 1: something does not hold; 3: genuine, but
+    not clean, or a summary of which not everything could be checked.
+    """
+    from engine.records.anchors import anchors
+
+    session = session_of(context)
+    known = anchors(
+        session.home, trust=trust, references=reference, policies=policy, revocations=revocation, challenge=challenge
+    )
+    worst = 0
+    documents: list[dict[str, Any]] = []
+    for file in files:
+        document, code = _judged(file, known)
+        documents.append(document)
+        worst = code if worst == 0 or code == FAILED else worst
+        if not session.json:
+            emit_text(document["text"] + ("\n" if file != files[-1] else ""))
+    if session.json:
+        for document in documents:
+            del document["text"]
+        emit_json(documents[0] if len(files) == 1 else {"verifications": documents})
+    return worst
+
+
+def _judged(file: Path, known: Any) -> tuple[dict[str, Any], int]:
+    from engine.records.artifact import MAX_ARTIFACT_BYTES
+    from engine.records.verify import verify_bytes
+
+    try:
+        with file.open("rb") as opened:
+            text = opened.read(MAX_ARTIFACT_BYTES + 1)
+    except OSError as error:
+        raise UsageError(
+            f"{file} cannot be read: {error.strerror}.", "Check the path.", code="file_unreadable"
+        ) from error
+    try:
+        found = verify_bytes(text, known)
+    except GlasshouseError as error:
+        document = {"file": str(file), "genuine": False, "error": error.as_dict()}
+        return document | {
+            "text": f"{plain(file)}\n  FAILED  {error.code}: {plain(error.message)} {error.hint}"
+        }, FAILED
+    code = FAILED if not found.genuine else 0 if found.clean and found.complete else NOT_CLEAN
+    return {"file": str(file), **as_builtins(found), "text": _text(file, found)}, code
+
+
+def _text(file: Path, found: Verification) -> str:
+    lines = [f"{plain(file)}: run {plain(found.id)}, {plain(found.label)}"]
+    width = max(len(proof.name) for proof in found.proofs)
+    lines += [_proof_line(proof, width) for proof in found.proofs]
+    if found.checks:
+        lines.append("The row's own checks, computed anew:")
+        width = max(len(check["name"]) for check in found.checks)
+        lines += [f"  {check['name']:<{width}}  {check['status']:<14}  {check['reason']}" for check in found.checks]
+    return "\n".join([*lines, _verdict(found)])
+
+
+def _proof_line(proof: Proven, width: int) -> str:
+    told = f"{proof.code}: {proof.reason} {proof.hint}" if proof.status == "failed" else proof.reason
+    return f"  {proof.name:<{width}}  {_SIGNS[proof.status]:<11}  {plain(told)}".rstrip()
+
+
+def _verdict(found: Verification) -> str:
+    if not found.genuine:
+        codes = [proof.code for proof in found.proofs if proof.status == "failed"]
+        return f"NOT GENUINE by what you trust: {', '.join(dict.fromkeys(codes))}."
+    if not found.complete:
+        return "What is there holds, but the series were left out: the figures could not be computed anew."
+    overhead = "" if found.overhead_pct is None else f" Overhead {found.overhead_pct:+.2f} %."
+    clean = "and clean" if found.clean else "but NOT clean: see the checks that did not pass"
+    return f"Genuine {clean}.{overhead} Software tier: no proof against who owns operator and machine."
