@@ -270,6 +270,8 @@ def events_of(entries: list[Entry], run_id: str, series: Mapping[str, Series] | 
             losses, nanos = steps.get(str(body.get("segment")), (b"", b""))
             first, last = int(body["from"]), int(body["to"])
             part = (losses[LOSS_BYTES * first : LOSS_BYTES * last], nanos[NANO_BYTES * first : NANO_BYTES * last])
+            if not 0 <= first <= last <= len(losses) // LOSS_BYTES:
+                raise malformed("a progress event names steps that the series lacks")
             body = body_of(Steps(str(body["segment"]), first, *part))
         made.append(
             Event(seq=entry.seq, prev=prev, ts=entry.ts, event=entry.event, run_id=run_id, body=body, hash=entry.hash)

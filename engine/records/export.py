@@ -6,15 +6,22 @@ import os
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
-
 from engine.errors import RefusedError, UsageError
 from engine.records.artifact import SERIES, Artifact, Bundle, Entry, Heads, Logs, Receipts, dump_artifact, packed
 from engine.records.public import is_public
 from engine.store.chains import Chain
 from engine.store.reader import Reader
 from engine.store.views import FINAL_RUN_STATES, RunView
-from engine.wire import TRAIN_PROGRESS, Event, canonical
+from engine.wire import (
+    ATTEST_CHALLENGE,
+    ATTEST_EVIDENCE,
+    ATTEST_RESULT,
+    LOG,
+    RELEASE_GRANTED,
+    TRAIN_PROGRESS,
+    Event,
+    canonical,
+)
 
 _SECRET_NAMES: Final = ("_KEY", "_TOKEN", "_SECRET", "_PASSWORD", "PASSPHRASE")
 _SHORTEST_SECRET: Final = 8
@@ -55,18 +62,21 @@ def _bundle(
 ) -> Bundle:
     logs: dict[Chain, list[Event]] = {chain: reader.events(run_id, chain) for chain in ("runner", "pod")}
     series = None if summary else {one.kind: packed(reader.series(run_id, one.kind)) for one in view.segments}
-    appraised = "result" in evidence
+    logged = {event.event for log in logs.values() for event in log}
+    appraised = ATTEST_RESULT in logged
     return Bundle(
         operator=evidence["operator"]["signing"],
         delegation=receipts["delegation"],
         plan=view.plan or {},
         policy=evidence["policy"] if appraised else None,
         lock=evidence["lock"] if appraised else None,
-        challenge=evidence["challenge"] if appraised else None,
-        evidence=evidence["token"]["token"] if appraised else None,
+        challenge=evidence["challenge"] if ATTEST_CHALLENGE in logged else None,
+        evidence=evidence["token"]["token"] if ATTEST_EVIDENCE in logged else None,
         result=evidence["result"] if appraised else None,
         receipts=Receipts(
-            release=receipts.get("release"), zeroization=receipts.get("zeroization"), run=receipts["run"]
+            release=receipts["release"] if RELEASE_GRANTED in logged else None,
+            zeroization=receipts.get("zeroization"),
+            run=receipts["run"],
         ),
         logs=Logs(**{chain: [_entry(chain, event) for event in log] for chain, log in logs.items()}),
         heads=Heads(**{chain: log[-1].hash if log else "0" * 64 for chain, log in logs.items()}),
@@ -79,22 +89,30 @@ def _entry(chain: Chain, event: Event) -> Entry:
     body = event.body
     if event.event == TRAIN_PROGRESS:
         body = {name: body[name] for name in ("segment", "from", "to")}
-    shown = body if is_public(chain, event.event, body) else msgspec.UNSET
-    return Entry(seq=event.seq, ts=event.ts, event=event.event, hash=event.hash, body=shown)
+    if event.event == LOG:
+        return Entry(seq=event.seq, ts=event.ts, event=event.event, hash=event.hash)
+    if not is_public(chain, event.event, body):
+        raise _private(f"an event {event.event} with other fields than are published")
+    return Entry(seq=event.seq, ts=event.ts, event=event.event, hash=event.hash, body=body)
 
 
 def _refuse_private(artifact: Artifact, reader: Reader) -> None:
     """The last look: nothing known to be secret, and no place of this machine or the allocation, is in the text."""
     text = canonical(dump_artifact(artifact)).decode()
-    for what, private in _private(reader):
+    for what, private in _secrets(reader):
         if private in text:
-            raise RefusedError(
-                f"The export would hold {what}, which is never published.", "Report this; nothing was written.",
-                code="export_private",
-            )  # fmt: skip
+            raise _private(what)
 
 
-def _private(reader: Reader) -> list[tuple[str, str]]:
+def _private(what: str) -> RefusedError:
+    return RefusedError(
+        f"The export would hold {what}, which is never published.",
+        "Report this; nothing was written.",
+        code="export_private",
+    )
+
+
+def _secrets(reader: Reader) -> list[tuple[str, str]]:
     found = [("the home folder", str(reader.home)), ("the user's folder", str(Path.home()))]
     found += [
         (f"the value of {name}", value)

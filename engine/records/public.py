@@ -1,6 +1,7 @@
-"""What of a run's logs is published: by event, every field and its form. Anything else is withheld.
+"""What of a run's logs is published: by event, every field and its form.
 
-An event that does not fit keeps its place in the exported chain with its hash alone, so that the links still hold.
+The runner takes in nothing else from an allocation. Lines for a person (`log`) are withheld: they keep their place in
+the exported chain with their hash alone, so that the links still hold.
 """
 
 from __future__ import annotations

@@ -16,13 +16,16 @@ from engine.errors import PlanError
 from engine.plan import Plan, load_plan
 from engine.records.artifact import Artifact, Bundle, Entry, events_of, hash_of, malformed, unpacked
 from engine.records.facts import Facts, is_whole
+from engine.records.public import is_public
 from engine.records.row import build_row
+from engine.store.chains import Chain
 from engine.store.views import AttestationState, RunSummary, RunView, SegmentView, Series
 from engine.wire import (
     ADAPTER_SAVED,
     ADAPTER_SEALED,
     ATTEST_RESULT,
     LAUNCH_ACCEPTED,
+    LOG,
     RELEASE_GRANTED,
     SEGMENT_STATE,
     TRAIN_FINISHED,
@@ -56,16 +59,21 @@ def facts_of(artifact: Artifact, bundle: Bundle) -> Facts:
         plan=plan,
         runner_log=runner,
         pod_log=pod,
-        runner_whole=whole(run_id, bundle.logs.runner, runner, has_series=True),
-        pod_whole=whole(run_id, bundle.logs.pod, pod, has_series=bundle.series is not None),
+        runner_whole=whole("runner", run_id, bundle.logs.runner, runner, has_series=True),
+        pod_whole=whole("pod", run_id, bundle.logs.pod, pod, has_series=bundle.series is not None),
         receipts={name: receipt for name, receipt in receipts.items() if receipt is not None},
         series={kind: series.get(kind, Series(losses=(), nanos=())) for kind in plan.kinds()},
     )
     return _judged(facts)
 
 
-def whole(run_id: str, entries: list[Entry], log: list[Event], *, has_series: bool) -> bool:
-    """Whether the log's chain holds; of withheld events only the links around them can be checked."""
+def whole(chain: Chain, run_id: str, entries: list[Entry], log: list[Event], *, has_series: bool) -> bool:
+    """Whether the log's chain holds, and holds nothing but what is published.
+
+    Of withheld events only the links around them can be checked; none but lines for a person may be withheld.
+    """
+    if not all(is_publishable(chain, entry) for entry in entries):
+        return False
     known = [entry.body is not msgspec.UNSET and (has_series or entry.event != TRAIN_PROGRESS) for entry in entries]
     if all(known):
         return is_whole(run_id, log)
@@ -75,6 +83,13 @@ def whole(run_id: str, entries: list[Entry], log: list[Event], *, has_series: bo
         and numbered
         and all(event.hash == hash_of(event) for event, is_known in zip(log, known, strict=True) if is_known)
     )
+
+
+def is_publishable(chain: Chain, entry: Entry) -> bool:
+    """True for an event as an export has it: a public one with its body, a line for a person without."""
+    if entry.event == LOG:
+        return entry.body is msgspec.UNSET
+    return entry.body is not msgspec.UNSET and is_public(chain, entry.event, entry.body)
 
 
 def row_of(facts: Facts, signed: dict[str, Any]) -> dict[str, Any]:

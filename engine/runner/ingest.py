@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from engine.errors import RefusedError, WireError
 from engine.plan import SegmentKind
+from engine.records.public import is_public
 from engine.records.rebuild import gpu_model
 from engine.store.reader import Reader
 from engine.store.views import PROTECTED_STAGES
@@ -22,6 +23,7 @@ from engine.wire import (
     RUN_CLOSED,
     SEGMENT_STATE,
     TRAIN_FINISHED,
+    TRAIN_PROGRESS,
     ZEROIZE_DONE,
     Event,
 )
@@ -94,6 +96,7 @@ class Ingest:
         self._writer.ingest(self._run_id, events, offset)
 
     def _check(self, event: Event) -> None:
+        self._check_form(event)
         if event.event != LAUNCH_ACCEPTED or self.expected is None:
             return
         if self.launch is not None and self.launch != event.body:
@@ -102,6 +105,15 @@ class Ingest:
             raise RefusedError("The allocation runs another bundle than was sent.", code="measurement_mismatch")
         if event.body.get("jobDigest") != self.expected.job_digest:
             raise RefusedError("The allocation runs another job than was sent.", code="job_mismatch")
+
+    @staticmethod
+    def _check_form(event: Event) -> None:
+        """Every event will be published, but for lines for a person: nothing else may be in it than is public."""
+        body = event.body
+        if event.event == TRAIN_PROGRESS:
+            body = {name: body.get(name) for name in ("segment", "from", "to")}
+        if event.event != LOG and not is_public("pod", event.event, body):
+            raise ValueError("it has other fields or texts than are published")
 
     def _remember(self, event: Event) -> None:
         """Keep what later decisions need; also run over the stored log at a restart."""

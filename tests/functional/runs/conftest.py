@@ -43,6 +43,7 @@ def _operator(home: Path, cache: Path) -> Iterator[Operator]:
     yield operator
     if (home / CACHE).exists() and not cache.exists():
         shutil.copy(home / CACHE, cache)
+    operator.check_artifacts()
     for process in psutil.process_iter(["cmdline"]):
         if str(home) in " ".join(process.info["cmdline"] or ()) and process.pid != os.getpid():
             process.send_signal(signal.SIGKILL)

@@ -15,6 +15,10 @@ import psutil
 import pytest
 
 from engine.plan import Plan, Segments, Target, preset
+from engine.records.anchors import anchors
+from engine.records.export import export_run
+from engine.records.formats import render
+from engine.records.verify import Verification, verify_bytes
 from engine.runner.start import resume_run, start_run
 from engine.store.reader import Reader
 from engine.store.views import FINAL_RUN_STATES, RunView
@@ -115,6 +119,23 @@ class Operator:
             if run_id in line and str(self.home) in line and word in line:
                 found.append(process)
         return found
+
+    def verified(self, run_id: str) -> Verification:
+        """What `verify` makes of the run's exported artifact, at home."""
+        with Reader(self.home) as reader:
+            text = render(export_run(reader, run_id), "json")
+        return verify_bytes(text, anchors(self.home))
+
+    def check_artifacts(self) -> None:
+        """Every run that ended here, however it ended, exports as a genuine artifact that says the same of it."""
+        with Reader(self.home) as reader:
+            ended = [run for run in reader.runs(states=FINAL_RUN_STATES) if "run" in reader.receipts(run.id)]
+        for run in ended:
+            found = self.verified(run.id)
+            failed = {proof.name: f"{proof.code}: {proof.reason}" for proof in found.proofs if proof.status == "failed"}
+            failed = {name: told for name, told in failed.items() if not told.startswith("measurement_unknown")}
+            assert not failed, (run.state, run.reason, failed)
+            assert found.clean in {run.clean, None}
 
     def runner(self, run_id: str) -> psutil.Process:
         """The runner's process."""

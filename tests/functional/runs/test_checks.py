@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -15,11 +14,15 @@ from engine.records.facts import Facts, gather
 from engine.store.reader import Reader
 from engine.store.views import Check, RunView, Series
 from engine.wire import (
+    ADAPTER_COLLECTED,
+    ALLOCATION_GONE,
     RELEASE_GRANTED,
     RUN_CLOSED,
+    SEGMENT_STATE,
     TRAIN_CHECKPOINT,
     TRAIN_FINISHED,
     TRAIN_STARTED,
+    ZEROIZE_DONE,
     Event,
     canonical,
 )
@@ -79,18 +82,6 @@ def _body(log: str, name: str, kind: str | None, **fields: Any) -> Change:
     return change
 
 
-def _evidence(kind: str, value: Any) -> Change:
-    def change(facts: Facts) -> Facts:
-        evidence = copy.deepcopy(facts.evidence)
-        if value is None:
-            evidence.pop(kind)
-        else:
-            evidence[kind] = {**evidence[kind], **value} if isinstance(evidence[kind], dict) else value
-        return msgspec.structs.replace(facts, evidence=evidence)
-
-    return change
-
-
 def _without_receipt(kind: str) -> Change:
     def change(facts: Facts) -> Facts:
         return msgspec.structs.replace(facts, receipts={k: v for k, v in facts.receipts.items() if k != kind})
@@ -144,13 +135,15 @@ def test_the_untouched_facts_pass_every_check(facts: Facts) -> None:
         ("chains_whole", _body("pod_log", RUN_CLOSED, None, runnerHead="0" * 64)),
         ("zeroization_proven", _summary(runtime_state="unverified")),
         ("zeroization_proven", _without_receipt("zeroization")),
+        ("zeroization_proven", _body("pod_log", ZEROIZE_DONE, None, reasons=["scanner_status"])),
+        ("zeroization_proven", _body("pod_log", ZEROIZE_DONE, None, state="unverified")),
         ("raw_completed", _segment("raw", state="failed")),
-        ("same_allocation", _evidence("identities", {"raw": {"nonce": "another"}})),
-        ("same_allocation", _evidence("identities", None)),
+        ("same_allocation", _body("pod_log", SEGMENT_STATE, "raw", identity={"nonce": "another"})),
+        ("same_allocation", _events("pod_log", lambda event: event.event != SEGMENT_STATE)),
         ("allocation_gone", _summary(cleanup="leaked")),
         ("allocation_gone", _summary(cleanup="terminating")),
-        ("allocation_gone", _evidence("allocation_gone", {"count": 1})),
-        ("allocation_gone", _evidence("allocation_gone", None)),
+        ("allocation_gone", _body("runner_log", ALLOCATION_GONE, None, count=1)),
+        ("allocation_gone", _events("runner_log", lambda event: event.event != ALLOCATION_GONE)),
         ("finite", _segment("protected", final_loss=None)),
         ("finite", _segment("raw", final_loss=1.0)),
         ("finite", _loss("raw", 3, float("nan"))),
@@ -159,8 +152,8 @@ def test_the_untouched_facts_pass_every_check(facts: Facts) -> None:
         ("planned_stop", _segment("raw", steps=59)),
         ("planned_stop", _plan(target=Target(seconds=3600.0))),
         ("adapters_distinct", _segment("raw", adapter_sha256=None)),
-        ("adapters_open", _evidence("collected", {"raw": {"status": "wrong", "reason": "x"}})),
-        ("adapters_open", _evidence("collected", {"protected": None})),
+        ("adapters_open", _body("runner_log", ADAPTER_COLLECTED, "raw", status="wrong", code="x")),
+        ("adapters_open", _events("runner_log", lambda event: event.event != ADAPTER_COLLECTED)),
         ("same_losses", _loss("protected", 7, 1.0)),
         ("same_tensors", _segment("protected", tensor_digest="0" * 64)),
         ("same_tensors", _body("pod_log", TRAIN_CHECKPOINT, "raw", tensorDigest="0" * 64)),
@@ -176,10 +169,10 @@ def test_a_broken_fact_fails_its_check(facts: Facts, check: str, change: Change)
 
 def test_a_wrong_raw_adapter_is_seen_behind_a_sealed_one(facts: Facts) -> None:
     first = _plan(order="protected-first")(facts)
-    sealed = _evidence("collected", {"protected": {"status": "sealed"}})
+    sealed = _body("runner_log", ADAPTER_COLLECTED, "protected", status="sealed")
     assert "adapters_open" in _failed(sealed(first))
-    wrong = _evidence("collected", {"protected": {"status": "sealed"}, "raw": {"status": "wrong", "reason": "x"}})
-    _, checks = build_row(wrong(first), state="finished", reason="")
+    wrong = _body("runner_log", ADAPTER_COLLECTED, "raw", status="wrong", code="x")
+    _, checks = build_row(wrong(sealed(first)), state="finished", reason="")
     assert {check.name: check.status for check in checks}["adapters_open"] == "failed"
 
 

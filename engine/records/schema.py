@@ -1,0 +1,48 @@
+"""The JSON Schema of the public artifact, made from its structs: `python -m engine.records.schema > FILE`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Final
+
+import msgspec
+
+from engine.records.artifact import FORMAT, Bundle, Row
+
+SCHEMA_FILE: Final = ("schemas", "artifact.schema.json")
+_DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
+
+
+def artifact_schema() -> dict[str, Any]:
+    """The schema: the row's fields, `format` and `bundle` on top; a row that nobody signed has no bundle and may lack
+    fields.
+    """
+    (_, bundle), parts = msgspec.json.schema_components((Row, Bundle), ref_template="#/$defs/{name}")
+    fields = dict(parts.pop("Row"))
+    fields["properties"] |= {"format": {"const": FORMAT}, "bundle": bundle}
+    fields["required"] = ["format", *fields["required"], "bundle"]
+    published = {
+        "type": "object",
+        "required": ["format", "label", "bundle"],
+        "properties": {"format": {"const": FORMAT}, "bundle": {"type": "null"}},
+    }
+    return {
+        "$schema": _DIALECT,
+        "title": "Glasshouse public artifact",
+        "description": "One row of Glasshouse and the signed bundle that proves it.",
+        "oneOf": [{"$ref": "#/$defs/Signed"}, {"$ref": "#/$defs/Published"}],
+        "$defs": {
+            "Signed": fields | {"title": "A row with its bundle"},
+            "Published": published | {"title": "A published row, of which nothing was signed"},
+            **dict(sorted(parts.items())),
+        },
+    }
+
+
+def rendered() -> bytes:
+    """The schema as the file `data/schemas/artifact.schema.json` holds it."""
+    return msgspec.json.format(msgspec.json.encode(artifact_schema()), indent=2) + b"\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.buffer.write(rendered())

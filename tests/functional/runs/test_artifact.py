@@ -1,0 +1,328 @@
+"""The public artifact of a real pair: what it holds, that a stranger can check it, and that no change of it passes."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from engine.attestation.policy import default_policy
+from engine.attestation.signers import TrustedKeys, trust_line, trusted_key
+from engine.errors import GlasshouseError, UsageError
+from engine.records.anchors import Anchors, anchors
+from engine.records.artifact import dump_artifact, parse_artifact
+from engine.records.export import export_run
+from engine.records.proofs import PROOFS
+from engine.records.verify import Verification, verify_bytes
+from engine.resources import data_path
+from engine.store.reader import Reader
+from engine.store.views import RunView
+from tests.functional.runs.support import Operator
+
+Finished = tuple[Operator, RunView]
+Path_ = tuple[str | int, ...]
+
+
+@pytest.fixture(scope="session")
+def exported(finished: Finished) -> dict[str, Any]:
+    """The finished pair's artifact, as parsed JSON."""
+    operator, view = finished
+    with Reader(operator.home) as reader:
+        document = dump_artifact(export_run(reader, view.summary.id))
+    parsed: dict[str, Any] = json.loads(json.dumps(document))
+    return parsed
+
+
+@pytest.fixture(scope="session")
+def known(finished: Finished) -> Anchors:
+    """What the operator's own home trusts."""
+    return anchors(finished[0].home)
+
+
+def _bytes(document: dict[str, Any]) -> bytes:
+    return json.dumps(document).encode()
+
+
+def _line(document: dict[str, Any]) -> str:
+    """The operator's key as `key show` prints it for `--trust`."""
+    return trust_line(bytes.fromhex(document["bundle"]["operator"]))
+
+
+def _failed(found: Verification) -> dict[str, str]:
+    return {proof.name: proof.code for proof in found.proofs if proof.status == "failed"}
+
+
+def test_it_verifies_at_home(finished: Finished, exported: dict[str, Any], known: Anchors) -> None:
+    found = verify_bytes(_bytes(exported), known)
+    assert _failed(found) == {}
+    assert {proof.status for proof in found.proofs} == {"passed"}
+    assert [proof.name for proof in found.proofs] == list(PROOFS)
+    assert (found.genuine, found.complete, found.clean) == (True, True, True)
+    assert found.id == finished[1].summary.id
+    assert len(found.checks) == 16
+
+
+def test_it_has_the_published_names_on_top(exported: dict[str, Any]) -> None:
+    published = json.loads(data_path("published_rows.json").read_text())["loraRows"]
+    ours = {"workload", "published", "scope"}  # of the facts file, not of the published rows
+    names = {name for row in published for name in row} - ours
+    assert len(names) > 15
+    assert names <= exported.keys()
+
+
+def test_it_fits_the_shipped_schema(exported: dict[str, Any]) -> None:
+    schema = json.loads(data_path("schemas", "artifact.schema.json").read_text())
+    validator = jsonschema.Draft202012Validator(schema)
+    validator.validate(exported)
+    assert not validator.is_valid(exported | {"hostPath": "/srv"})
+    assert not validator.is_valid({name: value for name, value in exported.items() if name != "seed"})
+
+
+def test_who_trusts_nobody_is_told_so_and_sees_every_other_proof(exported: dict[str, Any], tmp_path: Path) -> None:
+    found = verify_bytes(_bytes(exported), anchors(tmp_path / "nobody"))
+    assert _failed(found) == {"signer": "signer_unknown"}
+    assert [proof.status for proof in found.proofs].count("passed") == len(PROOFS) - 1
+
+
+def test_a_document_that_the_logs_tell_of_is_not_left_out(exported: dict[str, Any], known: Anchors) -> None:
+    for name in ("challenge", "evidence", "result", "policy", "lock"):
+        failed = _failed(verify_bytes(_bytes(_replaced(exported, ("bundle", name), None)), known))
+        assert failed["parts"] == "receipt_mismatch"
+    for name in ("release", "zeroization"):
+        assert not _accepts(_replaced(exported, ("bundle", "receipts", name), None), known)
+
+
+def test_a_stranger_names_the_operator(exported: dict[str, Any], tmp_path: Path) -> None:
+    found = verify_bytes(_bytes(exported), anchors(tmp_path / "x", trust=[_line(exported)]))
+    assert found.genuine
+
+
+def test_a_bundle_that_nobody_knows_is_told(
+    exported: dict[str, Any], finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What another version of this project would build.
+    monkeypatch.setattr("engine.records.anchors.rebuilt", lambda _: "0" * 64)
+    assert _failed(verify_bytes(_bytes(exported), anchors(finished[0].home))) == {"measurement": "measurement_unknown"}
+    reference = tmp_path / "reference.json"
+    digest = next(
+        e["body"]["bundleDigest"] for e in exported["bundle"]["logs"]["pod"] if e["event"] == "launch.accepted"
+    )
+    reference.write_text(json.dumps({"version": 1, "bundles": [digest]}))
+    assert verify_bytes(_bytes(exported), anchors(finished[0].home, references=[reference])).genuine
+    reference.write_text(json.dumps({"version": 1, "bundles": [digest], "environments": ["0" * 64]}))
+    found = verify_bytes(_bytes(exported), anchors(finished[0].home, references=[reference]))
+    assert _failed(found) == {"measurement": "measurement_unknown"}
+
+
+def test_a_policy_that_the_verifier_finds_too_loose_is_told(exported: dict[str, Any], known: Anchors) -> None:
+    from dataclasses import replace
+
+    import msgspec
+
+    strict = msgspec.structs.replace(
+        default_policy(), required_controls=(*default_policy().required_controls, "network_namespace")
+    )
+    found = verify_bytes(_bytes(exported), replace(known, policies=(strict,)))
+    assert _failed(found) == {"policy": "policy_loosened"}
+
+
+def test_the_challenge_must_be_the_one_that_was_asked_for(exported: dict[str, Any], finished: Finished) -> None:
+    home = finished[0].home
+    assert verify_bytes(_bytes(exported), anchors(home, challenge="a buyer's text")).genuine
+    found = verify_bytes(_bytes(exported), anchors(home, challenge="another text"))
+    assert _failed(found) == {"challenge": "challenge_mismatch"}
+
+
+def test_a_summary_says_what_it_lacks(finished: Finished, known: Anchors) -> None:
+    operator, view = finished
+    with Reader(operator.home) as reader:
+        short = dump_artifact(export_run(reader, view.summary.id, summary=True))
+    assert short["bundle"]["series"] is None
+    assert short["bundle"]["leftOut"] == ["series"]
+    found = verify_bytes(_bytes(short), known)
+    assert (found.genuine, found.complete, found.clean) == (True, False, None)
+    assert [proof.name for proof in found.proofs if proof.status == "not_checked"] == ["series", "row"]
+    short["bundle"]["leftOut"] = []
+    assert _failed(verify_bytes(_bytes(short), known)) == {"series": "series_mismatch"}
+
+
+def _leaves(value: Any, at: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
+    """Every value of a document that holds no other, and every empty list and object."""
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from _leaves(inner, (*at, name))
+    elif isinstance(value, list) and value:
+        for place, inner in enumerate(value):
+            yield from _leaves(inner, (*at, place))
+    else:
+        yield at, value
+
+
+def _changed(value: Any) -> list[Any]:
+    """Other values of the same kind, and of another."""
+    if isinstance(value, bool):
+        return [not value, None]
+    if isinstance(value, int):
+        return [value + 1, None]
+    if isinstance(value, float):
+        return [value * (1 + 1e-9) + 1e-12, None]
+    if isinstance(value, str):
+        middle = len(value) // 2
+        other = "A" if value[middle : middle + 1] != "A" else "B"
+        first = ("0" if value[:1] != "0" else "1") + value[1:]
+        return [value[:middle] + other + value[middle + 1 :], first, value[:-1] or "x", value + "0", None]
+    if value is None:
+        return ["x", 0]
+    return [[{}], {"x": 1}, None]
+
+
+def _replaced(document: dict[str, Any], at: Path_, value: Any) -> dict[str, Any]:
+    """The document with one value changed; what lies beside it is shared with the original."""
+    made = copy.copy(document)
+    inner: Any = made
+    for step in at[:-1]:
+        inner[step] = copy.copy(inner[step])
+        inner = inner[step]
+    inner[at[-1]] = value
+    return made
+
+
+def _accepts(document: dict[str, Any], known: Anchors) -> bool:
+    try:
+        return verify_bytes(_bytes(document), known).genuine
+    except GlasshouseError:
+        return False
+
+
+def test_every_single_field_change_is_refused(exported: dict[str, Any], known: Anchors) -> None:
+    accepted = []
+    count = 0
+    leaves = list(_leaves(exported))
+    assert len(leaves) > 800
+    for at, value in leaves:
+        for other in _changed(value)[: 5 if len(at) < 5 else 1]:
+            count += 1
+            if _accepts(_replaced(exported, at, other), known):
+                accepted.append((at, other))
+    assert accepted == []
+    assert count > 1000
+
+
+def test_every_field_that_is_dropped_or_added_is_refused(exported: dict[str, Any], known: Anchors) -> None:
+    parents = {at[:-1] for at, _ in _leaves(exported)}
+    accepted = []
+    for parent in parents:
+        inner: Any = exported
+        for step in parent:
+            inner = inner[step]
+        if isinstance(inner, dict):
+            for name in inner:
+                fewer = {other: value for other, value in inner.items() if other != name}
+                if _accepts(_replaced(exported, parent, fewer) if parent else fewer, known):
+                    accepted.append((*parent, name))
+            more = {**inner, "added": 1}
+            if _accepts(_replaced(exported, parent, more) if parent else more, known):
+                accepted.append((*parent, "added"))
+        else:
+            fewer_of = [[*inner[:place], *inner[place + 1 :]] for place in {0, len(inner) - 1}]
+            accepted += [parent for fewer in fewer_of if _accepts(_replaced(exported, parent, fewer), known)]
+            if len(inner) > 1 and inner[::-1] != inner and _accepts(_replaced(exported, parent, inner[::-1]), known):
+                accepted.append((*parent, "reversed"))
+    assert accepted == []
+
+
+def test_any_changed_bit_of_a_series_is_refused(exported: dict[str, Any], known: Anchors) -> None:
+    for kind in ("raw", "protected"):
+        data = bytearray(base64.b64decode(exported["bundle"]["series"][kind]["data"]))
+        for place in range(0, len(data), 7):
+            data[place] ^= 1
+            other = base64.b64encode(bytes(data)).decode()
+            assert not _accepts(_replaced(exported, ("bundle", "series", kind, "data"), other), known)
+            data[place] ^= 1
+
+
+def _resigned(exported: dict[str, Any], change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """The row rewritten and signed anew by a thief of no key: by keys of the thief's own."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from engine.attestation.receipts import RUN, delegate, sign, statement
+    from engine.wire import digest_of
+
+    made = copy.deepcopy(exported)
+    change(made)
+    operator, run = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+    bundle = made["bundle"]
+    row = {name: value for name, value in made.items() if name not in ("format", "bundle")}
+    delegation = delegate(
+        operator, run.public_key().public_bytes_raw(), run_id=made["id"], plan_digest=made["planDigest"], seconds=1e6
+    )
+    body = json.loads(base64.b64decode(bundle["receipts"]["run"]["payload"]))["predicate"]
+    body |= {"row_sha256": digest_of(row), "delegation_sha256": digest_of(delegation)}
+    subjects = {
+        s["name"]: s["digest"]["sha256"]
+        for s in json.loads(base64.b64decode(bundle["receipts"]["run"]["payload"]))["subject"]
+    }
+    bundle["receipts"]["run"] = sign(statement(RUN, subjects | {"row": digest_of(row)}, body), run)
+    bundle |= {"delegation": delegation, "operator": operator.public_key().public_bytes_raw().hex()}
+    return made
+
+
+def test_a_row_rewritten_by_another_operator_is_refused_even_by_who_trusts_that_operator(
+    exported: dict[str, Any],
+) -> None:
+    made = _resigned(exported, lambda document: document.update(overheadPct=-5.0))
+    trusted = Anchors(
+        trusted=TrustedKeys.given([trusted_key(_line(made))]),
+        policies=(default_policy(),),
+    )
+    failed = _failed(verify_bytes(_bytes(made), trusted))
+    assert failed["row"] == "row_mismatch"
+    assert {"challenge", "release", "zeroization"} <= failed.keys()
+
+
+def test_what_is_no_artifact_is_told_in_one_sentence(known: Anchors, exported: dict[str, Any]) -> None:
+    for text in (b"", b"[]", b"{}", b"\xff", b'{"format": "glasshouse-row/1"}', b'{"a": 1, "a": 2}', b"[" * 100_000):
+        with pytest.raises(GlasshouseError) as caught:
+            verify_bytes(text, known)
+        assert caught.value.code == "artifact_malformed"
+    with pytest.raises(GlasshouseError) as caught:
+        verify_bytes(_bytes(exported | {"bundle": None}), known)
+    assert caught.value.code == "artifact_unsigned"
+
+
+def test_a_published_row_exports_without_a_bundle(tmp_path: Path, known: Anchors) -> None:
+    with Reader(tmp_path / "empty") as reader:
+        published = export_run(reader, "pub-lora-05b-15m")
+        with pytest.raises(UsageError):
+            export_run(reader, "nothing")
+    document = dump_artifact(published)
+    assert document["overheadPct"] == 0.86
+    assert parse_artifact(_bytes(document)).bundle is None
+
+
+def test_verifying_loads_neither_torch_nor_the_network_nor_the_store(
+    exported: dict[str, Any], finished: Finished, tmp_path: Path
+) -> None:
+    file = tmp_path / "row.json"
+    file.write_bytes(_bytes(exported))
+    script = (
+        "import sys\nfrom glasshouse_tui.cli import main\n"
+        "def refuse(event, args):\n"
+        "    if event in ('socket.connect', 'socket.bind', 'sqlite3.connect', 'subprocess.Popen', 'os.fork'):\n"
+        "        raise RuntimeError(event)\n"
+        "sys.addaudithook(refuse)\n"
+        f"code = main(['--home', {str(finished[0].home)!r}, 'verify', {str(file)!r}])\n"
+        "heavy = ('torch', 'transformers', 'peft', 'asyncssh', 'textual', 'sqlite_utils')\n"
+        "print('loaded', [name for name in heavy if name in sys.modules])\nsys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "loaded []" in done.stdout
