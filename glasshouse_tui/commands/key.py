@@ -12,7 +12,7 @@ from glasshouse_tui.commands.base import Subcommand, session_of
 from glasshouse_tui.commands.home import check_home
 from glasshouse_tui.commands.key_facts import facts_text, key_facts
 from glasshouse_tui.commands.new_file import new_file
-from glasshouse_tui.commands.output import emit_json, emit_text
+from glasshouse_tui.commands.output import emit_json, emit_text, note
 from glasshouse_tui.commands.passphrase import (
     KEYS,
     asked_passphrase,
@@ -120,6 +120,10 @@ def restore(context: click.Context, file: Path, protect: bool, force: bool, pass
     passphrase = asked_passphrase(passphrase_file, what="the backup")
     read_backup(file, folder, passphrase, key_passphrase=passphrase if protect else None, force=force)
     facts = key_facts(folder)
+    if facts["keys"][0]["state"] == "revoked":
+        note(
+            "the restored signing key was revoked here, so its new rows will not count; `glasshouse key rotate` first."
+        )
     if session.json:
         emit_json(facts)
     else:
