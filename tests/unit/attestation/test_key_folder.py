@@ -176,6 +176,29 @@ def test_a_reader_sees_one_moment_of_a_folder_that_changes(tmp_path: Path) -> No
     assert len(states(tmp_path)) == 13
 
 
+BETWEEN = """
+import sys
+from pathlib import Path
+from engine.attestation.rotation import rotate_keys
+from engine.attestation.signers import TrustedKeys
+folder, pending = Path(sys.argv[1]), [True]
+def rotate_between(event, arguments):
+    if event == "open" and arguments[0] == str(folder / "public.json") and pending:
+        pending.clear()
+        rotate_keys(folder)
+sys.addaudithook(rotate_between)
+print(*(key.state for key in TrustedKeys.from_home(folder).keys.values()))
+"""
+
+
+def test_the_first_rotation_may_come_between_two_reads(tmp_path: Path) -> None:
+    OperatorKeys.ensure(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", BETWEEN, str(tmp_path)], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.split() == ["current", "retired"]
+
+
 def test_a_backup_takes_the_whole_ring(tmp_path: Path) -> None:
     folder, there = tmp_path / "keys", tmp_path / "there"
     first = OperatorKeys.ensure(folder)

@@ -157,7 +157,9 @@ def test_revoking_the_present_key_makes_a_new_one(tmp_path: Path) -> None:
     assert known.keys[old.key_id].revocation_text == "laptop stolen"
     ancient = datetime(2000, 1, 1, tzinfo=UTC)
     assert code_of(lambda: judge_signer(old.signing_public, ancient, trusted=known)) == "signer_revoked"
-    (revocation,) = read_statements(changed.publish).revocations
+    said = read_statements(changed.publish)
+    (revocation,) = said.revocations
+    assert said.rotations == ()  # nobody is to follow a compromised key
     assert (revocation.public, revocation.signer) == (old.signing_public.hex(),) * 2
 
 

@@ -183,6 +183,7 @@ def test_what_is_no_key_to_trust_is_told(tmp_path: Path) -> None:
         assert caught.value.code == "trust_invalid", given
         assert caught.value.exit_code == 2
         assert private.splitlines()[1].decode() not in str(caught.value)
+        assert ("private key" in caught.value.message) is (given == tmp_path / "private.pem")
 
 
 def test_statements_survive_their_file(tmp_path: Path) -> None:
