@@ -219,7 +219,7 @@ def _from_pem(data: bytes, shown: str) -> TrustedKey:
     return TrustedKey(key_id(public), public)
 
 
-def _successors(key: str, statements: Statements) -> frozenset[str]:
+def successors(key: str, statements: Statements) -> frozenset[str]:
     """Ids of the keys that `key` introduced, and those in turn."""
     found, open_ends = {key}, [key]
     while open_ends:
@@ -236,7 +236,7 @@ def _may_revoke(trusted: TrustedKeys, revocation: Revocation) -> bool:
     signer, revoked = key_id(bytes.fromhex(revocation.signer)), trusted.keys.get(revocation.key_id)
     if revoked is not None and revoked.home and signer in trusted.keys and trusted.keys[signer].home:
         return True
-    return signer in _successors(revocation.key_id, trusted.statements)
+    return signer in successors(revocation.key_id, trusted.statements)
 
 
 def _revoked(trusted: TrustedKeys) -> TrustedKeys:

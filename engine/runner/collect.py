@@ -85,6 +85,7 @@ def _open(context: RunContext, sealed: Path, named: dict[str, Any]) -> dict[str,
         context.ingest.nonce_digest or str(named.get("nonceSha256", "")),
     )
     try:
-        return _judge(open_adapter(sealed, keys.recipient, expected), named)
+        plain = keys.with_recipient(lambda recipient: open_adapter(sealed, recipient, expected))
+        return _judge(plain, named)
     except GlasshouseError as error:
         return _wrong(error.code)

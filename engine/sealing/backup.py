@@ -1,8 +1,7 @@
-"""One encrypted file that holds both operator keys: scrypt (RFC 7914) over a passphrase, then
-Cobblestone-256.
+"""One encrypted file that holds the operator's keys: scrypt (RFC 7914) over a passphrase, then Cobblestone-256.
 
-The file is canonical JSON; everything beside `sealed` is the stream's context, so that no field can be
-changed.
+The file is canonical JSON; everything beside `sealed` is the stream's context, so that no field can be changed.
+Version 1 has one signing and one recipient key; version 2 has their history too, and the former recipient keys.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import base64
 import binascii
 import io
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,16 +22,16 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 from engine.errors import RefusedError, SealingError, WireError
 from engine.sealing.cobblestone import decrypt_into, encrypt_stream, sealed_size
 from engine.sealing.files import sync_folder
-from engine.sealing.keyring import SIGNING_FILE, OperatorKeys, install, locked, read_public
+from engine.sealing.keyring import SIGNING_FILE, OperatorKeys, install, locked
 from engine.sealing.memory import KEY_BYTES, wipe
 from engine.sealing.pem import check_passphrase
-from engine.wire import canonical, parse
+from engine.sealing.ring import PublicKeys, Ring, parse_ring, read_ring
+from engine.wire import canonical, parse, utc_now
 
 BACKUP_FORMAT: Final = "glasshouse/key-backup"
 _SCRYPT: Final = {"n": 2**16, "r": 8, "p": 1}
 _SALT_BYTES: Final = 16
-_SECRET_BYTES: Final = 2 * KEY_BYTES
-_MAX_BACKUP_BYTES: Final = 16 * 1024
+_MAX_BACKUP_BYTES: Final = 2 * 1024 * 1024
 
 
 class _Kdf(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -49,12 +49,31 @@ class _Backup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     signing: str
     recipient: str
     kdf: _Kdf
+    ring: Ring | None = None
     sealed: str
 
+    def fields(self) -> dict[str, Any]:
+        """The file's fields; version 1 has no ring."""
+        built: dict[str, Any] = msgspec.to_builtins(self)
+        if self.ring is None:
+            del built["ring"]
+        return built
+
     def context(self) -> bytes:
-        fields: dict[str, Any] = msgspec.to_builtins(self)
-        del fields["sealed"]
-        return canonical(fields)
+        """What the sealed part is bound to."""
+        built = self.fields()
+        del built["sealed"]
+        return canonical(built)
+
+    @property
+    def history(self) -> Ring:
+        """The ring, which version 1 leaves to be told by the two keys."""
+        return self.ring or Ring.fresh(PublicKeys(created=self.created, signing=self.signing, recipient=self.recipient))
+
+    @property
+    def secret_bytes(self) -> int:
+        """How long the sealed keys are, opened."""
+        return KEY_BYTES * (2 + len(self.history.past_recipients))
 
 
 def _derive(passphrase: str, salt: bytes) -> bytes:
@@ -67,14 +86,19 @@ def _invalid() -> SealingError:
 
 def _seal(keys: OperatorKeys, passphrase: str) -> bytes:
     salt = os.getrandom(_SALT_BYTES)
+    ring = keys.ring if keys.ring.has_history else None
     draft = _Backup(
+        version=1 if ring is None else 2,
         created=keys.created,
         signing=keys.signing_public.hex(),
         recipient=keys.recipient_public.hex(),
         kdf=_Kdf(salt=salt.hex()),
+        ring=ring,
         sealed="",
     )
-    secret = bytearray(keys.signing.private_bytes_raw() + keys.recipient.private_bytes_raw())
+    secret = bytearray(keys.signing.private_bytes_raw())
+    for recipient in (keys.recipient, *keys.past_recipients):
+        secret += recipient.private_bytes_raw()
     key = _derive(passphrase, salt)
     out = io.BytesIO()
     try:
@@ -83,7 +107,7 @@ def _seal(keys: OperatorKeys, passphrase: str) -> bytes:
         wipe(key)
         wipe(secret)
     sealed = base64.b64encode(out.getvalue()).decode()
-    return canonical(msgspec.to_builtins(msgspec.structs.replace(draft, sealed=sealed))) + b"\n"
+    return canonical(msgspec.structs.replace(draft, sealed=sealed).fields()) + b"\n"
 
 
 def _parse(data: bytes) -> tuple[_Backup, bytes, bytes]:
@@ -91,25 +115,30 @@ def _parse(data: bytes) -> tuple[_Backup, bytes, bytes]:
         backup = msgspec.convert(parse(data), _Backup, strict=True)
         sealed = base64.b64decode(backup.sealed, validate=True)
         salt = bytes.fromhex(backup.kdf.salt)
-    except (WireError, msgspec.ValidationError, binascii.Error, ValueError) as error:
+        parse_ring(canonical(msgspec.to_builtins(backup.history)))
+    except (SealingError, WireError, msgspec.ValidationError, binascii.Error, ValueError) as error:
         raise _invalid() from error
-    known = backup.format == BACKUP_FORMAT and backup.version == 1 and backup.kdf == _Kdf(salt=backup.kdf.salt)
-    if not known or len(salt) != _SALT_BYTES or len(sealed) != sealed_size(_SECRET_BYTES):
+    version = 1 if backup.ring is None else 2
+    known = backup.format == BACKUP_FORMAT and backup.version == version and backup.kdf == _Kdf(salt=backup.kdf.salt)
+    if not known or len(salt) != _SALT_BYTES or len(sealed) != sealed_size(backup.secret_bytes):
         raise _invalid()
     return backup, sealed, salt
 
 
 def _open(data: bytes, passphrase: str) -> OperatorKeys:
     backup, sealed, salt = _parse(data)
-    secret = bytearray(_SECRET_BYTES)
+    secret = bytearray(backup.secret_bytes)
     key = _derive(passphrase, salt)
     try:
         decrypt_into(key, backup.context(), io.BytesIO(sealed), memoryview(secret), what="The backup", kind="backup")
+        halves = [memoryview(secret)[start : start + KEY_BYTES] for start in range(0, len(secret), KEY_BYTES)]
+        present, *past = map(X25519PrivateKey.from_private_bytes, halves[1:])
         keys = OperatorKeys(
-            signing=Ed25519PrivateKey.from_private_bytes(secret[:KEY_BYTES]),
-            recipient=X25519PrivateKey.from_private_bytes(secret[KEY_BYTES:]),
-            created=backup.created,
+            signing=Ed25519PrivateKey.from_private_bytes(halves[0]),
+            recipient=present,
+            ring=backup.history,
             encrypted=False,
+            past_recipients=tuple(past),
         )
     except RefusedError as error:
         raise SealingError(
@@ -120,13 +149,13 @@ def _open(data: bytes, passphrase: str) -> OperatorKeys:
     finally:
         wipe(key)
         wipe(secret)
-    if (keys.signing_public.hex(), keys.recipient_public.hex()) != (backup.signing, backup.recipient):
+    if not keys.is_consistent() or (backup.signing, backup.recipient) != (keys.ring.signing, keys.ring.recipient):
         raise _invalid()
     return keys
 
 
 def backup(folder: Path, target_file: Path, passphrase: str, *, key_passphrase: str | None = None) -> None:
-    """Write both keys of `folder` to a new file of mode 0600, encrypted under `passphrase`.
+    """Write the keys of `folder`, with their history, to a new file of mode 0600, encrypted under `passphrase`.
 
     `key_passphrase` opens the keys where they are under another passphrase. Raises `SealingError`:
     `backup_exists`, `backup_unwritable`, `passphrase_invalid`, and as `OperatorKeys.load` does.
@@ -163,9 +192,18 @@ def _unwritable(error: OSError) -> SealingError:
     )
 
 
-def _holds(folder: Path, keys: OperatorKeys) -> bool:
-    public = read_public(folder)
-    return (public.signing, public.recipient) == (keys.signing_public.hex(), keys.recipient_public.hex())
+def _found(folder: Path, *, force: bool) -> Ring | None:
+    """The ring that is there already; force passes over a damaged one."""
+    try:
+        return read_ring(folder)
+    except SealingError:
+        if force:
+            return None
+        raise
+
+
+def _same(found: Ring | None, ring: Ring) -> bool:
+    return found is not None and (found.signing, found.recipient) == (ring.signing, ring.recipient)
 
 
 def restore(
@@ -173,7 +211,8 @@ def restore(
 ) -> OperatorKeys:
     """Put the keys of a backup into `folder`, under `key_passphrase` (None leaves them unencrypted).
 
-    Raises `SealingError`: `backup_invalid`, `key_passphrase_wrong`, and `key_exists` when other keys are
+    Where the same operator's keys are there, what is known about former keys stays known: an older backup undoes no
+    revocation. Raises `SealingError`: `backup_invalid`, `key_passphrase_wrong`, and `key_exists` when other keys are
     there and `force` is not set; nothing changes then.
     """
     try:
@@ -185,11 +224,14 @@ def restore(
         ) from error
     keys = _open(data, passphrase)
     with locked(folder):
-        if (folder / SIGNING_FILE).exists() and not force and not _holds(folder, keys):
+        found = _found(folder, force=force)
+        if (folder / SIGNING_FILE).exists() and not force and not _same(found, keys.ring):
             raise SealingError(
                 "Other operator keys are here already; adapters sealed to them could never be opened again.",
                 "Back those up first, then use --force.",
                 code="key_exists",
             )
+        if found is not None:
+            keys = replace(keys, ring=keys.ring.remembering(found, at=utc_now()))
         install(folder, keys, key_passphrase)
     return OperatorKeys.load(folder, key_passphrase)

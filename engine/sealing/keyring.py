@@ -1,8 +1,8 @@
 """The operator's keys at rest: a signing key (Ed25519) and a recipient key (X25519), apart.
 
-PKCS8 PEM files of mode 0600 in a folder of mode 0700, and `public.json` for those who only need the public
-halves. Every change is staged whole and then moved in; whoever opens the folder next finishes an interrupted
-move.
+PKCS8 PEM files of mode 0600 in a folder of mode 0700: the keys in use, and the former recipient keys, so that what was
+sealed to them still opens. Former signing keys leave only their public half, in `ring.json`. Every change is staged
+whole and then moved in; whoever opens the folder next finishes an interrupted move.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from engine.errors import SealingError
+from engine.errors import RefusedError, SealingError
 from engine.sealing.files import sync_folder, write_private
 from engine.sealing.pem import (
     fingerprint,
@@ -32,7 +32,7 @@ from engine.sealing.pem import (
     private_pem,
     read_pem,
 )
-from engine.sealing.ring import INCOMING, PUBLIC_FILE, PublicKeys, parse_public
+from engine.sealing.ring import INCOMING, PUBLIC_FILE, RING_FILE, PublicKeys, Ring, parse_public, read_ring
 from engine.wire import canonical, utc_now
 
 SIGNING_FILE: Final = "signing.pem"
@@ -40,6 +40,9 @@ RECIPIENT_FILE: Final = "recipient.pem"
 
 _STAGING: Final = ".staging-"
 _LOCK: Final = ".lock"
+_PAST_RECIPIENT: Final = "recipient-*.pem"
+
+OpenedT = TypeVar("OpenedT")
 
 
 class KeyStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -59,18 +62,21 @@ class KeyStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 class OperatorKeys:
     """The operator's unlocked keys.
 
-    `created` is UTC; `encrypted` tells whether the files are under a passphrase.
+    `ring` has their public side and its history; `past_recipients` are the former recipient keys in its order;
+    `encrypted` tells whether the files are under a passphrase.
     """
 
     signing: Ed25519PrivateKey = field(repr=False)
     recipient: X25519PrivateKey = field(repr=False)
-    created: str
+    ring: Ring
     encrypted: bool
+    past_recipients: tuple[X25519PrivateKey, ...] = field(default=(), repr=False)
 
     @classmethod
     def generate(cls) -> OperatorKeys:
         """New keys, in memory only."""
-        return cls(Ed25519PrivateKey.generate(), X25519PrivateKey.generate(), utc_now(), encrypted=False)
+        signing, recipient = Ed25519PrivateKey.generate(), X25519PrivateKey.generate()
+        return cls(signing, recipient, Ring.fresh(public_of(signing, recipient, utc_now())), encrypted=False)
 
     @classmethod
     def ensure(cls, folder: Path, passphrase: str | None = None) -> OperatorKeys:
@@ -96,6 +102,11 @@ class OperatorKeys:
             return _load(folder, passphrase)
 
     @property
+    def created(self) -> str:
+        """When the signing key was made (UTC)."""
+        return self.ring.signing_made
+
+    @property
     def signing_public(self) -> bytes:
         """The raw public signing key (32 bytes)."""
         return self.signing.public_key().public_bytes_raw()
@@ -119,6 +130,41 @@ class OperatorKeys:
     def recipient_fingerprint(self) -> str:
         """The recipient key's name for people."""
         return fingerprint(self.recipient_public)
+
+    def with_recipient(self, opener: Callable[[X25519PrivateKey], OpenedT]) -> OpenedT:
+        """What `opener` makes of the recipient key that fits, the present one tried first.
+
+        A sealed adapter does not name its key; another key fails at unwrapping, before anything is decrypted. Raises
+        as `opener` does: `adapter_wrong_key` when no key fits.
+        """
+        *others, last = (self.recipient, *self.past_recipients)
+        for key in others:
+            try:
+                return opener(key)
+            except RefusedError as error:
+                if error.code != "adapter_wrong_key":
+                    raise
+        return opener(last)
+
+    def is_consistent(self) -> bool:
+        """True when the private halves are those that `ring` names."""
+        past = tuple(key.public_key().public_bytes_raw().hex() for key in self.past_recipients)
+        named = (self.ring.signing, self.ring.recipient, tuple(key.public for key in self.ring.past_recipients))
+        return named == (self.signing_public.hex(), self.recipient_public.hex(), past)
+
+
+def public_of(signing: Ed25519PrivateKey, recipient: X25519PrivateKey, created: str) -> PublicKeys:
+    """The public halves of a pair."""
+    return PublicKeys(
+        created=created,
+        signing=signing.public_key().public_bytes_raw().hex(),
+        recipient=recipient.public_key().public_bytes_raw().hex(),
+    )
+
+
+def past_recipient_file(public: str) -> str:
+    """The file of a former recipient key (raw public half, in hex)."""
+    return f"recipient-{key_id(bytes.fromhex(public))}.pem"
 
 
 def _missing() -> SealingError:
@@ -158,10 +204,30 @@ def _finish(folder: Path) -> None:
         shutil.rmtree(staging)
     incoming = folder / INCOMING
     if incoming.is_dir():
+        if (incoming / SIGNING_FILE).exists():
+            _scrub(folder / SIGNING_FILE)
         for file in sorted(incoming.iterdir()):
             file.replace(folder / file.name)
+        ring = read_ring(folder)
+        kept = {past_recipient_file(past.public) for past in ring.past_recipients} if ring else set()
+        for file in folder.glob(_PAST_RECIPIENT):
+            if file.name not in kept:
+                file.unlink()
         incoming.rmdir()
         sync_folder(folder)
+
+
+def _scrub(path: Path) -> None:
+    """Overwrite a signing key that is about to be replaced; a name that shares the file elsewhere keeps it."""
+    if not path.exists() or path.is_symlink():
+        return
+    path.chmod(0o600)
+    with path.open("r+b") as file:
+        status = os.fstat(file.fileno())
+        if status.st_nlink == 1:
+            file.write(bytes(status.st_size))
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _replace_files(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -183,16 +249,40 @@ def _replace_files(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def install(folder: Path, keys: OperatorKeys, passphrase: str | None) -> None:
-    """Put `keys` into a folder that the caller holds by `locked`, all files or none."""
-    public = PublicKeys(created=keys.created, signing=keys.signing_public.hex(), recipient=keys.recipient_public.hex())
-    _replace_files(
-        folder,
-        {
-            SIGNING_FILE: private_pem(keys.signing, passphrase),
-            RECIPIENT_FILE: private_pem(keys.recipient, passphrase),
-            PUBLIC_FILE: canonical(msgspec.to_builtins(public)),
-        },
-    )
+    """Put `keys` with their history into a folder that the caller holds by `locked`, all files or none."""
+    public = public_of(keys.signing, keys.recipient, keys.created)
+    files = {
+        SIGNING_FILE: private_pem(keys.signing, passphrase),
+        RECIPIENT_FILE: private_pem(keys.recipient, passphrase),
+        PUBLIC_FILE: canonical(msgspec.to_builtins(public)),
+    }
+    for past, private in zip(keys.ring.past_recipients, keys.past_recipients, strict=True):
+        files[past_recipient_file(past.public)] = private_pem(private, passphrase)
+    if keys.ring.has_history or (folder / RING_FILE).exists():
+        files[RING_FILE] = keys.ring.to_bytes()
+    _replace_files(folder, files)
+
+
+def change(
+    folder: Path,
+    passphrase: str | None,
+    changed: Callable[[OperatorKeys], OperatorKeys],
+    *,
+    new_passphrase: str | None = None,
+) -> OperatorKeys:
+    """Put `changed` of the keys in `folder` in their place; returns the new ones.
+
+    They stay under `passphrase` where they were under it, unless there is a new one. Killed at any moment, the folder
+    has the old keys or the new ones. Raises `SealingError` as `OperatorKeys.load` does, and as `changed` does; nothing
+    changes then.
+    """
+    if not folder.is_dir():
+        raise _missing()
+    with locked(folder):
+        keys = _load(folder, passphrase)
+        kept = passphrase if keys.encrypted else None
+        install(folder, changed(keys), kept if new_passphrase is None else new_passphrase)
+        return _load(folder, kept if new_passphrase is None else new_passphrase)
 
 
 def read_public(folder: Path) -> PublicKeys:
@@ -204,14 +294,14 @@ def _load(folder: Path, passphrase: str | None) -> OperatorKeys:
     if not (folder / SIGNING_FILE).exists():
         raise _missing()
     signing_pem, recipient_pem = read_pem(folder / SIGNING_FILE), read_pem(folder / RECIPIENT_FILE)
-    public = read_public(folder)
-    keys = OperatorKeys(
-        signing=load_ed25519(signing_pem, passphrase, SIGNING_FILE),
-        recipient=load_x25519(recipient_pem, passphrase, RECIPIENT_FILE),
-        created=public.created,
-        encrypted=is_encrypted(signing_pem),
-    )
-    if (keys.signing_public.hex(), keys.recipient_public.hex()) != (public.signing, public.recipient):
+    public, ring = read_public(folder), read_ring(folder)
+    signing = load_ed25519(signing_pem, passphrase, SIGNING_FILE)
+    recipient = load_x25519(recipient_pem, passphrase, RECIPIENT_FILE)
+    ring = ring or Ring.fresh(public)
+    names = [past_recipient_file(past.public) for past in ring.past_recipients]
+    past = tuple(load_x25519(read_pem(folder / name), passphrase, name) for name in names)
+    keys = OperatorKeys(signing, recipient, ring, is_encrypted(signing_pem), past)
+    if not keys.is_consistent() or (public.signing, public.recipient) != (ring.signing, ring.recipient):
         raise SealingError(
             f"The keys are not those of {PUBLIC_FILE}.",
             "Restore the keys from a backup.",

@@ -88,6 +88,20 @@ class Ring(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         """Every recipient key, present and past, raw and in hex."""
         return frozenset({self.recipient, *(past.public for past in self.past_recipients)})
 
+    def remembering(self, other: Ring, *, at: str) -> Ring:
+        """This ring with the former signing keys and the statements that `other`, of the same operator, knows beside
+        it; unchanged where the two share no signing key. `at` (UTC) is when `other` ends.
+        """
+        if not self.signing_keys & other.signing_keys:
+            return self
+        ended = PastKey(public=other.signing, made=other.signing_made, retired=at)
+        known = self.signing_keys
+        past = tuple(key for key in (ended, *other.past_signing) if key.public not in known)
+        statements = tuple(made for made in other.statements if made not in self.statements)
+        return msgspec.structs.replace(
+            self, past_signing=past + self.past_signing, statements=self.statements + statements
+        )
+
     def to_bytes(self) -> bytes:
         """The file; raises `SealingError` (`key_ring_full`)."""
         data = canonical(msgspec.to_builtins(self))

@@ -98,7 +98,7 @@ def _opened(session: Session, view: RunView, source: Path, passphrase_file: Path
     claimed = read_adapter_header(source).binding
     expected = msgspec.structs.replace(claimed, run_id=view.summary.id, segment="protected")
     keys = OperatorKeys.load(session.home / KEYS, passphrase_if_needed(session.home, passphrase_file))
-    return open_adapter(source, keys.recipient, expected)
+    return keys.with_recipient(lambda recipient: open_adapter(source, recipient, expected))
 
 
 def _check(view: RunView, kind: Kind, weights: bytes) -> None:

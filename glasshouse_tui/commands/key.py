@@ -1,81 +1,89 @@
-"""`key show`, `key backup`, `key restore`: the operator's keys; never any private material on a stream."""
+"""`key show, backup, restore, rotate, revoke`: the operator's keys; never any private material on a stream."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from engine.errors import UsageError
 from glasshouse_tui.commands.base import Subcommand, session_of
 from glasshouse_tui.commands.home import check_home
-from glasshouse_tui.commands.output import emit_json, emit_text, local_time
+from glasshouse_tui.commands.key_facts import facts_text, key_facts
+from glasshouse_tui.commands.new_file import new_file
+from glasshouse_tui.commands.output import emit_json, emit_text, note
 from glasshouse_tui.commands.passphrase import (
     KEYS,
     asked_passphrase,
+    given_passphrase,
     passphrase_if_needed,
     passphrase_option,
 )
 
+if TYPE_CHECKING:
+    from engine.attestation.revocation import Kind
+
 _FILE: Final = click.Path(path_type=Path, dir_okay=False)
 
 
-@click.group(short_help="Show, back up and restore the operator's keys.")
+@click.group(short_help="Show, back up, restore, rotate and revoke the operator's keys.")
 def key() -> None:
     """The operator's keys: one signs, the other receives sealed adapters."""
 
 
-def _facts(folder: Path) -> dict[str, Any]:
-    from engine.sealing.keyring import RECIPIENT_FILE, SIGNING_FILE, status
-
-    found = status(folder)
-    paths = {"signing": SIGNING_FILE, "recipient": RECIPIENT_FILE}
-    return {
-        "present": found.present,
-        "encrypted": found.encrypted if found.present else None,
-        "created": found.created,
-        "folder": str(folder),
-        "keys": [
-            {"name": name, "algorithm": algorithm, "fingerprint": print_, "path": str(folder / paths[name])}
-            for name, algorithm, print_ in (
-                ("signing", "Ed25519", found.signing_fingerprint),
-                ("recipient", "X25519", found.recipient_fingerprint),
-            )
-            if found.present
-        ],
-    }
-
-
-@key.command(cls=Subcommand, short_help="Show fingerprints and paths.")
+@key.command(cls=Subcommand, short_help="Show fingerprints, dates and states.")
+@click.option("--public", is_flag=True, help="Only the public signing key, as `verify --trust` takes it.")
+@click.option("-o", "--output", type=_FILE, metavar="FILE", help="Write the public signing key to a new FILE.")
 @click.pass_context
-def show(context: click.Context) -> int:
-    """Show fingerprints and paths, and whether the keys are under a passphrase."""
+def show(context: click.Context, public: bool, output: Path | None) -> int:
+    """Show the keys in use and the former ones, and whether they are under a passphrase."""
     session = session_of(context)
-    facts = _facts(session.home / KEYS)
+    folder = session.home / KEYS
+    if public or output is not None:
+        return _show_public(context, folder, output)
+    facts = key_facts(folder)
     if session.json:
         emit_json(facts)
     elif not facts["present"]:
         emit_text(f"There are no keys in {facts['folder']} yet; the first run makes them.")
     else:
-        emit_text(_text(facts))
+        emit_text(facts_text(facts))
     return 0
 
 
-def _text(facts: dict[str, Any]) -> str:
-    lines = []
-    for item in facts["keys"]:
-        lines += [f"{item['name']:<11}{item['algorithm']:<9}{item['fingerprint']}", f"{'':<11}{item['path']}"]
-    guarded = "under a passphrase" if facts["encrypted"] else "not under a passphrase"
-    return "\n".join([*lines, f"made {local_time(facts['created'])}; {guarded}"])
+def _show_public(context: click.Context, folder: Path, output: Path | None) -> int:
+    from engine.attestation.signers import trust_line
+    from engine.sealing.keys import fingerprint, read_ring
+
+    ring = read_ring(folder)
+    if ring is None:
+        raise _no_keys(folder, "show")
+    raw = bytes.fromhex(ring.signing)
+    line = trust_line(raw)
+    if output is not None:
+        with new_file(output) as file:
+            file.write(f"{line}\n".encode())
+    if session_of(context).json:
+        written = None if output is None else str(output)
+        emit_json({"public": line, "fingerprint": fingerprint(raw), "file": written})
+    elif output is None:
+        emit_text(line)
+    else:
+        emit_text(f"The public signing key is in {output}.")
+    return 0
 
 
-@key.command(cls=Subcommand, short_help="Write both keys to an encrypted file.")
+def _no_keys(folder: Path, what: str) -> UsageError:
+    return UsageError(f"There are no keys in {folder} to {what}.", "The first run makes them.", code="key_missing")
+
+
+@key.command(cls=Subcommand, short_help="Write the keys to an encrypted file.")
 @click.argument("file", type=_FILE)
 @passphrase_option
 @click.pass_context
 def backup(context: click.Context, file: Path, passphrase_file: Path | None) -> int:
-    """Write both keys to a new FILE, encrypted under a passphrase.
+    """Write the keys, with former ones and statements, to a new FILE, encrypted under a passphrase.
 
     Keys that are under a passphrase keep it in the backup.
     """
@@ -83,16 +91,16 @@ def backup(context: click.Context, file: Path, passphrase_file: Path | None) -> 
 
     session = session_of(context)
     folder = session.home / KEYS
-    if not _facts(folder)["present"]:
-        raise UsageError(f"There are no keys in {folder} to back up.", "The first run makes them.", code="key_missing")
+    if not key_facts(folder)["present"]:
+        raise _no_keys(folder, "back up")
     passphrase = passphrase_if_needed(session.home, passphrase_file)
     if passphrase is None:
         passphrase = asked_passphrase(passphrase_file, what="the backup", confirm=True)
     write_backup(folder, file, passphrase)
     if session.json:
-        emit_json({"backup": str(file), **_facts(folder)})
+        emit_json({"backup": str(file), **key_facts(folder)})
     else:
-        emit_text(f"Both keys are in {file}. Keep it and its passphrase apart; nobody can recover either.")
+        emit_text(f"The keys are in {file}. Keep it and its passphrase apart; nobody can recover either.")
     return 0
 
 
@@ -111,9 +119,134 @@ def restore(context: click.Context, file: Path, protect: bool, force: bool, pass
     folder = session.home / KEYS
     passphrase = asked_passphrase(passphrase_file, what="the backup")
     read_backup(file, folder, passphrase, key_passphrase=passphrase if protect else None, force=force)
-    facts = _facts(folder)
+    facts = key_facts(folder)
+    if facts["keys"][0]["state"] == "revoked":
+        note(
+            "the restored signing key was revoked here, so its new rows will not count; `glasshouse key rotate` first."
+        )
     if session.json:
         emit_json(facts)
     else:
-        emit_text(_text(facts))
+        emit_text(facts_text(facts))
     return 0
+
+
+@key.command(cls=Subcommand, short_help="Replace the keys by new ones.")
+@click.option("--signing", is_flag=True, help="Only the signing key.")
+@click.option("--recipient", is_flag=True, help="Only the recipient key.")
+@click.option(
+    "--new-passphrase-file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Put the new keys under this file's first line instead of the present passphrase.",
+)
+@click.option("-o", "--output", type=_FILE, metavar="FILE", help="Write the statement that introduces the new key.")
+@passphrase_option
+@click.pass_context
+def rotate(
+    context: click.Context,
+    signing: bool,
+    recipient: bool,
+    new_passphrase_file: Path | None,
+    output: Path | None,
+    passphrase_file: Path | None,
+) -> int:
+    """Replace both keys, or one of them, by new ones.
+
+    Old rows stay the home's own and old adapters still open. The old signing key introduces the new one and is then
+    destroyed; backups made before still hold it.
+    """
+    from engine.attestation.revocation import statements_to_bytes
+    from engine.attestation.rotation import rotate_keys
+
+    session = session_of(context)
+    folder = session.home / KEYS
+    both = signing == recipient
+    if output is not None and not (both or signing):
+        raise UsageError("A recipient key is introduced by no statement.", "Leave -o out.")
+    if not key_facts(folder)["present"]:
+        raise _no_keys(folder, "rotate")
+    with new_file(output) as file:
+        changed = rotate_keys(
+            folder,
+            passphrase_if_needed(session.home, passphrase_file),
+            new_passphrase=None if new_passphrase_file is None else given_passphrase(new_passphrase_file),
+            signing=both or signing,
+            recipient=both or recipient,
+        )
+        file.write(statements_to_bytes(changed.publish))
+    facts = key_facts(folder)
+    if session.json:
+        emit_json({**facts, "statement": None if output is None else str(output)})
+    else:
+        emit_text(facts_text(facts))
+    return 0
+
+
+@key.command(cls=Subcommand, short_help="Say that a signing key is not to be trusted any more.")
+@click.argument("fingerprint", required=False)
+@click.option(
+    "--reason",
+    required=True,
+    metavar="TEXT",
+    help="compromised, superseded or lost; then, if you like, a colon and words of your own.",
+)
+@click.option("-o", "--output", type=_FILE, metavar="FILE", help="Write the revocation to a new FILE, to publish it.")
+@passphrase_option
+@click.pass_context
+def revoke(
+    context: click.Context, fingerprint: str | None, reason: str, output: Path | None, passphrase_file: Path | None
+) -> int:
+    """Revoke the signing key with this FINGERPRINT, or the present one.
+
+    compromised: no row that it signed counts any more, whatever its date. superseded, lost: rows begun before now still
+    count. Revoking the present key makes a new one in the same step.
+    """
+    from engine.attestation.revocation import statements_to_bytes
+    from engine.attestation.rotation import revoke_key
+
+    session = session_of(context)
+    folder = session.home / KEYS
+    kind, text = _reason(reason)
+    target = None if fingerprint is None else _fingerprint(fingerprint)
+    if not key_facts(folder)["present"]:
+        raise _no_keys(folder, "revoke")
+    with new_file(output) as file:
+        passphrase = passphrase_if_needed(session.home, passphrase_file)
+        changed = revoke_key(folder, passphrase, target=target, reason=kind, text=text)
+        file.write(statements_to_bytes(changed.publish))
+    facts = key_facts(folder)
+    if session.json:
+        emit_json({**facts, "rotated": changed.rotated, "statement": None if output is None else str(output)})
+        return 0
+    emit_text(facts_text(facts))
+    if changed.rotated:
+        emit_text(f"The present signing key was revoked; the new one is {changed.keys.signing_fingerprint}.")
+        if kind == "compromised":
+            emit_text("A compromised key introduces nobody: give others the new fingerprint yourself.")
+    return 0
+
+
+def _reason(reason: str) -> tuple[Kind, str]:
+    from engine.attestation.revocation import KINDS
+
+    word, _, text = reason.partition(":")
+    for kind in KINDS:
+        if word.strip().lower() == kind:
+            return kind, text.strip()
+    raise UsageError(
+        "A reason begins with one of: compromised, superseded, lost.",
+        "For example: --reason 'compromised: laptop stolen'.",
+        code="revocation_reason",
+    )
+
+
+def _fingerprint(text: str) -> str:
+    name = text.strip().removeprefix("SHA256:")
+    if len(name) != 64 or not set(name) <= set("0123456789abcdef"):
+        raise UsageError(
+            "This is not a fingerprint: SHA256: and 64 hex digits.",
+            "`glasshouse key show` prints them.",
+            code="key_unknown",
+        )
+    return name

@@ -86,6 +86,14 @@ def test_an_adapter_that_was_exchanged_is_refused_and_nothing_is_written(
 
 
 @pytest.mark.usefixtures("collected")
+def test_it_opens_after_the_keys_were_rotated_twice(cli: CommandLine, tmp_path: Path) -> None:
+    assert cli("key", "rotate").code == cli("key", "rotate", "--recipient").code == 0
+    done = cli("adapter", "last", "-o", tmp_path / "out", "--json")
+    assert done.code == 0, done.out
+    assert (tmp_path / "out" / "adapter_model.safetensors").read_bytes() == artifact(2.0)
+
+
+@pytest.mark.usefixtures("collected")
 def test_other_keys_do_not_open_it(cli: CommandLine, tmp_path: Path) -> None:
     for file in (cli.home / "keys").iterdir():
         file.unlink()

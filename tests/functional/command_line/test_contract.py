@@ -31,7 +31,7 @@ HEAVY = (
         (["runs"], {"runs"}),
         (["presets"], {"presets"}),
         (["doctor"], {"demoCanRun", "checks"}),
-        (["key", "show"], {"present", "encrypted", "created", "folder", "keys"}),
+        (["key", "show"], {"present", "encrypted", "created", "folder", "keys", "former"}),
         (["completions", "bash"], {"shell", "install", "script"}),
         (["resume"], {"resumed", "failed"}),
         (["--version"], {"version"}),

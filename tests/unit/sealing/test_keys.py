@@ -129,9 +129,10 @@ def test_keys_of_two_operators_do_not_mix(tmp_path: Path) -> None:
     assert code_of(caught) == "key_mismatch"
 
 
-def test_the_wrong_kind_of_key_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("place", "other"), [("signing.pem", "recipient.pem"), ("recipient.pem", "signing.pem")])
+def test_the_wrong_kind_of_key_is_refused(place: str, other: str, tmp_path: Path) -> None:
     OperatorKeys.ensure(tmp_path)
-    (tmp_path / "signing.pem").write_bytes((tmp_path / "recipient.pem").read_bytes())
+    (tmp_path / place).write_bytes((tmp_path / other).read_bytes())
     with pytest.raises(SealingError) as caught:
         OperatorKeys.load(tmp_path)
     assert code_of(caught) == "key_invalid"
