@@ -78,6 +78,11 @@ def anchors(
     )
 
 
+def own_reference() -> Reference:
+    """The bundle that this installation builds around what is installed here; raises `MissingExtraError`."""
+    return Reference(bundles=(bundle_digest(build_bundle()),))
+
+
 def read_reference(path: Path) -> Reference:
     """Reference values from their file; raises `UsageError` (`reference_invalid`)."""
     invalid = UsageError(

@@ -1,7 +1,7 @@
 """How many artifacts one core verifies in a minute, beside only parsing the same file as JSON.
 
-Rounds are interleaved, so that what else the machine does hits both alike; medians of processor time and their ratio are
-printed. Run: `python -m tests.benchmarks.bench_verify [FILE]`; without a file a real pair is run first (about a minute).
+Rounds are interleaved, so that what else the machine does hits both alike; medians of processor time and their ratio
+are printed. Run: `python -m tests.benchmarks.bench_verify [FILE]`; without a file a real pair is run first.
 """
 
 from __future__ import annotations

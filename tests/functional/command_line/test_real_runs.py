@@ -132,6 +132,13 @@ def test_the_export_is_verified_by_the_operator_and_by_a_stranger(own: OwnRun, t
     assert stranger("verify", file, "--trust", line, "--challenge", "who asks").code == 0
     assert stranger("verify", file, "--trust", line, "--challenge", "somebody else").code == 1
     assert not stranger.home.exists()
+    reference = tmp_path / "reference.json"
+    reference.write_text(own.cli("doctor", "--reference").out)
+    assert own.cli("verify", file, "--reference", reference).code == 0
+    launched = written.document["artifactSha256"]
+    assert launched == own.cli("export", "last", "-o", file, "--force", "--json").document["artifactSha256"]
+    bundle = json.loads(file.read_text())["bundle"]["logs"]["pod"][0]["body"]["bundleDigest"]
+    assert json.loads(reference.read_text())["bundles"] == [bundle]
     summary = tmp_path / "summary.json"
     assert own.cli("export", "last", "--summary", "-o", summary).code == 0
     partly = own.cli("verify", summary)
