@@ -22,6 +22,7 @@ from engine.attestation.statements import read_predicate, sign, statement
 from engine.errors import RefusedError, UsageError, WireError
 from engine.sealing.manifest import is_digest
 from engine.sealing.pem import key_id
+from engine.sealing.ring import is_moment
 from engine.wire import canonical, parse
 
 ROTATION: Final = "urn:glasshouse:predicate:rotation:1"
@@ -84,13 +85,6 @@ class Statements:
         return Statements(self.rotations + other.rotations, self.revocations + other.revocations)
 
 
-def _moment(text: str) -> bool:
-    try:
-        return datetime.fromisoformat(text).utcoffset() is not None
-    except ValueError:
-        return False
-
-
 def _utc(at: datetime) -> str:
     return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
@@ -146,7 +140,7 @@ def read_rotation(envelope: object) -> Rotation:
         body, subjects = read_predicate(envelope, (old, new), ROTATION, Rotation)
     except RefusedError as error:
         raise refusal("rotation_invalid", error.code) from error
-    if subjects != {"old-key": key_id(old), "new-key": key_id(new)} or not _moment(body.rotated):
+    if subjects != {"old-key": key_id(old), "new-key": key_id(new)} or not is_moment(body.rotated):
         raise refusal("rotation_invalid", "predicate_malformed")
     return body
 
@@ -159,7 +153,7 @@ def read_revocation(envelope: object) -> Revocation:
     except RefusedError as error:
         raise refusal("revocation_invalid", error.code) from error
     sound = is_digest(body.public) and subjects == {"key": body.key_id}
-    if not sound or not _moment(body.revoked) or not _sayable(body.text):
+    if not sound or not is_moment(body.revoked) or not _sayable(body.text):
         raise refusal("revocation_invalid", "predicate_malformed")
     return body
 

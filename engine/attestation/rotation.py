@@ -5,7 +5,6 @@ Both change the key folder whole or not at all, and leave a signed statement in 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,8 +20,6 @@ from engine.errors import UsageError
 from engine.sealing.keyring import OperatorKeys, change
 from engine.sealing.pem import fingerprint, key_id
 from engine.sealing.ring import PastKey
-
-Envelope = Mapping[str, Any]
 
 
 @dataclass(frozen=True)

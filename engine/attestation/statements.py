@@ -68,7 +68,7 @@ def open_statement(envelope: object, publics: bytes | Sequence[bytes], predicate
     payload = open_envelope(envelope, PAYLOAD_TYPE, keys)
     try:
         opened = msgspec.convert(parse(payload), Statement, strict=True)
-    except (WireError, msgspec.ValidationError) as error:
+    except (WireError, ValueError) as error:  # what msgspec raises, for a lone surrogate too
         raise refusal("statement_malformed") from error
     subjects = opened.subject
     named = len(subjects) <= MAX_SUBJECTS and len(opened.named) == len(subjects)
@@ -93,5 +93,5 @@ def read_predicate(
     opened = open_statement(envelope, public, predicate_type)
     try:
         return msgspec.convert(opened.predicate, kind, strict=True), opened.named
-    except msgspec.ValidationError as error:
+    except ValueError as error:
         raise refusal("predicate_malformed") from error

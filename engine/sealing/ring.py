@@ -7,6 +7,7 @@ whoever only reads sees one moment of it, without a lock and without a passphras
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
@@ -24,6 +25,7 @@ PUBLIC_FILE: Final = "public.json"
 INCOMING: Final = ".incoming"
 MAX_RING_BYTES: Final = 1024 * 1024
 _VERSION: Final = 1
+_MOMENT: Final = re.compile(r"[12][0-9]{3}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?Z")
 
 
 class PublicKeys(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -121,20 +123,21 @@ def parse_ring(data: bytes | str) -> Ring:
     """A ring from its bytes; raises `SealingError` (`key_invalid`)."""
     try:
         ring = msgspec.convert(parse(data), Ring, strict=True)
-    except (WireError, msgspec.ValidationError) as error:
+    except (WireError, ValueError) as error:
         raise damaged(RING_FILE) from error
     if not (ring.version == _VERSION and _distinct(ring.signing, ring.past_signing)):
         raise damaged(RING_FILE)
     dates = [ring.signing_made, ring.recipient_made]
     dates += [date for past in (*ring.past_signing, *ring.past_recipients) for date in (past.made, past.retired)]
-    if not (_distinct(ring.recipient, ring.past_recipients) and all(map(_is_moment, dates))):
+    if not (_distinct(ring.recipient, ring.past_recipients) and all(map(is_moment, dates))):
         raise damaged(RING_FILE)
     return ring
 
 
-def _is_moment(text: str) -> bool:
+def is_moment(text: str) -> bool:
+    """True for UTC in the form that we write, in a year that arithmetic survives."""
     try:
-        return datetime.fromisoformat(text).utcoffset() is not None
+        return _MOMENT.fullmatch(text) is not None and bool(datetime.fromisoformat(text))
     except ValueError:
         return False
 
@@ -148,9 +151,9 @@ def parse_public(data: bytes) -> PublicKeys:
     """`public.json` from its bytes; raises `SealingError` (`key_invalid`)."""
     try:
         public = msgspec.convert(parse(data), PublicKeys, strict=True)
-    except (WireError, msgspec.ValidationError) as error:
+    except (WireError, ValueError) as error:
         raise damaged(PUBLIC_FILE) from error
-    sound = is_digest(public.signing) and is_digest(public.recipient) and _is_moment(public.created)
+    sound = is_digest(public.signing) and is_digest(public.recipient) and is_moment(public.created)
     if not (public.version == 1 and sound):
         raise damaged(PUBLIC_FILE)
     return public

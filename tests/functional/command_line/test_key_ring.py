@@ -75,7 +75,7 @@ def test_keys_over_time_as_a_person_and_a_stranger_see_them(cli: CommandLine, tm
 
 def test_what_cannot_be_done_changes_nothing_and_leaves_no_file(cli: CommandLine, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    for command in (["rotate"], ["revoke", "--reason", "lost"], ["show", "--public"]):
+    for command in (["rotate"], ["revoke", "--reason", "lost"]):
         cli("key", *command, "-o", out, "--json").refused(2, "key_missing")
     assert not cli.home.exists()
     keys = OperatorKeys.ensure(cli.home / "keys", "open sesame")

@@ -167,6 +167,7 @@ STATEMENTS: list[bytes] = [
     canonical({**HONEST, "subject": [{"name": "row", "digest": {"sha1": "11"}}]}),
     canonical({**HONEST, "subject": [{**SUBJECT, "name": str(number)} for number in range(65)]}),
     canonical({**HONEST, "predicate": []}),
+    json.dumps({**HONEST, "\ud800": 1}).encode(),
 ]
 
 

@@ -64,6 +64,7 @@ def test_a_damaged_ring_is_told_and_never_passed_over(tmp_path: Path) -> None:
         ({"more": 1}, "key_invalid"),
         ({"signing": "zz"}, "key_invalid"),
         ({"signing_made": "then"}, "key_invalid"),
+        ({"\ud800": 1}, "key_invalid"),
         ({"past_signing": honest["past_signing"] * 2}, "key_invalid"),
         ({"statements": [{}]}, "revocation_invalid"),
         ({"statements": [{**honest["statements"][0], "payloadType": "text/plain"}]}, "rotation_invalid"),

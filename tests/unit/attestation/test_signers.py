@@ -221,6 +221,8 @@ def test_a_rotation_needs_both_signatures_and_its_exact_form() -> None:
         ({"new_public": raw(THIEF).hex()}, (A, THIEF)),  # the subjects name another
         ({"rotated": "yesterday"}, (A, B)),
         ({"rotated": "2026-05-01T00:00:00"}, (A, B)),
+        ({"rotated": "9999-12-31T23:59:59Z"}, (A, B)),
+        ({"rotated": "2026-13-01T00:00:00Z"}, (A, B)),
         ({"new_public": raw(A).hex()}, (A,)),
         ({"old_public": 5}, (A, B)),
         ({"more": 1}, (A, B)),
