@@ -147,6 +147,10 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
         "Treat the secrets as not wiped.",
     ),
     # measurement
+    "environment_changed": (
+        "Installed files were changed while the worker started.",
+        "Start the run again once nothing is being installed; if it happens twice, use another allocation.",
+    ),
     "environment_unreadable": (
         "An installed file cannot be measured.",
         "Install the worker's environment again, readable for the user that runs it.",

@@ -73,15 +73,3 @@ def observe(folder: Path) -> Identity:
         pod_id=os.environ.get("RUNPOD_POD_ID"),
         cpu=cpu_name(),
     )
-
-
-def compute_processes() -> int | None:
-    """How many compute processes the driver lists; None where there is no GPU, or it does not say."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return None
-    found = subprocess.run(
-        [tool, "--query-compute-apps=pid", "--format=csv,noheader"],
-        capture_output=True, text=True, timeout=30, check=False,
-    )  # fmt: skip
-    return len(found.stdout.split()) if found.returncode == 0 else None

@@ -38,6 +38,11 @@ class TrainerProcess:
             raise RuntimeError("the trainer was not launched")
         return self._child
 
+    @property
+    def started(self) -> list[Child]:
+        """The process, once there is one."""
+        return [] if self._child is None else [self._child]
+
     def launch(self, extra: Mapping[str, Any], fds: Sequence[int] = ()) -> None:
         """Start the process. It imports, and stops before any payload is read."""
         setup = {

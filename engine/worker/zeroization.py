@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import stat
 from typing import Any, Final, Literal
 
 import msgspec
 
-from engine.attestation.zeroization import Device, ProcessEnd, Scan, Zeroization
+from engine.attestation.zeroization import ProcessEnd, Scan, Zeroization
 from engine.errors import RunError
 from engine.wire import ZEROIZE_SCAN, utc_now
 from engine.worker.children import Child, spawn_on_socket
 from engine.worker.context import Context
-from engine.worker.identity import compute_processes
-from engine.worker.isolation import memfd, procfs
+from engine.worker.device import DeviceMemory, device_after
+from engine.worker.isolation import procfs
 from engine.worker.isolation.procfs import gone
 
 SCAN_SECONDS: Final = 600.0
@@ -33,13 +32,13 @@ Moment = Literal["before", "after"]
 class Prover:
     """The scanner of one protected segment, what it saw, and the processes that must be gone."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, baseline: DeviceMemory | None) -> None:
         self._context = context
+        self._baseline = baseline
         self._ended: list[tuple[str, int, int]] = []
         self._scans: dict[Moment, dict[str, Scan]] = {"before": {}, "after": {}}
         self._began = utc_now()
         self.failures: list[str] = []
-        self._gpu_before = compute_processes()
         self.child: Child = spawn_on_socket(
             context.bundle, "scanner", [], fds=[], env={}, log=context.folder / "protected.log"
         )
@@ -98,9 +97,7 @@ class Prover:
         if self.child.finish() != 0:
             self.failures.append("scanner_status")
         self.ended(self.child)
-        after = compute_processes()
-        # A driver that has fallen silent is no proof that there is no device.
-        present = context.identity.gpu_uuid is not None or self._gpu_before is not None or after is not None
+        held, unseen = procfs.deleted_files_held(context.folder.resolve())
         return Zeroization(
             run_id=context.job.run_id,
             segment="protected",
@@ -115,31 +112,10 @@ class Prover:
                 for role, pid, start in self._ended
             ],
             scratch_empty=not procfs.leftovers(context.scratch),
-            deleted_files_held=deleted_files_held(),
-            device=Device(
-                present=present,
-                at_baseline=None if after is None else after <= (self._gpu_before or 0),
-                compute_processes=after,
-            ),
+            deleted_files_held=held,
+            processes_unseen=unseen,
+            device=device_after(self._baseline, known_gpu=context.identity.gpu_uuid is not None),
             pod_head=context.log.head,
             began=self._began,
             ended=utc_now(),
         )
-
-
-def deleted_files_held() -> int:
-    """How many deleted disk files this process holds open; memfds are looked at by the scan."""
-    probe = memfd.create("probe", 0)
-    try:
-        memory_device = os.fstat(probe).st_dev
-    finally:
-        os.close(probe)
-    held = 0
-    for fd in range(os.sysconf("SC_OPEN_MAX") if os.sysconf("SC_OPEN_MAX") < 65536 else 65536):
-        try:
-            seen = os.fstat(fd)
-        except OSError:
-            continue
-        if stat.S_ISREG(seen.st_mode) and seen.st_nlink == 0 and seen.st_dev != memory_device:
-            held += 1
-    return held
