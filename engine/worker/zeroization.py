@@ -35,6 +35,7 @@ class Prover:
     def __init__(self, context: Context, baseline: DeviceMemory | None) -> None:
         self._context = context
         self._baseline = baseline
+        self._watched: set[tuple[int, int]] = set()
         self._ended: list[tuple[str, int, int]] = []
         self._scans: dict[Moment, dict[str, Scan]] = {"before": {}, "after": {}}
         self._began = utc_now()
@@ -54,6 +55,7 @@ class Prover:
     def watch_memfds(self, name: str, fds: list[int]) -> None:
         """Give the scanner memfds to read by descriptor; they stay open here."""
         self.child.ask({"cmd": "memfds", "name": name}, "memfds", SCAN_SECONDS, fds)
+        self._watched |= {procfs.file_of(fd) for fd in fds}
 
     def take_patterns(self, fd: int) -> None:
         """Hand over what to look for; the scanner empties the memfd."""
@@ -61,6 +63,8 @@ class Prover:
 
     def scan(self, moment: Moment, targets: list[str]) -> None:
         """Look for every pattern so far in the named targets, before or after their wipe; logged as `zeroize.scan`."""
+        if SUPERVISOR in targets:
+            self._renew_supervisor()
         seen = self.child.ask({"cmd": "scan", "label": moment, "targets": targets}, "scan", SCAN_SECONDS)
         found = msgspec.convert(seen["targets"], dict[str, Scan], strict=True)
         self._scans[moment] |= found
@@ -78,6 +82,11 @@ class Prover:
                 "milliseconds": seen["milliseconds"],
             },
         )
+
+    def _renew_supervisor(self) -> None:
+        """Hand over the memfds that this process holds by now: one that is not mapped is in no map of its memory."""
+        self.drop(SUPERVISOR)
+        self.watch(SUPERVISOR, [*(os.dup(fd) for fd in self._context.memory), *procfs.own_memfds(self._watched)])
 
     def drop(self, name: str) -> None:
         """Forget a target that has ended, so that the scan keeps no memory alive."""

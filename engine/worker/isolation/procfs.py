@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -95,6 +96,27 @@ def deleted_open_files(pid: int) -> list[str] | None:
             name = target.removesuffix(" (deleted)")
             found.append(f"memfd:{name[7:]}" if name.startswith("/memfd:") else f"disk:{name}")
     return sorted(found)
+
+
+def file_of(fd: int) -> tuple[int, int]:
+    """Which file is open: device and inode."""
+    seen = os.fstat(fd)
+    return seen.st_dev, seen.st_ino
+
+
+def own_memfds(apart: Collection[tuple[int, int]]) -> list[int]:
+    """Duplicates of every memfd that this process holds open, one for each file that is not in `apart`.
+
+    The caller closes them.
+    """
+    found: dict[tuple[int, int], int] = {}
+    for entry in list(Path("/proc/self/fd").iterdir()):
+        with contextlib.suppress(OSError):  # the listing's own descriptor is closed by now
+            if str(entry.readlink()).startswith("/memfd:"):
+                file = file_of(int(entry.name))
+                if file not in found and file not in apart:
+                    found[file] = os.dup(int(entry.name))
+    return list(found.values())
 
 
 def leftovers(folder: Path) -> list[str]:

@@ -89,13 +89,18 @@ def without_capabilities() -> None:
         libc.prctl(DROP_ALL, capability, 0, 0, 0)
 
 
+def reference_of(sites: Sequence[Path]) -> str:
+    """The environment's digest as this side has it."""
+    return listed_environment(tuple(map(str, sites))).measure().digest
+
+
 class Pod:
     """A run folder, what is staged in it, and the runner's side of one protected segment."""
 
     def __init__(
         self, folder: Path, bundle: bytes, sites: Sequence[Path], plan: Plan, *,
         files: Mapping[str, bytes] | None = None, model_type: str = "small", policy: Policy | None = None,
-        limits: Limits | None = None,
+        limits: Limits | None = None, reference: str | None = None,
     ) -> None:  # fmt: skip
         self.folder = folder
         self.bundle = bundle
@@ -104,7 +109,7 @@ class Pod:
         self.policy = policy or default_policy()
         self.run_key = Ed25519PrivateKey.generate()
         self.recipient = X25519PrivateKey.generate()
-        self.reference = listed_environment(tuple(self.sites)).measure().digest
+        self.reference = reference or reference_of(sites)
         for name in ("inbox", "outbox", "scratch", "raw"):
             (folder / name).mkdir(parents=True)
         payload = files or {name: os.urandom(8192) for name in small.FILES}

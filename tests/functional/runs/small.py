@@ -80,12 +80,12 @@ def _fill(workload: Workload) -> None:
     """Plaintext and what is learnt from it, without a copy that nobody wipes."""
     with memoryview(workload.maps[TOKENS]) as tokens, memoryview(workload.row) as row:
         row[:] = tokens[:WINDOW]
-    for buffer in (workload.trainable["lora"], workload.moments):
-        os.preadv(_RANDOM, [buffer], 0)
+    for offset, buffer in ((0, workload.trainable["lora"]), (4096, workload.moments)):
+        os.preadv(_RANDOM, [buffer], offset)
 
 
 _RANDOM = os.memfd_create("small")
-os.write(_RANDOM, os.urandom(4096))
+os.write(_RANDOM, os.urandom(8192))
 
 
 def warm_up(trainer: Trainer, reporter: Any) -> None:
@@ -141,23 +141,23 @@ def write_patterns(
     workload: Workload, optimizer: bytearray, last_row: int, fd: int, *, secret_weights: bool
 ) -> dict[str, int]:
     """Windows of row, weights, adapter and moments."""
-    with mmap.mmap(fd, patterns.STORE_BYTES) as target, memoryview(target) as view:
-        with memoryview(workload.maps[WEIGHTS]) as weights:
-            items = [
-                (patterns.CANARY_ROW, memoryview(workload.row)[:32]),
-                (patterns.WEIGHTS, weights[100:132]),
-                (patterns.ADAPTER, memoryview(workload.trainable["lora"])[64:96]),
-                (patterns.MOMENTS, memoryview(optimizer)[512:544]),
-            ]
-            found = patterns.write(view, items)
-            for _, item in items:
-                item.release()
-            return found
+    target = mmap.mmap(fd, patterns.STORE_BYTES)
+    with target, memoryview(target) as view, memoryview(workload.maps[WEIGHTS]) as weights:
+        items = [
+            (patterns.CANARY_ROW, memoryview(workload.row)[:32]),
+            (patterns.WEIGHTS, weights[100:132]),
+            (patterns.ADAPTER, memoryview(workload.trainable["lora"])[64:96]),
+            (patterns.MOMENTS, memoryview(optimizer)[512:544]),
+        ]
+        found = patterns.write(view, items)
+        for _, item in items:
+            item.release()
+        return found
 
 
 def wipe(workload: Workload, trainer: Trainer) -> dict[str, Any]:
     """Overwrite, drop, unmap, sweep."""
-    os.pwrite(_RANDOM, bytes(4096), 0)
+    os.pwrite(_RANDOM, bytes(8192), 0)
     for buffer in (workload.row, workload.moments, *workload.trainable.values()):
         memoryview(buffer)[:] = bytes(len(buffer))
     unmapped = len(workload.maps)
