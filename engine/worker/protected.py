@@ -102,7 +102,7 @@ class ProtectedSegment:
         release = attestation.await_release()
         self._nonce_digest = attestation.nonce_digest
         self._open(manifest, attestation, release)
-        finished = self.trainer.load_and_train()
+        finished = self.trainer.load_and_train(self._require_helpers)
         log.state(KIND, "sealing")
         self._seal_adapter(finished, attestation)
         log.state(KIND, "zeroizing")
@@ -161,7 +161,13 @@ class ProtectedSegment:
     def _give_up_if_over(self) -> None:
         """Raise when the run is over, or a process of the segment has died: it must not be released to then."""
         self._context.give_up_if_cancelled()
-        for child in (self.trainer.child, self.prover.child, *self._children):
+        for child in (self.trainer.child, self._opener):
+            child.require_alive()
+        self._require_helpers()
+
+    def _require_helpers(self) -> None:
+        """Raise when a process has died without which nothing could be sealed or proven in the end."""
+        for child in (self._sealer, self.prover.child):
             child.require_alive()
 
     def _trainer_memory(self, handover: Channel) -> list[int]:

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
+from engine.plan import Target
 from engine.remote.bundle import build_bundle, site_paths
 from engine.runner.reference import CACHE
 from engine.store.views import RunView
@@ -69,6 +70,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, reference_cache: Path) ->
         yield operator, view
 
 
+SHORT = Target(steps=10)
 KEY_PACKAGES = ("cffi", "cryptography", "joserfc", "msgspec", "pycparser", "rfc8785", "securesystemslib")
 KEY_MODULES = ("_cffi_backend*", "typing_extensions.py")
 
@@ -119,9 +121,9 @@ def pods() -> Iterator[Callable[..., Pod]]:
 def small_pod(pods: Callable[..., Pod], worker_bundle: bytes, key_site: Path, key_reference: str) -> Callable[..., Pod]:
     """`small_pod(patches, ...)`: a pod whose trainer needs no torch, with entries of its bundle patched."""
 
-    def begin(patches: Patches | None = None, *, steps: int = 40, **more: Any) -> Pod:
+    def begin(patches: Patches | None = None, *, target: Target = SHORT, **more: Any) -> Pod:
         bundle = with_small_training(worker_bundle, patches)
-        plan = short_plan("protected", steps=steps)
+        plan = short_plan("protected", target=target)
         return pods(bundle, [key_site], plan, **{"reference": key_reference, **more})
 
     return begin

@@ -5,6 +5,8 @@ The leaks are patched into a bundle of the test's own; the shipped one has no wa
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -33,7 +35,6 @@ LEAKS: dict[str, tuple[Leak, str, str]] = {
         "keyproc open", "content_key_half",
     ),
     "last trained row": ((TRAINER, WIPING, "self.stray = bytearray(workload.row)"), "trainer", "canary_row"),
-    "moments": ((TRAINER, WIPING, "self.stray = bytearray(workload.moments)"), "trainer", "moments"),
     "adapter": (
         (PROTECTED, SEALING, 'self.stray = bytearray(os.pread(self._adapter_fd, written["size"], 0))'),
         "supervisor", "adapter",
@@ -100,40 +101,33 @@ def test_a_deleted_file_that_is_held_open_is_told(holder: str, small_pod: Callab
 ROW = 'self.stray = bytearray(workload.tokens["input_ids"][last_row].numpy().tobytes())'
 
 
-@pytest.mark.parametrize(
-    ("what", "leak", "target", "name"),
-    [
-        ("content key", LEAKS["content key"][0], "keyproc open", "content_key"),
-        ("last trained row", (TRAINER, WIPING, ROW), "trainer", "canary_row"),
-    ],
-)
 def test_a_whole_run_that_leaks_is_never_called_zeroized(
-    what: str, leak: Leak, target: str, name: str, operator: Operator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    operator: Operator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree = tmp_path / "tree"
     package = Path(engine.__file__).parent
     shutil.copytree(package, tree / "engine", ignore=shutil.ignore_patterns("__pycache__"))
     (tree / "data").symlink_to(package.parent / "data")
-    for path, patch in planted(leak).items():
+    patches = planted(LEAKS["content key"][0]) | planted((TRAINER, WIPING, ROW))
+    for path, patch in patches.items():
         (tree / path).write_text(patch((tree / path).read_text()))
     monkeypatch.setenv("PYTHONPATH", str(tree))
     run_id = operator.start(short_plan("protected", steps=10))
     view = operator.finish(run_id)
     assert view.row is not None
-    assert (view.row["runtimeState"], view.row["keyState"]) == ("unverified", "released"), what
+    assert (view.row["runtimeState"], view.row["keyState"]) == ("unverified", "released")
     assert view.row["clean"] is False
     assert {check for check, status in checks_of(view).items() if status == "failed"} == {"zeroization_proven"}
     with Reader(operator.home) as reader:
         (reason,) = [t.reason for t in reader.run(run_id).transitions if t.state == "unverified"]
         envelope = reader.receipts(run_id)["zeroization"]
     assert reason == "zeroization_hits"
-    assert found_after(envelope)[target][name] > 0
+    after = found_after(envelope)
+    assert after["keyproc open"]["content_key"] > 0
+    assert after["trainer"]["canary_row"] > 0
 
 
 def found_after(envelope: dict[str, str]) -> dict[str, dict[str, int]]:
     """The hits after the wipe, as the receipt has them; its signatures are the verifier's business."""
-    import base64
-    import json
-
     predicate = json.loads(base64.b64decode(envelope["payload"]))["predicate"]
     return {target: scan["hits"] for target, scan in predicate["after"].items()}
