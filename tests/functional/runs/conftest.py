@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +121,11 @@ def pods() -> Iterator[Callable[..., Pod]]:
 def small_pod(pods: Callable[..., Pod], worker_bundle: bytes, key_site: Path, key_reference: str) -> Callable[..., Pod]:
     """`small_pod(patches, ...)`: a pod whose trainer needs no torch, with entries of its bundle patched."""
 
-    def begin(patches: Patches | None = None, *, target: Target = SHORT, **more: Any) -> Pod:
+    def begin(
+        patches: Patches | None = None, *, target: Target = SHORT, sites: Sequence[Path] | None = None, **more: Any
+    ) -> Pod:
         bundle = with_small_training(worker_bundle, patches)
         plan = short_plan("protected", target=target)
-        return pods(bundle, [key_site], plan, **{"reference": key_reference, **more})
+        return pods(bundle, sites or [key_site], plan, **{"reference": key_reference, **more})
 
     return begin

@@ -127,6 +127,7 @@ class Pod:
             ssh_host_key_digest="0" * 64, limits=limits or Limits(launch=60.0, end=20.0),
         )  # fmt: skip
         (folder / JOB_FILE).write_bytes(canonical(msgspec.to_builtins(job)))
+        self.expected_bundle = sha256_hex(bundle)
         self.bundle_path = folder / "bundle.pyz"
         self.bundle_path.write_bytes(bundle)
         self.nonces = NonceLedger(folder.parent / f"{folder.name}-nonces.json")
@@ -219,7 +220,7 @@ class Pod:
             lock = sha256_hex(archive.read(LOCK_NAME))
         expected = Expectations(
             run_id=RUN, attester_public=self.attester,
-            measurements=Measurements(bundle=sha256_hex(self.bundle), lock=lock, environment=self.reference),
+            measurements=Measurements(bundle=self.expected_bundle, lock=lock, environment=self.reference),
             plan_digest=plan_digest(self.plan), manifest_digest=self.package.digest, challenge=None, pod_id="pod",
             ssh_host_key="0" * 64, runner_head="1" * 64,
         )  # fmt: skip
