@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import struct
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,6 +28,7 @@ from engine.wire import sha256_hex
 
 _THREADS: Final = 2
 _DOMAIN: Final = b"glasshouse/environment/2\n"
+_STAMP: Final = struct.Struct("=4Q2q")
 _GROUP: Final = 64  # files handed to a thread at once
 _WHOLE: Final = 1024 * 1024  # up to here a file is read in one call
 _CACHE_FOLDER: Final = "__pycache__"
@@ -61,7 +63,7 @@ class _Found(msgspec.Struct, frozen=True):
     label: bytes
     kind: Kind
     path: str
-    stamp: tuple[int, ...]
+    stamp: bytes
 
 
 def bundle_digest(bundle: bytes) -> str:
@@ -111,8 +113,9 @@ def _runs(name: str) -> bool:
     return bool(stem) and tail in (".pyc", ".opt-1.pyc", ".opt-2.pyc")
 
 
-def _stamp(status: os.stat_result) -> tuple[int, ...]:
-    return (status.st_dev, status.st_ino, status.st_mode, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+def _stamp(status: os.stat_result) -> bytes:
+    times = status.st_mtime_ns, status.st_ctime_ns
+    return _STAMP.pack(status.st_dev, status.st_ino, status.st_mode, status.st_size, *times)
 
 
 class _Walk:
@@ -228,10 +231,10 @@ def _fingerprint(found: Iterable[_Found], others: Iterable[Path]) -> str:
     """Moves whenever something that was listed is touched, replaced, added or removed."""
     digest = hashlib.sha256(_DOMAIN)
     for one in found:
-        digest.update(b"".join(map(_netstring, (one.label, os.fsencode(one.path), repr(one.stamp).encode()))))
+        digest.update(b"".join(map(_netstring, (one.label, os.fsencode(one.path), one.stamp))))
     for path in others:
-        stamp = _stamp(path.stat()) if path.exists() else ()
-        digest.update(b"".join(map(_netstring, (os.fsencode(path), repr(stamp).encode()))))
+        stamp = _stamp(path.stat()) if path.exists() else b""
+        digest.update(b"".join(map(_netstring, (os.fsencode(path), stamp))))
     return digest.hexdigest()
 
 

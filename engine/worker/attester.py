@@ -40,6 +40,7 @@ from engine.wire import (
 from engine.worker.context import Context
 from engine.worker.identity import cpu_name
 from engine.worker.isolation import memfd
+from engine.worker.isolation.wipe import trim
 
 LOCK_NAME: Final = "worker.lock"
 JUDGED: Final = ("trainer", "keyproc", "sealer", "scanner")
@@ -55,15 +56,16 @@ class EnvironmentMeasuring:
 
     def __init__(self, sites: tuple[str, ...]) -> None:
         self._sites = sites
-        self._listing = listed_environment(sites)
+        listing = listed_environment(sites)
+        self._fingerprint = listing.fingerprint
         self._found: EnvironmentMeasurement | None = None
         self._error: GlasshouseError | None = None
-        self._thread = threading.Thread(target=self._measure, name="measuring")
+        self._thread = threading.Thread(target=self._measure, args=(listing,), name="measuring")
         self._thread.start()
 
-    def _measure(self) -> None:
+    def _measure(self, listing: Listing) -> None:
         try:
-            self._found = self._listing.measure()
+            self._found = listing.measure()
         except GlasshouseError as error:
             self._error = error
 
@@ -75,8 +77,9 @@ class EnvironmentMeasuring:
         self._thread.join()
         if self._found is None:
             raise self._error or RefusedError("The environment was not measured.", code="environment_unreadable")
-        if listed_environment(self._sites).fingerprint != self._listing.fingerprint:
+        if listed_environment(self._sites).fingerprint != self._fingerprint:
             raise refusal("environment_changed")
+        trim()  # this process is scanned later on, and the listings were large
         return self._found
 
 
