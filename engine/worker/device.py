@@ -51,13 +51,14 @@ def memory_used() -> DeviceMemory | None:
         return _by_tool()
 
 
-def device_after(before: DeviceMemory | None, *, known_gpu: bool) -> Device:
+def device_after(before: DeviceMemory | None, *, known_gpu: bool, settle: float = SETTLE_SECONDS) -> Device:
     """The accelerators once every process has ended, against the baseline taken before the first was started.
 
-    A driver that has fallen silent is no proof that there is no device: present, and the rest unknown.
+    `settle`: seconds that the driver is given to free what they had. A driver that has fallen silent is no proof that
+    there is no device: present, and the rest unknown.
     """
     after = memory_used()
-    until = time.monotonic() + SETTLE_SECONDS
+    until = time.monotonic() + settle
     while before is not None and after is not None and time.monotonic() < until:
         if after.used <= before.used and not after.processes:
             break

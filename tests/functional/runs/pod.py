@@ -16,7 +16,7 @@ import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 import psutil
@@ -49,6 +49,8 @@ from engine.wire import (
 from engine.worker.attester import LOCK_NAME, listed_environment
 from engine.worker.job import JOB_FILE, Job, Limits
 from tests.functional.runs import small
+
+T = TypeVar("T")
 
 SECONDS: Final = 60.0
 RUN: Final = "feedfeedfeed"
@@ -170,7 +172,7 @@ class Pod:
         """The first change to one of the segment's states."""
         return self.until(lambda: next((one for one in self.states() if one["state"] in states), None), str(states))
 
-    def until(self, look: Callable[[], Any], what: str, seconds: float = SECONDS) -> Any:
+    def until(self, look: Callable[[], T | None], what: str, seconds: float = SECONDS) -> T:
         """Look until something is there; fail when the supervisor has ended without it."""
         until = time.monotonic() + seconds
         while True:

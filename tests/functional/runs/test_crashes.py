@@ -22,6 +22,7 @@ ROLES = {
     "scanner": ("scanner",),
     "supervisor": ("supervisor",),
 }
+TRAINER = "engine/worker/trainer.py"
 CODES = {"trainer": "trainer_", "opener": "keyproc_", "sealer": "keyproc_", "scanner": "scanner_"}
 
 
@@ -115,6 +116,19 @@ def test_killed_after_the_release_the_rest_is_wiped_and_nothing_is_proven(state:
     assert not any(content(fds))
     for fd in fds:
         os.close(fd)
+
+
+def test_a_trainer_that_is_let_go_wipes_itself_before_it_ends(small_pod: Callable[..., Pod]) -> None:
+    tell = '(Path(self.setup["scratch"]) / "wiping").touch()'
+    line = "                from engine.worker.training import secrets\n\n                with contextlib"
+    patch = {TRAINER: lambda text: text.replace(line, f"                {tell}\n{line}")}
+    pod = small_pod(patch, target=Target(seconds=60.0))
+    pod.launch()
+    pod.answer(pod.attest())
+    kill_in(pod, "training", "sealer")
+    pod.finish()
+    _, reasons = pod.verdict()
+    assert "zeroization_scratch" in reasons, "the trainer's own wipe leaves its mark there"
 
 
 @pytest.mark.parametrize("state", ["attesting", "training", "zeroizing"])
