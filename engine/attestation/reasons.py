@@ -178,6 +178,10 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
         "The worker that ran is none that this installation builds or that you named.",
         "Install the version that made the row, or name its bundle with --reference.",
     ),
+    "environment_changed": (
+        "Installed files were changed while the worker started.",
+        "Start the run again once nothing is being installed; if it happens twice, use another allocation.",
+    ),
     "environment_unreadable": (
         "An installed file cannot be measured.",
         "Install the worker's environment again, readable for the user that runs it.",

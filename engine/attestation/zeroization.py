@@ -16,7 +16,17 @@ from engine.attestation.receipts import ZEROIZATION
 from engine.attestation.statements import read_predicate, sign, statement
 
 SANITIZATION: Final = "NIST SP 800-88 Clear"
-REQUIRED_CLASSES: Final = ("content_key", "canary_row", "adapter")
+REQUIRED_CLASSES: Final = (
+    "content_key",
+    "content_key_half",
+    "release_key",
+    "release_key_half",
+    "canary_row",
+    "adapter",
+    "moments",
+)
+# A segment that sealed an adapter had a key for it.
+REQUIRED_WITH_ADAPTER: Final = ("adapter_key", "adapter_key_half")
 ALLOWED_UNREAD: Final = (
     "vvar",
     "vvar_vclock",
@@ -62,17 +72,23 @@ class ProcessEnd(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The accelerator afterwards; `present` False and the rest None where there is none."""
+    """The accelerators afterwards; `present` False and the rest None where there is none.
+
+    `bytes_before` is the memory in use before the first process of the segment was started.
+    """
 
     present: bool
     at_baseline: bool | None = None
     compute_processes: int | None = None
+    bytes_before: int | None = None
+    bytes_after: int | None = None
 
 
 class Zeroization(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What was wiped, and how it was looked for. Scans are by target: key process, trainer, supervisor.
 
-    `before` holds the positive control. Digests are SHA-256 in hex; `began` and `ended` are UTC.
+    `before` holds the positive control. `processes_unseen` counts processes of the machine that would not say which
+    deleted files they hold. Digests are SHA-256 in hex; `began` and `ended` are UTC.
     """
 
     run_id: str
@@ -86,6 +102,7 @@ class Zeroization(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     processes: list[ProcessEnd]
     scratch_empty: bool
     deleted_files_held: int
+    processes_unseen: int = 0
     device: Device
     pod_head: str
     began: str
@@ -124,7 +141,7 @@ def zeroization_faults(found: Zeroization) -> tuple[str, ...]:
     control = _hits(found.before)
     device = found.device
     faults = {
-        "zeroization_incomplete": not set(control) >= set(REQUIRED_CLASSES)
+        "zeroization_incomplete": not set(control) >= _required(found)
         or not _looked_again(found)
         or not found.processes
         or any(count < 0 for count in (*before, *after)),
@@ -137,6 +154,10 @@ def zeroization_faults(found: Zeroization) -> tuple[str, ...]:
         "zeroization_device": device.present and not (device.at_baseline and device.compute_processes == 0),
     }
     return tuple(code for code, at_fault in faults.items() if at_fault)
+
+
+def _required(found: Zeroization) -> set[str]:
+    return {*REQUIRED_CLASSES, *(() if found.adapter_sha256 is None else REQUIRED_WITH_ADAPTER)}
 
 
 def runtime_state(found: Zeroization) -> Literal["zeroized", "unverified"]:

@@ -6,20 +6,16 @@ file that was touched since is measured again.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from engine.attestation.measurement import stdlib_roots
 from engine.errors import GlasshouseError, RefusedError, StoreError
 from engine.sealing.files import write_private
-from engine.worker.attester import measured_environment
+from engine.worker.attester import listed_environment
 
 CACHE: Final = "environment.json"
 LOWEST_PRIORITY: Final = 19
@@ -67,40 +63,20 @@ def environment_reference(home: Path, sites: tuple[str, ...]) -> str:
 
     Raises `RefusedError` (`environment_unreadable`), `StoreError` (`store_unwritable`).
     """
-    fingerprint = _fingerprint([Path(sys.executable).resolve(), *stdlib_roots(), *map(Path, sites)])
+    listing = listed_environment(sites)
     cache = home / CACHE
     try:
         kept = msgspec.json.decode(cache.read_bytes(), type=_Kept)
-        if kept.fingerprint == fingerprint:
+        if kept.fingerprint == listing.fingerprint:
             return kept.digest
     except (OSError, msgspec.DecodeError):
         pass  # no cache, or not ours: measured again
-    digest = measured_environment(sites).digest
+    digest = listing.measure().digest
     try:
-        write_private(cache, msgspec.json.encode(_Kept(fingerprint=fingerprint, digest=digest)))
+        write_private(cache, msgspec.json.encode(_Kept(fingerprint=listing.fingerprint, digest=digest)))
     except OSError as error:
         raise StoreError(
             f"{cache} cannot be written: {error.strerror}.", "Free some space or choose another --home.",
             code="store_unwritable",
         ) from error  # fmt: skip
     return digest
-
-
-def _fingerprint(roots: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for root in roots:
-        for path, seen in _files(str(root)):
-            line = f"{path}\0{seen.st_size}\0{seen.st_ino}\0{seen.st_mtime_ns}\0{seen.st_ctime_ns}\n"
-            digest.update(line.encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
-
-
-def _files(root: str) -> Iterator[tuple[str, os.stat_result]]:
-    if not Path(root).is_dir():
-        yield root, os.lstat(root)
-        return
-    with os.scandir(root) as entries:
-        for entry in sorted(entries, key=lambda one: one.name):
-            yield entry.path, entry.stat(follow_symlinks=False)
-            if entry.is_dir(follow_symlinks=False):
-                yield from _files(entry.path)

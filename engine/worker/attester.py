@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,8 +17,15 @@ from engine import __version__
 from engine.attestation.challenge import Challenge, open_challenge
 from engine.attestation.claims import ENFORCED, Observed, Scalar, make_claims
 from engine.attestation.evidence import sign_evidence
-from engine.attestation.measurement import EnvironmentMeasurement, Measurements, environment_digest, stdlib_roots
+from engine.attestation.measurement import (
+    EnvironmentMeasurement,
+    Listing,
+    Measurements,
+    list_environment,
+    stdlib_roots,
+)
 from engine.attestation.policy import CONTROLS
+from engine.attestation.reasons import refusal
 from engine.attestation.receipts import read_release
 from engine.errors import GlasshouseError, RefusedError
 from engine.wire import (
@@ -32,39 +40,52 @@ from engine.wire import (
 from engine.worker.context import Context
 from engine.worker.identity import cpu_name
 from engine.worker.isolation import memfd
+from engine.worker.isolation.wipe import trim
 
 LOCK_NAME: Final = "worker.lock"
-JUDGED: Final = ("trainer", "keyproc", "scanner")
+JUDGED: Final = ("trainer", "keyproc", "sealer", "scanner")
 Reports = dict[str, dict[str, dict[str, str]]]
 
 
 class EnvironmentMeasuring:
-    """Measures the environment in a thread, while the trainer imports."""
+    """Measures the environment in a thread, while the processes of the segment import from it.
+
+    Made before the first of them is started: what they load was listed before, and `result` refuses when anything
+    was touched since, so that no file can be exchanged for the import and put back for the measurement.
+    """
 
     def __init__(self, sites: tuple[str, ...]) -> None:
         self._sites = sites
+        listing = listed_environment(sites)
+        self._fingerprint = listing.fingerprint
         self._found: EnvironmentMeasurement | None = None
         self._error: GlasshouseError | None = None
-        self._thread = threading.Thread(target=self._measure, name="measuring")
+        self._thread = threading.Thread(target=self._measure, args=(listing,), name="measuring")
         self._thread.start()
 
-    def _measure(self) -> None:
+    def _measure(self, listing: Listing) -> None:
         try:
-            self._found = measured_environment(self._sites)
+            self._found = listing.measure()
         except GlasshouseError as error:
             self._error = error
 
     def result(self) -> EnvironmentMeasurement:
-        """Wait for it; raises `RefusedError` (`environment_unreadable`)."""
+        """Wait for it; raises `RefusedError` (`environment_unreadable`, `environment_changed`).
+
+        Call it when every process of the segment has imported what it needs.
+        """
         self._thread.join()
         if self._found is None:
             raise self._error or RefusedError("The environment was not measured.", code="environment_unreadable")
+        if listed_environment(self._sites).fingerprint != self._fingerprint:
+            raise refusal("environment_changed")
+        trim()  # this process is scanned later on, and the listings were large
         return self._found
 
 
-def measured_environment(sites: tuple[str, ...]) -> EnvironmentMeasurement:
+def listed_environment(sites: tuple[str, ...]) -> Listing:
     """Interpreter, standard library and the folders of third-party code, in that order."""
-    return environment_digest([*stdlib_roots(), *map(Path, sites)], Path(sys.executable))
+    return list_environment([*stdlib_roots(), *map(Path, sites)], Path(sys.executable))
 
 
 def lock_of(bundle: bytes) -> str:
@@ -74,10 +95,14 @@ def lock_of(bundle: bytes) -> str:
 
 
 class Attestation:
-    """One protected segment's evidence and release."""
+    """One protected segment's evidence and release. `give_up` is called while it waits, and may raise."""
 
-    def __init__(self, context: Context, environment: EnvironmentMeasurement, enforcement: Reports, cnf: str) -> None:
+    def __init__(
+        self, context: Context, environment: EnvironmentMeasurement, enforcement: Reports, cnf: str,
+        give_up: Callable[[], None],
+    ) -> None:  # fmt: skip
         self._context = context
+        self._give_up = give_up
         self._cnf = base64.b64decode(cnf)
         self._enforcement = enforcement
         bundle = context.bundle.content()
@@ -103,7 +128,7 @@ class Attestation:
     def answer_challenge(self) -> None:
         """Wait for the runner's challenge and log the evidence that answers it."""
         context, job = self._context, self._context.job
-        message = context.inbox.wait("challenge.json", job.limits.challenge, give_up=context.give_up_if_cancelled)
+        message = context.inbox.wait("challenge.json", job.limits.challenge, give_up=self._give_up)
         challenge = open_challenge(message, base64.b64decode(job.run_public_key), run_id=job.run_id)
         if (challenge.plan_digest, challenge.manifest_digest, challenge.policy_digest, challenge.recipient_public) != (
             job.plan_digest,
@@ -158,9 +183,7 @@ class Attestation:
     def await_release(self) -> dict[str, str]:
         """The release's ciphertext and info, once its receipt stands; raises `RefusedError` when it was denied."""
         context, job = self._context, self._context.job
-        name = context.inbox.wait_for_one(
-            ("release.json", "denied.json"), job.limits.release, give_up=context.give_up_if_cancelled
-        )
+        name = context.inbox.wait_for_one(("release.json", "denied.json"), job.limits.release, give_up=self._give_up)
         message = context.inbox.take(name) or {}
         if name == "denied.json":
             codes = [str(code)[:64] for code in message.get("codes", [])][:16]

@@ -114,6 +114,16 @@ class Child:
         self.channel.close()
         return status
 
+    def require_alive(self) -> None:
+        """Raise `RunError` when the child has ended."""
+        if self.process.poll() is not None:
+            raise self._died()
+
+    def end_by(self, until: float) -> None:
+        """Wait for the child's own end until this moment of the monotonic clock, then kill it."""
+        self._wait(max(0.0, until - time.monotonic()))
+        self.kill()
+
     def kill(self) -> None:
         """End the child now, whatever it does."""
         if self.process.poll() is None:

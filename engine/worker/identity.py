@@ -78,15 +78,3 @@ def observe(folder: Path) -> Identity:
         pod_id=None if pod_id is None else sha256_hex(pod_id.encode()),
         cpu=cpu_name(),
     )
-
-
-def compute_processes() -> int | None:
-    """How many compute processes the driver lists; None where there is no GPU, or it does not say."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return None
-    found = subprocess.run(
-        [tool, "--query-compute-apps=pid", "--format=csv,noheader"],
-        capture_output=True, text=True, timeout=30, check=False,
-    )  # fmt: skip
-    return len(found.stdout.split()) if found.returncode == 0 else None

@@ -16,12 +16,12 @@ from engine.sealing.adapter import AdapterBinding
 from engine.sealing.manifest import Manifest, manifest_digest
 from engine.sealing.package import open_sealed, read_manifest
 from engine.wire import ADAPTER_SEALED, ZEROIZE_DONE, ZEROIZE_STARTED
-from engine.worker import hubweights, identity
+from engine.worker import device, hubweights, identity
 from engine.worker.attester import Attestation, EnvironmentMeasuring
 from engine.worker.channel import TIMEOUT, Channel, pair
 from engine.worker.children import Child, spawn_on_socket
 from engine.worker.context import Context
-from engine.worker.isolation import memfd, patterns
+from engine.worker.isolation import memfd, patterns, procfs
 from engine.worker.keyproc import ENVIRONMENT as KEY_ENVIRONMENT
 from engine.worker.segment import TrainerProcess
 from engine.worker.zeroization import SUPERVISOR, Prover
@@ -31,6 +31,7 @@ KEY_SECONDS: Final = 3600.0
 PAYLOAD: Final = "payload"
 TRAINER: Final = "trainer"
 POLL_SECONDS: Final = 0.2
+WIPE_SECONDS: Final = 10.0  # for a process that is let go to wipe what it holds
 
 
 def run(context: Context) -> None:
@@ -63,6 +64,7 @@ class ProtectedSegment:
         self._adapter_digest: str | None = None
         self._prover: Prover | None = None
         self._trainer: TrainerProcess | None = None
+        self._device = device.memory_used()
         self._adapter_fd = memfd.create("adapter", 0)
         self._patterns_fd = memfd.create("patterns", patterns.STORE_BYTES)
 
@@ -91,14 +93,16 @@ class ProtectedSegment:
         self._hub = hubweights.fetch(job)
         measuring = EnvironmentMeasuring(self._context.bundle.sites)
         keys, enforcement = self._launch(manifest)
-        attestation = Attestation(self._context, measuring.result(), enforcement, str(keys["public"]))
+        attestation = Attestation(
+            self._context, measuring.result(), enforcement, str(keys["public"]), self._give_up_if_over
+        )
         log.state(KIND, "attesting")
         attestation.answer_challenge()
         log.state(KIND, "releasing")
         release = attestation.await_release()
         self._nonce_digest = attestation.nonce_digest
         self._open(manifest, attestation, release)
-        finished = self.trainer.load_and_train()
+        finished = self.trainer.load_and_train(self._require_helpers)
         log.state(KIND, "sealing")
         self._seal_adapter(finished, attestation)
         log.state(KIND, "zeroizing")
@@ -123,10 +127,13 @@ class ProtectedSegment:
                 [theirs.fileno(), self._patterns_fd],
             )
             theirs.close()
-            self._prover = Prover(self._context)
+            self._prover = Prover(self._context, self._device)
             self.prover.watch_memfds(PAYLOAD, [*self._memfds.values(), self._adapter_fd])
+            # Both now: whatever runs in this segment is loaded before the environment counts as measured.
             self._opener = self._spawn_keyproc("open")
+            self._sealer = self._spawn_keyproc("seal")
             ready = self._opener.expect("ready", KEY_SECONDS)
+            sealer = self._sealer.expect("ready", KEY_SECONDS)
             self.prover.watch(TRAINER, self._trainer_memory(handover))
         hardened = self.trainer.child.expect(
             "hardened", self._context.job.limits.launch, meanwhile=self._context.give_up_if_cancelled
@@ -135,19 +142,33 @@ class ProtectedSegment:
         return ready, {
             "trainer": hardened["enforcement"],
             "keyproc": ready["enforcement"],
+            "sealer": sealer["enforcement"],
             "scanner": self.prover.enforcement,
             "supervisor": self._context.enforcement,
         }
 
     def _spawn_keyproc(self, task: str) -> Child:
         child = spawn_on_socket(
-            self._context.bundle, f"keyproc {task}", [], fds=[], env=KEY_ENVIRONMENT,
+            self._context.bundle, f"keyproc {task}", ["--wait", str(self._context.job.limits.lease)], fds=[],
+            env=KEY_ENVIRONMENT,
             log=self._context.folder / f"{KIND}.log",
         )  # fmt: skip
         self._children.append(child)
         _, fds = child.expect_with("memory", KEY_SECONDS)
         self.prover.watch(f"keyproc {task}", fds)
         return child
+
+    def _give_up_if_over(self) -> None:
+        """Raise when the run is over, or a process of the segment has died: it must not be released to then."""
+        self._context.give_up_if_cancelled()
+        for child in (self.trainer.child, self._opener):
+            child.require_alive()
+        self._require_helpers()
+
+    def _require_helpers(self) -> None:
+        """Raise when a process has died without which nothing could be sealed or proven in the end."""
+        for child in (self._sealer, self.prover.child):
+            child.require_alive()
 
     def _trainer_memory(self, handover: Channel) -> list[int]:
         """The descriptors of the trainer's memory, which it sends just before it is hardened."""
@@ -184,6 +205,7 @@ class ProtectedSegment:
             child.ask(command, "keys_live", KEY_SECONDS, [fds[0], store, *fds[1:]])
             self.prover.take_patterns(store)
         finally:
+            memfd.wipe(store)  # the scanner empties it, unless one of the two has died
             os.close(store)
         self.prover.scan("before", [child.role])
         answer = child.ask({"cmd": "proceed"}, done, KEY_SECONDS)
@@ -207,13 +229,11 @@ class ProtectedSegment:
         folder.mkdir(mode=0o700)
         out = os.open(folder / "adapter.sealed", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            sealer = self._spawn_keyproc("seal")
-            sealer.expect("ready", KEY_SECONDS)
             command = {
                 "cmd": "adapter", "recipient": job.recipient_public_key,
                 "binding": msgspec.to_builtins(binding), "size": written["size"],
             }  # fmt: skip
-            sealed = self._through_keys(sealer, command, [self._adapter_fd, out], "sealed")
+            sealed = self._through_keys(self._sealer, command, [self._adapter_fd, out], "sealed")
         finally:
             os.close(out)
         self._adapter_digest = written["sha256"]
@@ -247,6 +267,7 @@ class ProtectedSegment:
         found = prover.finish(nonce_digest=self._nonce_digest, adapter_digest=self._adapter_digest)
         reasons = [*zeroization_faults(found), *prover.failures, *failures]
         self._done = True
+        procfs.clear(context.scratch)
         context.log.add(
             ZEROIZE_DONE,
             {
@@ -258,29 +279,29 @@ class ProtectedSegment:
         )
 
     def _wipe_memory(self) -> None:
-        """Overwrite every plaintext file through the maps that only the supervisor has."""
+        """Overwrite every plaintext file through the maps that only the supervisor has, the adapter and patterns."""
         for mapping in self._maps.values():
             memfd.wipe_map(mapping)
-        size = memfd.size_of(self._adapter_fd)
-        if size:
-            with contextlib.closing(memfd.map_writable(self._adapter_fd, size)) as mapping:
-                memfd.wipe_map(mapping)
+        for fd in (self._adapter_fd, self._patterns_fd):
+            memfd.wipe(fd)
 
     def abandon(self, code: str) -> None:
         """After a failure: end the processes, wipe what can be wiped, and say that nothing is proven."""
-        if self._trainer is not None:
-            self._trainer.stop()
-        for child in self._children:
-            child.kill()
+        holds_secrets = self._released and not self._done
+        children = [*self._children, *([] if self._trainer is None else self._trainer.started)]
+        for child in children:
+            # What has lost its supervisor wipes what it holds and ends.
+            child.channel.close()
+        until = time.monotonic() + (WIPE_SECONDS if holds_secrets else 0.0)
+        for child in children:
+            child.end_by(until)
         self._wipe_memory()
-        if not self._released or self._done:
+        if not holds_secrets or self._prover is None:
             return
-        if self._prover is None:
-            return
-        for child in self._children:
+        for child in children:
             self._prover.ended(child)
-        if self._trainer is not None:
-            self._prover.ended(self._trainer.child)
+        with contextlib.suppress(RunError):  # it may be the scanner that died
+            self._prover.scan("after", [SUPERVISOR, PAYLOAD])
         self._conclude(self._prover, f"abandoned_{code}")
 
     def close(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -38,6 +38,11 @@ class TrainerProcess:
             raise RuntimeError("the trainer was not launched")
         return self._child
 
+    @property
+    def started(self) -> list[Child]:
+        """The process, once there is one."""
+        return [] if self._child is None else [self._child]
+
     def launch(self, extra: Mapping[str, Any], fds: Sequence[int] = ()) -> None:
         """Start the process. It imports, and stops before any payload is read."""
         setup = {
@@ -59,17 +64,25 @@ class TrainerProcess:
         finally:
             os.close(setup_fd)
 
-    def load_and_train(self) -> dict[str, Any]:
-        """Drive the trainer through loading, warm-up and the measured window; returns its `finished` message."""
+    def load_and_train(self, watch: Callable[[], None] = lambda: None) -> dict[str, Any]:
+        """Drive the trainer through loading, warm-up and the measured window; returns its `finished` message.
+
+        `watch` is called a few times a second, and may raise to give the segment up.
+        """
         log, kind = self._context.log, self._kind
+
+        def meanwhile() -> None:
+            watch()
+            self._forward_stop()
+
         log.state(kind, "loading")
         self.child.channel.send({"cmd": "load"})
-        loaded = self.child.expect("loaded", LOAD_SECONDS, meanwhile=self._forward_stop)
+        loaded = self.child.expect("loaded", LOAD_SECONDS, meanwhile=meanwhile)
         log.state(kind, "warming")
-        warmed = self.child.expect("warmed", LOAD_SECONDS, meanwhile=self._forward_stop)
+        warmed = self.child.expect("warmed", LOAD_SECONDS, meanwhile=meanwhile)
         log.state(kind, "training")
         log.add(TRAIN_STARTED, {"segment": kind, "numerics": loaded["numerics"], "gpu": warmed["gpu"]})
-        finished = self.child.expect("finished", TRAIN_SECONDS, meanwhile=self._forward_stop, others=self._record)
+        finished = self.child.expect("finished", TRAIN_SECONDS, meanwhile=meanwhile, others=self._record)
         body = {key: value for key, value in finished.items() if key != "msg"}
         log.add(TRAIN_FINISHED, {"segment": kind, **body})
         return body

@@ -81,6 +81,18 @@ class TrainerRole:
         workload = model.load(self.plan, self.files)
         self.channel.send({"msg": "loaded", "numerics": numerics.recorded(workload.device, workload.dtype)})
         trainer = loop.Trainer(workload, self.plan)
+        try:
+            self._work(workload, trainer)
+        except BaseException:
+            if self.kind == "protected":
+                from engine.worker.training import secrets
+
+                with contextlib.suppress(Exception):  # what is being told is the first error
+                    secrets.wipe(workload, trainer)
+            raise
+        self._expect("exit")
+
+    def _work(self, workload: Workload, trainer: loop.Trainer) -> None:
         reporter = _Reporter(self.channel)
         loop.warm_up(trainer, reporter)
         self.channel.send({"msg": "warmed", "gpu": _gpu(workload.device)})
@@ -100,7 +112,6 @@ class TrainerRole:
         self._write_adapter(workload)
         if self.kind == "protected":
             self._wipe(workload, trainer, outcome.last_row)
-        self._expect("exit")
 
     def _expect(self, command: str) -> dict[str, Any]:
         """Wait for one command; a stop that comes between stages ends the process."""
@@ -114,7 +125,7 @@ class TrainerRole:
         return received
 
     def _lock_down(self) -> None:
-        from engine.worker.isolation.hardening import Options, harden
+        from engine.worker.isolation.hardening import Options, device_files, harden
         from engine.worker.isolation.procfs import self_memory
         from engine.worker.training.rehearsal import rehearse
 
@@ -125,8 +136,7 @@ class TrainerRole:
         handover.close()
         os.close(mem)
         os.close(smaps)
-        devices = tuple(sorted(Path("/dev").glob("nvidia*")))
-        observed = harden(Options(scratch=Path(self.setup["scratch"]), device_paths=devices))
+        observed = harden(Options(scratch=Path(self.setup["scratch"]), device_paths=device_files()))
         self.channel.send({"msg": "hardened", "enforcement": {name: seen.as_dict() for name, seen in observed.items()}})
 
     def _write_adapter(self, workload: Workload) -> None:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import stat
 from typing import Any, Final, Literal
 
 import msgspec
 
-from engine.attestation.zeroization import Device, ProcessEnd, Scan, Zeroization
+from engine.attestation.zeroization import ProcessEnd, Scan, Zeroization
 from engine.errors import RunError
 from engine.wire import ZEROIZE_SCAN, utc_now
 from engine.worker.children import Child, spawn_on_socket
 from engine.worker.context import Context
-from engine.worker.identity import compute_processes
-from engine.worker.isolation import memfd, procfs
+from engine.worker.device import DeviceMemory, device_after
+from engine.worker.isolation import procfs
 from engine.worker.isolation.procfs import gone
 
 SCAN_SECONDS: Final = 600.0
@@ -33,13 +32,14 @@ Moment = Literal["before", "after"]
 class Prover:
     """The scanner of one protected segment, what it saw, and the processes that must be gone."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, baseline: DeviceMemory | None) -> None:
         self._context = context
+        self._baseline = baseline
+        self._watched: set[tuple[int, int]] = set()
         self._ended: list[tuple[str, int, int]] = []
         self._scans: dict[Moment, dict[str, Scan]] = {"before": {}, "after": {}}
         self._began = utc_now()
         self.failures: list[str] = []
-        self._gpu_before = compute_processes()
         self.child: Child = spawn_on_socket(
             context.bundle, "scanner", [], fds=[], env={}, log=context.folder / "protected.log"
         )
@@ -55,6 +55,7 @@ class Prover:
     def watch_memfds(self, name: str, fds: list[int]) -> None:
         """Give the scanner memfds to read by descriptor; they stay open here."""
         self.child.ask({"cmd": "memfds", "name": name}, "memfds", SCAN_SECONDS, fds)
+        self._watched |= {procfs.file_of(fd) for fd in fds}
 
     def take_patterns(self, fd: int) -> None:
         """Hand over what to look for; the scanner empties the memfd."""
@@ -62,6 +63,8 @@ class Prover:
 
     def scan(self, moment: Moment, targets: list[str]) -> None:
         """Look for every pattern so far in the named targets, before or after their wipe; logged as `zeroize.scan`."""
+        if SUPERVISOR in targets:
+            self._renew_supervisor()
         seen = self.child.ask({"cmd": "scan", "label": moment, "targets": targets}, "scan", SCAN_SECONDS)
         found = msgspec.convert(seen["targets"], dict[str, Scan], strict=True)
         self._scans[moment] |= found
@@ -79,6 +82,11 @@ class Prover:
                 "milliseconds": seen["milliseconds"],
             },
         )
+
+    def _renew_supervisor(self) -> None:
+        """Hand over the memfds that this process holds by now: one that is not mapped is in no map of its memory."""
+        self.drop(SUPERVISOR)
+        self.watch(SUPERVISOR, [*(os.dup(fd) for fd in self._context.memory), *procfs.own_memfds(self._watched)])
 
     def drop(self, name: str) -> None:
         """Forget a target that has ended, so that the scan keeps no memory alive."""
@@ -98,9 +106,7 @@ class Prover:
         if self.child.finish() != 0:
             self.failures.append("scanner_status")
         self.ended(self.child)
-        after = compute_processes()
-        # A driver that has fallen silent is no proof that there is no device.
-        present = context.identity.gpu_uuid is not None or self._gpu_before is not None or after is not None
+        held, unseen = procfs.deleted_files_held(context.folder.resolve())
         return Zeroization(
             run_id=context.job.run_id,
             segment="protected",
@@ -115,31 +121,10 @@ class Prover:
                 for role, pid, start in self._ended
             ],
             scratch_empty=not procfs.leftovers(context.scratch),
-            deleted_files_held=deleted_files_held(),
-            device=Device(
-                present=present,
-                at_baseline=None if after is None else after <= (self._gpu_before or 0),
-                compute_processes=after,
-            ),
+            deleted_files_held=held,
+            processes_unseen=unseen,
+            device=device_after(self._baseline, known_gpu=context.identity.gpu_uuid is not None),
             pod_head=context.log.head,
             began=self._began,
             ended=utc_now(),
         )
-
-
-def deleted_files_held() -> int:
-    """How many deleted disk files this process holds open; memfds are looked at by the scan."""
-    probe = memfd.create("probe", 0)
-    try:
-        memory_device = os.fstat(probe).st_dev
-    finally:
-        os.close(probe)
-    held = 0
-    for fd in range(os.sysconf("SC_OPEN_MAX") if os.sysconf("SC_OPEN_MAX") < 65536 else 65536):
-        try:
-            seen = os.fstat(fd)
-        except OSError:
-            continue
-        if stat.S_ISREG(seen.st_mode) and seen.st_nlink == 0 and seen.st_dev != memory_device:
-            held += 1
-    return held

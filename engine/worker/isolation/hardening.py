@@ -52,6 +52,7 @@ _MCL_ONFAULT: Final = 4
 _CLONE_NEWNET: Final = 0x4000_0000
 _CAP_IPC_LOCK: Final = 14
 _CAP_SYS_ADMIN: Final = 21
+DEVICES: Final = Path("/dev")
 _YAMA: Final = Path("/proc/sys/kernel/yama/ptrace_scope")
 _PROBE_ADDRESS: Final = ("127.0.0.1", 9)
 _MISSING: Final = frozenset({errno.ENOSYS, errno.EOPNOTSUPP})
@@ -90,6 +91,14 @@ class Options:
     lock_memory: bool = True
     network_namespace: bool = True
     skip: frozenset[str] = frozenset()
+
+
+def device_files(folder: Path = DEVICES) -> tuple[Path, ...]:
+    """The NVIDIA driver's device files, for `Options.device_paths`; empty where there is no driver.
+
+    `nvidiactl`, `nvidia0` and its like, `nvidia-uvm`, `nvidia-uvm-tools`, `nvidia-modeset`, the folder `nvidia-caps`.
+    """
+    return tuple(sorted(folder.glob("nvidia*")))
 
 
 def harden(options: Options) -> dict[str, Observation]:

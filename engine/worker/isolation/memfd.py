@@ -94,6 +94,14 @@ def wipe_map(mapping: mmap.mmap) -> None:
         del first
 
 
+def wipe(fd: int) -> None:
+    """Overwrite a whole memfd that is not sealed."""
+    if size := size_of(fd):
+        mapping = map_writable(fd, size)
+        wipe_map(mapping)
+        mapping.close()
+
+
 def close_map(mapping: mmap.mmap) -> None:
     """Unmap; a map of which an exception's traceback still holds views goes when that is dropped."""
     with contextlib.suppress(BufferError):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 _START_TIME_FIELD: Final = 19  # of stat(5), counted from the one after the command name
 _ZOMBIE: Final = frozenset("ZX")
+_BLOCK: Final = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,71 @@ def deleted_open_files(pid: int) -> list[str] | None:
     return sorted(found)
 
 
+def file_of(fd: int) -> tuple[int, int]:
+    """Which file is open: device and inode."""
+    seen = os.fstat(fd)
+    return seen.st_dev, seen.st_ino
+
+
+def own_memfds(apart: Collection[tuple[int, int]]) -> list[int]:
+    """Duplicates of every memfd that this process holds open, one for each file that is not in `apart`.
+
+    The caller closes them.
+    """
+    found: dict[tuple[int, int], int] = {}
+    for entry in list(Path("/proc/self/fd").iterdir()):
+        with contextlib.suppress(OSError):  # the listing's own descriptor is closed by now
+            if str(entry.readlink()).startswith("/memfd:"):
+                file = file_of(int(entry.name))
+                if file not in found and file not in apart:
+                    found[file] = os.dup(int(entry.name))
+    return list(found.values())
+
+
 def leftovers(folder: Path) -> list[str]:
     """Everything inside a scratch folder, as paths relative to it; empty also when the folder is gone."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) if folder.is_dir() else []
+
+
+def clear(folder: Path) -> None:
+    """Overwrite and remove everything inside a scratch folder; what resists stays, and is left to the provider."""
+    for path in sorted(folder.rglob("*"), reverse=True) if folder.is_dir() else []:
+        with contextlib.suppress(OSError):
+            if path.is_dir() and not path.is_symlink():
+                path.rmdir()
+                continue
+            if path.is_file() and not path.is_symlink():
+                _overwrite(path)
+            path.unlink()
+
+
+def _overwrite(path: Path) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        left = os.fstat(fd).st_size
+        while left > 0:
+            left -= os.write(fd, bytes(min(left, _BLOCK)))
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def deleted_files_held(folder: Path) -> tuple[int, int]:
+    """How many deleted disk files are held open, and how many processes would not say.
+
+    This process counts with every such file, each other one of this machine with those that lay in `folder`.
+    """
+    held = unseen = 0
+    prefix = f"disk:{folder}/"
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdecimal():
+            continue
+        pid = int(entry.name)
+        found = deleted_open_files(pid)
+        if found is None:
+            unseen += 1
+        elif pid == os.getpid():
+            held += sum(name.startswith("disk:") for name in found)
+        else:
+            held += sum(name.startswith(prefix) for name in found)
+    return held, unseen

@@ -13,6 +13,8 @@ ENVIRONMENT: Final = {
     "OPENBLAS_NUM_THREADS": "1",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
     "PYTHONHASHSEED": "0",
+    # One arena for every thread: the sweep of the heap reaches the main one alone.
+    "MALLOC_ARENA_MAX": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_VERBOSITY": "error",

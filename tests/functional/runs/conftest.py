@@ -6,14 +6,19 @@ import importlib.util
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+from engine.plan import Target
+from engine.remote.bundle import build_bundle, site_paths
 from engine.runner.reference import CACHE
 from engine.store.views import RunView
+from tests.functional.runs.pod import Patches, Pod, reference_of, with_small_training
 from tests.functional.runs.support import Operator, short_plan
 
 
@@ -64,3 +69,64 @@ def finished(tmp_path_factory: pytest.TempPathFactory, reference_cache: Path) ->
         if (operator.home / CACHE).exists() and not reference_cache.exists():
             shutil.copy(operator.home / CACHE, reference_cache)
         yield operator, view
+
+
+SHORT = Target(steps=10)
+KEY_PACKAGES = ("cffi", "cryptography", "joserfc", "msgspec", "pycparser", "rfc8785", "securesystemslib")
+KEY_MODULES = ("_cffi_backend*", "typing_extensions.py")
+
+
+@pytest.fixture(scope="session")
+def worker_bundle() -> bytes:
+    """The bundle that this checkout builds."""
+    return build_bundle()
+
+
+@pytest.fixture(scope="session")
+def key_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what the worker imports beside torch and its like: small enough to be measured in a moment."""
+    target = tmp_path_factory.mktemp("site")
+    for installed in map(Path, site_paths()):
+        for name in KEY_PACKAGES:
+            if (installed / name).is_dir():
+                shutil.copytree(installed / name, target / name, symlinks=True)
+        for pattern in KEY_MODULES:
+            for module in installed.glob(pattern):
+                shutil.copy(module, target)
+    return target
+
+
+@pytest.fixture(scope="session")
+def key_reference(key_site: Path) -> str:
+    """The digest of an environment that has the copy alone."""
+    return reference_of([key_site])
+
+
+@pytest.fixture
+def pods() -> Iterator[Callable[..., Pod]]:
+    """`pods(bundle, sites, plan, ...)`: a staged run folder; whatever runs in it is ended with the test."""
+    base = Path(tempfile.mkdtemp(prefix="glasshouse-pod-"))
+    made: list[Pod] = []
+
+    def begin(*given: Any, **more: Any) -> Pod:
+        made.append(Pod(base / str(len(made)), *given, **more))
+        return made[-1]
+
+    yield begin
+    for pod in made:
+        pod.end()
+    shutil.rmtree(base, ignore_errors=True)
+
+
+@pytest.fixture
+def small_pod(pods: Callable[..., Pod], worker_bundle: bytes, key_site: Path, key_reference: str) -> Callable[..., Pod]:
+    """`small_pod(patches, ...)`: a pod whose trainer needs no torch, with entries of its bundle patched."""
+
+    def begin(
+        patches: Patches | None = None, *, target: Target = SHORT, sites: Sequence[Path] | None = None, **more: Any
+    ) -> Pod:
+        bundle = with_small_training(worker_bundle, patches)
+        plan = short_plan("protected", target=target)
+        return pods(bundle, sites or [key_site], plan, **{"reference": key_reference, **more})
+
+    return begin

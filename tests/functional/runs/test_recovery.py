@@ -148,14 +148,15 @@ def test_a_trainer_killed_in_the_protected_segment_is_never_called_zeroized(oper
 
 
 def test_a_supervisor_killed_ends_in_an_honest_failure(operator: Operator) -> None:
-    run_id = operator.start(short_plan("raw", target=Target(seconds=60.0)))
-    operator.wait(run_id, lambda view: _training(view, "raw"))
+    run_id = operator.start(short_plan("protected", target=Target(seconds=60.0)))
+    operator.wait(run_id, lambda view: _training(view, "protected"))
     (supervisor,) = operator.processes(run_id, "supervisor --dir")
     supervisor.send_signal(signal.SIGKILL)
     view = operator.finish(run_id)
     assert view.row is not None
     assert view.row["state"] == "failed"
     assert "supervisor_died" in view.row["reason"]
+    assert (view.row["keyState"], view.row["runtimeState"]) == ("released", "unverified")
     assert view.summary.cleanup == "gone"
     assert operator.processes(run_id) == []
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from engine.attestation.measurement import bundle_digest, environment_digest, stdlib_roots
+from engine.attestation.measurement import bundle_digest, environment_digest, list_environment, stdlib_roots
 from engine.errors import RefusedError
 
 INTERPRETER = Path(sys.executable)
@@ -67,6 +68,10 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "moved file": lambda site: (site / "package" / "module.py").rename(site / "module.py"),
     "link target": lambda site: in_place_of_link(site).symlink_to("/etc"),
     "file in place of a link": lambda site: in_place_of_link(site).write_text("package"),
+    "path file": lambda site: (site / "other.pth").write_text("/elsewhere"),
+    "shadowing module": lambda site: (site / "json.py").write_text(""),
+    "package in place of a namespace": lambda site: (site / "package" / "__init__.py").write_text(""),
+    "compiled module without a source": lambda site: (site / "package" / "late.pyc").write_bytes(b""),
     "new compiled cache": lambda site: (site / "package" / "__pycache__" / CACHE.replace("mod", "m")).write_text(""),
 }
 
@@ -96,15 +101,95 @@ def test_times_and_modes_do_not_count(site: Path) -> None:
     assert digest(site) == before
 
 
-def test_links_are_not_followed(site: Path, tmp_path: Path) -> None:
+def test_what_a_link_leads_to_outside_is_measured(site: Path, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
-    outside.mkdir()
-    (outside / "secret").write_text("one")
+    (outside / "deep").mkdir(parents=True)
+    (outside / "deep" / "module.py").write_text("one")
+    (outside / "deep" / "round").symlink_to(outside)
+    (tmp_path / "single.py").write_text("one")
     (site / "away").symlink_to(outside)
+    (site / "single.py").symlink_to(tmp_path / "single.py")
     (site / "loop").symlink_to(site)
+    (site / "nowhere").symlink_to(tmp_path / "absent")
     before = digest(site)
-    (outside / "secret").write_text("two")
-    assert digest(site) == before
+    for changed in (outside / "deep" / "module.py", tmp_path / "single.py", outside / "added.py", tmp_path / "absent"):
+        content = changed.read_text() if changed.exists() else None
+        changed.write_text("two")
+        assert digest(site) != before, changed
+        changed.unlink() if content is None else changed.write_text(content)
+        assert digest(site) == before
+
+
+def test_a_link_inside_to_something_that_is_not_measured_counts_by_what_it_holds(site: Path) -> None:
+    foreign = site / "package" / "__pycache__" / "module.cpython-27.pyc"
+    foreign.write_bytes(b"foreign")
+    (site / "module.py").symlink_to(foreign)
+    before = digest(site)
+    foreign.write_bytes(b"changed")
+    assert digest(site) != before
+
+
+def copied_interpreter(tmp_path: Path) -> Path:
+    """An interpreter that starts, in a folder of its own."""
+    folder = tmp_path / "own" / "bin"
+    folder.mkdir(parents=True)
+    return Path(shutil.copy(INTERPRETER.resolve(), folder / "python"))
+
+
+def test_a_file_that_sends_the_interpreter_elsewhere_is_measured(site: Path, tmp_path: Path) -> None:
+    python = copied_interpreter(tmp_path)
+    before = environment_digest([site], python).digest
+    told = subprocess.run([python, "-I", "-S", "-c", "import sys; print(sys.path)"], capture_output=True, check=True)
+    for name in ("python._pth", "python3._pth"):
+        python.with_name(name).write_text("/elsewhere\n")
+    assert environment_digest([site], python).digest != before
+    sent = subprocess.run([python, "-I", "-S", "-c", "1"], capture_output=True, check=False)
+    assert told.stdout
+    assert sent.returncode != 0, "this interpreter reads no such file any more"
+
+
+def test_the_archive_that_stands_before_the_standard_library_is_measured(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [Path(name).name for name in subprocess.run(
+        [INTERPRETER, "-I", "-S", "-c", "import sys; print(*sys.path, sep='\\n')"],
+        capture_output=True, check=True, text=True,
+    ).stdout.split()]  # fmt: skip
+    library = tmp_path / "prefix" / sys.platlibdir
+    library.mkdir(parents=True)
+    roots = stdlib_roots()
+    monkeypatch.setattr(sys, "base_prefix", str(library.parent))
+    monkeypatch.setattr("engine.attestation.measurement.stdlib_roots", lambda: roots)
+    before = digest(site)
+    (library / f"python{sys.version_info.major}{sys.version_info.minor}.zip").write_bytes(b"json shadowed")
+    assert digest(site) != before
+    assert f"python{sys.version_info.major}{sys.version_info.minor}.zip" in names
+
+
+def fingerprint(*roots: Path, interpreter: Path = INTERPRETER) -> str:
+    return list_environment(roots, interpreter).fingerprint
+
+
+def test_the_fingerprint_sees_a_file_that_was_exchanged_and_put_back(site: Path) -> None:
+    path = site / "package" / "module.py"
+    status, content, before = path.stat(), path.read_bytes(), fingerprint(site)
+    assert fingerprint(site) == before
+    path.write_bytes(b"x = 2\n")
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert digest(site) == digest(site)
+    assert fingerprint(site) != before
+
+
+@pytest.mark.parametrize("name", ["pyvenv.cfg", "../pyvenv.cfg", "python"])
+def test_the_fingerprint_sees_what_the_interpreter_is_and_belongs_to(name: str, site: Path, tmp_path: Path) -> None:
+    python = copied_interpreter(tmp_path)
+    before = fingerprint(site, interpreter=python)
+    target = python.parent / name
+    content = target.read_bytes() if target.exists() else b""
+    target.unlink(missing_ok=True)
+    target.write_bytes(content + b"home = /elsewhere\n")
+    assert fingerprint(site, interpreter=python) != before
 
 
 def test_special_files_are_counted_and_never_opened(site: Path) -> None:

@@ -13,6 +13,8 @@ from engine.attestation.reasons import REASONS
 from engine.attestation.receipts import ZEROIZATION, sign, statement, verify
 from engine.attestation.zeroization import (
     ALLOWED_UNREAD,
+    REQUIRED_CLASSES,
+    REQUIRED_WITH_ADAPTER,
     Area,
     Device,
     ProcessEnd,
@@ -26,7 +28,7 @@ from engine.attestation.zeroization import (
 from engine.errors import RefusedError
 
 ATTESTER, RUN_KEY = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
-CLASSES = ("content_key", "content_key_half", "release_key", "canary_row", "weights", "adapter", "moments")
+CLASSES = (*REQUIRED_CLASSES, *REQUIRED_WITH_ADAPTER, "weights")
 
 
 def raw(key: Ed25519PrivateKey) -> bytes:
@@ -45,6 +47,7 @@ def scan(hits: dict[str, int], **changes: Any) -> Scan:
 
 
 NONE = dict.fromkeys(CLASSES, 0)
+KEYS = [name for name in CLASSES if "key" in name]
 
 
 def proof(**changes: Any) -> Zeroization:
@@ -56,7 +59,7 @@ def proof(**changes: Any) -> Zeroization:
         adapter_sha256="03" * 32,
         methods=["memset", "sweep", "punch hole"],
         before={
-            "key": scan({**NONE, "content_key": 2, "content_key_half": 4, "release_key": 1}),
+            "key": scan({**NONE, **dict.fromkeys(KEYS, 2)}),
             "trainer": scan({**NONE, "canary_row": 39, "weights": 9, "adapter": 4, "moments": 2}),
         },
         after={"key": scan(NONE), "trainer": scan(NONE), "supervisor": scan(NONE)},
@@ -139,10 +142,25 @@ def test_whatever_is_unproven_makes_it_unverified(what: str, change: dict[str, A
     assert code in REASONS
 
 
-def test_a_required_class_that_was_never_looked_for_is_a_fault() -> None:
-    without = {name: 3 for name in CLASSES if name != "canary_row"}
+@pytest.mark.parametrize("absent", [*REQUIRED_CLASSES, *REQUIRED_WITH_ADAPTER])
+def test_a_required_class_that_was_never_looked_for_is_a_fault(absent: str) -> None:
+    without = {name: 3 for name in CLASSES if name != absent}
     found = proof(before={"trainer": scan(without)}, after={"trainer": scan(dict.fromkeys(without, 0))})
     assert zeroization_faults(found) == ("zeroization_incomplete",)
+
+
+def test_without_an_adapter_no_key_for_one_is_asked_for() -> None:
+    counts = {name: 3 for name in CLASSES if name not in REQUIRED_WITH_ADAPTER}
+    after = {"trainer": scan(dict.fromkeys(counts, 0))}
+    assert zeroization_faults(proof(before={"trainer": scan(counts)}, after=after, adapter_sha256=None)) == ()
+
+
+def test_what_a_package_brings_is_named_as_the_patterns_are() -> None:
+    from engine.worker.isolation import patterns
+
+    keys = (patterns.CONTENT_KEY, patterns.RELEASE_KEY, patterns.ADAPTER_KEY)
+    known = {*keys, *(name + patterns.HALF for name in keys), patterns.CANARY_ROW, patterns.ADAPTER, patterns.MOMENTS}
+    assert {*REQUIRED_CLASSES, *REQUIRED_WITH_ADAPTER} == known
 
 
 def test_negative_counts_do_not_cancel_hits() -> None:

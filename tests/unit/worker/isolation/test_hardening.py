@@ -256,3 +256,12 @@ def test_a_named_device_can_be_opened_and_sent_ioctl_later(script: Script) -> No
     given = json.loads(script(DEVICES, "given").communicate(timeout=30)[0])
     withheld = json.loads(script(DEVICES, "withheld").communicate(timeout=30)[0])
     assert (given, withheld) == (["enforced", "done"], ["enforced", "refused"])
+
+
+def test_the_drivers_device_files_are_found_by_name(tmp_path: Path) -> None:
+    for name in ("nvidia0", "nvidiactl", "nvidia-uvm", "null"):
+        (tmp_path / name).touch()
+    (tmp_path / "nvidia-caps").mkdir()
+    names = [path.name for path in hardening.device_files(tmp_path)]
+    assert names == ["nvidia-caps", "nvidia-uvm", "nvidia0", "nvidiactl"]
+    assert hardening.device_files(tmp_path / "absent") == ()

@@ -83,3 +83,13 @@ def test_a_map_closes_even_while_a_traceback_holds_a_view(fd: int) -> None:
     with pytest.raises(ValueError, match="released"):
         view[0]
     assert kept[0] == 0
+
+
+def test_a_memfd_is_wiped_whole_and_an_empty_one_is_left_alone() -> None:
+    fd, empty = memfd.from_bytes("plain", os.urandom(5000)), memfd.create("empty", 0)
+    memfd.wipe(fd)
+    memfd.wipe(empty)
+    assert os.pread(fd, 6000, 0) == bytes(5000)
+    assert memfd.size_of(empty) == 0
+    os.close(fd)
+    os.close(empty)

@@ -68,3 +68,48 @@ def test_leftovers_name_everything_in_a_folder(tmp_path: Path) -> None:
     (tmp_path / "a" / ".hidden").touch()
     assert procfs.leftovers(tmp_path) == ["a", "a/.hidden"]
     assert procfs.leftovers(tmp_path / "absent") == []
+
+
+def test_clearing_overwrites_and_removes_everything_inside(tmp_path: Path) -> None:
+    scratch, outside = tmp_path / "scratch", tmp_path / "outside"
+    (scratch / "deep").mkdir(parents=True)
+    outside.write_text("kept")
+    (scratch / "link").symlink_to(outside)
+    plain = scratch / "deep" / "plain"
+    plain.write_bytes(os.urandom(3_000_000))
+    with plain.open("rb") as held:
+        procfs.clear(scratch)
+        assert held.read() == bytes(3_000_000)
+    assert scratch.is_dir()
+    assert procfs.leftovers(scratch) == []
+    assert outside.read_text() == "kept"
+    procfs.clear(tmp_path / "absent")
+
+
+def test_deleted_files_of_other_processes_count_where_they_lay_in_the_folder(tmp_path: Path) -> None:
+    hold = "import sys; files = [open(name, 'w') for name in sys.argv[1:]]; print(flush=True); input()"
+    (tmp_path / "run").mkdir()
+    names = [tmp_path / "run" / "one", tmp_path / "run" / "two", tmp_path / "other"]
+    before = procfs.deleted_files_held(tmp_path / "run")[0]
+    child = subprocess.Popen([sys.executable, "-c", hold, *names], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    child.stdout.readline()
+    assert procfs.deleted_files_held(tmp_path / "run")[0] == before
+    for name in names:
+        name.unlink()
+    assert procfs.deleted_files_held(tmp_path / "run")[0] == before + 2
+    child.communicate(b"\n")
+    with (tmp_path / "mine").open("w"):
+        (tmp_path / "mine").unlink()
+        assert procfs.deleted_files_held(tmp_path / "run")[0] == before + 1
+
+
+def test_own_memfds_are_found_once_and_only_those_that_nobody_knows() -> None:
+    known, stray = os.memfd_create("known"), os.memfd_create("stray")
+    again = os.dup(stray)
+    found = procfs.own_memfds({procfs.file_of(known)})
+    files = [procfs.file_of(fd) for fd in found]
+    assert files.count(procfs.file_of(stray)) == 1
+    assert procfs.file_of(known) not in files
+    for fd in (*found, known, stray, again):
+        os.close(fd)

@@ -1,0 +1,134 @@
+"""What the driver says of the accelerators' memory: bytes in use and compute processes, by NVML or `nvidia-smi`.
+
+NVML is loaded by ctypes, so that nothing needs to be installed. What the driver does not say is unknown, never zero.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from typing import Any, Final
+
+import msgspec
+
+from engine.attestation.zeroization import Device
+from engine.worker.isolation.hardening import device_files
+
+LIBRARY: Final = "libnvidia-ml.so.1"
+SETTLE_SECONDS: Final = 5.0  # the driver frees a dead process's memory a moment later
+POLL_SECONDS: Final = 0.2
+_TOOL_SECONDS: Final = 30
+_MIB: Final = 1024 * 1024
+_OK: Final = 0
+_TOO_SMALL: Final = 7
+
+
+class DeviceMemory(msgspec.Struct, frozen=True):
+    """All accelerators together: bytes in use, and how many compute processes the driver lists."""
+
+    used: int
+    processes: int
+
+
+class _Memory(ctypes.Structure):
+    _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
+
+
+class _Silent(Exception):
+    """The driver does not say."""
+
+
+def memory_used() -> DeviceMemory | None:
+    """What is in use now; None without a driver, or where it does not say."""
+    if not device_files() and shutil.which("nvidia-smi") is None:
+        return None
+    try:
+        return _by_library()
+    except (OSError, AttributeError, _Silent):
+        return _by_tool()
+
+
+def device_after(before: DeviceMemory | None, *, known_gpu: bool, settle: float = SETTLE_SECONDS) -> Device:
+    """The accelerators once every process has ended, against the baseline taken before the first was started.
+
+    `settle`: seconds that the driver is given to free what they had. A driver that has fallen silent is no proof that
+    there is no device: present, and the rest unknown.
+    """
+    after = memory_used()
+    until = time.monotonic() + settle
+    while before is not None and after is not None and time.monotonic() < until:
+        if after.used <= before.used and not after.processes:
+            break
+        time.sleep(POLL_SECONDS)
+        after = memory_used()
+    present = known_gpu or before is not None or after is not None or bool(device_files())
+    known = before is not None and after is not None
+    return Device(
+        present=present,
+        at_baseline=after.used <= before.used if before is not None and after is not None else None,
+        compute_processes=after.processes if after is not None else None,
+        bytes_before=before.used if before is not None and known else None,
+        bytes_after=after.used if after is not None and known else None,
+    )
+
+
+def _by_library() -> DeviceMemory:
+    nvml = ctypes.CDLL(LIBRARY)
+    _checked(nvml.nvmlInit_v2())
+    try:
+        used = processes = 0
+        for handle in _handles(nvml):
+            memory = _Memory()
+            _checked(nvml.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory)))
+            count = ctypes.c_uint(0)
+            # Without room for any it answers 0 when there is none, and else how many it would list.
+            answer = int(nvml.nvmlDeviceGetComputeRunningProcesses_v3(handle, ctypes.byref(count), None))
+            if answer not in (_OK, _TOO_SMALL):
+                raise _Silent
+            used += int(memory.used)
+            processes += int(count.value)
+        return DeviceMemory(used, processes)
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _handles(nvml: Any) -> Iterator[ctypes.c_void_p]:
+    count = ctypes.c_uint(0)
+    _checked(nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)))
+    for index in range(count.value):
+        handle = ctypes.c_void_p()
+        _checked(nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(index), ctypes.byref(handle)))
+        yield handle
+
+
+def _checked(answer: int) -> None:
+    if answer != _OK:
+        raise _Silent
+
+
+def _by_tool() -> DeviceMemory | None:
+    memory = _asked("--query-gpu=memory.used")
+    processes = _asked("--query-compute-apps=pid")
+    if memory is None or processes is None:
+        return None
+    try:
+        return DeviceMemory(sum(map(int, memory)) * _MIB, len(processes))
+    except ValueError:
+        return None
+
+
+def _asked(query: str) -> list[str] | None:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    try:
+        found = subprocess.run(
+            [tool, query, "--format=csv,noheader,nounits"],
+            capture_output=True, text=True, timeout=_TOOL_SECONDS, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.split() if found.returncode == 0 else None

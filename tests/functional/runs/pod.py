@@ -1,0 +1,314 @@
+"""One protected segment without a runner's process: the shipped launcher, supervisor and verifier, step by step.
+
+The test is the runner here, so that it can hold a segment wherever it likes and look at its processes.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import msgspec
+import psutil
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from engine.attestation.challenge import Challenge, sign_challenge
+from engine.attestation.evidence import parse_evidence
+from engine.attestation.measurement import Measurements
+from engine.attestation.nonce import NonceLedger
+from engine.attestation.policy import Policy, default_policy, policy_digest
+from engine.attestation.release import prepare_release
+from engine.attestation.verifier import AttestationResult, Expectations, appraise
+from engine.attestation.zeroization import Zeroization, read_zeroization, zeroization_faults
+from engine.plan import Plan, dump_plan, plan_digest
+from engine.remote.launch import launch_command
+from engine.sealing.package import seal_package
+from engine.sealing.release import release_info
+from engine.wire import (
+    ATTEST_EVIDENCE,
+    LAUNCH_ACCEPTED,
+    RUN_CLOSED,
+    SEGMENT_STATE,
+    ZEROIZE_DONE,
+    ChainReader,
+    Event,
+    canonical,
+    sha256_hex,
+)
+from engine.worker.attester import LOCK_NAME, listed_environment
+from engine.worker.job import JOB_FILE, Job, Limits
+from tests.functional.runs import small
+
+T = TypeVar("T")
+
+SECONDS: Final = 60.0
+RUN: Final = "feedfeedfeed"
+TRAINING: Final = "engine/worker/training"
+SMALL_MODULES: Final = ("model", "loop", "adapter", "numerics", "rehearsal", "secrets")
+DROP_ALL: Final = 24  # PR_CAPBSET_DROP
+Patches = Mapping[str, Callable[[str], str]]
+
+
+def with_small_training(bundle: bytes, patches: Patches | None = None) -> bytes:
+    """A bundle whose trainer needs no torch, with other entries patched as text."""
+    replaced = {f"{TRAINING}/{name}.py": "from engine.worker.training.small import *\n" for name in SMALL_MODULES}
+    replaced[f"{TRAINING}/small.py"] = Path(small.__file__).read_text()
+    return patched(bundle, patches or {}, replaced)
+
+
+def patched(bundle: bytes, patches: Patches, replaced: Mapping[str, str] | None = None) -> bytes:
+    """The same archive with some entries made anew."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(bundle)) as old, zipfile.ZipFile(made, "w", zipfile.ZIP_STORED) as new:
+        content = {name: old.read(name) for name in old.namelist()}
+        content |= {name: text.encode() for name, text in (replaced or {}).items()}
+        for name, patch in patches.items():
+            before = content[name].decode()
+            content[name] = patch(before).encode()
+            assert content[name].decode() != before, f"the patch of {name} does nothing"
+        for name in sorted(content):
+            new.writestr(zipfile.ZipInfo(name), content[name])
+    return made.getvalue()
+
+
+def without_capabilities() -> None:
+    """Make root a user like any other, for this process and what it starts."""
+    import ctypes
+
+    libc = ctypes.CDLL(None)
+    for capability in range(64):
+        libc.prctl(DROP_ALL, capability, 0, 0, 0)
+
+
+def reference_of(sites: Sequence[Path]) -> str:
+    """The environment's digest as this side has it."""
+    return listed_environment(tuple(map(str, sites))).measure().digest
+
+
+class Pod:
+    """A run folder, what is staged in it, and the runner's side of one protected segment."""
+
+    def __init__(
+        self, folder: Path, bundle: bytes, sites: Sequence[Path], plan: Plan, *,
+        files: Mapping[str, bytes] | None = None, model_type: str = "small", policy: Policy | None = None,
+        limits: Limits | None = None, reference: str | None = None,
+    ) -> None:  # fmt: skip
+        self.folder = folder
+        self.bundle = bundle
+        self.sites = [str(site) for site in sites]
+        self.plan = plan
+        self.policy = policy or default_policy()
+        self.run_key = Ed25519PrivateKey.generate()
+        self.recipient = X25519PrivateKey.generate()
+        self.reference = reference or reference_of(sites)
+        for name in ("inbox", "outbox", "scratch", "raw"):
+            (folder / name).mkdir(parents=True)
+        payload = files or {name: os.urandom(8192) for name in small.FILES}
+        self.package = seal_package(
+            payload, folder / "package", run_id=RUN,
+            plan_digest=plan_digest(plan), policy_digest=policy_digest(self.policy),
+        )  # fmt: skip
+        job = Job(
+            run_id=RUN, allocation_id="pod", plan=dump_plan(plan), plan_digest=plan_digest(plan),
+            policy=msgspec.to_builtins(self.policy), policy_digest=policy_digest(self.policy),
+            manifest_digest=self.package.digest, payload_files={}, hub_weights={}, hub_revision=None,
+            model_type=model_type, noise_seed=1,
+            run_public_key=base64.b64encode(self.run_key.public_key().public_bytes_raw()).decode(),
+            recipient_public_key=base64.b64encode(self.recipient.public_key().public_bytes_raw()).decode(),
+            ssh_host_key_digest="0" * 64, limits=limits or Limits(launch=60.0, end=20.0),
+        )  # fmt: skip
+        (folder / JOB_FILE).write_bytes(canonical(msgspec.to_builtins(job)))
+        self.expected_bundle = sha256_hex(bundle)
+        self.bundle_path = folder / "bundle.pyz"
+        self.bundle_path.write_bytes(bundle)
+        self.nonces = NonceLedger(folder.parent / f"{folder.name}-nonces.json")
+        self.events: list[Event] = []
+        self.pid = 0
+        self._reader = ChainReader(RUN)
+        self._read = 0
+        self._challenge: Challenge | None = None
+
+    # -- launch and follow
+
+    def launch(self, confine: Callable[[], None] | None = None) -> dict[str, Any]:
+        """Start the supervisor as over SSH; what the launcher answers. `confine` runs before its first byte."""
+        command = launch_command(
+            sys.executable, str(self.bundle_path), sha256_hex(self.bundle), str(self.folder), self.sites
+        )
+        told = subprocess.run(command, capture_output=True, check=False, timeout=SECONDS, preexec_fn=confine)
+        answer: dict[str, Any] = json.loads(told.stdout)
+        self.pid = int(answer.get("pid", 0))
+        return answer
+
+    def follow(self) -> list[Event]:
+        """Every event so far, its chain checked."""
+        path = self.folder / "events.jsonl"
+        if path.exists():
+            with path.open("rb") as file:
+                file.seek(self._read)
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break
+                    self._read += len(line)
+                    self.events.append(self._reader.feed(line))
+        return self.events
+
+    def wait(self, name: str, seconds: float = SECONDS) -> Event:
+        """The first event of a name."""
+        return self.until(lambda: self.named(name), name, seconds)
+
+    def wait_state(self, *states: str) -> dict[str, Any]:
+        """The first change to one of the segment's states."""
+        return self.until(lambda: next((one for one in self.states() if one["state"] in states), None), str(states))
+
+    def until(self, look: Callable[[], T | None], what: str, seconds: float = SECONDS) -> T:
+        """Look until something is there; fail when the supervisor has ended without it."""
+        until = time.monotonic() + seconds
+        while True:
+            alive = self.alive()
+            self.follow()
+            if (found := look()) is not None:
+                return found
+            assert alive, f"the supervisor ended without {what}: {self.told()}"
+            assert time.monotonic() < until, f"no {what}: {self.told()}"
+            time.sleep(0.01)
+
+    def named(self, name: str) -> Event | None:
+        """The first event of a name that is there already."""
+        return next((event for event in self.events if event.event == name), None)
+
+    def states(self) -> list[dict[str, Any]]:
+        """Each change of the segment's state so far."""
+        return [event.body for event in self.events if event.event == SEGMENT_STATE]
+
+    def told(self) -> str:
+        """What the logs say, for a failing test."""
+        texts = [path.read_text() for path in (self.folder / "supervisor.log", self.folder / "protected.log")
+                 if path.exists()]  # fmt: skip
+        return "\n".join([*texts, *(str(state) for state in self.states()[-2:])])
+
+    # -- the runner's answers
+
+    def put(self, name: str, message: object) -> None:
+        """A message into the inbox, whole."""
+        part = self.folder / "inbox" / f"{name}.part"
+        part.write_bytes(canonical(message))
+        part.rename(part.with_suffix(""))
+
+    def attest(self) -> AttestationResult:
+        """Challenge, wait for the evidence, appraise it."""
+        self.wait_state("attesting", "failed")
+        assert self.states()[-1]["state"] == "attesting", self.told()
+        self._challenge = Challenge(
+            run_id=RUN, nonce=base64.b64encode(self.nonces.issue(RUN)).decode(), plan_digest=plan_digest(self.plan),
+            manifest_digest=self.package.digest, policy_digest=policy_digest(self.policy), challenge=None,
+            runner_head="1" * 64, bundle=sha256_hex(self.bundle),
+            recipient_public=base64.b64encode(self.recipient.public_key().public_bytes_raw()).decode(),
+        )  # fmt: skip
+        self.put("challenge.json", sign_challenge(self._challenge, self.run_key))
+        self.token = str(self.wait(ATTEST_EVIDENCE).body["token"])
+        with zipfile.ZipFile(io.BytesIO(self.bundle)) as archive:
+            lock = sha256_hex(archive.read(LOCK_NAME))
+        expected = Expectations(
+            run_id=RUN, attester_public=self.attester,
+            measurements=Measurements(bundle=self.expected_bundle, lock=lock, environment=self.reference),
+            plan_digest=plan_digest(self.plan), manifest_digest=self.package.digest, challenge=None, pod_id="pod",
+            ssh_host_key="0" * 64, runner_head="1" * 64,
+        )  # fmt: skip
+        return appraise(self.token, expected=expected, policy=self.policy, nonces=self.nonces, now=time.time())
+
+    @property
+    def attester(self) -> bytes:
+        """The key that the launch announced."""
+        return base64.b64decode(self.wait(LAUNCH_ACCEPTED).body["attesterKey"])
+
+    def enforcement(self) -> dict[str, str]:
+        """What the evidence says of each control."""
+        return {name: seen.value for name, seen in parse_evidence(self.token, self.attester).enforcement.items()}
+
+    def answer(self, result: AttestationResult) -> None:
+        """Release the keys, or deny them, as the result says."""
+        if not result.accepted:
+            self.put("denied.json", {"codes": list(result.reason_codes)})
+            return
+        made = prepare_release(
+            result, self.package.keys, run_id=RUN, run_key=self.run_key, runner_head="2" * 64, pod_head="3" * 64
+        )
+        info = release_info(
+            evidence_sha256=result.evidence_sha256, policy_sha256=result.policy_sha256,
+            manifest_sha256=self.package.digest, run_id=RUN,
+        )  # fmt: skip
+        message = {
+            "ciphertext": base64.b64encode(made.ciphertext).decode(), "info": base64.b64encode(info).decode(),
+            "receipt": made.receipt, "runnerHead": "4" * 64,
+        }  # fmt: skip
+        self.put("release.json", message)
+
+    def finish(self) -> dict[str, Any]:
+        """Wait for the segment's end, close the log, and return its last state."""
+        last = self.wait_state("done", "failed")
+        self.put("end.json", {"runnerHead": "5" * 64})
+        self.wait(RUN_CLOSED)
+        self.until(lambda: None if self.processes() else True, "end of every process", 30.0)
+        return last
+
+    def run(self) -> Zeroization:
+        """Launch, attest, release, train, wipe; the receipt."""
+        assert "error" not in self.launch()
+        result = self.attest()
+        assert result.accepted, result.reason_codes
+        self.answer(result)
+        self.finish()
+        return self.receipt()
+
+    def receipt(self) -> Zeroization:
+        """The zeroization receipt, its signature and binding checked."""
+        nonce = sha256_hex(self._challenge.nonce_bytes) if self._challenge is not None else ""
+        return read_zeroization(
+            self.wait(ZEROIZE_DONE).body["receipt"], self.attester, run_id=RUN,
+            manifest_sha256=self.package.digest, nonce_sha256=nonce,
+        )  # fmt: skip
+
+    def verdict(self) -> tuple[str, set[str]]:
+        """The state that the supervisor claims, and its reasons with those that the receipt itself gives."""
+        body = self.wait(ZEROIZE_DONE).body
+        return body["state"], {*body["reasons"], *zeroization_faults(self.receipt())}
+
+    # -- processes
+
+    def alive(self) -> bool:
+        """Whether the supervisor lives."""
+        return any(process.pid == self.pid for process in self.processes())
+
+    def processes(self) -> list[psutil.Process]:
+        """The supervisor and every process of its session."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if self.pid and os.getsid(process.pid) == self.pid and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+            except (ProcessLookupError, psutil.Error):
+                continue
+        return found
+
+    def role(self, *words: str) -> psutil.Process:
+        """The one process in a role."""
+        found = [one for one in self.processes() if one.cmdline()[5 : 5 + len(words)] == list(words)]
+        assert len(found) == 1, (words, [one.cmdline() for one in self.processes()])
+        return found[0]
+
+    def end(self) -> None:
+        """Kill whatever is left."""
+        for process in self.processes():
+            process.send_signal(signal.SIGKILL)

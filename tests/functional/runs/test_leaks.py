@@ -1,0 +1,133 @@
+"""Planted leaks: a stray copy anywhere that the scan reads makes the wipe unverified, and never zeroized.
+
+The leaks are patched into a bundle of the test's own; the shipped one has no way to leak on request.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import engine
+from engine.store.reader import Reader
+from tests.functional.runs.pod import Pod
+from tests.functional.runs.support import Operator, checks_of, short_plan
+
+Leak = tuple[str, str, str]  # the file that is patched, the line that the leak precedes, and the leak
+
+KEYPROC, TRAINER, PROTECTED = (f"engine/worker/{name}.py" for name in ("keyproc", "trainer", "protected"))
+KEYS = "        for index, entry in enumerate(manifest.files):\n"
+PRIVATE = "        return [\n            *patterns.key_items(patterns.RELEASE_KEY"
+WIPING = '        detail = secrets.wipe(workload, trainer)\n        self.channel.send({"msg": "wiped"'
+SEALING = "        folder = self._context.outbox / KIND\n"
+
+LEAKS: dict[str, tuple[Leak, str, str]] = {
+    "content key": ((KEYPROC, KEYS, "self.secrets.stray = bytearray(keys)"), "keyproc open", "content_key"),
+    "release key": ((KEYPROC, PRIVATE, "self.secrets.stray = bytearray(raw)"), "keyproc open", "release_key"),
+    "half a key": (
+        (KEYPROC, KEYS, "self.secrets.stray = bytearray(3) + bytearray(keys[16:32]) + bytearray(9)"),
+        "keyproc open", "content_key_half",
+    ),
+    "last trained row": ((TRAINER, WIPING, "self.stray = bytearray(workload.row)"), "trainer", "canary_row"),
+    "adapter": (
+        (PROTECTED, SEALING, 'self.stray = bytearray(os.pread(self._adapter_fd, written["size"], 0))'),
+        "supervisor", "adapter",
+    ),
+    "adapter in a memfd that nobody maps": (
+        (PROTECTED, SEALING, 'self.stray = memfd.from_bytes("stray", os.pread(self._adapter_fd, written["size"], 0))'),
+        "supervisor", "adapter",
+    ),
+}  # fmt: skip
+
+
+def planted(leak: Leak) -> dict[str, Callable[[str], str]]:
+    """The patch that puts a statement before a line; a slot for it where a class has fixed ones."""
+    path, line, statement = leak
+    indent = line[: len(line) - len(line.lstrip())]
+
+    def patch(text: str) -> str:
+        assert text.count(line) == 1
+        slot = "@dataclass(slots=True)\nclass _Secrets:"
+        return text.replace(line, f"{indent}{statement}\n{line}").replace(slot, "@dataclass\nclass _Secrets:")
+
+    return {path: patch}
+
+
+@pytest.mark.parametrize("what", LEAKS)
+def test_a_stray_copy_in_memory_is_found_where_it_lies(what: str, small_pod: Callable[..., Pod]) -> None:
+    leak, target, name = LEAKS[what]
+    pod = small_pod(planted(leak))
+    receipt = pod.run()
+    assert pod.verdict() == ("unverified", {"zeroization_hits"})
+    hits = {(each, found) for each, scan in receipt.after.items() for found, count in scan.hits.items() if count}
+    assert (target, name) in hits
+    assert {found.removesuffix("_half") for _, found in hits} == {name.removesuffix("_half")}
+
+
+def test_without_a_leak_the_same_segment_is_zeroized(small_pod: Callable[..., Pod]) -> None:
+    pod = small_pod()
+    receipt = pod.run()
+    assert pod.verdict() == ("zeroized", set())
+    assert receipt.before["trainer"].hits["canary_row"] >= 1
+    assert {process.role for process in receipt.processes} == {"trainer", "keyproc open", "keyproc seal", "scanner"}
+
+
+def test_plaintext_in_scratch_is_told_and_removed(small_pod: Callable[..., Pod]) -> None:
+    write = '(Path(self.setup["scratch"]) / "left").write_bytes(workload.row)'
+    pod = small_pod(planted((TRAINER, WIPING, write)))
+    pod.run()
+    assert pod.verdict() == ("unverified", {"zeroization_scratch"})
+    assert list((pod.folder / "scratch").iterdir()) == []
+
+
+@pytest.mark.parametrize("holder", ["the supervisor", "another process"])
+def test_a_deleted_file_that_is_held_open_is_told(holder: str, small_pod: Callable[..., Pod]) -> None:
+    hold = 'self.stray = open(self._context.scratch / "held", "wb"); (self._context.scratch / "held").unlink()'
+    pod = small_pod(planted((PROTECTED, SEALING, hold)) if holder == "the supervisor" else {})
+    held = pod.folder / "scratch" / "held"
+    with held.open("wb") if holder == "another process" else open(os.devnull, "wb"):  # noqa: PTH123
+        held.unlink(missing_ok=True)
+        receipt = pod.run()
+    assert pod.verdict() == ("unverified", {"zeroization_deleted_files"})
+    assert receipt.deleted_files_held == 1
+
+
+ROW = 'self.stray = bytearray(workload.tokens["input_ids"][last_row].numpy().tobytes())'
+
+
+def test_a_whole_run_that_leaks_is_never_called_zeroized(
+    operator: Operator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = tmp_path / "tree"
+    package = Path(engine.__file__).parent
+    shutil.copytree(package, tree / "engine", ignore=shutil.ignore_patterns("__pycache__"))
+    (tree / "data").symlink_to(package.parent / "data")
+    patches = planted(LEAKS["content key"][0]) | planted((TRAINER, WIPING, ROW))
+    for path, patch in patches.items():
+        (tree / path).write_text(patch((tree / path).read_text()))
+    monkeypatch.setenv("PYTHONPATH", str(tree))
+    run_id = operator.start(short_plan("protected", steps=10))
+    view = operator.finish(run_id)
+    assert view.row is not None
+    assert (view.row["runtimeState"], view.row["keyState"]) == ("unverified", "released")
+    assert view.row["clean"] is False
+    assert {check for check, status in checks_of(view).items() if status == "failed"} == {"zeroization_proven"}
+    with Reader(operator.home) as reader:
+        (reason,) = [t.reason for t in reader.run(run_id).transitions if t.state == "unverified"]
+        envelope = reader.receipts(run_id)["zeroization"]
+    assert reason == "zeroization_hits"
+    after = found_after(envelope)
+    assert after["keyproc open"]["content_key"] > 0
+    assert after["trainer"]["canary_row"] > 0
+
+
+def found_after(envelope: dict[str, str]) -> dict[str, dict[str, int]]:
+    """The hits after the wipe, as the receipt has them; its signatures are the verifier's business."""
+    predicate = json.loads(base64.b64decode(envelope["payload"]))["predicate"]
+    return {target: scan["hits"] for target, scan in predicate["after"].items()}
