@@ -7,17 +7,16 @@ may use a plaintext before `decrypt_into` has returned.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
 from typing import Final, Protocol
 
 from cryptography.cobblestone import Cobblestone256Decryptor, Cobblestone256Encryptor
 from cryptography.exceptions import InvalidTag
 
 from engine.errors import RefusedError
+from engine.sealing.hashing import HASH_BYTES, Hasher, hashing_thread
 from engine.sealing.memory import wipe
+from engine.sealing.prefault import prefaulting
 
 HEADER_BYTES: Final = 56
 CHUNK_BYTES: Final = 16 * 1024
@@ -26,8 +25,6 @@ BLOCK_CHUNKS: Final = 8  # what stays in a core's cache between two steps is mov
 BLOCK_BYTES: Final = BLOCK_CHUNKS * CHUNK_BYTES
 
 _SEALED_BLOCK: Final = BLOCK_CHUNKS * (CHUNK_BYTES + TAG_BYTES)
-_HASH_BYTES: Final = 1024 * 1024  # handed to the hashing thread at once
-_HASH_APART: Final = 8 * _HASH_BYTES  # from this size a second thread pays for itself
 _HINT: Final = "Do not use these bytes; transfer or make them again."
 
 
@@ -35,13 +32,6 @@ class Source(Protocol):
     """A binary file, buffered or not."""
 
     def readinto(self, buffer: memoryview, /) -> int | None: ...
-
-
-class Digest(Protocol):
-    """The part of a hashlib object that is used here."""
-
-    def update(self, data: bytes | bytearray | memoryview, /) -> None: ...
-    def hexdigest(self) -> str: ...
 
 
 def sealed_size(size: int) -> int:
@@ -106,22 +96,23 @@ def decrypt_into(
     *,
     what: str,
     kind: str,
+    progress: Callable[[int], None] | None = None,
 ) -> str:
     """Decrypt the whole of `source` into `target` (of exactly the plain size); returns SHA-256 of the
-    plaintext.
+    plaintext. `progress` gets the plain bytes of each step, none of them authentic as a whole yet.
 
     Raises `RefusedError` with `<kind>_truncated`, `<kind>_tampered` or `<kind>_wrong_context` (another key,
     context or header), after zeroing `target`. `what` names the stream in the sentence.
     """
     refusals = _Refusals(what, kind)
-    digest = hashlib.sha256()
     try:
-        with ThreadPoolExecutor(1) if len(target) >= _HASH_APART else nullcontext() as hasher:
-            _decrypt(key, context, source, target, refusals, digest, hasher)
+        with hashing_thread(len(target)) as thread, prefaulting(target):
+            hasher = Hasher(thread)
+            _decrypt(key, context, source, target, refusals, hasher, progress)
+            return hasher.hexdigest()
     except BaseException:
         wipe(target)
         raise
-    return digest.hexdigest()
 
 
 def _decrypt(
@@ -130,13 +121,12 @@ def _decrypt(
     source: Source,
     target: memoryview,
     refusals: _Refusals,
-    digest: Digest,
-    hasher: ThreadPoolExecutor | None,
+    hasher: Hasher,
+    progress: Callable[[int], None] | None,
 ) -> None:
     block = memoryview(bytearray(_SEALED_BLOCK))
-    hashing = _Hashing(digest, target, hasher)
     left = sealed_size(len(target))
-    written = 0
+    written = hashed = 0
     decryptor = Cobblestone256Decryptor(key, context)
     try:
         if _fill(source, block[:HEADER_BYTES]) < HEADER_BYTES:
@@ -151,8 +141,13 @@ def _decrypt(
             if not count:
                 raise refusals.truncated()
             left -= count
-            written += decryptor.update_into(block[:count], target[written:])
-            hashing.advance(written)
+            opened = decryptor.update_into(block[:count], target[written:])
+            written += opened
+            if written - hashed >= HASH_BYTES:
+                hasher.update(target[hashed:written])
+                hashed = written
+            if progress is not None:
+                progress(opened)
         tail = decryptor.finalize()
         try:
             target[written:] = tail
@@ -162,36 +157,6 @@ def _decrypt(
         raise refusals.tampered() from None
     finally:
         del decryptor
-    hashing.finish()
     if source.readinto(block[:1]):
         raise refusals.tampered()
-
-
-class _Hashing:
-    """Hashes a buffer as it fills, on a thread of its own where there is one."""
-
-    def __init__(self, digest: Digest, target: memoryview, pool: ThreadPoolExecutor | None) -> None:
-        self._digest = digest
-        self._target = target
-        self._pool = pool
-        self._hashed = 0
-        self._running: Future[None] | None = None
-
-    def advance(self, written: int) -> None:
-        """The buffer is filled up to `written`."""
-        if self._pool is None:
-            self._digest.update(self._target[self._hashed : written])
-            self._hashed = written
-        elif written - self._hashed >= _HASH_BYTES:
-            self._wait()
-            self._running = self._pool.submit(self._digest.update, self._target[self._hashed : written])
-            self._hashed = written
-
-    def finish(self) -> None:
-        """The buffer is full."""
-        self._wait()
-        self._digest.update(self._target[self._hashed :])
-
-    def _wait(self) -> None:
-        if self._running is not None:
-            self._running.result()
+    hasher.update(target[hashed:])

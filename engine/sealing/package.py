@@ -1,22 +1,29 @@
-"""Packages: files sealed one by one under their own keys, bound to their name and their manifest."""
+"""Packages: files sealed one by one under their own keys, bound to their name and their package.
+
+A file's digest is taken while the file is encrypted, so no stream can be bound to it beforehand. Each stream is
+bound to the outline of its manifest, which is everything but the digests, and each digest is compared with the
+opened bytes. So all files of a package open under one manifest only, and `check_released` sees before the first
+of them that it is the manifest that the keys were released for.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import secrets
 import stat
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from engine.errors import RefusedError, SealingError
+import msgspec
+
+from engine.errors import RefusedError, SealingError, WireError
 from engine.sealing.cobblestone import BLOCK_BYTES, Source, decrypt_into, encrypt_stream
 from engine.sealing.files import open_regular, private_file
+from engine.sealing.hashing import HASH_BYTES, WAITING, Hasher, hashing_thread
 from engine.sealing.manifest import (
     MANIFEST_NAME,
     MANIFEST_VERSION,
@@ -30,11 +37,12 @@ from engine.sealing.manifest import (
     parse_manifest,
 )
 from engine.sealing.memory import key_at, random_keys, wipe
-from engine.wire import canonical, utc_now
+from engine.wire import canonical, parse, sha256_hex, utc_now
 
 SEALED_SUFFIX: Final = ".sealed"
-_THREADS: Final = 2
-_WORTH_THREADS: Final = 8 * 1024 * 1024
+STREAM_FORMAT: Final = "glasshouse/payload/2"
+_SLOTS: Final = WAITING + 1
+_NOT_YET: Final = "0" * 64  # stands for a digest while the file is not sealed
 
 Progress = Callable[[int, int], None]
 
@@ -72,26 +80,40 @@ def _open_plain(name: str, source: Path) -> io.FileIO:
         ) from error
 
 
-def _blocks(name: str, source: bytes | Path, size: int) -> Iterator[memoryview]:
-    """Exactly `size` bytes of the source in blocks; a file's blocks share one buffer, wiped at the end."""
+def _blocks(name: str, source: bytes | Path, size: int, hasher: Hasher) -> Generator[memoryview]:
+    """Exactly `size` bytes of the source in blocks, each given to the hasher too; buffers are wiped at the end."""
     if isinstance(source, bytes):
-        view = memoryview(source)
-        for start in range(0, size, BLOCK_BYTES):
-            yield view[start : start + BLOCK_BYTES]
+        yield from _hashed_parts(
+            (memoryview(source)[at : at + HASH_BYTES] for at in range(0, size, HASH_BYTES)), hasher
+        )
         return
-    buffer = bytearray(min(BLOCK_BYTES, size))
-    view = memoryview(buffer)
-    left = size
+    row = bytearray(_SLOTS * min(HASH_BYTES, size))
     try:
         with _open_plain(name, source) as file:
-            while left:
-                count = file.readinto(view[: min(left, len(view))])
-                if not count:
-                    raise _changed(name)
-                left -= count
-                yield view[:count]
+            yield from _hashed_parts(_filled(name, file, memoryview(row), size), hasher)
+            hasher.drain()  # before its last parts are wiped
     finally:
-        wipe(buffer)
+        wipe(row)
+
+
+def _filled(name: str, file: io.FileIO, row: memoryview, size: int) -> Iterator[memoryview]:
+    """`size` bytes of the file in parts; `row` has a slot for each part that may wait, and one to fill."""
+    slot = len(row) // _SLOTS
+    left, at = size, 0
+    while left:
+        count = file.readinto(row[at : at + min(left, slot)])
+        if not count:
+            raise _changed(name)
+        yield row[at : at + count]
+        left -= count
+        at = (at + slot) % len(row)
+
+
+def _hashed_parts(parts: Iterator[memoryview], hasher: Hasher) -> Iterator[memoryview]:
+    for part in parts:
+        hasher.update(part)
+        for start in range(0, len(part), BLOCK_BYTES):
+            yield part[start : start + BLOCK_BYTES]
 
 
 def _identity(name: str, source: bytes | Path) -> tuple[int, ...]:
@@ -105,15 +127,24 @@ def _identity(name: str, source: bytes | Path) -> tuple[int, ...]:
     return (status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev)
 
 
+def outline_digest(manifest: Manifest) -> str:
+    """SHA-256 in hex over the manifest without its files' digests: what is known before a byte is sealed."""
+    fields = msgspec.to_builtins(manifest)
+    fields["files"] = [{"name": entry.name, "size": entry.size} for entry in manifest.files]
+    return sha256_hex(canonical(fields))
+
+
+def _context(package_id: str, outline: str, name: str) -> bytes:
+    return canonical({"format": STREAM_FORMAT, "package_id": package_id, "outline_sha256": outline, "file": name})
+
+
 def file_context(manifest: Manifest, entry: FileEntry) -> bytes:
-    """The Cobblestone context of one file: canonical JSON of package id, file name and manifest digest."""
-    return canonical(
-        {"package_id": manifest.package_id, "file": entry.name, "manifest_sha256": manifest_digest(manifest)}
-    )
+    """The Cobblestone context of one file: canonical JSON of format, package id, outline digest and file name."""
+    return _context(manifest.package_id, outline_digest(manifest), entry.name)
 
 
 class _Sealer:
-    """One package being made. Both passes over the files run on two threads where they are large."""
+    """One package being made, in one pass over its files: each part is hashed while it is encrypted."""
 
     def __init__(self, files: Mapping[str, bytes | Path], out: Path, progress: Progress | None) -> None:
         for name in files:
@@ -121,48 +152,44 @@ class _Sealer:
         self._files = dict(sorted(files.items()))
         self._out = out
         self._identities = {name: _identity(name, source) for name, source in self._files.items()}
-        plain = sum(identity[0] for identity in self._identities.values())
         self._progress = progress
-        self._lock = threading.Lock()
         self._done = 0
-        self._total = 2 * plain
-        self._threads = _THREADS if plain >= _WORTH_THREADS else 1
+        self._total = sum(identity[0] for identity in self._identities.values())
+
+    def outline(self) -> tuple[FileEntry, ...]:
+        """Name and size of every file, without its digest."""
+        return tuple(FileEntry(name, identity[0], _NOT_YET) for name, identity in self._identities.items())
 
     def _advance(self, count: int) -> None:
-        if self._progress is None:
-            return
-        with self._lock:
-            self._done += count
+        self._done += count
+        if self._progress is not None:
             self._progress(self._done, self._total)
 
-    def entries(self) -> tuple[FileEntry, ...]:
-        """First pass: size and digest of every file, by name."""
-        with ThreadPoolExecutor(self._threads) as pool:
-            return tuple(pool.map(self._entry, self._files))
-
-    def _entry(self, name: str) -> FileEntry:
-        size = self._identities[name][0]
-        digest = hashlib.sha256()
-        for block in _blocks(name, self._files[name], size):
-            digest.update(block)
-            self._advance(len(block))
-        return FileEntry(name=name, size=size, sha256=digest.hexdigest())
-
-    def seal(self, manifest: Manifest, keys: bytearray) -> None:
-        """Second pass: the sealed files, then the manifest: where it is, the package is whole."""
-        with ThreadPoolExecutor(self._threads) as pool:
-            list(pool.map(lambda index: self._seal_file(manifest, index, keys), range(len(manifest.files))))
+    def seal(self, draft: Manifest, keys: bytearray) -> Manifest:
+        """Write the sealed files, then the manifest: where it is, the package is whole. Returns the manifest."""
+        outline = outline_digest(draft)
+        self._advance(0)
+        entries = []
+        with hashing_thread(self._total) as thread:
+            for index, entry in enumerate(draft.files):
+                hasher = Hasher(thread)
+                context = _context(draft.package_id, outline, entry.name)
+                self._seal_file(entry, key_at(keys, index), context, hasher)
+                entries.append(msgspec.structs.replace(entry, sha256=hasher.hexdigest()))
         for name, source in self._files.items():
             if _identity(name, source) != self._identities[name]:
                 raise _changed(name)
+        manifest = msgspec.structs.replace(draft, files=tuple(entries))
         with private_file(self._out / MANIFEST_NAME) as out:
             out.write(manifest_bytes(manifest))
+        return manifest
 
-    def _seal_file(self, manifest: Manifest, index: int, keys: bytearray) -> None:
-        entry = manifest.files[index]
-        blocks = _blocks(entry.name, self._files[entry.name], entry.size)
-        with private_file(self._out / f"{entry.name}{SEALED_SUFFIX}") as out:
-            encrypt_stream(key_at(keys, index), file_context(manifest, entry), blocks, out.write, self._advance)
+    def _seal_file(self, entry: FileEntry, key: memoryview, context: bytes, hasher: Hasher) -> None:
+        with (
+            private_file(self._out / f"{entry.name}{SEALED_SUFFIX}") as out,
+            closing(_blocks(entry.name, self._files[entry.name], entry.size, hasher)) as blocks,
+        ):
+            encrypt_stream(key, context, blocks, out.write, self._advance)
 
     def discard(self) -> None:
         """Remove what `seal` wrote."""
@@ -182,12 +209,12 @@ def seal_package(
     """Seal `files` (name -> content or path) into `out` (made 0700): `<name>.sealed` each, and
     `manifest.json`.
 
-    `progress(done, total)` counts bytes over two passes, hashing and encrypting, and may be called from a
-    thread. Raises `SealingError` (`manifest_*`, `payload_unreadable`, `payload_changed`,
+    `progress(done, total)` counts plain bytes from 0 to the total, in the caller's thread; what it raises ends
+    the sealing. Raises `SealingError` (`manifest_*`, `payload_unreadable`, `payload_changed`,
     `package_unwritable`) and leaves nothing half-written.
     """
     sealer = _Sealer(files, out, progress)
-    manifest = checked_manifest(
+    draft = checked_manifest(
         Manifest(
             version=MANIFEST_VERSION,
             package_id=secrets.token_hex(16),
@@ -195,16 +222,16 @@ def seal_package(
             run_id=run_id,
             plan_digest=plan_digest,
             policy_digest=policy_digest,
-            files=sealer.entries(),
+            files=sealer.outline(),
         )
     )
     try:
         out.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise _unwritable(error) from error
-    keys = random_keys(len(manifest.files))
+    keys = random_keys(len(draft.files))
     try:
-        sealer.seal(manifest, keys)
+        manifest = sealer.seal(draft, keys)
     except BaseException as error:
         wipe(keys)
         sealer.discard()
@@ -234,19 +261,37 @@ def open_sealed(folder: Path, entry: FileEntry) -> io.BufferedReader:
     return open_regular(folder / f"{entry.name}{SEALED_SUFFIX}", entry.name)
 
 
+def check_released(manifest: Manifest, info: bytes) -> None:
+    """See that keys which `open_release` gave out for `info` were released for this manifest.
+
+    Raises `RefusedError` (`payload_wrong_context`). To be called before the first `open_file`.
+    """
+    try:
+        released = parse(info)
+    except WireError:
+        released = None
+    if not isinstance(released, dict) or released.get("manifest_sha256") != manifest_digest(manifest):
+        raise RefusedError(
+            "The keys were released for another package.",
+            "Start the run again; a release works for the package that it was made for.",
+            code="payload_wrong_context",
+        )
+
+
 def open_file(
     key: bytes | bytearray | memoryview,
     manifest: Manifest,
     entry: FileEntry,
     source: Source,
     target: memoryview,
+    progress: Progress | None = None,
 ) -> None:
     """Decrypt one file of a package into `target`, a writable buffer of exactly `entry.size` bytes.
 
-    Returns only when the whole file is authentic and matches the manifest. Raises `RefusedError`:
-    `payload_truncated`, `payload_tampered`, `payload_wrong_context` (another key, file, package or manifest),
-    `payload_digest_mismatch`; `target` is zeroed then. `ValueError` for a buffer that does not fit. The
-    caller wipes `key`.
+    Returns only when the whole file is authentic and matches the manifest. `progress(done, total)` counts plain
+    bytes from 0; it reaches the total only then. Raises `RefusedError`: `payload_truncated`, `payload_tampered`,
+    `payload_wrong_context` (another key, file, package or outline), `payload_digest_mismatch`; `target` is zeroed
+    then. `ValueError` for a buffer that does not fit. The caller wipes `key`.
     """
     if target.readonly or not target.c_contiguous or target.itemsize != 1 or target.nbytes != entry.size:
         raise ValueError("The target is a writable buffer of exactly the file's size.")
@@ -258,7 +303,9 @@ def open_file(
             code="payload_wrong_context",
         )
     what = f"The sealed file {entry.name}"
-    found = decrypt_into(key, file_context(manifest, entry), source, target, what=what, kind="payload")
+    steps = _Steps(progress, entry.size)
+    context = file_context(manifest, entry)
+    found = decrypt_into(key, context, source, target, what=what, kind="payload", progress=steps.advance)
     if found != entry.sha256:
         wipe(target)
         raise RefusedError(
@@ -266,3 +313,29 @@ def open_file(
             "Build the package again; do not use this one.",
             code="payload_digest_mismatch",
         )
+    steps.finish()
+
+
+class _Steps:
+    """Tells how far an opening is, and holds the last step back until the file is known to be authentic."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress = progress
+        self._total = total
+        self._done = 0
+        self._tell()
+
+    def advance(self, count: int) -> None:
+        """`count` more bytes are decrypted."""
+        self._done += count
+        if self._done < self._total:
+            self._tell()
+
+    def finish(self) -> None:
+        """The file is whole."""
+        self._done = self._total
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._progress is not None:
+            self._progress(self._done, self._total)

@@ -36,7 +36,7 @@ from engine.errors import GlasshouseError, RunError
 from engine.sealing.adapter import AdapterBinding, seal_adapter
 from engine.sealing.manifest import Manifest, manifest_digest, parse_manifest
 from engine.sealing.memory import KEY_BYTES, key_at, random_key, wipe
-from engine.sealing.package import open_file
+from engine.sealing.package import check_released, open_file
 from engine.sealing.release import open_release, seal_release
 from engine.worker.channel import Channel
 from engine.worker.isolation import hardening, memfd, patterns, procfs
@@ -146,7 +146,7 @@ class _KeyProcess:
         manifest = parse_manifest(os.pread(manifest_fd, memfd.size_of(manifest_fd), 0))
         if len(pairs) != 2 * len(manifest.files):
             raise RunError("Files and targets do not match the manifest.", code="worker_protocol")
-        self._release(message, len(manifest.files))
+        self._release(message, manifest)
         self._show(patterns_fd, self._release_items)
         with _Targets() as targets:
             self._decrypt(manifest, pairs, targets)
@@ -164,13 +164,14 @@ class _KeyProcess:
             }
         )
 
-    def _release(self, message: dict[str, Any], count: int) -> None:
-        private = self.secrets.private
+    def _release(self, message: dict[str, Any], manifest: Manifest) -> None:
+        private, info = self.secrets.private, _decoded(message, "info")
         if private is None:
             raise RunError("There is no key to open a release with.", code="worker_protocol")
-        keys = open_release(_decoded(message, "ciphertext"), private, _decoded(message, "info"))
+        keys = open_release(_decoded(message, "ciphertext"), private, info)
         self.secrets.buffers.append(keys)
-        if len(keys) != count * KEY_BYTES:
+        check_released(manifest, info)
+        if len(keys) != len(manifest.files) * KEY_BYTES:
             raise RunError("The release does not hold one key for each file.", code="release_wrong_size")
 
     def _release_items(self) -> list[patterns.Item]:

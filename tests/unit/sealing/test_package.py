@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import stat
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -21,12 +23,14 @@ from engine.sealing.manifest import FileEntry, Manifest
 from engine.sealing.memory import key_at, wipe
 from engine.sealing.package import (
     SealedPackage,
+    check_released,
     file_context,
     open_file,
     open_sealed,
     read_manifest,
     seal_package,
 )
+from engine.sealing.release import release_info
 
 PLAN, POLICY = "11" * 32, "22" * 32
 SEALED_CHUNK = CHUNK_BYTES + TAG_BYTES
@@ -143,20 +147,6 @@ def test_every_file_has_its_own_key_and_the_keys_stay_out_of_the_representation(
     assert "keys" not in repr(package)
 
 
-def test_progress_counts_both_passes(tmp_path: Path) -> None:
-    seen: list[tuple[int, int]] = []
-    seal_package(
-        {"a": bytes(3 * BLOCK_BYTES), "b": bytes(10)},
-        tmp_path / "package",
-        run_id="run-1",
-        plan_digest=PLAN,
-        policy_digest=POLICY,
-        progress=lambda done, total: seen.append((done, total)),
-    )
-    assert seen[-1] == (2 * (3 * BLOCK_BYTES + 10),) * 2
-    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
-
-
 def test_sealing_and_opening_need_constant_memory(tmp_path: Path) -> None:
     size = 48 * MIB
     with (tmp_path / "source").open("wb") as file:
@@ -233,9 +223,55 @@ def test_a_files_own_key_does_not_open_it_under_another_name(tmp_path: Path) -> 
     assert caught.value.code == "payload_wrong_context"
 
 
-def test_one_key_does_not_open_the_file_of_another_manifest(package: SealedPackage) -> None:
-    other = msgspec.structs.replace(package.manifest, run_id="run-2")
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": 2},
+        {"package_id": "0" * 32},
+        {"created": "2026-01-01T00:00:00.000Z"},
+        {"run_id": "run-2"},
+        {"plan_digest": "33" * 32},
+        {"policy_digest": "33" * 32},
+    ],
+    ids=str,
+)
+def test_one_key_does_not_open_the_file_of_another_manifest(package: SealedPackage, change: dict[str, Any]) -> None:
+    other = msgspec.structs.replace(package.manifest, **change)
     assert refused(package, stream_of(package, 0), manifest=other) == "payload_wrong_context"
+
+
+@pytest.mark.parametrize("change", [{"size": 101}, {"name": "c.bin"}], ids=str)
+def test_a_file_does_not_open_beside_another_file(package: SealedPackage, change: dict[str, Any]) -> None:
+    one, two = package.manifest.files
+    other = msgspec.structs.replace(package.manifest, files=(one, msgspec.structs.replace(two, **change)))
+    fewer = msgspec.structs.replace(package.manifest, files=(one,))
+    assert refused(package, stream_of(package, 0), manifest=other) == "payload_wrong_context"
+    assert refused(package, stream_of(package, 0), manifest=fewer) == "payload_wrong_context"
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_package_does_not_open_whole_under_another_digest(package: SealedPackage, index: int) -> None:
+    files = list(package.manifest.files)
+    files[index] = msgspec.structs.replace(files[index], sha256="33" * 32)
+    other = dataclasses.replace(package, manifest=msgspec.structs.replace(package.manifest, files=tuple(files)))
+    assert refused(other, stream_of(package, index), index=index) == "payload_digest_mismatch"
+
+
+def test_keys_released_for_one_manifest_are_not_used_under_another(package: SealedPackage) -> None:
+    digests = {"evidence_sha256": "44" * 32, "policy_sha256": POLICY, "run_id": "run-1"}
+    info = release_info(manifest_sha256=package.digest, **digests)
+    check_released(package.manifest, info)
+    one, two = package.manifest.files
+    changed = msgspec.structs.replace(package.manifest, files=(one, msgspec.structs.replace(two, sha256="33" * 32)))
+    for manifest, claimed in (
+        (changed, info),
+        (package.manifest, b""),
+        (package.manifest, b"[]"),
+        (package.manifest, b"{}"),
+    ):
+        with pytest.raises(RefusedError) as caught:
+            check_released(manifest, claimed)
+        assert caught.value.code == "payload_wrong_context"
 
 
 def test_an_entry_that_the_manifest_does_not_list_is_refused(package: SealedPackage) -> None:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from msgspec.structs import replace
 
 from engine.errors import RunError
 from engine.sealing.adapter import AdapterBinding, open_adapter
-from engine.sealing.manifest import MANIFEST_NAME
+from engine.sealing.manifest import MANIFEST_NAME, manifest_bytes
 from engine.sealing.package import SEALED_SUFFIX, SealedPackage, seal_package
 from engine.sealing.release import release_info, seal_release
 from engine.worker.isolation import memfd, patterns
@@ -213,6 +214,20 @@ def test_a_release_that_is_not_for_this_key_and_evidence_is_refused(
         run.key.package(sealed, info, opening.manifest, opening.patterns, opening.pairs())
     expected = "release_wrong_size" if wrong == "count" else "release_wrong_binding"
     assert caught.value.code == expected
+    assert run.role.process.wait(10) == 1
+    assert opening.plain() == zeros()
+
+
+def test_keys_released_for_one_manifest_open_nothing_under_another(supervise: Any, package: SealedPackage) -> None:
+    run: Supervisor = supervise("open")
+    opening = Opening(package)
+    *files, last = package.manifest.files
+    other = replace(package.manifest, files=(*files, replace(last, sha256="5" * 64)))
+    opening.manifest = memfd.from_bytes("manifest", manifest_bytes(other))
+    info = info_for(package)
+    with pytest.raises(RunError) as caught:
+        run.key.package(release(package, run.ready, info), info, opening.manifest, opening.patterns, opening.pairs())
+    assert caught.value.code == "payload_wrong_context"
     assert run.role.process.wait(10) == 1
     assert opening.plain() == zeros()
 
