@@ -27,6 +27,7 @@ from engine.attestation.claims import (
 )
 from engine.attestation.measurement import Measurements
 from engine.attestation.nonce import NONCE_BYTES
+from engine.attestation.publictext import is_public_text
 from engine.attestation.reasons import refusal
 from engine.errors import WireError
 from engine.sealing.manifest import is_digest, is_run_id
@@ -169,12 +170,15 @@ def _sound(claims: Claims) -> bool:
     )
     texts = (
         *(claims.eat_profile, claims.jti, claims.hwmodel, claims.swname, claims.swversion, claims.tier),
-        *(claims.challenge or "", claims.pod_id, claims.gpu_uuid or ""),
+        *(claims.pod_id, claims.gpu_uuid or ""),
         *(text for name, seen in claims.enforcement.items() for text in (name, seen.value, seen.detail)),
+        *(text for name, submod in claims.submods.items() for text in (name, *submod)),
+        *(value for submod in claims.submods.values() for value in submod.values() if isinstance(value, str)),
     )
     return (
         all(map(is_digest, digests))
-        and all(len(text) <= MAX_TEXT for text in texts)
+        and all(map(is_public_text, texts))  # evidence is published
+        and len(claims.challenge or "") <= MAX_TEXT
         and is_run_id(claims.run_id)
         and claims.dbgstat in DEBUG_STATES
         and len(claims.cnf) == len(claims.attester_key) == _KEY_BYTES

@@ -200,7 +200,7 @@ def test_signed_bytes_that_are_not_the_canonical_claims_are_refused(world: World
 
 
 def test_evidence_beyond_the_limit_is_neither_signed_nor_read(world: World) -> None:
-    submods = {f"s{index}": {"text": "x" * 1500} for index in range(40)}
+    submods = {f"s{index}": {f"t{part}": "x" * 250 for part in range(6)} for index in range(40)}
     with pytest.raises(RefusedError) as caught:
         world.token(submods=submods)
     assert caught.value.code == "evidence_too_large"

@@ -1,0 +1,52 @@
+"""What may be published of what a machine says of itself."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.attestation.publictext import is_public_text
+
+PUBLIC = (
+    "",
+    "Intel(R) Xeon(R) CPU @ 2.20GHz",
+    "NVIDIA GeForce RTX 4090",
+    "AMD EPYC 7B13 64-Core Processor",
+    "GPU-8f3b2c1d-0000-1111-2222-333344445555",
+    "550.54.15",
+    "00000000:01:00.0",
+    "trainer: 297768 KiB marked",
+    "failed:EPERM",
+    "abi 7, binds 1 of 3 tasks",
+    "torch 2.13.0+cpu",
+    "glasshouse-8ea12bd0-2c8992486c2a-5dc03fc9",
+    "1/2 of the maps",
+)
+PRIVATE = (
+    "https://x.proxy.runpod.net",
+    "www.example.org",
+    "10.0.0.12",
+    "root at 192.168.1.7 port 22",
+    "fe80:0:0:0:1:2:3:4",
+    "/home/alice/models",
+    "cannot open /etc/shadow",
+    "path=/srv/data",
+    "~/secrets",
+    "C:\\Users\\alice",
+    "alice@host.example",
+    "ssh-ed25519 AAAAC3Nza",
+    "-----BEGIN OPENSSH PRIVATE KEY-----",
+    "line\nbreak",
+    "ümlaut",
+    "\x1b[31m",
+    "x" * 257,
+)
+
+
+@pytest.mark.parametrize("text", PUBLIC)
+def test_names_and_measures_are_public(text: str) -> None:
+    assert is_public_text(text)
+
+
+@pytest.mark.parametrize("text", PRIVATE)
+def test_what_locates_or_opens_something_is_not(text: str) -> None:
+    assert not is_public_text(text)
