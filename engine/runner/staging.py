@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from engine.attestation.measurement import Measurements
-from engine.attestation.policy import Policy, default_policy, policy_digest
+from engine.attestation.policy import Policy, default_policy, policy_digest, policy_from
 from engine.payload.build import HUB, Payload, build_payload
 from engine.plan import Plan, dump_plan, plan_digest
 from engine.providers.protocol import Lease
@@ -23,6 +23,7 @@ from engine.runner.folder import ADAPTER_CONFIG, RunFolder
 from engine.runner.ingest import Expected
 from engine.runner.journal import Journal
 from engine.runner.reference import EnvironmentReference
+from engine.runner.start import INPUTS
 from engine.sealing.keyring import read_public
 from engine.sealing.manifest import Manifest
 from engine.sealing.memory import wipe
@@ -65,7 +66,8 @@ class Staging:
         self.plan = plan
         self.folder = folder
         self.run_id = run_id
-        self.policy: Policy = default_policy()
+        chosen = (folder.read_json(INPUTS) or {}).get("policy")
+        self.policy: Policy = default_policy() if chosen is None else policy_from(chosen)
         self.run_key = RunKey.load(folder.path, run_id)
         self._writer = writer
         self._journal = journal
@@ -130,7 +132,7 @@ class Staging:
             self._reference = EnvironmentReference(self.folder.home, site_paths())
         if self.is_launched:
             return  # nothing is sent any more, and the inputs may be gone by now
-        inputs = self.folder.read_json("inputs.json") or {}
+        inputs = self.folder.read_json(INPUTS) or {}
         payload = build_payload(
             self.plan, data_file=_path(inputs.get("dataFile")), model_folder=_path(inputs.get("modelFolder"))
         )

@@ -8,13 +8,18 @@ import secrets
 import subprocess
 import sys
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from engine.errors import GlasshouseError, RunError, StoreError, UsageError
 from engine.plan import Plan, checked, plan_digest
 from engine.runner.folder import LOGS, RunFolder
 from engine.store.reader import Reader
 from engine.store.writer import Writer
+
+if TYPE_CHECKING:
+    from engine.attestation.policy import Policy
 
 INPUTS: Final = "inputs.json"
 DELEGATION_SECONDS: Final = 8 * 24 * 3600
@@ -27,12 +32,15 @@ def start_run(
     data_file: Path | None = None,
     model_folder: Path | None = None,
     passphrase: str | None = None,
+    policy: Policy | None = None,
 ) -> str:
     """Validate a run, enter it as queued and start its runner; returns the run's id.
 
+    `policy` may narrow the built-in one, never widen it (`policy_older`, `policy_loosened`).
     The operator's signing key is unlocked once, to sign a delegation to a run key that the runner holds alone.
     Raises `GlasshouseError` of every kind of bad input, and then leaves nothing behind.
     """
+    from engine.attestation.policy import checked_policy, default_policy
     from engine.attestation.receipts import delegate
     from engine.payload.build import plan_with_digests
     from engine.providers import preflight
@@ -40,6 +48,7 @@ def start_run(
     from engine.sealing.runkey import RunKey
 
     plan = checked(plan)
+    chosen = default_policy() if policy is None else checked_policy(policy, default_policy())
     preflight(plan.provider.name, home)
     plan = checked(plan_with_digests(plan, data_file=data_file, model_folder=model_folder))
     run_id = secrets.token_hex(6)
@@ -58,6 +67,7 @@ def start_run(
                     "dataFile": str(data_file.resolve()) if data_file else None,
                     "modelFolder": str(model_folder.resolve()) if model_folder else None,
                     "delegation": delegation,
+                    "policy": msgspec.to_builtins(chosen),
                 },
             )
             writer.create_run(run_id, plan)

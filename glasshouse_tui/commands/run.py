@@ -18,12 +18,19 @@ from glasshouse_tui.commands.plan_options import Asked, RunOptions, asked_for
 from glasshouse_tui.commands.terminal import on_terminal
 
 
-def _starter(session: Session, asked: Asked, passphrase_file: Path | None) -> Callable[[], str]:
+def _starter(
+    session: Session, asked: Asked, passphrase_file: Path | None, policy_file: Path | None = None
+) -> Callable[[], str]:
     """What starts the runner of a new run and gives its id.
 
     Before that the home is looked at and a passphrase asked for. Raises `StoreError` and `UsageError`.
     """
     open_reader(session).data_version()
+    policy = None
+    if policy_file is not None:
+        from engine.records.anchors import read_policy
+
+        policy = read_policy(policy_file)
     passphrase = passphrase_if_needed(session.home, passphrase_file)
 
     def start() -> str:
@@ -35,6 +42,7 @@ def _starter(session: Session, asked: Asked, passphrase_file: Path | None) -> Ca
             data_file=asked.data_file,
             model_folder=asked.model_folder,
             passphrase=passphrase,
+            policy=policy,
         )
 
     return start
@@ -96,7 +104,8 @@ def _preset_names(_context: click.Context, _parameter: click.Parameter, typed: s
 @click.option("--warmup", type=int, metavar="STEPS", help="Steps before the measured window.")
 @click.option("--checkpoint-every", type=int, metavar="STEPS", help="Steps between tensor digests.")
 @click.option("--challenge", metavar="TEXT", help="A buyer's text, bound into plan, evidence and receipts.")
-@click.option("--label", metavar="TEXT", help="The run's name in lists.")
+@click.option("--policy", metavar="FILE", type=click.Path(path_type=Path), help="A stricter appraisal policy.")
+@click.option("--label", metavar="TEXT", help="The run's name in lists and exports.")
 @click.option("--provider", metavar="NAME", help="Where to run; `local` is this machine.")
 @click.option("--gpu", metavar="A,B", help="Approved GPUs, best first.")
 @click.option("--allocation", metavar="ID", help="Run on an allocation that is kept.")
@@ -106,13 +115,15 @@ def _preset_names(_context: click.Context, _parameter: click.Parameter, typed: s
 @click.option("--detach", is_flag=True, help="Print the run's id at once and leave it running.")
 @passphrase_option
 @click.pass_context
-def run(context: click.Context, /, detach: bool, passphrase_file: Path | None, **options: Any) -> int:
+def run(
+    context: click.Context, /, detach: bool, policy: Path | None, passphrase_file: Path | None, **options: Any
+) -> int:
     """Run a pair, or one segment, from a preset or from your own model and data.
 
     Progress goes to stderr and the row to stdout. Ctrl-C cancels the run and waits until it is clean.
     """
     session = session_of(context)
-    start = _starter(session, asked_for(RunOptions(**options)), passphrase_file)
+    start = _starter(session, asked_for(RunOptions(**options)), passphrase_file, policy)
     if not detach:
         return start_and_follow(session, start)
     run_id = start()

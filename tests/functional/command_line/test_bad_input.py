@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,6 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from engine.resources import data_path
+from engine.store.writer import Writer
 
 if TYPE_CHECKING:
     from tests.functional.command_line.conftest import CommandLine
@@ -149,3 +153,38 @@ def test_a_full_disk_is_said_and_nothing_stays_half_written(cli: CommandLine) ->
     assert error["code"] in ("store_full", "disk_full")
     assert "Free some space" in error["hint"]
     assert done.err == "", "a file stayed half-written"
+
+
+@pytest.mark.parametrize(
+    ("change", "exit_code", "code"),
+    [
+        ({"allowDebug": True}, 1, "policy_loosened"),
+        ({"version": 0}, 1, "policy_invalid"),
+        ({"unheardOf": 1}, 1, "policy_unknown_field"),
+        (None, 2, "policy_unreadable"),
+    ],
+)
+def test_a_policy_that_may_not_be_used_starts_nothing(
+    cli: CommandLine, tmp_path: Path, change: dict[str, object] | None, exit_code: int, code: str
+) -> None:
+    file = tmp_path / "policy.json"
+    if change is not None:
+        policy = json.loads(data_path("policies", "default.json").read_text())
+        file.write_text(json.dumps(policy | change))
+    cli("run", "--preset", "demo", "--policy", file, "--json").refused(exit_code, code)
+    assert not (cli.home / "runs").exists()
+    file.write_text("x")
+    cli("verify", file, "--policy", file, "--json").refused(1, "policy_invalid")
+
+
+def test_an_export_of_what_has_not_ended_or_was_never_signed(cli: CommandLine, tmp_path: Path) -> None:
+    with cli.enter_run(owner=os.getpid()):
+        cli("export", cli.run_id, "--json").refused(2, "run_unfinished")
+    with Writer(cli.home) as writer:
+        writer.finish(cli.run_id, {"id": cli.run_id, "clean": False}, [], state="failed", reason="x: y")
+    cli("export", cli.run_id, "--json").refused(2, "export_unsigned")
+    cli("export", "pub-lora-05b-15m", "-o", tmp_path / "no" / "row.json", "--json").refused(1, "file_unwritable")
+    file = tmp_path / "row.json"
+    assert cli("export", "pub-lora-05b-15m", "-o", file).code == 0
+    refused = cli("verify", file, "--json")
+    assert (refused.code, refused.document["error"]["code"]) == (1, "artifact_unsigned")
