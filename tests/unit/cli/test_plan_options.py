@@ -119,7 +119,7 @@ def test_an_existing_folder_is_the_model(tmp_path: Path) -> None:
     folder.mkdir()
     asked = asked_for(RunOptions(model=str(folder), steps=5))
     assert (asked.plan.model.source, asked.plan.model.name) == ("folder", "own-model")
-    assert asked.plan.label == "my-model"
+    assert asked.plan.label == "own-model"
     assert asked.model_folder == folder
     assert "no revision" in _refusal(RunOptions(model=str(folder), revision="a" * 40, steps=5)).message
 
