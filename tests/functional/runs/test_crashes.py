@@ -66,7 +66,7 @@ def content(fds: list[int]) -> bytes:
 @pytest.mark.parametrize(
     ("state", "victim"),
     [
-        ("launching", "scanner"),
+        ("launching", "trainer"), ("launching", "scanner"),
         ("attesting", "trainer"), ("attesting", "opener"), ("attesting", "sealer"), ("attesting", "scanner"),
     ],
 )  # fmt: skip
