@@ -2,7 +2,7 @@
 states.
 
 Who signs: the operator's key a delegation, the run's key a release, the attester's ephemeral key a
-zeroization, which the run's key countersigns after it has looked, and the run's key the whole run.
+zeroization, which the run's key countersigns after it has looked, and the end of its log; the run's key the whole run.
 """
 
 from __future__ import annotations
@@ -22,17 +22,21 @@ from engine.sealing.pem import key_id
 from engine.wire import digest_of, utc_now
 
 __all__ = [
+    "CLOSING",
     "DELEGATION",
     "RELEASE",
     "RUN",
     "ZEROIZATION",
+    "Closing",
     "Delegation",
     "Release",
     "RunReceipt",
     "check_delegation",
+    "closing_receipt",
     "countersign",
     "delegate",
     "open_statement",
+    "read_closing",
     "read_predicate",
     "read_release",
     "read_run_receipt",
@@ -48,6 +52,7 @@ DELEGATION: Final = f"{_PREFIX}:delegation:1"
 RELEASE: Final = f"{_PREFIX}:release:1"
 ZEROIZATION: Final = f"{_PREFIX}:zeroization:1"
 RUN: Final = f"{_PREFIX}:run:1"
+CLOSING: Final = f"{_PREFIX}:closing:1"
 
 
 class Delegation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -82,6 +87,15 @@ class Release(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     runner_head: str
     pod_head: str
     released: str
+
+
+class Closing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The attester's last word: its log up to `pod_head`, behind `runner_head` of the runner's (None when untold)."""
+
+    run_id: str
+    pod_head: str
+    runner_head: str | None
+    closed: str
 
 
 class RunReceipt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -174,6 +188,19 @@ def read_release(envelope: object, run_public: bytes, *, run_id: str) -> Release
     """A release receipt of one run; raises `RefusedError` (`receipt_other_run` and as `read_predicate`)."""
     body, _ = read_predicate(envelope, run_public, RELEASE, Release)
     if body.run_id != run_id:
+        raise refusal("receipt_other_run")
+    return body
+
+
+def closing_receipt(body: Closing, attester: Ed25519PrivateKey) -> dict[str, Any]:
+    """The receipt that ends the allocation's log."""
+    return sign(statement(CLOSING, {"pod-log": body.pod_head}, msgspec.to_builtins(body)), attester)
+
+
+def read_closing(envelope: object, attester_public: bytes, *, run_id: str) -> Closing:
+    """The closing of one run; raises `RefusedError` (`receipt_other_run` and as `read_predicate`)."""
+    body, subjects = read_predicate(envelope, attester_public, CLOSING, Closing)
+    if body.run_id != run_id or subjects != {"pod-log": body.pod_head}:
         raise refusal("receipt_other_run")
     return body
 

@@ -110,6 +110,8 @@ def _chains(facts: Facts) -> Outcome:
     last = facts.pod_log[-1]
     if last.event != RUN_CLOSED or not ours:
         return "failed", "a log lacks its end"
+    if not facts.is_closed():
+        return "failed", "the attester did not sign its log to the end"
     if ours[-1].body.get("podHead") != last.hash:
         return "failed", "the runner closed over another end of the allocation's log"
     known = last.body.get("runnerHead")

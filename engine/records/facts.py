@@ -11,14 +11,16 @@ from typing import Any
 
 import msgspec
 
+from engine.attestation.receipts import read_closing
 from engine.attestation.zeroization import Zeroization, zeroization_faults
-from engine.errors import WireError
+from engine.errors import RefusedError, WireError
 from engine.plan import Plan, load_plan
 from engine.store.reader import Reader
 from engine.store.views import RunView, SegmentView, Series
 from engine.wire import (
     ADAPTER_COLLECTED,
     ALLOCATION_GONE,
+    LAUNCH_ACCEPTED,
     SEGMENT_STATE,
     ZEROIZE_DONE,
     ChainReader,
@@ -63,6 +65,16 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         """What the provider listed after the release, or None before that was asked."""
         found = self.runner(ALLOCATION_GONE)
         return found[-1].body if found else None
+
+    def is_closed(self) -> bool:
+        """Whether the attester signed its log up to its end: what came after the wipe's receipt too."""
+        launch, last = self.pod(LAUNCH_ACCEPTED), self.pod_log[-1]
+        try:
+            attester = base64.b64decode(launch[0].body["attesterKey"], validate=True)
+            found = read_closing(last.body.get("receipt"), attester, run_id=self.view.summary.id)
+        except (LookupError, TypeError, ValueError, RefusedError):
+            return False
+        return (found.pod_head, found.runner_head) == (last.prev, last.body.get("runnerHead"))
 
     def wipe_faults(self) -> tuple[str, ...]:
         """The codes for which zeroization is not proven, judged anew from the receipt; empty when it is."""

@@ -295,6 +295,8 @@ def logs(case: Case) -> str:
     broken += [name for name, log in ends.items() if name not in broken and _head(log) != getattr(heads, name)]
     if broken and not (broken == ["pod"] and not facts.pod_log):
         raise refusal("log_broken", " and ".join(broken))
+    if facts.pod(RUN_CLOSED) and not facts.is_closed():
+        raise refusal("log_broken", "the attester did not sign its end")
     withheld = sum(
         entry.body is msgspec.UNSET for log in (case.bundle.logs.runner, case.bundle.logs.pod) for entry in log
     )

@@ -82,6 +82,7 @@ class RunnerClosed(_Body, frozen=True, kw_only=True):
 class PodClosed(_Body, frozen=True, kw_only=True):
     runner_head: Digest | None
     failed: Segment | None
+    receipt: dict[str, Any]
 
 
 class Gone(_Body, frozen=True, kw_only=True):

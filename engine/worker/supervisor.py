@@ -19,7 +19,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from engine.errors import GlasshouseError, RunError
 from engine.plan import SegmentKind
-from engine.wire import LAUNCH_ACCEPTED, RUN_CLOSED, sha256_hex
+from engine.sealing.manifest import is_digest
+from engine.wire import LAUNCH_ACCEPTED, RUN_CLOSED, sha256_hex, utc_now
 from engine.worker import identity, raw
 from engine.worker.children import Bundle
 from engine.worker.context import Cancelled, Context
@@ -84,9 +85,20 @@ class Supervisor:
         except RunError as error:
             self.context.log.note(error.message, code=error.code)
             end = {}
-        self.context.log.add(RUN_CLOSED, {"runnerHead": end.get("runnerHead"), "failed": failed})
+        self._close_log(end.get("runnerHead"), failed)
         shutil.rmtree(self.context.folder / "raw", ignore_errors=True)
         return 0 if failed is None else 1
+
+    def _close_log(self, told: object, failed: SegmentKind | None) -> None:
+        """End the log with the attester's signature over all of it, linked to the runner's last head."""
+        from engine.attestation.receipts import Closing, closing_receipt
+
+        runner_head = told if isinstance(told, str) and is_digest(told) else None
+        closing = Closing(
+            run_id=self.context.job.run_id, pod_head=self.context.log.head, runner_head=runner_head, closed=utc_now()
+        )
+        receipt = closing_receipt(closing, self.context.attester)
+        self.context.log.add(RUN_CLOSED, {"runnerHead": runner_head, "failed": failed, "receipt": receipt})
 
     def _segment(self, kind: SegmentKind) -> bool:
         log = self.context.log

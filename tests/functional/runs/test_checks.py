@@ -132,6 +132,7 @@ def test_the_untouched_facts_pass_every_check(facts: Facts) -> None:
         ("chains_whole", _events("pod_log", lambda event: event.event != RUN_CLOSED)),
         ("chains_whole", _events("runner_log", lambda event: event.event != RUN_CLOSED)),
         ("chains_whole", _body("runner_log", RUN_CLOSED, None, podHead="0" * 64)),
+        ("chains_whole", _body("pod_log", RUN_CLOSED, None, receipt={})),
         ("chains_whole", _body("pod_log", RUN_CLOSED, None, runnerHead="0" * 64)),
         ("zeroization_proven", _summary(runtime_state="unverified")),
         ("zeroization_proven", _without_receipt("zeroization")),
