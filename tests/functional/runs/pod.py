@@ -6,6 +6,7 @@ The test is the runner here, so that it can hold a segment wherever it likes and
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import os
@@ -47,6 +48,7 @@ from engine.wire import (
     sha256_hex,
 )
 from engine.worker.attester import LOCK_NAME, listed_environment
+from engine.worker.isolation.procfs import gone
 from engine.worker.job import JOB_FILE, Job, Limits
 from tests.functional.runs import small
 
@@ -134,7 +136,7 @@ class Pod:
         self.bundle_path.write_bytes(bundle)
         self.nonces = NonceLedger(folder.parent / f"{folder.name}-nonces.json")
         self.events: list[Event] = []
-        self.pid = 0
+        self.pid = self.start = 0
         self._reader = ChainReader(RUN)
         self._read = 0
         self._challenge: Challenge | None = None
@@ -148,7 +150,7 @@ class Pod:
         )
         told = subprocess.run(command, capture_output=True, check=False, timeout=SECONDS, preexec_fn=confine)
         answer: dict[str, Any] = json.loads(told.stdout)
-        self.pid = int(answer.get("pid", 0))
+        self.pid, self.start = int(answer.get("pid", 0)), int(answer.get("start", 0))
         return answer
 
     def follow(self) -> list[Event]:
@@ -289,24 +291,29 @@ class Pod:
 
     def alive(self) -> bool:
         """Whether the supervisor lives."""
-        return any(process.pid == self.pid for process in self.processes())
+        return not gone(self.pid, self.start)
 
     def processes(self) -> list[psutil.Process]:
         """The supervisor and every process of its session."""
         found = []
-        for process in psutil.process_iter():
-            try:
-                if self.pid and os.getsid(process.pid) == self.pid and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-            except (ProcessLookupError, psutil.Error):
-                continue
+        for pid in psutil.pids() if self.pid else []:
+            with contextlib.suppress(ProcessLookupError, psutil.Error):
+                if os.getsid(pid) == self.pid and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                    found.append(psutil.Process(pid))
         return found
 
     def role(self, *words: str) -> psutil.Process:
-        """The one process in a role."""
-        found = [one for one in self.processes() if one.cmdline()[5 : 5 + len(words)] == list(words)]
-        assert len(found) == 1, (words, [one.cmdline() for one in self.processes()])
-        return found[0]
+        """The one process in a role; waits until it is there."""
+        return self.until(lambda: self._in_role(words), " ".join(words))
+
+    def _in_role(self, words: tuple[str, ...]) -> psutil.Process | None:
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):
+                # A child that has not come to its own program yet still looks like the supervisor.
+                of_supervisor = process.pid == self.pid
+                if process.cmdline()[5 : 5 + len(words)] == list(words) and of_supervisor == (words == ("supervisor",)):
+                    return process
+        return None
 
     def end(self) -> None:
         """Kill whatever is left."""

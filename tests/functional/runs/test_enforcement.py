@@ -175,7 +175,7 @@ def test_a_live_segment_resists_its_own_user_and_then_trains(real_pod: Pod, tmp_
         (scratch / "in").unlink(missing_ok=True)
         assert not landlocked or not (tmp_path / "out").exists()
     control.kill()
-    control.wait()
+    control.communicate()
 
     real_pod.answer(result)
     assert real_pod.finish()["state"] == "done"

@@ -60,6 +60,8 @@ def test_a_bundle_exchanged_after_the_launch_never_runs(small_pod: Callable[...,
     pod.answer(result)
     assert pod.finish()["state"] == "done"
     assert pod.verdict() == ("zeroized", set())
+    roles = {process.role for process in pod.receipt().processes}
+    assert roles == {"trainer", "keyproc open", "keyproc seal", "scanner"}
     assert not mark.exists()
 
 
