@@ -1,0 +1,104 @@
+"""The README's lines, taken as they stand, open a sealed adapter with the operator's key, and `peft` loads it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cryptography.exceptions import InvalidTag
+from safetensors.numpy import load, save
+
+import engine.sealing
+from engine.payload.build import Payload, build_payload
+from engine.plan import preset
+from engine.sealing.adapter import AdapterBinding, seal_adapter
+from engine.sealing.keys import OperatorKeys
+from engine.sealing.memory import random_key
+
+SEALED, OPENED = "adapter.sealed", "adapter_model.safetensors"
+
+
+def readme_lines() -> str:
+    """The Python lines of the package's README."""
+    found = re.findall(
+        r"^```python\n(.*?)^```$", Path(engine.sealing.__path__[0], "README.md").read_text(), re.M | re.S
+    )
+    assert len(found) == 1
+    return str(found[0])
+
+
+@pytest.fixture(scope="module")
+def payload() -> Payload:
+    return build_payload(preset("demo"))
+
+
+@pytest.fixture(scope="module")
+def trained(payload: Payload) -> bytes:
+    """An adapter as a segment leaves it: the start with other values."""
+    start = payload.files["adapter.safetensors"]
+    assert isinstance(start, bytes)
+    noise = np.random.default_rng(1)
+    data: bytes = save({name: noise.normal(size=one.shape).astype(one.dtype) for name, one in load(start).items()})
+    return data
+
+
+@pytest.fixture
+def folder(trained: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a sealed adapter and the operator's key, in which the lines run."""
+    keys = OperatorKeys.ensure(tmp_path / "keys")
+    binding = AdapterBinding("run-1", "protected", "11" * 32, "22" * 32)
+    with (tmp_path / SEALED).open("wb") as out:
+        seal_adapter(memoryview(trained), keys.recipient_public, binding, random_key(), out)
+    shutil.copy(tmp_path / "keys" / "recipient.pem", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_readme_lines_open_a_sealed_adapter(folder: Path, trained: bytes) -> None:
+    namespace: dict[str, Any] = {}
+    exec(readme_lines(), namespace)  # noqa: S102  that they run as they stand is what is tested
+    assert namespace["adapter"] == trained == (folder / OPENED).read_bytes()
+    assert not any(name.startswith("engine") for name in namespace)
+    tensors = load((folder / OPENED).read_bytes())
+    assert all(np.array_equal(tensors[name], one) for name, one in load(trained).items())
+
+
+@pytest.mark.parametrize("harm", ["cut", "extended", "other key"])
+def test_the_readme_lines_open_nothing_that_was_harmed(folder: Path, harm: str) -> None:
+    data = (folder / SEALED).read_bytes()
+    if harm == "other key":
+        OperatorKeys.ensure(folder / "other")
+        shutil.copy(folder / "other" / "recipient.pem", folder)
+    else:
+        (folder / SEALED).write_bytes(data[:-1] if harm == "cut" else data + b"x")
+    with pytest.raises(InvalidTag):
+        exec(readme_lines(), {})  # noqa: S102
+    assert not (folder / OPENED).exists()
+
+
+@pytest.mark.training
+def test_what_the_readme_lines_open_loads_in_peft(folder: Path, payload: Payload, trained: bytes) -> None:
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    peft = pytest.importorskip("peft")
+    exec(readme_lines(), {})  # noqa: S102
+    config, adapter_config = payload.files["config.json"], payload.files["adapter_config.json"]
+    assert isinstance(config, bytes)
+    assert isinstance(adapter_config, bytes)
+    (folder / "adapter_config.json").write_bytes(adapter_config)
+    model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**json.loads(config))).eval()
+    ids = torch.arange(3, 35)[None]
+    with torch.no_grad():
+        before = model(input_ids=ids).logits
+        adapted = peft.PeftModel.from_pretrained(model, os.fspath(folder))
+        after = adapted(input_ids=ids).logits
+    assert not torch.equal(before, after)
+    state = peft.get_peft_model_state_dict(adapted)
+    expected = load(trained)
+    assert set(state) == set(expected)
+    assert all(torch.equal(state[name], torch.from_numpy(one)) for name, one in expected.items())
