@@ -36,6 +36,7 @@ from engine.wire import utc_now
 RUN_ORDER: Final = ("queued", "allocating", "connecting", "staging", "running", "collecting", "cleaning")
 POLL_SECONDS: Final = 0.25
 LOCK_SECONDS: Final = 1.0
+SEALING_SECONDS: Final = 5.0
 FinalState = Literal["finished", "failed", "cancelled"]
 
 
@@ -217,7 +218,7 @@ class Runner:
             async with self._link(lease) as link:
                 await link.call(lambda session: session.mkdir(lease.root))
                 self._enter("staging")
-                await prepared
+                await self._until_prepared(staging, prepared)
                 self._give_up_before_launch()
                 self.ingest.expected = staging.expected(lease)
                 launched = await staging.deliver(link, lease)
@@ -227,6 +228,12 @@ class Runner:
         finally:
             if not prepared.done():
                 await asyncio.gather(prepared, return_exceptions=True)
+
+    async def _until_prepared(self, staging: Staging, prepared: asyncio.Task[None]) -> None:
+        """Wait for the package; every few seconds the run's reason says how far its sealing is."""
+        while not (await asyncio.wait({prepared}, timeout=SEALING_SECONDS))[0]:
+            self._enter("staging", staging.sealing)
+        await prepared
 
     async def _follow(self, context: RunContext, follower: Follower, link: Reconnecting, run_dir: str) -> None:
         try:

@@ -75,6 +75,7 @@ class Staging:
         stored = folder.read(PREPARED)
         self._prepared = None if stored is None else msgspec.json.decode(stored, type=Prepared)
         self._reference: EnvironmentReference | None = None
+        self._sealed: tuple[int, int] | None = None
 
     @property
     def is_prepared(self) -> bool:
@@ -97,6 +98,14 @@ class Staging:
     def bundle_digest(self) -> str:
         """The reference value of the bundle: what this installation builds."""
         return bundle_digest(self._bundle)
+
+    @property
+    def sealing(self) -> str:
+        """How far the sealing of the package is, for people; empty before it began."""
+        if self._sealed is None:
+            return ""
+        done, total = self._sealed
+        return f"sealing the package: {done * 100 // max(total, 1)} % of {total / 2**20:,.1f} MiB"
 
     def references(self, lease: Lease) -> References:
         """The reference values for evidence from this lease; waits until the environment was measured."""
@@ -146,6 +155,7 @@ class Staging:
                 run_id=self.run_id,
                 plan_digest=plan_digest(self.plan),
                 policy_digest=policy_digest(self.policy),
+                progress=self._see_sealing,
             )
             try:
                 self.folder.write(CONTENT_KEYS, self.run_key.seal_keys(sealed.keys))
@@ -177,6 +187,9 @@ class Staging:
         )
         self.folder.write(PREPARED, msgspec.json.encode(prepared))
         self._prepared = prepared
+
+    def _see_sealing(self, done: int, total: int) -> None:
+        self._sealed = (done, total)
 
     def adapter_config(self) -> bytes:
         """peft's configuration of the adapter, for the collected folder."""

@@ -1,0 +1,55 @@
+"""How far the sealing of a package is reaches the run's reason, over a real store and a real package."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from engine.plan import preset
+from engine.runner import machine
+from engine.runner.folder import RunFolder
+from engine.runner.journal import Journal
+from engine.runner.machine import Runner
+from engine.runner.reference import EnvironmentReference
+from engine.runner.staging import Staging
+from engine.sealing.runkey import RunKey
+from engine.store.reader import Reader
+from engine.store.writer import Writer
+
+RUN = "0123456789ab"
+
+
+async def test_a_sealing_that_takes_long_is_told_in_the_runs_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "SEALING_SECONDS", 0.05)
+    plan = msgspec.structs.replace(preset("demo"), segments="protected")
+    with Writer(tmp_path) as writer:
+        writer.create_run(RUN, plan)
+    folder = RunFolder(tmp_path, RUN)
+    folder.create()
+    RunKey.create(folder.path, RUN)
+    runner = Runner(tmp_path, RUN)
+    journal = Journal(runner.writer, runner.reader, RUN)
+    staging = Staging(plan, folder, runner.writer, journal, RUN)
+    staging._reference = EnvironmentReference(tmp_path, ())  # nothing to measure: that is another test's subject
+    runner._enter("staging")
+    assert staging.sealing == ""
+
+    async def prepare_and_linger() -> None:
+        await asyncio.to_thread(staging.prepare)
+        await asyncio.sleep(0.3)
+
+    await runner._until_prepared(staging, asyncio.create_task(prepare_and_linger()))
+    told = re.compile(r"sealing the package: \d+ % of [\d.]+ MiB")
+    assert told.fullmatch(staging.sealing)
+    with Reader(tmp_path) as reader:
+        view = reader.run(RUN)
+    assert view.summary.state == "staging"
+    assert view.summary.reason == staging.sealing
+    assert staging.sealing.startswith("sealing the package: 100 %")
+    assert all(one.state == "staging" for one in view.transitions if told.fullmatch(one.reason))
