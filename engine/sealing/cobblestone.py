@@ -21,7 +21,7 @@ from engine.sealing.prefault import prefaulting
 HEADER_BYTES: Final = 56
 CHUNK_BYTES: Final = 16 * 1024
 TAG_BYTES: Final = 16
-BLOCK_CHUNKS: Final = 8  # what stays in a core's cache between two steps is moved twice as fast
+BLOCK_CHUNKS: Final = 16  # what stays in a core's cache between two steps is moved twice as fast
 BLOCK_BYTES: Final = BLOCK_CHUNKS * CHUNK_BYTES
 
 _SEALED_BLOCK: Final = BLOCK_CHUNKS * (CHUNK_BYTES + TAG_BYTES)

@@ -5,8 +5,9 @@ bytes in one thread, with the best of four block sizes: sealing from a file to a
 new file or into a fresh memory map, whichever of the two is faster. Ours is `seal_package` of that file, SHA-256 and
 durability included, and `open_file` into the map of a fresh memfd, SHA-256 included. Both take turns in each round,
 on the same files, which lie in memory (/dev/shm, where a sync costs nothing) unless `--folder` names another place;
-then both sync. A ratio is that of two medians. The last lines say what the parts come to alone. Printed, never
-asserted.
+then both sync. A ratio is that of two medians. Ours needs a second core for SHA-256: on one, or beside other work, the
+ratio falls, so the share of the cores that other work took is printed too. The last lines say what the parts come to
+alone. Printed, never asserted.
 """
 
 from __future__ import annotations
@@ -162,6 +163,13 @@ class Bench:
         return {way: max((rates[way], chunks) for chunks, rates in found)[1] for way in LIBRARY_WAYS}
 
 
+def spent() -> tuple[float, float]:
+    """Seconds of cores so far: in all, and by this process. The machine's count has steps of 10 ms."""
+    fields = [int(each) for each in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    mine = os.times()
+    return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK"), mine.user + mine.system
+
+
 def show(what: str, library: float, ours: float) -> None:
     """One line of the table."""
     print(f"{what:<34}{library:>10.0f} MiB/s{ours:>10.0f} MiB/s{ours / library:>9.2f}", flush=True)
@@ -169,10 +177,14 @@ def show(what: str, library: float, ours: float) -> None:
 
 def compare(bench: Bench, chunks: Chunks, rounds: int, where: str) -> None:
     """Both ways, in interleaved rounds."""
+    began, (all_before, mine_before) = time.perf_counter(), spent()
     found = bench.rounds(chunks, rounds)
+    all_after, mine_after = spent()
+    others = (all_after - all_before - mine_after + mine_before) / (time.perf_counter() - began) / (os.cpu_count() or 1)
     what = f"{bench.size // MIB} MiB{where}"
     show(f"sealing {what}", found["seal"], found["we seal"])
     show(f"opening {what}", max(found["open to file"], found["open to map"]), found["we open"])
+    print(f"    other work took {max(others, 0):.0%} of the cores")
 
 
 def parts() -> None:
