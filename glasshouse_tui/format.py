@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -171,3 +172,10 @@ def _naming_first(item: tuple[str, Any]) -> int:
 
 def _is_digest(value: str) -> bool:
     return len(value) in (40, 64) and all(char in "0123456789abcdef" for char in value)
+
+
+def controls_text(enforcement: Mapping[str, str]) -> str:
+    """How many controls the evidence saw enforced, and each other one by name: `11 of 12 enforced; yama absent`."""
+    others = [f"{name} {value}" for name, value in enforcement.items() if value != "enforced"]
+    told = f"{len(enforcement) - len(others)} of {len(enforcement)} enforced"
+    return "; ".join([told, *others])

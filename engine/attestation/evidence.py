@@ -41,6 +41,7 @@ __all__ = [
     "Scalar",
     "bound_nonce",
     "make_claims",
+    "observed_controls",
     "parse_evidence",
     "random_ueid",
     "sign_evidence",
@@ -244,6 +245,16 @@ def _signed_payload(token: str, attester_public: bytes) -> bytes:
     except (JoseError, ValueError, TypeError) as error:
         raise refusal("evidence_malformed") from error
     return bytes(opened.payload or b"")
+
+
+def observed_controls(token: str) -> dict[str, str]:
+    """What a token says of each control, its signature unchecked; empty where it cannot be read."""
+    try:
+        raw = parse(_decode(token.split(".")[1]))
+        found = msgspec.convert(raw["enforcement"], dict[str, Observed], strict=True)
+    except (LookupError, TypeError, ValueError, WireError, msgspec.ValidationError):
+        return {}
+    return {name: seen.value for name, seen in sorted(found.items())}
 
 
 def parse_evidence(token: str, attester_public: bytes) -> Claims:

@@ -105,6 +105,7 @@ class Row(_Part, frozen=True, kw_only=True):
     tier: Code | None
     ear_status: Code | None
     reason_codes: list[Code]
+    enforcement: dict[Code, Text] | None
     key_state: Code
     runtime_state: Code
     same_allocation: bool | None

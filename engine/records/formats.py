@@ -14,7 +14,7 @@ from engine.wire import digest_of
 
 Format = Literal["json", "md", "csv"]
 FORMATS: Final = ("json", "md", "csv")
-_NESTED: Final = ("format", "bundle", "checks", "segments", "phases", "reasonCodes", "cleanup", "note")
+_NESTED: Final = ("format", "bundle", "enforcement", "checks", "segments", "phases", "reasonCodes", "cleanup", "note")
 _UNKNOWN: Final = "unknown"
 _PAGE: Final = (
     ("Overhead", "overheadPct", " %"),

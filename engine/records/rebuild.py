@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
+from engine.attestation.evidence import observed_controls
 from engine.errors import PlanError
 from engine.plan import Plan, load_plan
 from engine.records.artifact import Artifact, Bundle, Entry, events_of, hash_of, malformed, unpacked
@@ -168,6 +169,7 @@ def _view(
         tier=result.get("tier") if results else None,
         ear_status=result.get("status") if results else None,
         reason_codes=tuple(results[-1].get("codes", [])) if results else (),
+        enforcement=observed_controls(bundle.evidence) if bundle.evidence is not None else None,
     )
 
 

@@ -111,6 +111,7 @@ def _row(view: RunView, checks: tuple[Check, ...], *, clean: bool | None) -> dic
         "tier": view.tier,
         "earStatus": view.ear_status,
         "reasonCodes": list(view.reason_codes),
+        "enforcement": view.enforcement,
         "keyState": summary.key,
         "runtimeState": summary.runtime_state,
         "sameAllocation": None,

@@ -6,6 +6,7 @@ import base64
 from collections.abc import Sequence
 from typing import Any, Final
 
+from engine.attestation.evidence import observed_controls
 from engine.errors import RefusedError, WireError
 from engine.plan import SegmentKind
 from engine.records.public import is_public
@@ -149,6 +150,7 @@ class Ingest:
             self._writer.evidence(self._run_id, "launch", body)
         elif event.event == ATTEST_EVIDENCE:
             self._writer.evidence(self._run_id, "token", {"token": body.get("token")})
+            self._writer.evidence(self._run_id, "enforcement", observed_controls(str(body.get("token"))))
         elif event.event == TRAIN_FINISHED:
             self._train_finished(body)
         elif event.event in {ADAPTER_SAVED, ADAPTER_SEALED}:

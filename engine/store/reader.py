@@ -184,6 +184,7 @@ class Reader:
                 (run,),
             ).fetchone()
             segments = db.execute("SELECT * FROM segments WHERE run = ? ORDER BY position", (run,)).fetchall()
+            controls = db.execute("SELECT body FROM evidence WHERE run = ? AND kind = 'enforcement'", (run,)).fetchone()
             moves = db.execute(
                 "SELECT id, subject, state, at, reason FROM transitions WHERE run = ? ORDER BY id", (run,)
             ).fetchall()
@@ -198,6 +199,7 @@ class Reader:
             tier=row["tier"],
             ear_status=row["ear_status"],
             reason_codes=tuple(parse(row["reason_codes"])),
+            enforcement=None if controls is None else parse(controls["body"]),
         )
 
     def series(self, run_id: str, kind: Literal["raw", "protected"]) -> Series:

@@ -123,6 +123,8 @@ class RunView(_View, frozen=True, kw_only=True):
     tier: str | None
     ear_status: str | None
     reason_codes: tuple[str, ...]
+    enforcement: dict[str, str] | None = None
+    """What the evidence says of each control; None before there is evidence."""
 
 
 class Series(_View, frozen=True, kw_only=True):

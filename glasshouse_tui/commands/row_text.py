@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from engine.store.views import Check, RunView
 from glasshouse_tui.commands.output import UNKNOWN, known, local_time, loss, plain, rate, seconds, table
+from glasshouse_tui.format import controls_text
 
 _MARKS: Final = {"passed": "ok", "failed": "FAILED", "not_applicable": "n/a", "pending": "pending"}
 _VERDICTS: Final = (("lifecycle", "lifecycle"), ("model_artifact", "model artifact"))
@@ -127,6 +128,8 @@ def _results(view: RunView, row: dict[str, Any]) -> str:
         codes = f" ({', '.join(plain(code) for code in view.reason_codes)})" if view.reason_codes else ""
         state = f"{known(row.get('attestation'))}{codes}; tier {known(tier)}, EAR {known(ear)}"
         pairs += [("attestation", state), ("runtime", known(row.get("runtimeState")))]
+        if view.enforcement is not None:
+            pairs.append(("controls", plain(controls_text(view.enforcement))))
     same = known(row.get("sameAllocation"))
     both = f"; same for both segments: {same}" if summary.segments == "pair" else ""
     pairs += [

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from engine.store.views import Check, LogLine, RunView
 from glasshouse_tui.figures import is_final, overhead, reason_of
-from glasshouse_tui.format import DASH, brief, clock, duration, percent, plain, words
+from glasshouse_tui.format import DASH, brief, clock, controls_text, duration, percent, plain, words
 from glasshouse_tui.states import UNKNOWN, Look, clean_look, look
 from glasshouse_tui.widgets.paint import Line, line
 from glasshouse_tui.widgets.table import Column, Row
@@ -38,6 +38,9 @@ def proof_lines(view: RunView) -> list[Line]:
         tier = line((words(view.tier), "plain")) if view.tier else line((UNKNOWN.text, UNKNOWN.tone))
         if view.tier or summary.attestation != "not_requested":
             lines.append(_field("Tier", tier + line(("   EAR ", "muted"), (ear.text, ear.tone))))
+    if view.enforcement is not None:
+        whole = all(value == "enforced" for value in view.enforcement.values())
+        lines.append(_field("Controls", line((plain(controls_text(view.enforcement)), "plain" if whole else "warn"))))
     key = UNKNOWN if published and "keyState" not in row else look("key", summary.key)
     cleanup = UNKNOWN if published and "cleanup" not in row else look("cleanup", summary.cleanup)
     lines += [

@@ -21,6 +21,7 @@ from engine.records.anchors import Anchors, anchors
 from engine.records.artifact import dump_artifact, parse_artifact
 from engine.records.export import export_run
 from engine.records.proofs import PROOFS
+from engine.records.schema import rendered
 from engine.records.verify import Verification, verify_bytes
 from engine.resources import data_path
 from engine.store.reader import Reader
@@ -326,3 +327,13 @@ def test_verifying_loads_neither_torch_nor_the_network_nor_the_store(
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "loaded []" in done.stdout
+
+
+def test_the_shipped_schema_is_the_one_that_the_structs_make() -> None:
+    assert data_path("schemas", "artifact.schema.json").read_bytes() == rendered()
+
+
+def test_the_row_says_which_controls_were_seen(exported: dict[str, Any], finished: Finished) -> None:
+    assert set(exported["enforcement"]) >= {"no_core", "no_dump", "seccomp", "landlock_fs", "yama"}
+    assert exported["enforcement"]["seccomp"] == "enforced"
+    assert finished[1].enforcement == exported["enforcement"]

@@ -93,3 +93,9 @@ def test_gpu_and_model_names_lose_what_they_all_share() -> None:
 def test_a_published_rows_id_is_never_cut() -> None:
     assert fmt.short_id("3f9a1c0d77b2") == "3f9a1c0d"
     assert fmt.short_id("pub-lora-05b-15m") == "pub-lora-05b-15m"
+
+
+def test_controls_name_what_is_not_enforced() -> None:
+    assert fmt.controls_text({"seccomp": "enforced", "yama": "absent"}) == "1 of 2 enforced; yama absent"
+    assert fmt.controls_text({"seccomp": "enforced"}) == "1 of 1 enforced"
+    assert fmt.controls_text({"mlockall": "failed:EPERM"}) == "0 of 1 enforced; mlockall failed:EPERM"
