@@ -89,15 +89,19 @@ def _finite(text: str) -> float:
 
 
 def parse(text: bytes | str) -> Any:
-    """Parse JSON strictly: UTF-8 only, no duplicate keys, no NaN or infinity (`1e999` included).
+    """Parse JSON strictly: UTF-8 only, no duplicate keys, no half characters, no NaN or infinity (`1e999` included).
 
     Raises `WireError` (`json_invalid`, `json_duplicate_key`, `json_not_finite`).
     """
     try:
-        plain = text if isinstance(text, str) else text.decode("utf-8")
-        return json.loads(plain, object_pairs_hook=_no_duplicates, parse_constant=_no_constants, parse_float=_finite)
+        plain = (text.encode("utf-8") if isinstance(text, str) else text).decode("utf-8")
+        value = json.loads(plain, object_pairs_hook=_no_duplicates, parse_constant=_no_constants, parse_float=_finite)
+        if "\\ud" in plain or "\\uD" in plain:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")  # a lone surrogate is text for nobody else
     except (ValueError, RecursionError) as error:
         raise WireError("This is not JSON.", code="json_invalid") from error
+    else:
+        return value
 
 
 def sha256_hex(data: bytes | bytearray | memoryview) -> str:

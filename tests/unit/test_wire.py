@@ -59,15 +59,22 @@ def test_values_without_canonical_json_are_refused(value: object) -> None:
         ("{}".encode("utf-16"), "json_invalid"),
         (b'"\xed\xa0\x80"', "json_invalid"),
         (b"1" * 5000, "json_invalid"),
+        (rb'"\ud800"', "json_invalid"),
+        (rb'{"a":["\uDFFF"]}', "json_invalid"),
+        ('"\ud800"', "json_invalid"),
         (b"{", "json_invalid"),
         (b"\xff", "json_invalid"),
         (b"[" * 100_000, "json_invalid"),
     ],
 )
-def test_loose_json_is_refused_with_its_code(text: bytes, code: str) -> None:
+def test_loose_json_is_refused_with_its_code(text: bytes | str, code: str) -> None:
     with pytest.raises(WireError) as caught:
         parse(text)
     assert caught.value.code == code
+
+
+def test_a_whole_pair_of_surrogates_is_one_character() -> None:
+    assert parse(rb'"\ud83d\ude00"') == "\U0001f600"
 
 
 def test_a_whole_log_is_accepted_and_its_head_is_the_writers() -> None:

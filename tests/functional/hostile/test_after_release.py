@@ -60,7 +60,7 @@ def _half_a_character(pod: Pod) -> None:
         (_cut, "log_shrunk"),
         (_without_end, "log_line_too_long"),
         (_exchanged_for_a_link, "log_not_a_file"),
-        (_half_a_character, "json_not_canonical"),
+        (_half_a_character, "json_invalid"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
