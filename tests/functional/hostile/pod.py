@@ -45,6 +45,11 @@ from tests.vectors import honest
 SECONDS = 20.0
 
 
+async def end_of(following: asyncio.Task[None]) -> None:
+    """Wait for the runner's part to end; raises what it raises, and `TimeoutError` when it does not end."""
+    await asyncio.wait_for(following, SECONDS)
+
+
 class Pod:
     """The attacker's side: a log, an inbox, keys."""
 

@@ -17,7 +17,7 @@ from engine.errors import GlasshouseError
 from engine.runner.collect import collect
 from engine.sealing.adapter import AdapterBinding, seal_adapter
 from engine.wire import ADAPTER_SEALED, LOG, MAX_LINE_BYTES, RUN_CLOSED, sha256_hex
-from tests.functional.hostile.pod import Operator, Pod
+from tests.functional.hostile.pod import Operator, Pod, end_of
 from tests.vectors import honest
 
 PICKLE = b"\x80\x04\x8c\x05posix\x94\x8c\x06system\x94\x93\x94\x8c\x02id\x94\x85R."
@@ -74,7 +74,7 @@ async def test_a_log_that_does_not_follow_ends_the_run(
     before = operator.writer.tail(operator.run_id, "pod")
     attack(operator.pod)
     with pytest.raises(GlasshouseError) as caught:
-        await following
+        await end_of(following)
     assert caught.value.code == code
     assert operator.writer.tail(operator.run_id, "pod") == before
     operator.context.ingest.settle()
@@ -117,7 +117,7 @@ async def test_a_receipt_that_proves_nothing_leaves_the_runtime_unverified(
     await operator.released()
     attack(operator)
     operator.pod.state("done")
-    await following
+    await end_of(following)
     view = operator.reader.run(operator.run_id)
     assert (view.summary.runtime_state, view.summary.key) == ("unverified", "released")
     told = [change.reason for change in view.transitions if change.subject == "runtime"]
@@ -130,7 +130,7 @@ async def test_a_receipt_that_proves_the_wipe_is_taken(operator: Operator) -> No
     await operator.released()
     operator.say_zeroized(operator.zeroized())
     operator.pod.state("done")
-    await following
+    await end_of(following)
     summary = operator.reader.run(operator.run_id).summary
     assert (summary.runtime_state, summary.key) == ("zeroized", "destroyed")
 
@@ -180,7 +180,7 @@ async def test_an_adapter_that_is_not_the_runs_is_not_taken_for_one(
     body = {"segment": "protected", "sha256": sha256_hex(PICKLE), "tensorDigest": "0" * 64}
     operator.pod.say(ADAPTER_SEALED, {**body, "sealedSha256": sha256_hex(named)})
     operator.pod.state("done")
-    await following
+    await end_of(following)
     (operator.pod.folder / "outbox" / "protected" / "adapter.sealed").write_bytes(lies_there)
     await collect(operator.context, operator.link, operator.run_dir)
     seen = operator.reader.evidence(operator.run_id)["collected"]["protected"]
@@ -197,7 +197,7 @@ async def test_a_link_and_an_endless_file_in_place_of_the_adapter_are_not_fetche
     await operator.released()
     operator.pod.say(ADAPTER_SEALED, {"segment": "protected", "sha256": "0" * 64, "sealedSha256": "0" * 64})
     operator.pod.state("done")
-    await following
+    await end_of(following)
     path = operator.pod.folder / "outbox" / "protected" / "adapter.sealed"
     if size:
         with path.open("wb") as file:
@@ -216,7 +216,7 @@ async def test_a_log_that_closes_over_a_foreign_head_makes_no_clean_row(operator
     following = asyncio.create_task(follower.follow())
     await operator.released()
     operator.pod.state("done")
-    await following
+    await end_of(following)
     operator.pod.say(RUN_CLOSED, {"runnerHead": head, "failed": None})
     await follower.close()
     assert operator.checks()["chains_whole"] == "failed"
@@ -228,7 +228,7 @@ async def test_a_log_whose_end_was_cut_off_makes_no_clean_row(operator: Operator
     following = asyncio.create_task(follower.follow())
     await operator.released()
     operator.pod.state("done")
-    await following
+    await end_of(following)
     operator.pod.say(RUN_CLOSED, {"runnerHead": operator.context.journal.head, "failed": None})
     whole = operator.pod.log.read_bytes()
     operator.pod.log.write_bytes(whole[: whole.rstrip(b"\n").rfind(b"\n") + 1])

@@ -24,14 +24,14 @@ from engine.wire import (
     RELEASE_PLAN_COMPLETED,
     TRAIN_STARTED,
 )
-from tests.functional.hostile.pod import Operator
+from tests.functional.hostile.pod import SECONDS, Operator, end_of
 
 ELSEWHERE = Measurements(bundle="b1" * 32, lock="10" * 32, environment="e0" * 32)
 
 
 async def _refusal(operator: Operator) -> str:
     with pytest.raises(GlasshouseError) as caught:
-        await operator.follower().follow()
+        await asyncio.wait_for(operator.follower().follow(), SECONDS)
     return caught.value.code
 
 
@@ -41,7 +41,7 @@ async def test_an_honest_answer_opens_the_release(operator: Operator) -> None:
     keys = open_release(base64.b64decode(release["ciphertext"]), operator.pod.cnf, base64.b64decode(release["info"]))
     assert len(keys) == 32 * len(operator.context.staging.manifest().files)
     operator.pod.state("failed")
-    await following
+    await end_of(following)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ async def test_evidence_that_fails_is_denied_with_its_codes(
     await operator.attest(**arguments)
     assert await operator.pod.message("denied.json") == {"codes": codes}
     operator.pod.state("failed")
-    await following
+    await end_of(following)
     operator.assert_nothing_released()
     assert operator.reader.run(operator.run_id).summary.attestation == "rejected"
     assert RELEASE_DENIED in operator.names()
@@ -93,7 +93,7 @@ async def test_what_is_no_evidence_is_denied(operator: Operator) -> None:
     await operator.attest("\u2603.a.b")
     assert await operator.pod.message("denied.json") == {"codes": ["evidence_malformed"]}
     operator.pod.state("failed")
-    await following
+    await end_of(following)
     operator.assert_nothing_released()
 
 
@@ -106,7 +106,7 @@ async def test_evidence_of_an_earlier_challenge_is_denied(operator: Operator) ->
     kept = await operator.token()
     following.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await following
+        await end_of(following)
     ledger = operator.folder.path / "nonces.json"
     record = json.loads(ledger.read_bytes())
     record["nonces"][0]["at"] -= 121.0
@@ -118,7 +118,7 @@ async def test_evidence_of_an_earlier_challenge_is_denied(operator: Operator) ->
     denied = await operator.pod.message("denied.json")
     assert denied["codes"][0] == "nonce_expired"
     operator.pod.state("failed")
-    await following
+    await end_of(following)
     operator.assert_nothing_released()
 
 
@@ -139,7 +139,7 @@ async def test_a_clock_that_was_moved_back_makes_no_old_answer_young(
     operator.pod.say(ATTEST_EVIDENCE, {"token": token})
     assert await operator.pod.message("denied.json") == {"codes": ["nonce_expired"]}
     operator.pod.state("failed")
-    await following
+    await end_of(following)
     operator.assert_nothing_released()
 
 
@@ -149,7 +149,7 @@ async def test_other_evidence_after_the_first_ends_the_run_and_no_second_release
     first = await operator.released()
     operator.pod.say(ATTEST_EVIDENCE, {"token": "another.token.altogether"})
     with pytest.raises(RefusedError) as caught:
-        await following
+        await end_of(following)
     assert caught.value.code == "evidence_repeated"
     token = operator.reader.evidence(operator.run_id)["token"]["token"]
     result = operator.reader.evidence(operator.run_id)["result"]
@@ -163,12 +163,12 @@ async def test_a_restarted_runner_sends_the_same_release_again_and_makes_no_seco
     first = await operator.released()
     following.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await following
+        await end_of(following)
     (operator.pod.folder / "inbox" / "release.json").unlink()
     following = asyncio.create_task(operator.restarted().follow())
     assert await operator.pod.message("release.json") == first
     operator.pod.state("failed")
-    await following
+    await end_of(following)
     assert operator.names().count(RELEASE_GRANTED) == 1
 
 
@@ -177,11 +177,11 @@ async def test_a_stored_release_that_was_exchanged_is_not_sent(operator: Operato
     await operator.released()
     following.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await following
+        await end_of(following)
     (operator.pod.folder / "inbox" / "release.json").unlink()
     operator.folder.write("release.bin", b"another release")
     with pytest.raises(RefusedError) as caught:
-        await operator.restarted().follow()
+        await asyncio.wait_for(operator.restarted().follow(), SECONDS)
     assert caught.value.code == "release_other_result"
     assert not (operator.pod.folder / "inbox" / "release.json").exists()
 
@@ -192,7 +192,7 @@ async def test_a_pod_that_says_it_was_released_to_gets_nothing_and_no_clean_row(
     operator.pod.say(RELEASE_PLAN_COMPLETED, {"segment": "protected", "runnerHead": "0" * 64})
     operator.pod.say(TRAIN_STARTED, {"segment": "protected"})
     operator.pod.state("done")
-    await operator.follower().follow()
+    await asyncio.wait_for(operator.follower().follow(), SECONDS)
     operator.assert_nothing_released()
     checks = operator.checks()
     assert checks["released_after_result"] == checks["trained_after_release"] == "failed"
