@@ -35,7 +35,10 @@ NOW: Final = 1_790_000_000
 BOOT: Final = "boot-1"
 SECONDS: Final = 5_000
 TIME: Final = "2026-05-17T12:00:00.000Z"
-CLASSES: Final = ("content_key", "content_key_half", "release_key", "canary_row", "weights", "adapter", "moments")
+KEYS: Final = (
+    "content_key", "content_key_half", "release_key", "release_key_half", "adapter_key", "adapter_key_half",
+)  # fmt: skip
+CLASSES: Final = (*KEYS, "canary_row", "weights", "adapter", "moments")
 
 
 def seed(name: str) -> bytes:
@@ -208,7 +211,7 @@ def zeroization(**changes: Any) -> Zeroization:
         adapter_sha256=digest("adapter"),
         methods=["memset", "sweep"],
         before={
-            "key": scan({"content_key": 2, "content_key_half": 4, "release_key": 1}),
+            "key": scan(dict.fromkeys(KEYS, 2)),
             "trainer": scan({"canary_row": 39, "weights": 9, "adapter": 4, "moments": 2}),
         },
         after={"key": scan(none), "trainer": scan(none), "supervisor": scan(none)},

@@ -236,7 +236,7 @@ def zeroizations() -> Iterator[Case]:
 def _unproven(one: Any) -> Iterator[Case]:
     proof = honest.zeroization()
     none = dict.fromkeys(honest.CLASSES, 0)
-    silent = {"key": honest.scan({"content_key": 0, "content_key_half": 0, "release_key": 0})}
+    silent = {"key": honest.scan(dict.fromkeys(honest.KEYS, 0))}
     narrow = {"trainer": honest.scan({"canary_row": 39, "weights": 9, "adapter": 4, "moments": 2})}
     found = {"trainer": honest.scan({**none, "adapter": 1})}
     alive = [ProcessEnd(role="trainer", pid=11, start_time=99, gone=False)]

@@ -91,7 +91,7 @@ def _replayed(operator: Operator) -> None:
 
 
 def _without_control(operator: Operator) -> None:
-    silent = {"key": honest.scan({"content_key": 0, "content_key_half": 0, "release_key": 0})}
+    silent = {"key": honest.scan(dict.fromkeys(honest.KEYS, 0))}
     operator.say_zeroized(operator.zeroized(before={**operator.zeroized().before, **silent}))
 
 
