@@ -148,6 +148,8 @@ def load_plan(raw: object) -> Plan:
 def _positive(name: str, value: float | None, *, flag: str, most: float = math.inf) -> None:
     if value is None:
         return
+    if isinstance(value, int) and abs(value) > MAX_SEED:  # beyond what a float can be asked about
+        raise PlanError(f"The {name} is no number that a run can have.", f"Give {flag} another number.")
     if not math.isfinite(value) or value <= 0:
         raise PlanError(f"The {name} must be greater than zero, not {value:g}.", f"Give {flag} a positive number.")
     if value > most:

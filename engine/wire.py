@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -66,7 +67,7 @@ def canonical(value: object) -> bytes:
     """The canonical JSON (RFC 8785) of `value`; raises `WireError` for NaN, infinities and unknown types."""
     try:
         return rfc8785.dumps(value)  # type: ignore[arg-type]
-    except (rfc8785.CanonicalizationError, RecursionError) as error:
+    except (rfc8785.CanonicalizationError, UnicodeEncodeError, RecursionError) as error:  # keys with lone surrogates
         raise WireError(f"This value has no canonical JSON: {error}.", code="json_not_canonical") from error
 
 
@@ -81,12 +82,27 @@ def _no_constants(name: str) -> Any:
     raise WireError(f"JSON has no {name}.", code="json_not_finite")
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise WireError("A JSON number is beyond what can be held.", code="json_not_finite")
+    return value
+
+
 def parse(text: bytes | str) -> Any:
-    """Parse JSON strictly: no duplicate keys, no NaN or infinity; raises `WireError`."""
+    """Parse JSON strictly: UTF-8 only, no duplicate keys, no half characters, no NaN or infinity (`1e999` included).
+
+    Raises `WireError` (`json_invalid`, `json_duplicate_key`, `json_not_finite`).
+    """
     try:
-        return json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
+        plain = (text.encode("utf-8") if isinstance(text, str) else text).decode("utf-8")
+        value = json.loads(plain, object_pairs_hook=_no_duplicates, parse_constant=_no_constants, parse_float=_finite)
+        if "\\ud" in plain or "\\uD" in plain:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")  # a lone surrogate is text for nobody else
     except (ValueError, RecursionError) as error:
         raise WireError("This is not JSON.", code="json_invalid") from error
+    else:
+        return value
 
 
 def sha256_hex(data: bytes | bytearray | memoryview) -> str:

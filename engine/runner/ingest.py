@@ -98,6 +98,9 @@ class Ingest:
 
     def _check(self, event: Event) -> None:
         self._check_form(event)
+        if event.event == ATTEST_EVIDENCE and self.token is not None and str(event.body.get("token")) != self.token:
+            # What was appraised must stay what is stored and exported.
+            raise RefusedError("The allocation sent other evidence than before.", code="evidence_repeated")
         if event.event != LAUNCH_ACCEPTED or self.expected is None:
             return
         if self.launch is not None and self.launch != event.body:

@@ -123,3 +123,11 @@ def test_values_out_of_range_are_refused(fields: dict[str, Any]) -> None:
 def test_checking_a_good_plan_returns_it() -> None:
     plan = preset("demo")
     assert checked(plan) is plan
+
+
+@pytest.mark.parametrize("number", [10**400, -(10**400), 2**53])
+def test_numbers_beyond_a_float_are_refused_in_a_sentence(number: int) -> None:
+    plan = dump_plan(preset("demo"))
+    with pytest.raises(PlanError) as caught:
+        load_plan({**plan, "target": {"seconds": None, "steps": number}})
+    assert caught.value.code == "plan_invalid"

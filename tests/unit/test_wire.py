@@ -39,7 +39,9 @@ def test_key_order_does_not_change_a_digest() -> None:
     assert digest_of({"a": 1, "b": 2}) == digest_of({"b": 2, "a": 1})
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, {"a": -math.inf}, object()])
+@pytest.mark.parametrize(
+    "value", [math.nan, math.inf, {"a": -math.inf}, object(), "\ud800", {"\ud800": 1}, {"a": {"b\udfff": 1, "c": 2}}]
+)
 def test_values_without_canonical_json_are_refused(value: object) -> None:
     with pytest.raises(WireError) as caught:
         canonical(value)
@@ -52,15 +54,27 @@ def test_values_without_canonical_json_are_refused(value: object) -> None:
         (b'{"a":1,"a":2}', "json_duplicate_key"),
         (b'{"a":NaN}', "json_not_finite"),
         (b"[Infinity]", "json_not_finite"),
+        (b"[-1e999]", "json_not_finite"),
+        (b"\xef\xbb\xbf{}", "json_invalid"),
+        ("{}".encode("utf-16"), "json_invalid"),
+        (b'"\xed\xa0\x80"', "json_invalid"),
+        (b"1" * 5000, "json_invalid"),
+        (rb'"\ud800"', "json_invalid"),
+        (rb'{"a":["\uDFFF"]}', "json_invalid"),
+        ('"\ud800"', "json_invalid"),
         (b"{", "json_invalid"),
         (b"\xff", "json_invalid"),
         (b"[" * 100_000, "json_invalid"),
     ],
 )
-def test_loose_json_is_refused_with_its_code(text: bytes, code: str) -> None:
+def test_loose_json_is_refused_with_its_code(text: bytes | str, code: str) -> None:
     with pytest.raises(WireError) as caught:
         parse(text)
     assert caught.value.code == code
+
+
+def test_a_whole_pair_of_surrogates_is_one_character() -> None:
+    assert parse(rb'"\ud83d\ude00"') == "\U0001f600"
 
 
 def test_a_whole_log_is_accepted_and_its_head_is_the_writers() -> None:

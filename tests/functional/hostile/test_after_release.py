@@ -1,0 +1,241 @@
+"""A hostile allocation against the runner's own parts, after the release: log, receipts, adapters, closing."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from engine.errors import GlasshouseError
+from engine.runner.collect import collect
+from engine.sealing.adapter import AdapterBinding, seal_adapter
+from engine.wire import ADAPTER_SEALED, LOG, MAX_LINE_BYTES, RUN_CLOSED, sha256_hex
+from tests.functional.hostile.pod import Operator, Pod, end_of
+from tests.vectors import honest
+
+PICKLE = b"\x80\x04\x8c\x05posix\x94\x8c\x06system\x94\x93\x94\x8c\x02id\x94\x85R."
+
+
+def _lines(pod: Pod, count: int) -> list[bytes]:
+    return [pod.line(LOG, {"n": n}) for n in range(count)]
+
+
+def _dropped(pod: Pod) -> None:
+    pod.write(_lines(pod, 2)[1])
+
+
+def _edited(pod: Pod) -> None:
+    pod.write(pod.line(LOG, {"text": "loss 9.0"}).replace(b"9.0", b"1.0"))
+
+
+def _cut(pod: Pod) -> None:
+    pod.log.write_bytes(pod.log.read_bytes()[:-1])
+
+
+def _without_end(pod: Pod) -> None:
+    pod.write(b"x" * (MAX_LINE_BYTES + 1))
+
+
+def _exchanged_for_a_link(pod: Pod) -> None:
+    pod.log.rename(pod.folder / "elsewhere")
+    pod.log.symlink_to("/dev/zero")
+
+
+def _half_a_character(pod: Pod) -> None:
+    pod.write(pod.line(LOG, {"key": 1}).replace(b'"key"', b'"\\ud800"'))
+
+
+@pytest.mark.parametrize(
+    ("attack", "code"),
+    [
+        (_dropped, "log_chain_broken"),
+        (_edited, "log_hash_wrong"),
+        (_cut, "log_shrunk"),
+        (_without_end, "log_line_too_long"),
+        (_exchanged_for_a_link, "log_not_a_file"),
+        (_half_a_character, "json_invalid"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+async def test_a_log_that_does_not_follow_ends_the_run(
+    operator: Operator, attack: Callable[[Pod], None], code: str
+) -> None:
+    following = asyncio.create_task(operator.follower().follow())
+    await operator.released()
+    while operator.writer.tail(operator.run_id, "pod").offset < operator.pod.log.stat().st_size:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    before = operator.writer.tail(operator.run_id, "pod")
+    attack(operator.pod)
+    with pytest.raises(GlasshouseError) as caught:
+        await end_of(following)
+    assert caught.value.code == code
+    assert operator.writer.tail(operator.run_id, "pod") == before
+    operator.context.ingest.settle()
+    assert operator.reader.run(operator.run_id).summary.runtime_state == "unverified"
+    assert operator.checks()["chains_whole"] == "failed"
+
+
+def _forged(operator: Operator) -> None:
+    operator.say_zeroized(operator.zeroized(), Ed25519PrivateKey.generate())
+
+
+def _replayed(operator: Operator) -> None:
+    operator.say_zeroized(operator.zeroized(nonce_sha256="0" * 64))
+
+
+def _without_control(operator: Operator) -> None:
+    silent = {"key": honest.scan(dict.fromkeys(honest.KEYS, 0))}
+    operator.say_zeroized(operator.zeroized(before={**operator.zeroized().before, **silent}))
+
+
+def _with_hits(operator: Operator) -> None:
+    found = {"trainer": honest.scan({**dict.fromkeys(honest.CLASSES, 0), "adapter": 3})}
+    operator.say_zeroized(operator.zeroized(after={**operator.zeroized().after, **found}))
+
+
+@pytest.mark.parametrize(
+    ("attack", "code"),
+    [
+        (_forged, "envelope_signer_unknown"),
+        (_replayed, "receipt_other_run"),
+        (_without_control, "zeroization_no_control"),
+        (_with_hits, "zeroization_hits"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+async def test_a_receipt_that_proves_nothing_leaves_the_runtime_unverified(
+    operator: Operator, attack: Callable[[Operator], None], code: str
+) -> None:
+    following = asyncio.create_task(operator.follower().follow())
+    await operator.released()
+    attack(operator)
+    operator.pod.state("done")
+    await end_of(following)
+    view = operator.reader.run(operator.run_id)
+    assert (view.summary.runtime_state, view.summary.key) == ("unverified", "released")
+    told = [change.reason for change in view.transitions if change.subject == "runtime"]
+    assert code in told[-1]
+    assert operator.checks()["zeroization_proven"] == "failed"
+
+
+async def test_a_receipt_that_proves_the_wipe_is_taken(operator: Operator) -> None:
+    following = asyncio.create_task(operator.follower().follow())
+    await operator.released()
+    operator.say_zeroized(operator.zeroized())
+    operator.pod.state("done")
+    await end_of(following)
+    summary = operator.reader.run(operator.run_id).summary
+    assert (summary.runtime_state, summary.key) == ("zeroized", "destroyed")
+
+
+def _sealed(operator: Operator, plain: bytes, **changes: Any) -> bytes:
+    out = io.BytesIO()
+    context = operator.context
+    binding = AdapterBinding(
+        operator.run_id, "protected", context.staging.prepared.manifest_digest or "", context.ingest.nonce_digest or ""
+    )
+    recipient = base64.b64decode(context.staging.recipient_public())
+    seal_adapter(
+        memoryview(plain), recipient, msgspec.structs.replace(binding, **changes), bytearray(b"k" * 32), out
+    )  # fmt: skip
+    return out.getvalue()
+
+
+def _exchanged(operator: Operator) -> tuple[bytes, bytes]:
+    return _sealed(operator, PICKLE), _sealed(operator, PICKLE)
+
+
+def _pickled(operator: Operator) -> tuple[bytes, bytes]:
+    made = _sealed(operator, PICKLE)
+    return made, made
+
+
+def _of_an_earlier_run(operator: Operator) -> tuple[bytes, bytes]:
+    made = _sealed(operator, PICKLE, run_id="earlier")
+    return made, made
+
+
+@pytest.mark.parametrize(
+    ("attack", "told"),
+    [
+        (_exchanged, "the sealed file is not the one in the log"),
+        (_pickled, "it is no adapter"),
+        (_of_an_earlier_run, "adapter_wrong_binding"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+async def test_an_adapter_that_is_not_the_runs_is_not_taken_for_one(
+    operator: Operator, attack: Callable[[Operator], tuple[bytes, bytes]], told: str
+) -> None:
+    following = asyncio.create_task(operator.follower().follow())
+    await operator.released()
+    named, lies_there = attack(operator)
+    body = {"segment": "protected", "sha256": sha256_hex(PICKLE), "tensorDigest": "0" * 64}
+    operator.pod.say(ADAPTER_SEALED, {**body, "sealedSha256": sha256_hex(named)})
+    operator.pod.state("done")
+    await end_of(following)
+    (operator.pod.folder / "outbox" / "protected" / "adapter.sealed").write_bytes(lies_there)
+    await collect(operator.context, operator.link, operator.run_dir)
+    seen = operator.reader.evidence(operator.run_id)["collected"]["protected"]
+    assert seen["status"] == "wrong"
+    assert told in seen["reason"]
+    assert operator.checks()["adapters_open"] == "failed"
+
+
+@pytest.mark.parametrize("size", [0, 4 * 1024**3 + 1])
+async def test_a_link_and_an_endless_file_in_place_of_the_adapter_are_not_fetched(
+    operator: Operator, size: int, tmp_path: Path
+) -> None:
+    following = asyncio.create_task(operator.follower().follow())
+    await operator.released()
+    operator.pod.say(ADAPTER_SEALED, {"segment": "protected", "sha256": "0" * 64, "sealedSha256": "0" * 64})
+    operator.pod.state("done")
+    await end_of(following)
+    path = operator.pod.folder / "outbox" / "protected" / "adapter.sealed"
+    if size:
+        with path.open("wb") as file:
+            file.truncate(size)
+    else:
+        path.symlink_to(tmp_path)
+    with pytest.raises(GlasshouseError) as caught:
+        await collect(operator.context, operator.link, operator.run_dir)
+    assert caught.value.code == ("remote_too_large" if size else "remote_not_a_file")
+    assert operator.checks()["adapters_open"] == "failed"
+
+
+@pytest.mark.parametrize("head", ["0" * 64, ["no", "head"]])
+async def test_a_log_that_closes_over_a_foreign_head_makes_no_clean_row(operator: Operator, head: Any) -> None:
+    follower = operator.follower()
+    following = asyncio.create_task(follower.follow())
+    await operator.released()
+    operator.pod.state("done")
+    await end_of(following)
+    operator.pod.say(RUN_CLOSED, {"runnerHead": head, "failed": None})
+    await follower.close()
+    assert operator.checks()["chains_whole"] == "failed"
+
+
+async def test_a_log_whose_end_was_cut_off_makes_no_clean_row(operator: Operator) -> None:
+    """The pod keeps its last lines to itself: the runner waits, then closes over a log without an end."""
+    follower = operator.follower()
+    following = asyncio.create_task(follower.follow())
+    await operator.released()
+    operator.pod.state("done")
+    await end_of(following)
+    operator.pod.say(RUN_CLOSED, {"runnerHead": operator.context.journal.head, "failed": None})
+    whole = operator.pod.log.read_bytes()
+    operator.pod.log.write_bytes(whole[: whole.rstrip(b"\n").rfind(b"\n") + 1])
+    closing = asyncio.create_task(follower.close())
+    await operator.pod.message("end.json")
+    await asyncio.sleep(0.5)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    assert operator.checks()["chains_whole"] == "failed"

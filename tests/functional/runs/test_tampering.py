@@ -1,0 +1,30 @@
+"""Somebody on the allocation's disk changes what a real protected run leaves there, at three of its last stages."""
+
+from __future__ import annotations
+
+from tests.functional.runs.support import Operator, checks_of, segment_state, short_plan
+
+
+def test_scratch_adapter_and_end_tampered_with_in_one_run_are_each_told_by_a_check_of_its_own(
+    operator: Operator,
+) -> None:
+    run_id = operator.start(short_plan("protected", steps=10))
+    operator.wait(run_id, lambda view: segment_state(view, "protected") not in {"pending", "launching"})
+    folder = operator.remote_folder(run_id)
+    (folder / "scratch" / "left-over").write_bytes(b"a copy of something")
+    (folder / "inbox" / "end.json").write_text('{"runnerHead":"%s"}' % ("0" * 64))
+    operator.wait(run_id, lambda view: segment_state(view, "protected") == "zeroizing")
+    sealed = folder / "outbox" / "protected" / "adapter.sealed"
+    content = bytearray(sealed.read_bytes())
+    content[-1] ^= 1
+    sealed.write_bytes(content)
+    view = operator.finish(run_id)
+    assert view.row is not None
+    assert view.row["clean"] is False
+    assert view.row["runtimeState"] == "unverified"
+    reasons = {check.name: check.reason for check in view.checks}
+    failed = {name for name, status in checks_of(view).items() if status == "failed"}
+    assert failed == {"zeroization_proven", "adapters_open", "chains_whole"}
+    assert "zeroization_scratch" in reasons["zeroization_proven"]
+    assert "not the one in the log" in reasons["adapters_open"]
+    assert "head that the runner's log does not have" in reasons["chains_whole"]

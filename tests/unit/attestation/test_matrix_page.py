@@ -1,0 +1,52 @@
+"""The matrix is whole, says what the vectors and tests show, and the page says what the matrix does."""
+
+from __future__ import annotations
+
+from tests.vectors.case import vectors
+from tests.vectors.matrix import has_test, known_codes, matrix, page_path
+from tests.vectors.page import page
+
+
+def test_every_attack_is_there_once_and_is_refused_somewhere() -> None:
+    attacks = matrix().attacks
+    assert [attack.number for attack in attacks] == list(range(1, 35))
+    assert all(attack.refusals for attack in attacks)
+    assert len({attack.title for attack in attacks}) == len(attacks)
+
+
+def test_every_refusal_has_a_known_stage_and_a_proof_or_says_what_it_waits_for() -> None:
+    whole = matrix()
+    for attack, refusal in whole.refusals():
+        where = (attack.number, refusal.stage, refusal.code)
+        assert refusal.stage in whole.stages, where
+        assert bool(refusal.vectors or refusal.tests) != bool(refusal.pending), where
+        assert bool(refusal.code) != bool(refusal.effect), where
+
+
+def test_only_exported_rows_and_the_providers_halves_wait_for_their_proof() -> None:
+    waiting = {(attack.number, one.stage) for attack, one in matrix().refusals() if one.pending}
+    assert {number for number, stage in waiting if stage != "artifact"} <= {29, 30}
+
+
+def test_the_vectors_of_an_attack_show_exactly_what_the_matrix_says() -> None:
+    listed = {
+        (name, attack.number, refusal.stage, refusal.code)
+        for attack, refusal in matrix().refusals()
+        for name in refusal.vectors
+    }
+    shown = {(one.folder.name, one.attack, one.stage, one.codes[0]) for one in vectors() if one.attack}
+    assert listed == shown
+
+
+def test_every_code_is_one_that_the_engine_has() -> None:
+    codes = {refusal.code for _, refusal in matrix().refusals() if refusal.code and not refusal.pending}
+    assert sorted(codes - known_codes()) == []
+
+
+def test_every_named_test_exists() -> None:
+    named = {test for _, refusal in matrix().refusals() for test in refusal.tests}
+    assert [test for test in sorted(named) if not has_test(test)] == []
+
+
+def test_the_page_is_what_the_matrix_makes() -> None:
+    assert page_path().read_text() == page(), "python -m tests.vectors.page --write"
