@@ -48,7 +48,8 @@ from tests.vectors.honest import BASE, RUN, digest, public, signing
 T = TypeVar("T")
 Read = Callable[[bytes], object]
 
-_FOLDER: Final = Path(tempfile.mkdtemp(prefix="glasshouse-fuzz-"))
+_TEMPORARY: Final = tempfile.TemporaryDirectory(prefix="glasshouse-fuzz-")  # removed when the process ends
+_FOLDER: Final = Path(_TEMPORARY.name)
 
 
 class Target(msgspec.Struct, frozen=True):
