@@ -2,7 +2,7 @@
 
 The library's own rate is `Cobblestone256Encryptor.update_into` and `Cobblestone256Decryptor.update_into` over the same
 bytes in one thread, with the best of four block sizes: sealing from a file to a new file, opening from a file to a
-new file or into a fresh memory map, whichever of the two is faster. Ours is `seal_package` of that file, SHA-256 and
+new file and into a fresh memory map. Ours is `seal_package` of that file, SHA-256 and
 durability included, and `open_file` into the map of a fresh memfd, SHA-256 included. Both take turns in each round,
 on the same files, which lie in memory (/dev/shm, where a sync costs nothing) unless `--folder` names another place;
 then both sync. A ratio is that of two medians. Ours needs a second core for SHA-256: on one, or beside other work, the
@@ -172,7 +172,7 @@ def spent() -> tuple[float, float]:
 
 def show(what: str, library: float, ours: float) -> None:
     """One line of the table."""
-    print(f"{what:<34}{library:>10.0f} MiB/s{ours:>10.0f} MiB/s{ours / library:>9.2f}", flush=True)
+    print(f"{what:<42}{library:>10.0f} MiB/s{ours:>10.0f} MiB/s{ours / library:>9.2f}", flush=True)
 
 
 def compare(bench: Bench, chunks: Chunks, rounds: int, where: str) -> None:
@@ -183,7 +183,8 @@ def compare(bench: Bench, chunks: Chunks, rounds: int, where: str) -> None:
     others = (all_after - all_before - mine_after + mine_before) / (time.perf_counter() - began) / (os.cpu_count() or 1)
     what = f"{bench.size // MIB} MiB{where}"
     show(f"sealing {what}", found["seal"], found["we seal"])
-    show(f"opening {what}", max(found["open to file"], found["open to map"]), found["we open"])
+    for way in ("to file", "to map"):
+        show(f"opening {what}, {way}", found[f"open {way}"], found["we open"])
     print(f"    other work took {max(others, 0):.0%} of the cores")
 
 
@@ -198,7 +199,7 @@ def parts() -> None:
     for what, work in works.items():
         again = partial(_repeat, work, 256)
         found = statistics.median(rate(256 * len(plain), again) for _ in range(9))
-        print(f"{what + ' in memory, one thread':<34}{found:>10.0f} MiB/s")
+        print(f"{what + ' in memory, one thread':<42}{found:>10.0f} MiB/s")
 
 
 def _repeat(work: Work, count: int) -> None:
@@ -222,7 +223,7 @@ def main() -> None:
     base = choose(options.folder, options.mib)
     cores = os.sched_getaffinity(0)
     print(f"files in {base}, {len(cores)} cores")
-    print(f"{'medians':<34}{'library':>16}{'ours':>16}{'ratio':>9}")
+    print(f"{'medians':<42}{'library':>16}{'ours':>16}{'ratio':>9}")
     with tempfile.TemporaryDirectory(dir=base) as folder:
         small = Bench(Path(folder), SMALL_MIB)
         chunks = small.best_chunks()
