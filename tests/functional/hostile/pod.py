@@ -22,6 +22,7 @@ from engine.attestation.challenge import open_challenge
 from engine.attestation.claims import Observed, make_claims
 from engine.attestation.evidence import sign_evidence
 from engine.attestation.policy import CONTROLS
+from engine.attestation.receipts import Closing, closing_receipt
 from engine.attestation.zeroization import Zeroization, zeroization_receipt
 from engine.plan import load_plan
 from engine.providers.protocol import Lease
@@ -38,11 +39,24 @@ from engine.runner.reference import EnvironmentReference
 from engine.runner.staging import Staging
 from engine.store.reader import Reader
 from engine.store.writer import Writer
-from engine.wire import ATTEST_EVIDENCE, LAUNCH_ACCEPTED, SEGMENT_STATE, ZEROIZE_DONE, ChainWriter, to_line
+from engine.wire import (
+    ADAPTER_SEALED,
+    ATTEST_EVIDENCE,
+    LAUNCH_ACCEPTED,
+    RUN_CLOSED,
+    SEGMENT_STATE,
+    ZEROIZE_DONE,
+    ChainWriter,
+    to_line,
+    utc_now,
+)
 from engine.worker.isolation.procfs import start_time
 from tests.vectors import honest
 
 SECONDS = 20.0
+IDENTITY = {
+    "nonce": base64.b64encode(bytes(16)).decode(), "firstProcessStart": 1, "gpuUuid": None, "podId": None, "cpu": "x",
+}  # fmt: skip
 
 
 async def end_of(following: asyncio.Task[None]) -> None:
@@ -83,7 +97,18 @@ class Pod:
         self.write(self.line(event, body))
 
     def state(self, state: str, **detail: Any) -> None:
-        self.say(SEGMENT_STATE, {"segment": "protected", "state": state, "reason": "", "at": 1.0, **detail})
+        self.say(SEGMENT_STATE, {"segment": "protected", "state": state, "at": 1.0, **detail})
+
+    def say_sealed(self, **fields: Any) -> None:
+        """Tell of a sealed adapter: some, unless `fields` say which."""
+        digests = dict.fromkeys(("sha256", "sealedSha256", "tensorDigest", "nonceSha256", "runnerHead"), "0" * 64)
+        self.say(ADAPTER_SEALED, {"segment": "protected", "size": 1, "sealedSize": 1, **digests, **fields})
+
+    def say_closed(self, runner_head: str) -> None:
+        """End the log as an honest attester does, over whatever head."""
+        closing = Closing(run_id=self.run_id, pod_head=self.chain.head, runner_head=runner_head, closed=utc_now())
+        receipt = closing_receipt(closing, self.attester)
+        self.say(RUN_CLOSED, {"runnerHead": runner_head, "failed": None, "receipt": receipt})
 
     async def message(self, name: str) -> dict[str, Any]:
         """What the runner puts into the inbox."""
@@ -142,7 +167,7 @@ class Operator:
             "attesterKey": base64.b64encode(self.pod.attester_public).decode(),
             "bundleDigest": expected.bundle_digest,
             "jobDigest": expected.job_digest,
-            "pid": 1, "identity": {"nonce": "n"}, "cpu": "x", "gpu": None, **changes,
+            "pid": 1, "identity": IDENTITY, "cpu": "x", "gpu": None, **changes,
         }  # fmt: skip
 
     async def token(self, *, edits: dict[str, Any] | None = None, **arguments: Any) -> str:

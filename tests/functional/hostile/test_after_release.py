@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from engine.errors import GlasshouseError
 from engine.runner.collect import collect
 from engine.sealing.adapter import AdapterBinding, seal_adapter
-from engine.wire import ADAPTER_SEALED, LOG, MAX_LINE_BYTES, RUN_CLOSED, sha256_hex
+from engine.wire import ADAPTER_COLLECTED, LOG, MAX_LINE_BYTES, RUN_CLOSED, SEGMENT_STATE, TRAIN_STARTED, sha256_hex
 from tests.functional.hostile.pod import Operator, Pod, end_of
 from tests.vectors import honest
 
@@ -165,8 +165,8 @@ def _of_an_earlier_run(operator: Operator) -> tuple[bytes, bytes]:
 @pytest.mark.parametrize(
     ("attack", "told"),
     [
-        (_exchanged, "the sealed file is not the one in the log"),
-        (_pickled, "it is no adapter"),
+        (_exchanged, "adapter_other_sealed_file"),
+        (_pickled, "adapter_malformed"),
         (_of_an_earlier_run, "adapter_wrong_binding"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -177,15 +177,14 @@ async def test_an_adapter_that_is_not_the_runs_is_not_taken_for_one(
     following = asyncio.create_task(operator.follower().follow())
     await operator.released()
     named, lies_there = attack(operator)
-    body = {"segment": "protected", "sha256": sha256_hex(PICKLE), "tensorDigest": "0" * 64}
-    operator.pod.say(ADAPTER_SEALED, {**body, "sealedSha256": sha256_hex(named)})
+    operator.pod.say_sealed(sha256=sha256_hex(PICKLE), sealedSha256=sha256_hex(named))
     operator.pod.state("done")
     await end_of(following)
     (operator.pod.folder / "outbox" / "protected" / "adapter.sealed").write_bytes(lies_there)
     await collect(operator.context, operator.link, operator.run_dir)
-    seen = operator.reader.evidence(operator.run_id)["collected"]["protected"]
-    assert seen["status"] == "wrong"
-    assert told in seen["reason"]
+    seen = operator.context.journal.last(ADAPTER_COLLECTED, "protected")
+    assert seen is not None
+    assert (seen["status"], seen["code"]) == ("wrong", told)
     assert operator.checks()["adapters_open"] == "failed"
 
 
@@ -195,7 +194,7 @@ async def test_a_link_and_an_endless_file_in_place_of_the_adapter_are_not_fetche
 ) -> None:
     following = asyncio.create_task(operator.follower().follow())
     await operator.released()
-    operator.pod.say(ADAPTER_SEALED, {"segment": "protected", "sha256": "0" * 64, "sealedSha256": "0" * 64})
+    operator.pod.say_sealed()
     operator.pod.state("done")
     await end_of(following)
     path = operator.pod.folder / "outbox" / "protected" / "adapter.sealed"
@@ -210,14 +209,13 @@ async def test_a_link_and_an_endless_file_in_place_of_the_adapter_are_not_fetche
     assert operator.checks()["adapters_open"] == "failed"
 
 
-@pytest.mark.parametrize("head", ["0" * 64, ["no", "head"]])
-async def test_a_log_that_closes_over_a_foreign_head_makes_no_clean_row(operator: Operator, head: Any) -> None:
+async def test_a_log_that_closes_over_a_foreign_head_makes_no_clean_row(operator: Operator) -> None:
     follower = operator.follower()
     following = asyncio.create_task(follower.follow())
     await operator.released()
     operator.pod.state("done")
     await end_of(following)
-    operator.pod.say(RUN_CLOSED, {"runnerHead": head, "failed": None})
+    operator.pod.say_closed("0" * 64)
     await follower.close()
     assert operator.checks()["chains_whole"] == "failed"
 
@@ -229,7 +227,7 @@ async def test_a_log_whose_end_was_cut_off_makes_no_clean_row(operator: Operator
     await operator.released()
     operator.pod.state("done")
     await end_of(following)
-    operator.pod.say(RUN_CLOSED, {"runnerHead": operator.context.journal.head, "failed": None})
+    operator.pod.say_closed(operator.context.journal.head)
     whole = operator.pod.log.read_bytes()
     operator.pod.log.write_bytes(whole[: whole.rstrip(b"\n").rfind(b"\n") + 1])
     closing = asyncio.create_task(follower.close())
@@ -239,3 +237,26 @@ async def test_a_log_whose_end_was_cut_off_makes_no_clean_row(operator: Operator
     with pytest.raises(asyncio.CancelledError):
         await closing
     assert operator.checks()["chains_whole"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("event", "body"),
+    [
+        ("made.up", {}),
+        (RUN_CLOSED, {"runnerHead": ["no", "head"], "failed": None, "receipt": {}}),
+        (SEGMENT_STATE, {"segment": "protected", "state": "done", "at": 1.0, "host": "10.1.2.3"}),
+        (SEGMENT_STATE, {"segment": "protected", "state": "see http://10.1.2.3/", "at": 1.0}),
+        (TRAIN_STARTED, {"segment": "protected", "gpu": None, "numerics": {"torch": "built in /home/alice/torch"}}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_an_event_that_could_not_be_published_is_not_taken_in(
+    operator: Operator, event: str, body: dict[str, Any]
+) -> None:
+    following = asyncio.create_task(operator.follower().follow())
+    await operator.released()
+    operator.pod.say(event, body)
+    with pytest.raises(GlasshouseError) as caught:
+        await end_of(following)
+    assert caught.value.code == "event_invalid"
+    assert event not in {one.event for one in operator.reader.events(operator.run_id, "pod") if one.body == body}

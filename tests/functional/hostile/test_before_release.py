@@ -189,8 +189,9 @@ async def test_a_stored_release_that_was_exchanged_is_not_sent(operator: Operato
 async def test_a_pod_that_says_it_was_released_to_gets_nothing_and_no_clean_row(operator: Operator) -> None:
     operator.pod.say(LAUNCH_ACCEPTED, operator.launch())
     operator.pod.state("launching")
-    operator.pod.say(RELEASE_PLAN_COMPLETED, {"segment": "protected", "runnerHead": "0" * 64})
-    operator.pod.say(TRAIN_STARTED, {"segment": "protected"})
+    opened = {"segment": "protected", "runnerHead": "0" * 64, "manifestSha256": "0" * 64}
+    operator.pod.say(RELEASE_PLAN_COMPLETED, opened)
+    operator.pod.say(TRAIN_STARTED, {"segment": "protected", "gpu": None, "numerics": {}})
     operator.pod.state("done")
     await asyncio.wait_for(operator.follower().follow(), SECONDS)
     operator.assert_nothing_released()

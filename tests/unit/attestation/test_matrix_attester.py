@@ -61,7 +61,7 @@ class Pod:
         )  # fmt: skip
         environment = EnvironmentMeasurement(digest=digest("environment"), files=1, bytes=1, links=0, skipped=0)
         cnf = base64.b64encode(public(receiving("cnf"))).decode()
-        self.attestation = Attestation(context, environment, {}, cnf)
+        self.attestation = Attestation(context, environment, {}, cnf, lambda: None)
 
     def put(self, name: str, message: Any) -> None:
         (self.folder / "inbox" / name).write_bytes(canonical(message))
