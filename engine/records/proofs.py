@@ -41,6 +41,7 @@ from engine.records.facts import Facts
 from engine.wire import (
     ADAPTER_SEALED,
     ALLOCATION_GONE,
+    ANTI_DEBUG_READY,
     ATTEST_CHALLENGE,
     ATTEST_EVIDENCE,
     ATTEST_RESULT,
@@ -65,8 +66,8 @@ PredicateT = TypeVar("PredicateT")
 Proof = Callable[["Case"], str]
 
 POD_ORDER: Final = (
-    LAUNCH_ACCEPTED, MEASURED, ATTEST_CHALLENGE, ATTEST_EVIDENCE, RELEASE_PLAN_COMPLETED, TRAIN_STARTED, TRAIN_FINISHED,
-    ADAPTER_SEALED, ZEROIZE_STARTED, ZEROIZE_DONE, RUN_CLOSED,
+    LAUNCH_ACCEPTED, ANTI_DEBUG_READY, MEASURED, ATTEST_CHALLENGE, ATTEST_EVIDENCE, RELEASE_PLAN_COMPLETED,
+    TRAIN_STARTED, TRAIN_FINISHED, ADAPTER_SEALED, ZEROIZE_STARTED, ZEROIZE_DONE, RUN_CLOSED,
 )  # fmt: skip
 RUNNER_ORDER: Final = (
     PACKAGE_SEALED, ATTEST_CHALLENGE, ATTEST_RESULT, RELEASE_GRANTED, RUN_CLOSED, ALLOCATION_GONE,
@@ -312,8 +313,8 @@ def order(case: Case) -> str:
     """What had to come first came first, in both logs; between them the links say so, no clock."""
     if case.bundle.result is None:
         raise NotApplicableError
-    pod = _places(case.facts.pod_log, POD_ORDER)
-    runner = _places(case.facts.runner_log, RUNNER_ORDER)
+    pod = _places(case.facts.pod_log, POD_ORDER, ATTEST_EVIDENCE)
+    runner = _places(case.facts.runner_log, RUNNER_ORDER, ATTEST_RESULT)
     runner_hashes, pod_hashes = case.hashes("runner"), case.hashes("pod")
     told = [
         _after(pod_hashes, runner, ATTEST_RESULT, "podHead", pod[ATTEST_EVIDENCE].seq),
@@ -331,8 +332,11 @@ def order(case: Case) -> str:
     return f"{len(told)} links between the logs"
 
 
-def _places(log: list[Event], wanted: tuple[str, ...]) -> dict[str, Event]:
-    """The first event of each name, of the protected segment where two have it; raises where they are out of order."""
+def _places(log: list[Event], wanted: tuple[str, ...], known: str) -> dict[str, Event]:
+    """The first event of each name, of the protected segment where two have it.
+
+    Raises where they are out of order, or one up to `known` is missing.
+    """
     found: dict[str, Event] = {}
     for event in log:
         mine = event.event not in _BY_SEGMENT or event.body.get("segment") == "protected"
@@ -341,8 +345,9 @@ def _places(log: list[Event], wanted: tuple[str, ...]) -> dict[str, Event]:
     places = [found[name].seq for name in wanted if name in found]
     if places != sorted(places):
         raise refusal("order_broken", "a log has its events in another order")
-    if ATTEST_CHALLENGE not in found:
-        raise refusal("order_broken", "there was no challenge")
+    absent = [name for name in wanted[: wanted.index(known) + 1] if name not in found]
+    if absent:
+        raise refusal("order_broken", f"{absent[0]} is missing")
     return found
 
 
@@ -465,6 +470,11 @@ def measurement(case: Case) -> str:
         launched=(seen.bundle, launched),
         lock=(seen.lock, sha256_hex(canonical(case.bundle.lock))),
     )
+    told = [event.body for event in case.facts.pod(MEASURED)]
+    if [{name: body.get(name) for name in ("bundle", "lock", "environment")} for body in told] != [
+        msgspec.to_builtins(seen)
+    ]:
+        raise refusal("measurement_mismatch", "the log has another")
     if not case.anchors.knows_bundle(seen.bundle, case.bundle.lock):
         raise refusal("measurement_unknown", seen.bundle)
     if case.anchors.environments and seen.environment not in case.anchors.environments:

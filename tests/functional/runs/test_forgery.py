@@ -1,0 +1,183 @@
+"""Artifacts whose every signature fits: what they mean is checked too, each with its own code.
+
+The forger has all keys and is trusted. It could fabricate a row that is consistent throughout; nothing here claims
+otherwise. But what it signs must be consistent, or it is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+
+from engine.attestation.policy import default_policy
+from engine.attestation.signers import TrustedKeys, trust_line, trusted_key
+from engine.records.anchors import Anchors
+from engine.records.artifact import dump_artifact
+from engine.records.export import export_run
+from engine.records.verify import Verification, verify_bytes
+from engine.store.reader import Reader
+from engine.store.views import RunView, Series
+from engine.wire import (
+    ADAPTER_COLLECTED,
+    ADAPTER_SAVED,
+    ADAPTER_SEALED,
+    ALLOCATION_GONE,
+    ANTI_DEBUG_READY,
+    ATTEST_RESULT,
+    MEASURED,
+    RELEASE_GRANTED,
+    RELEASE_PLAN_COMPLETED,
+    TRAIN_CHECKPOINT,
+)
+from tests.functional.runs.forger import Edit, Forger, public
+from tests.functional.runs.support import Operator
+
+Finished = tuple[Operator, RunView]
+
+
+@pytest.fixture(scope="session")
+def exported(finished: Finished) -> dict[str, Any]:
+    """The finished pair's artifact, as parsed JSON."""
+    operator, view = finished
+    with Reader(operator.home) as reader:
+        parsed: dict[str, Any] = json.loads(json.dumps(dump_artifact(export_run(reader, view.summary.id))))
+    return parsed
+
+
+def verified(exported: dict[str, Any], **edits: Edit) -> Verification:
+    """What a verifier who trusts the forger makes of the forgery."""
+    forger = Forger(exported, **edits)
+    document = forger.build()
+    trusted = TrustedKeys.given([trusted_key(trust_line(public(forger.operator)))])
+    return verify_bytes(json.dumps(document).encode(), Anchors(trusted=trusted, policies=(default_policy(),)))
+
+
+def failures(found: Verification) -> dict[str, str]:
+    """The code of each proof that failed."""
+    return {proof.name: proof.code for proof in found.proofs if proof.status == "failed"}
+
+
+def struct(**fields: Any) -> Edit:
+    """Other values in a struct."""
+    return lambda value: msgspec.structs.replace(value, **fields)
+
+
+def entries(**fields: Any) -> Edit:
+    """Other values in a JSON object."""
+    return lambda value: value | fields
+
+
+def dropped(_: Any) -> None:
+    """No such event."""
+    return
+
+
+def without_control(found: Any) -> Any:
+    """A receipt whose scan never found the content key."""
+    before = {
+        target: msgspec.structs.replace(scan, hits=dict.fromkeys(scan.hits, 0)) for target, scan in found.before.items()
+    }
+    return msgspec.structs.replace(found, before=before)
+
+
+def with_hits(found: Any) -> Any:
+    """A receipt whose scan found something after the wipe."""
+    after = {
+        target: msgspec.structs.replace(scan, hits=dict.fromkeys(scan.hits, 1)) for target, scan in found.after.items()
+    }
+    return msgspec.structs.replace(found, after=after)
+
+
+def faster(series: dict[str, Series]) -> dict[str, Series]:
+    """Step times of the protected segment made up afterwards."""
+    one = series["protected"]
+    return series | {"protected": Series(losses=one.losses, nanos=tuple(taken // 2 for taken in one.nanos))}
+
+
+def other_tensors_in_raw(body: dict[str, Any]) -> dict[str, Any]:
+    """The raw segment came to other tensors at a checkpoint."""
+    return body | {"tensorDigest": "0" * 64} if body["segment"] == "raw" else body
+
+
+def test_a_consistent_forgery_passes_for_who_trusts_the_forger(exported: dict[str, Any]) -> None:
+    """It is what the software tier cannot prove; without this the other tests here would prove nothing."""
+    found = verified(exported)
+    assert failures(found) == {}
+    assert (found.genuine, found.clean) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("edits", "proof", "code"),
+    [
+        ({"row": entries(overheadPct=-5.0)}, "row", "row_mismatch"),
+        ({"row": entries(rawFinalLoss=0.1)}, "row", "row_mismatch"),
+        ({"row": entries(clean=False)}, "row", "row_mismatch"),
+        ({"row": entries(gpuModel="NVIDIA H100 80GB HBM3")}, "row", "row_mismatch"),
+        ({"row": entries(challenge="asked for later")}, "challenge", "challenge_mismatch"),
+        ({"row": entries(seed=1)}, "row", "row_mismatch"),
+        ({"row": entries(protectedAdapterSha256="a" * 64)}, "run_receipt", "receipt_mismatch"),
+        ({"series": faster}, "row", "row_mismatch"),
+        ({"plan": lambda plan: plan | {"challenge": None}}, "row", "row_mismatch"),
+        ({"policy": entries(allowDebug=True)}, "policy", "policy_loosened"),
+        ({"policy": entries(requiredControls=[])}, "policy", "policy_loosened"),
+        ({"claims": struct(dbgstat="enabled")}, "evidence", "debug_enabled"),
+        ({"claims": struct(tier="snp", not_a_hardware_tee_claim=False)}, "evidence", "tier_overclaimed"),
+        ({"claims": struct(enforcement={})}, "evidence", "enforcement_missing"),
+        ({"claims": struct(challenge="another")}, "evidence", "challenge_mismatch"),
+        ({"claims": struct(cnf=bytes(31) + b"\x01")}, "result", "result_mismatch"),
+        ({"result": struct(status="affirming")}, "row", "row_mismatch"),
+        ({"result": struct(run_id="0" * 12)}, "result", "result_mismatch"),
+        ({"release": struct(cnf_public="0" * 64)}, "release", "release_other_result"),
+        ({"release": struct(result_id="0" * 32)}, "release", "release_other_result"),
+        ({"zeroization": without_control}, "row", "row_mismatch"),
+        ({"zeroization": with_hits}, "row", "row_mismatch"),
+        ({"zeroization": struct(nonce_sha256="0" * 64)}, "zeroization", "receipt_other_run"),
+        ({"zeroization": struct(adapter_sha256="0" * 64)}, "zeroization", "receipt_mismatch"),
+        ({"zeroization": struct(pod_head="0" * 64)}, "zeroization", "receipt_mismatch"),
+        ({"closing": struct(pod_head="0" * 64)}, "logs", "log_broken"),
+        ({f"pod:{RELEASE_PLAN_COMPLETED}": entries(runnerHead="0" * 64)}, "order", "order_broken"),
+        ({f"pod:{RELEASE_PLAN_COMPLETED}": entries(manifestSha256="0" * 64)}, "release", "release_other_result"),
+        ({f"pod:{TRAIN_CHECKPOINT}": other_tensors_in_raw}, "row", "row_mismatch"),
+        ({f"pod:{MEASURED}": dropped}, "order", "order_broken"),
+        ({f"pod:{MEASURED}": entries(environment="0" * 64)}, "measurement", "measurement_mismatch"),
+        ({f"pod:{ANTI_DEBUG_READY}": dropped}, "order", "order_broken"),
+        ({f"runner:{ATTEST_RESULT}": entries(podHead="0" * 64)}, "order", "order_broken"),
+        ({f"runner:{RELEASE_GRANTED}": entries(receiptSha256="0" * 64)}, "release", "release_other_result"),
+        ({f"runner:{RELEASE_GRANTED}": dropped}, "parts", "receipt_mismatch"),
+        ({f"runner:{ALLOCATION_GONE}": entries(count=1)}, "row", "row_mismatch"),
+        ({f"runner:{ADAPTER_COLLECTED}": entries(status="wrong", code="adapter_malformed")}, "row", "row_mismatch"),
+        ({f"pod:{ADAPTER_SAVED}": entries(sha256="b" * 64)}, "run_receipt", "receipt_mismatch"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else value,
+)
+def test_what_does_not_fit_is_refused_though_every_signature_holds(
+    exported: dict[str, Any], edits: dict[str, Edit], proof: str, code: str
+) -> None:
+    failed = failures(verified(exported, **edits))
+    assert failed.get(proof) == code, failed
+
+
+def test_one_artifact_passed_off_as_two_is_seen(exported: dict[str, Any]) -> None:
+    raw = exported["rawAdapterSha256"]
+    sealed = {
+        f"pod:{ADAPTER_SEALED}": entries(sha256=raw),
+        "zeroization": struct(adapter_sha256=raw),
+        "row": entries(protectedAdapterSha256=raw),
+    }
+    assert failures(verified(exported, **sealed)) == {"row": "row_mismatch"}
+
+
+def test_a_loss_that_is_not_finite_is_seen(exported: dict[str, Any]) -> None:
+    def burst(series: dict[str, Series]) -> dict[str, Series]:
+        return {
+            kind: Series(losses=(*one.losses[:5], float("nan"), *one.losses[6:]), nanos=one.nanos)
+            for kind, one in series.items()
+        }
+
+    found = verified(exported, series=burst)
+    assert failures(found) == {"row": "row_mismatch"}
+    told = next(proof.reason for proof in found.proofs if proof.name == "row")
+    assert "checks" in told
