@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import re
 import sys
 import threading
 import time
@@ -43,6 +44,7 @@ from engine.worker.isolation import memfd
 from engine.worker.isolation.wipe import trim
 
 LOCK_NAME: Final = "worker.lock"
+_CODE: Final = re.compile("[a-z][a-z0-9_]{0,63}")
 JUDGED: Final = ("trainer", "keyproc", "sealer", "scanner")
 Reports = dict[str, dict[str, dict[str, str]]]
 
@@ -186,7 +188,8 @@ class Attestation:
         name = context.inbox.wait_for_one(("release.json", "denied.json"), job.limits.release, give_up=self._give_up)
         message = context.inbox.take(name) or {}
         if name == "denied.json":
-            codes = [str(code)[:64] for code in message.get("codes", [])][:16]
+            told = message.get("codes")
+            codes = [str(code) for code in told[:16] if _CODE.fullmatch(str(code))] if isinstance(told, list) else []
             context.log.add(RELEASE_DENIED, {"codes": codes})
             raise RefusedError(
                 f"The verifier refused the evidence: {', '.join(codes) or 'no reason given'}.",
@@ -194,9 +197,13 @@ class Attestation:
             )
         receipt = read_release(message.get("receipt"), base64.b64decode(job.run_public_key), run_id=job.run_id)
         ciphertext = str(message.get("ciphertext"))
+        try:
+            sealed = base64.b64decode(ciphertext, validate=True)
+        except ValueError as error:
+            raise refusal("release_other_result") from error
         if (receipt.evidence_sha256, receipt.ciphertext_sha256, receipt.cnf_public) != (
             self._evidence_digest,
-            sha256_hex(base64.b64decode(ciphertext)),
+            sha256_hex(sealed),
             self._cnf.hex(),
         ):
             raise RefusedError("The release does not fit this evidence.", code="release_other_result")

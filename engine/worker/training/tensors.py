@@ -15,6 +15,8 @@ from engine.wire import parse
 
 MAX_HEADER: Final = 64 * 1024 * 1024
 MAX_SIDE: Final = 2**63
+MAX_SIDES: Final = 8  # what no adapter or model has; multiplying many takes long
+MAX_NAME: Final = 512
 ITEM_BYTES: Final = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
 
@@ -41,9 +43,11 @@ def read_header(buffer: memoryview) -> dict[str, TensorSpec]:
         for name, entry in raw.items():
             if name == "__metadata__":
                 continue
-            dtype, shape = str(entry["dtype"]), tuple(int(side) for side in entry["shape"])
+            dtype, shape = str(entry["dtype"]), tuple(int(side) for side in entry["shape"][: MAX_SIDES + 1])
             start, end = (int(offset) for offset in entry["data_offsets"])
-            if not all(0 <= side < MAX_SIDE for side in shape):
+            if len(name) > MAX_NAME:
+                raise _invalid("a tensor's name is longer than the limit")
+            if len(shape) > MAX_SIDES or not all(0 <= side < MAX_SIDE for side in shape):
                 raise _invalid(f"{name!r} has an impossible shape")
             if dtype not in ITEM_BYTES or end - start != math.prod(shape) * ITEM_BYTES[dtype]:
                 raise _invalid(f"the size of {name!r} does not fit its shape")

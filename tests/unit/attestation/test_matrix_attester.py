@@ -146,3 +146,25 @@ def test_a_release_that_lay_there_before_the_evidence_is_not_opened(pod: Pod) ->
     with pytest.raises(RefusedError) as caught:
         pod.attestation.await_release()
     assert caught.value.code == "release_other_result"
+
+
+@pytest.mark.parametrize("ciphertext", ["%%%", "AA=A", 7, None])
+def test_a_release_that_is_no_text_is_refused_as_another_one(pod: Pod, ciphertext: object) -> None:
+    evidence = pod.answer()
+    receipt = release_receipt(honest.release(evidence_sha256=evidence), signing("run"))
+    pod.put("release.json", {"ciphertext": ciphertext, "info": "", "runnerHead": "0" * 64, "receipt": receipt})
+    with pytest.raises(RefusedError) as caught:
+        pod.attestation.await_release()
+    assert caught.value.code == "release_other_result"
+
+
+@pytest.mark.parametrize(
+    ("codes", "code"),
+    [(["debug_enabled"], "debug_enabled"), ("text", "release_denied"), (["Not A Code", 3], "release_denied")],
+)
+def test_a_denial_is_taken_for_one_whatever_it_says(pod: Pod, codes: object, code: str) -> None:
+    pod.answer()
+    pod.put("denied.json", {"codes": codes})
+    with pytest.raises(RefusedError) as caught:
+        pod.attestation.await_release()
+    assert caught.value.code == code

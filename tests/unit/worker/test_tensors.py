@@ -57,6 +57,8 @@ def test_metadata_makes_two_artifacts_of_the_same_tensors() -> None:
         b'{"a":{"dtype":"F32","shape":[-2],"data_offsets":[0,8]}}',
         b'{"a":{"dtype":"F32","shape":[-1,-2],"data_offsets":[0,8]}}',
         b'{"a":{"dtype":"F32","shape":[0,10000000000000000000000],"data_offsets":[0,0]}}',
+        b'{"a":{"dtype":"F32","shape":[' + b"1," * 60_000 + b'2],"data_offsets":[0,8]}}',
+        b'{"' + b"a" * 600 + b'":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}',
         b'{"a":{"dtype":"X","shape":[2],"data_offsets":[0,8]}}',
         b'{"a":{"shape":[2]}}',
         b'{"a":7}',
