@@ -9,6 +9,7 @@ import asyncio
 import base64
 import tempfile
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
@@ -27,16 +28,20 @@ from engine.attestation.receipts import (
     release_receipt,
     run_receipt,
 )
+from engine.attestation.revocation import read_revocations, rotation_statement
 from engine.attestation.statements import PAYLOAD_TYPE, open_statement
 from engine.attestation.verifier import appraise
 from engine.attestation.zeroization import read_zeroization, runtime_state, zeroization_receipt
 from engine.plan import dump_plan, load_plan, preset
+from engine.records.anchors import anchors
+from engine.records.verify import verify_bytes
 from engine.remote.launch import parse_stat
 from engine.remote.session import SshSession
 from engine.remote.tail import Tail
 from engine.resources import data_path
 from engine.sealing.adapter import open_adapter, read_adapter_header
 from engine.sealing.manifest import parse_manifest
+from engine.sealing.ring import PublicKeys, Ring, parse_ring
 from engine.store.progress import Steps, body_of, steps_of
 from engine.wire import ChainReader, canonical, parse
 from engine.worker.inbox import Inbox
@@ -48,6 +53,7 @@ from tests.vectors.honest import BASE, RUN, digest, public, signing
 T = TypeVar("T")
 Read = Callable[[bytes], object]
 
+ARTIFACT: Final = BASE.parent / "artifact"
 _TEMPORARY: Final = tempfile.TemporaryDirectory(prefix="glasshouse-fuzz-")  # removed when the process ends
 _FOLDER: Final = Path(_TEMPORARY.name)
 
@@ -169,6 +175,27 @@ def _honest_job() -> bytes:
     return canonical(msgspec.to_builtins(job))
 
 
+def _verified(data: bytes) -> object:
+    """What a stranger makes of an artifact; one that was changed is never genuine."""
+    known = anchors(_FOLDER, trust=[str(ARTIFACT / "operator.txt")], references=[ARTIFACT / "reference.json"])
+    found = verify_bytes(data, known)
+    assert not found.genuine or parse(data) == parse((ARTIFACT / "row.json").read_bytes())
+    return found
+
+
+def _ring() -> bytes:
+    public_keys = PublicKeys(created="2026-05-17T00:00:00.000Z", signing=digest("a"), recipient=digest("b"))
+    return canonical(msgspec.to_builtins(Ring.fresh(public_keys)))
+
+
+def _rotation() -> dict[str, Any]:
+    return rotation_statement(signing("operator"), signing("run"), at=datetime(2026, 5, 17, tzinfo=UTC))
+
+
+def _statements(data: bytes) -> object:
+    return read_revocations([_file("statements.jsonl", data)])
+
+
 def _run_receipt() -> dict[str, Any]:
     return run_receipt(
         run_id=RUN, row={}, plan_digest=digest("plan"), manifest_sha256=None, adapters={"raw": digest("adapter")},
@@ -217,6 +244,9 @@ def targets() -> dict[str, Target]:
         "plan": Target(lambda data: load_plan(parse(data)), (canonical(dump_plan(preset("demo"))),)),
         "job": Target(_job, (_honest_job(),)),
         "message": Target(_message, (b'{"codes":["x"]}',)),
+        "artifact": Target(_verified, ((ARTIFACT / "row.json").read_bytes(),)),
+        "ring": Target(parse_ring, (_ring(),)),
+        "revocations": Target(_statements, (canonical(_rotation()),)),
         "steps": Target(_steps, (canonical(body_of(Steps("raw", 0, bytes(8), bytes(16)))),)),
         "stat": Target(parse_stat, (b"7 (sh) S 1 7 7 0 -1 4194304 1 0 0 0 0 0 0 0 20 0 1 0 12345 1 1\n",)),
     }

@@ -166,6 +166,25 @@ def test_a_changed_export_is_told_with_its_code(own: OwnRun, tmp_path: Path) -> 
     own.cli("export", "nothing", "--json").refused(2, "run_unknown")
 
 
+@of_own
+def test_a_rotation_keeps_the_row_and_a_revocation_is_seen(own: OwnRun, tmp_path: Path) -> None:
+    file, statement = tmp_path / "row.json", tmp_path / "revocation.jsonl"
+    assert own.cli("export", "last", "-o", file).code == 0
+    line = own.cli("key", "show", "--public").out.strip()
+    former = own.cli("key", "show", "--json").document["keys"][0]["fingerprint"]
+    stranger = CommandLine(tmp_path / "stranger")
+    assert own.cli("key", "rotate").code == 0
+    assert own.cli("key", "show", "--public").out.strip() != line
+    assert own.cli("verify", file).code == 0
+    assert own.cli("key", "revoke", former, "--reason", "compromised", "-o", statement).code == 0
+    refused = own.cli("verify", file, "--json")
+    codes = [proof["code"] for proof in refused.document["proofs"] if proof["status"] == "failed"]
+    assert (refused.code, codes) == (1, ["signer_revoked"])
+    assert stranger("verify", file, "--trust", line).code == 0
+    told = stranger("verify", file, "--trust", line, "--revocation", statement)
+    assert (told.code, "signer_revoked" in told.out) == (1, True)
+
+
 def test_ctrl_c_cancels_cleans_up_and_exits_130(cli: CommandLine) -> None:
     process = cli.start("run", "--preset", "demo", "--segments", "protected", "--steps", "100000", "--json")
     run_id = first_line(process)

@@ -1,0 +1,114 @@
+"""An artifact of a short pair, kept: what verified once verifies with its references, without a run, without torch."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.errors import GlasshouseError, RefusedError, UsageError
+from engine.records.anchors import Anchors, anchors, read_reference
+from engine.records.artifact import Artifact, dump_artifact, parse_artifact
+from engine.records.formats import FORMATS, render
+from engine.records.public import is_public
+from engine.records.verify import verify_bytes
+
+KEPT = Path(__file__).parents[2] / "vectors" / "artifact"
+TEXT = (KEPT / "row.json").read_bytes()
+
+
+@pytest.fixture
+def known(tmp_path: Path) -> Anchors:
+    """A stranger who trusts the operator and has the reference of the version that made the row."""
+    return anchors(tmp_path / "none", trust=[str(KEPT / "operator.txt")], references=[KEPT / "reference.json"])
+
+
+def test_it_still_verifies(known: Anchors) -> None:
+    found = verify_bytes(TEXT, known)
+    assert [(proof.name, proof.code) for proof in found.proofs if proof.status != "passed"] == []
+    assert (found.genuine, found.complete, found.clean) == (True, True, True)
+    assert {check["status"] for check in found.checks} == {"passed"}
+
+
+def test_what_is_written_is_what_was_read() -> None:
+    artifact = parse_artifact(TEXT)
+    assert render(artifact, "json") == TEXT
+    assert list(dump_artifact(artifact))[:4] == ["format", "id", "label", "provider"]
+
+
+def test_a_line_and_a_page_name_the_whole() -> None:
+    artifact = parse_artifact(TEXT)
+    (line,) = csv.DictReader(io.StringIO(render(artifact, "csv").decode()))
+    assert line["overheadPct"] == f"{artifact.row['overheadPct']}"
+    assert line["activeRunPodPodsAfterRun"] == "0"
+    assert line["targetSec"] == ""
+    page = render(artifact, "md").decode()
+    assert line["artifactSha256"] in page
+    assert "Software tier" in page
+    assert "faster" not in page
+
+
+@pytest.mark.parametrize("label", ["=HYPERLINK(1)", "+1", "-1", "@x", "a|b *c* <b>"])
+def test_a_label_is_text_in_every_format(label: str) -> None:
+    artifact = parse_artifact(TEXT)
+    named = Artifact(row=artifact.row | {"label": label}, bundle=artifact.bundle)
+    for form in FORMATS:
+        assert render(named, form)
+    (line,) = csv.DictReader(io.StringIO(render(named, "csv").decode()))
+    assert line["label"][0] not in "=+-@"
+    assert "<b>" not in render(named, "md").decode()
+    assert "| a|b" not in render(named, "md").decode()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"attesterKey": "no key"},
+        {"cpu": "see /home/alice"},
+        {"cpu": "at 10.0.0.7"},
+        {"more": 1},
+        {"pid": "7"},
+        {"gpu": {"uuid": "GPU-1", "name": "x", "driver": "1", "address": "x"}},
+    ],
+)
+def test_only_the_fields_of_an_event_are_public_each_in_its_form(change: dict[str, Any]) -> None:
+    body = json.loads(TEXT)["bundle"]["logs"]["pod"][0]["body"]
+    assert is_public("pod", "launch.accepted", body)
+    assert not is_public("pod", "launch.accepted", body | change)
+    assert not is_public("runner", "launch.accepted", body)
+    assert not is_public("pod", "launch.accepted", {name: body[name] for name in list(body)[1:]})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"x", b"{}", b'{"version": 2, "bundles": []}', b'{"version": 1, "bundles": ["x"]}'],
+)
+def test_a_reference_that_is_none_is_told(tmp_path: Path, text: bytes) -> None:
+    file = tmp_path / "reference.json"
+    file.write_bytes(text)
+    with pytest.raises(UsageError) as caught:
+        read_reference(file)
+    assert caught.value.code == "reference_invalid"
+
+
+def test_an_artifact_beyond_the_limit_is_not_parsed(monkeypatch: pytest.MonkeyPatch, known: Anchors) -> None:
+    monkeypatch.setattr("engine.records.artifact.MAX_ARTIFACT_BYTES", len(TEXT) - 1)
+    with pytest.raises(RefusedError) as caught:
+        verify_bytes(TEXT, known)
+    assert caught.value.code == "artifact_malformed"
+
+
+def test_steps_beyond_the_series_are_no_steps(known: Anchors) -> None:
+    document = json.loads(TEXT)
+    marks = [entry for entry in document["bundle"]["logs"]["pod"] if entry["event"] == "train.progress"]
+    marks[0]["body"]["to"] = 10**9
+    try:
+        found = verify_bytes(json.dumps(document).encode(), known)
+    except GlasshouseError as error:
+        assert error.code == "artifact_malformed"
+    else:
+        assert not found.genuine
