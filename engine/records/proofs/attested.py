@@ -1,0 +1,207 @@
+"""What was attested, released and wiped: each document appraised anew, and bound to the others."""
+
+from __future__ import annotations
+
+import msgspec
+
+from engine.attestation.challenge import open_challenge
+from engine.attestation.measurement import Measurements
+from engine.attestation.policy import policy_digest, policy_from
+from engine.attestation.reasons import refusal
+from engine.attestation.receipts import (
+    read_release,
+)
+from engine.attestation.verifier import Expectations, appraise, result_digest
+from engine.attestation.zeroization import read_zeroization
+from engine.errors import RefusedError
+from engine.records.proofs.case import Case, NotApplicableError, moment, require_equal
+from engine.wire import (
+    ATTEST_CHALLENGE,
+    ATTEST_EVIDENCE,
+    ATTEST_RESULT,
+    MEASURED,
+    RELEASE_GRANTED,
+    RELEASE_PLAN_COMPLETED,
+    ZEROIZE_DONE,
+    canonical,
+    digest_of,
+    sha256_hex,
+)
+
+
+def challenge(case: Case) -> str:
+    """The run's key challenged the attester with a fresh nonce, about this plan, package and policy."""
+    if case.anchors.challenge is not None and case.row["challenge"] != case.anchors.challenge:
+        raise refusal("challenge_mismatch", "the row does not carry your text")
+    if case.bundle.challenge is None:
+        raise NotApplicableError
+    signed = open_challenge(case.bundle.challenge, case.run_key, run_id=case.run_id)
+    nonce = sha256_hex(signed.nonce_bytes)
+    asked, answered = case.facts.runner(ATTEST_CHALLENGE), case.facts.pod(ATTEST_CHALLENGE)
+    if not asked or not answered:
+        raise refusal("challenge_mismatch", "a log lacks it")
+    require_equal(
+        "challenge_mismatch",
+        plan=(signed.plan_digest, digest_of(case.bundle.plan)),
+        package=(signed.manifest_digest, case.run_receipt.manifest_sha256),
+        policy=(signed.policy_digest, digest_of(case.bundle.policy)),
+        text=(signed.challenge, case.row["challenge"]),
+        bundle=(signed.bundle, case.run_receipt.bundle_sha256),
+        runnerNonce=(asked[-1].body.get("nonceSha256"), nonce),
+        podNonce=(answered[0].body.get("nonceSha256"), nonce),
+        runnerHead=(signed.runner_head, asked[-1].hash),
+        podHead=(answered[0].body.get("runnerHead"), signed.runner_head),
+    )
+    return "with the text of the request" if signed.challenge else "a fresh nonce, no text"
+
+
+def evidence(case: Case) -> str:
+    """The evidence answers the challenge and meets the policy, appraised anew by every rule."""
+    told = case.result.reason_codes
+    try:
+        claims, token = case.claims, case.bundle.evidence or ""
+    except RefusedError as error:
+        if case.attested or error.code not in told:
+            raise
+        return f"refused when it came: {', '.join(told)}"
+    logged = case.facts.pod(ATTEST_EVIDENCE)
+    if [event.body.get("token") for event in logged] != [token]:
+        raise refusal("evidence_malformed", "the log has other evidence")
+    gpu = (case.launch.get("gpu") or {}).get("uuid")
+    expected = Expectations(
+        run_id=case.run_id,
+        attester_public=case.attester,
+        measurements=claims.measurements,  # compared with references by another proof
+        plan_digest=digest_of(case.bundle.plan),
+        manifest_digest=case.run_receipt.manifest_sha256 or "",
+        challenge=case.row["challenge"],
+        pod_id=claims.pod_id,  # the operator's to know, and compared when the evidence came
+        ssh_host_key=claims.ssh_host_key,
+        runner_head=case.challenge.runner_head,
+        gpu_uuid=gpu,
+        nonce=case.challenge.nonce_bytes,
+    )
+    policy = policy_from(case.bundle.policy)
+    found = appraise(token, expected=expected, policy=policy, nonces=None, now=moment(case.result.issued).timestamp())
+    anew = found.reason_codes
+    # What only the runner could see (freshness, the allocation, references) may have failed besides.
+    if not set(anew) <= set(told) or (case.result.accepted and not found.accepted):
+        raise RefusedError(f"The evidence does not hold: {', '.join(anew)}.", "Do not trust this row.", code=anew[0])
+    if not case.attested:
+        return f"refused when it came: {', '.join(told)}"
+    return f"{len(found.checks)} rules, EAR {case.result.status}, tier {case.result.tier}"
+
+
+def result(case: Case) -> str:
+    """The stored result is the one that was logged, and is about this evidence, package and policy."""
+    found, logged = case.result, case.facts.runner(ATTEST_RESULT)
+    if len(logged) != 1:
+        raise refusal("result_mismatch", "the log has not exactly one")
+    cnf = case.claims.cnf.hex() if found.accepted else None
+    require_equal(
+        "result_mismatch",
+        run=(found.run_id, case.run_id),
+        digest=(logged[0].body.get("resultSha256"), result_digest(found)),
+        status=(logged[0].body.get("status"), found.status),
+        codes=(logged[0].body.get("codes"), list(found.reason_codes)),
+        evidence=(found.evidence_sha256, sha256_hex((case.bundle.evidence or "").encode())),
+        policy=(found.policy_sha256, digest_of(case.bundle.policy)),
+        package=(found.manifest_sha256, case.run_receipt.manifest_sha256),
+        key=(found.cnf, cnf),
+        document=(result_digest(found), digest_of(case.bundle.result)),
+    )
+    return f"logged before the release, EAR {found.status}"
+
+
+def policy(case: Case) -> str:
+    """The policy asks for no less than the built-in one, or than one that the verifier brought."""
+    if case.bundle.policy is None:
+        raise NotApplicableError
+    found = policy_from(case.bundle.policy)
+    if policy_digest(found) != digest_of(case.bundle.policy):
+        raise refusal("policy_invalid")
+    if not any(narrower_or_equal(found, base) for base in case.anchors.policies):
+        raise refusal("policy_loosened", found.id)
+    return f"{found.id}, version {found.version}"
+
+
+def measurement(case: Case) -> str:
+    """The code that ran is what this installation builds, or a reference that the verifier brought."""
+    launched = str(case.launch.get("bundleDigest"))
+    require_equal("receipt_mismatch", bundle=(launched, case.run_receipt.bundle_sha256))
+    if case.bundle.lock is None or not case.attested:
+        raise NotApplicableError
+    seen: Measurements = case.claims.measurements
+    require_equal(
+        "measurement_mismatch",
+        launched=(seen.bundle, launched),
+        lock=(seen.lock, sha256_hex(canonical(case.bundle.lock))),
+    )
+    told = [event.body for event in case.facts.pod(MEASURED)]
+    if [{name: body.get(name) for name in ("bundle", "lock", "environment")} for body in told] != [
+        msgspec.to_builtins(seen)
+    ]:
+        raise refusal("measurement_mismatch", "the log has another")
+    if not case.anchors.knows_bundle(seen.bundle, case.bundle.lock):
+        raise refusal("measurement_unknown", seen.bundle)
+    if case.anchors.environments and seen.environment not in case.anchors.environments:
+        raise refusal("measurement_unknown", f"environment {seen.environment}")
+    known = "a reference" if case.anchors.environments else "the operator's own reference only"
+    return f"bundle {seen.bundle[:16]}…; the environment was compared with {known}"
+
+
+def release(case: Case) -> str:
+    """The keys went once, to the attested key, on the accepted result, after a receipt of it was signed."""
+    granted = case.facts.runner(RELEASE_GRANTED)
+    if case.bundle.receipts.release is None:
+        raise NotApplicableError
+    body = read_release(case.bundle.receipts.release, case.run_key, run_id=case.run_id)
+    if len(granted) != 1 or not case.result.accepted:
+        raise refusal("release_before_result")
+    opened, package = case.facts.pod(RELEASE_PLAN_COMPLETED), body.manifest_sha256
+    before = case.facts.runner_log[granted[0].seq - 1].hash
+    require_equal(
+        "release_other_result",
+        receipt=(granted[0].body.get("receiptSha256"), digest_of(case.bundle.receipts.release)),
+        result=((body.result_id, body.result_sha256), (case.result.result_id, result_digest(case.result))),
+        evidence=(body.evidence_sha256, case.result.evidence_sha256),
+        policy=(body.policy_sha256, case.result.policy_sha256),
+        package=(package, case.run_receipt.manifest_sha256),
+        key=(body.cnf_public, case.claims.cnf.hex()),
+        runnerHead=(body.runner_head, before),
+        podHead=(body.pod_head, granted[0].body.get("podHead")),
+        opened=(
+            [event.body.get("manifestSha256") for event in opened] or [body.manifest_sha256],
+            [body.manifest_sha256],
+        ),
+    )
+    return f"once, at {body.released}"
+
+
+def zeroization(case: Case) -> str:
+    """The wipe's receipt is the attester's, countersigned by the run's key; what it proves is a check of the row."""
+    done = case.facts.pod(ZEROIZE_DONE)
+    receipt = case.bundle.receipts.zeroization
+    if receipt is None:
+        if not case.facts.runner(RELEASE_GRANTED) or case.facts.view.summary.runtime_state == "unverified":
+            raise NotApplicableError
+        raise refusal("receipt_mismatch", "the wipe has no receipt")
+    found = read_zeroization(
+        receipt,
+        (case.attester, case.run_key),
+        run_id=case.run_id,
+        manifest_sha256=case.run_receipt.manifest_sha256 or "",
+        nonce_sha256=sha256_hex(case.challenge.nonce_bytes),
+    )
+    logged = (done[0].body.get("receipt") or {}).get("payload") if len(done) == 1 else None
+    places = case.hashes("pod")
+    if found.pod_head not in places or not done or places[found.pod_head] >= done[0].seq:
+        raise refusal("receipt_mismatch", "it does not link to the log before it")
+    require_equal(
+        "receipt_mismatch",
+        logged=(logged, receipt.get("payload")),
+        adapter=(found.adapter_sha256, case.row["protectedAdapterSha256"]),
+    )
+    before = sum(sum(scan.hits.values()) for scan in found.before.values())
+    after = sum(sum(scan.hits.values()) for scan in found.after.values())
+    return f"{before} hits before the wipe, {after} after it"

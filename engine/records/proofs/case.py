@@ -1,0 +1,175 @@
+"""One artifact under proof: its parts read, without judging them."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable
+from datetime import datetime
+from functools import cached_property
+from typing import Any, TypeVar
+
+import msgspec
+
+from engine.attestation.challenge import Challenge
+from engine.attestation.claims import Claims
+from engine.attestation.evidence import parse_evidence
+from engine.attestation.reasons import refusal
+from engine.attestation.receipts import (
+    Delegation,
+    Release,
+    RunReceipt,
+)
+from engine.attestation.verifier import AttestationResult
+from engine.errors import WireError
+from engine.records import rebuild
+from engine.records.anchors import Anchors
+from engine.records.artifact import Artifact, Bundle
+from engine.records.facts import Facts
+from engine.wire import (
+    LAUNCH_ACCEPTED,
+    parse,
+)
+
+PredicateT = TypeVar("PredicateT")
+Proof = Callable[["Case"], str]
+
+
+class NotApplicableError(Exception):
+    """The run never came to what this proof is about."""
+
+
+class NotCheckedError(Exception):
+    """What this proof needs was left out of the artifact."""
+
+
+class Case:
+    """One artifact under proof. Properties read it without judging it, and raise `RefusedError` where they cannot."""
+
+    def __init__(self, artifact: Artifact, bundle: Bundle, anchors: Anchors) -> None:
+        self.row = artifact.row
+        self.bundle = bundle
+        self.anchors = anchors
+        self._artifact = artifact
+
+    @cached_property
+    def facts(self) -> Facts:
+        """The run's facts, from the artifact alone."""
+        return rebuild.facts_of(self._artifact, self.bundle)
+
+    @cached_property
+    def made(self) -> dict[str, Any]:
+        """The row as it follows from the facts."""
+        return rebuild.row_of(self.facts, self.row)
+
+    @property
+    def run_id(self) -> str:
+        return str(self.row["id"])
+
+    @property
+    def operator(self) -> bytes:
+        """The operator's raw public signing key."""
+        return bytes.fromhex(self.bundle.operator)
+
+    @cached_property
+    def delegation(self) -> Delegation:
+        return peek(self.bundle.delegation, Delegation)
+
+    @property
+    def run_key(self) -> bytes:
+        """The run's raw public key, as the delegation names it."""
+        try:
+            return bytes.fromhex(self.delegation.run_public)
+        except ValueError as error:
+            raise refusal("predicate_malformed") from error
+
+    @cached_property
+    def run_receipt(self) -> RunReceipt:
+        return peek(self.bundle.receipts.run, RunReceipt)
+
+    @property
+    def launch(self) -> dict[str, Any]:
+        """The body of `launch.accepted`."""
+        found = self.facts.pod(LAUNCH_ACCEPTED)
+        if not found:
+            raise NotApplicableError
+        return found[0].body
+
+    @property
+    def attester(self) -> bytes:
+        """The attester's raw public key, as the launch announced it."""
+        return base64.b64decode(str(self.launch.get("attesterKey", "")))
+
+    @cached_property
+    def claims(self) -> Claims:
+        """What the evidence says, once its signature was checked."""
+        if self.bundle.evidence is None:
+            raise NotApplicableError
+        return parse_evidence(self.bundle.evidence, self.attester)
+
+    @cached_property
+    def challenge(self) -> Challenge:
+        if self.bundle.challenge is None:
+            raise NotApplicableError
+        return peek_payload(self.bundle.challenge, Challenge)
+
+    @cached_property
+    def result(self) -> AttestationResult:
+        if self.bundle.result is None:
+            raise NotApplicableError
+        try:
+            return msgspec.convert(self.bundle.result, AttestationResult, strict=True)
+        except msgspec.ValidationError as error:
+            raise refusal("result_mismatch") from error
+
+    @property
+    def attested(self) -> bool:
+        """Whether the evidence was accepted when it came; else nothing of it needs to hold."""
+        return self.bundle.result is not None and self.result.accepted
+
+    @cached_property
+    def release(self) -> Release:
+        if self.bundle.receipts.release is None:
+            raise NotApplicableError
+        return peek(self.bundle.receipts.release, Release)
+
+    def hashes(self, chain: str) -> dict[str, int]:
+        """The place of each event of a log by its hash."""
+        log = self.facts.runner_log if chain == "runner" else self.facts.pod_log
+        return {event.hash: event.seq for event in log}
+
+
+def _payload(envelope: dict[str, Any]) -> Any:
+    try:
+        return parse(base64.b64decode(str(envelope["payload"]), validate=True))
+    except (KeyError, binascii.Error, ValueError, WireError) as error:
+        raise refusal("envelope_malformed") from error
+
+
+def peek_payload(envelope: dict[str, Any], kind: type[PredicateT]) -> PredicateT:
+    try:
+        return msgspec.convert(_payload(envelope), kind, strict=True)
+    except msgspec.ValidationError as error:
+        raise refusal("predicate_malformed") from error
+
+
+def peek(envelope: dict[str, Any], kind: type[PredicateT]) -> PredicateT:
+    """The predicate of an envelope whose signature another proof checks."""
+    try:
+        return msgspec.convert(_payload(envelope)["predicate"], kind, strict=True)
+    except (KeyError, TypeError, msgspec.ValidationError) as error:
+        raise refusal("predicate_malformed") from error
+
+
+def moment(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError as error:
+        raise refusal("predicate_malformed") from error
+
+
+def require_equal(code: str, **pairs: tuple[object, object]) -> None:
+    """Raise a refusal that names every pair whose halves differ."""
+    unequal = [name for name, (first, second) in pairs.items() if first != second or type(first) is not type(second)]
+    if unequal:
+        raise refusal(code, ", ".join(unequal))

@@ -1,0 +1,90 @@
+"""Who signed: every document is there, by keys of their own, and the run's receipt fits the rest."""
+
+from __future__ import annotations
+
+from engine.attestation.reasons import refusal
+from engine.attestation.receipts import (
+    check_delegation,
+    read_run_receipt,
+)
+from engine.attestation.signers import judge_signer
+from engine.records.proofs.case import Case, moment, require_equal
+from engine.wire import (
+    ATTEST_CHALLENGE,
+    ATTEST_EVIDENCE,
+    ATTEST_RESULT,
+    LAUNCH_ACCEPTED,
+    PACKAGE_SEALED,
+    RELEASE_GRANTED,
+    digest_of,
+)
+
+
+def parts(case: Case) -> str:
+    """Each document is there exactly when the logs say that it was made."""
+    bundle, facts = case.bundle, case.facts
+    made = {
+        "challenge": (bundle.challenge, facts.runner(ATTEST_CHALLENGE)),
+        "evidence": (bundle.evidence, facts.pod(ATTEST_EVIDENCE)),
+        "result": (bundle.result, facts.runner(ATTEST_RESULT)),
+        "policy": (bundle.policy, facts.runner(ATTEST_RESULT)),
+        "lock": (bundle.lock, facts.runner(ATTEST_RESULT)),
+        "release": (bundle.receipts.release, facts.runner(RELEASE_GRANTED)),
+    }
+    wrong = [name for name, (document, events) in made.items() if (document is None) == bool(events)]
+    if wrong:
+        raise refusal("receipt_mismatch", f"missing or not logged: {', '.join(wrong)}")
+    return ", ".join(name for name, (document, _) in made.items() if document is not None) or "none but the run's"
+
+
+def signer(case: Case) -> str:
+    """The operator's key is one that the verifier trusts, and was not revoked."""
+    known = judge_signer(
+        case.operator,
+        moment(case.delegation.issued),
+        trusted=case.anchors.trusted,
+        revocations=case.anchors.revocations,
+    )
+    return f"{known.fingerprint}, {known.state}"
+
+
+def delegation(case: Case) -> str:
+    """The operator let this key sign for this run and plan, when it did."""
+    ended = moment(case.run_receipt.finished)
+    plan = digest_of(case.bundle.plan)
+    check_delegation(case.bundle.delegation, case.operator, run_id=case.run_id, plan_digest=plan, at=ended)
+    return f"to this run's key until {case.delegation.expires}"
+
+
+def keys_distinct(case: Case) -> str:
+    """No key stands in two roles."""
+    roles = {"operator": case.operator, "run": case.run_key}
+    if case.facts.pod(LAUNCH_ACCEPTED):
+        roles["attester"] = case.attester
+    if case.attested:
+        roles |= {"release": case.claims.cnf, "recipient": case.challenge.recipient_bytes}
+    if len(set(roles.values())) != len(roles):
+        raise refusal("keys_not_distinct", ", ".join(roles))
+    return ", ".join(roles)
+
+
+def run_receipt(case: Case) -> str:
+    """The run's key signed this row, its plan, package, adapters, series and both logs."""
+    body = read_run_receipt(case.bundle.receipts.run, case.run_key, run_id=case.run_id, row=case.row)
+    sealed = case.facts.runner(PACKAGE_SEALED)
+    if not sealed:
+        raise refusal("receipt_mismatch", "the package was never sealed")
+    adapters = {one.kind: one.adapter_sha256 for one in case.facts.view.segments if one.adapter_sha256 is not None}
+    require_equal(
+        "receipt_mismatch",
+        plan=(body.plan_digest, digest_of(case.bundle.plan)),
+        rowPlan=(body.plan_digest, case.row["planDigest"]),
+        package=(body.manifest_sha256, sealed[0].body.get("manifestDigest")),
+        bundle=(body.bundle_sha256, sealed[0].body.get("bundleDigest")),
+        adapters=(body.adapters, adapters),
+        runnerHead=(body.runner_head, case.bundle.heads.runner),
+        podHead=(body.pod_head, case.bundle.heads.pod),
+        delegation=(body.delegation_sha256, digest_of(case.bundle.delegation)),
+        challenge=(body.challenge, case.row["challenge"]),
+    )
+    return f"signed at {body.finished}"
