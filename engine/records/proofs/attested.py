@@ -6,7 +6,7 @@ import msgspec
 
 from engine.attestation.challenge import open_challenge
 from engine.attestation.measurement import Measurements
-from engine.attestation.policy import policy_digest, policy_from
+from engine.attestation.policy import narrower_or_equal, policy_digest, policy_from
 from engine.attestation.reasons import refusal
 from engine.attestation.receipts import (
     read_release,

@@ -147,6 +147,7 @@ def _payload(envelope: dict[str, Any]) -> Any:
 
 
 def peek_payload(envelope: dict[str, Any], kind: type[PredicateT]) -> PredicateT:
+    """An envelope's whole payload, its signature unchecked; raises `RefusedError` (`predicate_malformed`)."""
     try:
         return msgspec.convert(_payload(envelope), kind, strict=True)
     except msgspec.ValidationError as error:
@@ -162,6 +163,7 @@ def peek(envelope: dict[str, Any], kind: type[PredicateT]) -> PredicateT:
 
 
 def moment(text: str) -> datetime:
+    """A time that a statement gives; raises `RefusedError` (`predicate_malformed`)."""
     try:
         return datetime.fromisoformat(text)
     except ValueError as error:

@@ -39,12 +39,8 @@ def parts(case: Case) -> str:
 
 def signer(case: Case) -> str:
     """The operator's key is one that the verifier trusts, and was not revoked."""
-    known = judge_signer(
-        case.operator,
-        moment(case.delegation.issued),
-        trusted=case.anchors.trusted,
-        revocations=case.anchors.revocations,
-    )
+    anchors, issued = case.anchors, moment(case.delegation.issued)
+    known = judge_signer(case.operator, issued, trusted=anchors.trusted, revocations=anchors.revocations)
     return f"{known.fingerprint}, {known.state}"
 
 
