@@ -53,7 +53,7 @@ def verify(artifact: Artifact, anchors: Anchors) -> Verification:
     if artifact.bundle is None:
         raise refusal("artifact_unsigned")
     case = Case(artifact, artifact.bundle, anchors)
-    proofs = tuple(_tried(name, proof, case) for name, proof in PROOFS.items())
+    proofs = tuple(tried(name, proof, case) for name, proof in PROOFS.items())
     genuine = all(proof.status != "failed" for proof in proofs)
     complete = all(proof.status != "not_checked" for proof in proofs)
     computed = genuine and complete
@@ -69,7 +69,8 @@ def verify(artifact: Artifact, anchors: Anchors) -> Verification:
     )
 
 
-def _tried(name: str, proof: Proof, case: Case) -> Proven:
+def tried(name: str, proof: Proof, case: Case) -> Proven:
+    """One proof, whatever the artifact holds: never raises."""
     try:
         return Proven(name=name, status="passed", reason=proof(case))
     except NotApplicableError:
