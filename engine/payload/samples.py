@@ -49,12 +49,6 @@ def _text(value: Any, number: int, name: str) -> str:
         raise _refuse(number, f"has a {name} that is not text", "data_shape_invalid")
     if not value.strip():
         raise _refuse(number, f"has an empty {name}", "data_sample_empty", f"Give the {name} a text, or drop the line.")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise _refuse(
-            number, f"has half a surrogate pair in its {name}", "data_not_utf8", "Repair the text."
-        ) from error
     return value
 
 
@@ -88,6 +82,8 @@ def _sample(line: bytes, number: int) -> Sample:
     try:
         raw = parse(text)
     except WireError as error:
+        if isinstance(error.__cause__, UnicodeEncodeError):
+            raise _refuse(number, "has half a surrogate pair", "data_not_utf8", "Repair the text.") from error
         what = "repeats a key" if error.code == "json_duplicate_key" else "is not JSON"
         raise _refuse(number, what, "data_json_invalid") from error
     if isinstance(raw, dict) and set(raw) == {"messages"}:

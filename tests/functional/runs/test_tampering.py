@@ -26,5 +26,5 @@ def test_scratch_adapter_and_end_tampered_with_in_one_run_are_each_told_by_a_che
     failed = {name for name, status in checks_of(view).items() if status == "failed"}
     assert failed == {"zeroization_proven", "adapters_open", "chains_whole"}
     assert "zeroization_scratch" in reasons["zeroization_proven"]
-    assert "not the one in the log" in reasons["adapters_open"]
+    assert "adapter_other_sealed_file" in reasons["adapters_open"]
     assert "head that the runner's log does not have" in reasons["chains_whole"]
