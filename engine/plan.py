@@ -219,8 +219,8 @@ def checked(plan: Plan) -> Plan:
     _check_training(plan.training)
     _check_lora(plan.lora)
     _check_figures(plan)
-    if plan.challenge is not None and not 0 < len(plan.challenge) <= 512:
-        raise PlanError("A challenge is a text of 1 to 512 characters.", "Shorten the text of --challenge.")
+    if plan.challenge is not None and not (0 < len(plan.challenge) <= 512 and plan.challenge.isprintable()):
+        raise PlanError("A challenge is a printable text of 1 to 512 characters.", "Change the text of --challenge.")
     if not plan.label.strip() or len(plan.label) > 80 or not plan.label.isprintable():
         raise PlanError("A label is a printable text of 1 to 80 characters.", "Give another --label.")
     _check_inputs(plan)

@@ -47,6 +47,9 @@ ALLOCATION_GONE: Final = "allocation.gone"
 RUN_CLOSED: Final = "run.closed"
 LOG: Final = "log"
 
+STEPS: Final = ("losses", "nanos")
+"""The fields of `train.progress` that hold its steps."""
+
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One line of a log.
@@ -120,8 +123,27 @@ def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def committed(event: str, body: dict[str, Any]) -> dict[str, Any]:
+    """What an event's hash covers of its body: all of it, but digests in place of what an export may leave out.
+
+    Those are a line for a person (`log`) and the steps of `train.progress`. So a chain can be checked, every name, time
+    and place in it, by somebody who has neither.
+    """
+    if event == LOG:
+        return {"sha256": digest_of(body)}
+    if event == TRAIN_PROGRESS:
+        left_out = {name: body.get(name) for name in STEPS}
+        return {name: value for name, value in body.items() if name not in STEPS} | {"sha256": digest_of(left_out)}
+    return body
+
+
+def event_hash(seq: int, prev: str, ts: str, event: str, run_id: str, covered: dict[str, Any]) -> str:
+    """SHA-256 in hex over an event; `covered` is its body as `committed` gives it."""
+    return digest_of({"seq": seq, "prev": prev, "ts": ts, "event": event, "run_id": run_id, "body": covered})
+
+
 def _hash(seq: int, prev: str, ts: str, event: str, run_id: str, body: dict[str, Any]) -> str:
-    return digest_of({"seq": seq, "prev": prev, "ts": ts, "event": event, "run_id": run_id, "body": body})
+    return event_hash(seq, prev, ts, event, run_id, committed(event, body))
 
 
 def to_line(event: Event) -> bytes:

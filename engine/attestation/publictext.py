@@ -11,11 +11,14 @@ _PRINTABLE: Final = re.compile(r"[\x20-\x7e]*")
 _PRIVATE: Final = re.compile(
     r"""
       :// | www\.                                   # addresses of the web
-    | (?<![\d.]) \d{1,3} (?: \. \d{1,3} ){3} (?![\d.])  # IPv4
-    | (?: [0-9a-f]{0,4} : ){3,} [0-9a-f]{0,4}       # IPv6
-    | (?: ^ | [\s"'(=:,] ) [~]? / [\w.-]+ / ?       # a path from the root or a home
+    | (?<! [\d.] ) \d{1,3} (?: \. \d{1,3} ){3} (?! \d | \.\d )  # IPv4
+    | (?: [0-9a-f]{0,4} : ){3,} [0-9a-f]{0,4} | ::  # IPv6
+    | (?: ^ | [^\w\s] | \s ) / [\w.-]+ | [~$] [\w]* / | \.\. /  # a path from the root, a home or a folder above
+    | [\w.-]+ / [\w.-]+ /                           # or of several parts
     | [A-Za-z]:\\ | \\\\                            # the same elsewhere
-    | [\w.+-]+ @ [\w-]+ \. [\w.-]+                  # a mailbox, or a user on a host
+    | [\w.+-]+ @ [\w.-]+                            # a mailbox, or a user on a host
+    | (?: [a-z\d-]+ \. ){2,} [a-z]{2,}              # the name of a host
+    | \b (?: hf | rpa | sk | ghp | glpat | xox[a-z] ) [_-] \w  # the kinds of token that hubs and providers give
     | PRIVATE\ KEY | ssh-(?:rsa|ed25519|dss)\s | ecdsa-sha2-
     """,
     re.VERBOSE | re.IGNORECASE,

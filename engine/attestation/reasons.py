@@ -170,6 +170,7 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
     "receipt_mismatch": ("A receipt does not fit the rest of the artifact.", "Do not trust this row."),
     "result_mismatch": ("The attestation result does not fit the rest of the artifact.", "Do not trust this row."),
     "log_broken": ("A log's chain does not hold from its first event to its signed end.", "Do not trust this row."),
+    "log_contradicts": ("One logged event denies another.", "Do not trust this row."),
     "order_broken": ("The logs do not show the order that the protected path needs.", "Do not trust this row."),
     "series_mismatch": ("The step series is not the one that was signed.", "Do not trust this row."),
     "row_mismatch": ("The row does not follow from its logs, receipts and series.", "Do not trust this row."),

@@ -11,7 +11,8 @@ A verifier does this:
 
 The rules:
 
-- A key counts when it is trusted, or when a trusted key introduced it by rotations.
+- A key counts when it is trusted, or when a trusted key introduced it by rotations: it and no other key, while it was
+  in use. A key that introduced two leads to neither: one of them may be a thief's.
 - A retired key counts for delegations issued until it was retired (and a minute longer: a run may have been starting).
 - `compromised`: nothing that the key signed counts, whatever date it bears, for a thief chooses the date; nor does any
   key that it introduced, unless that one is trusted for itself.
@@ -22,6 +23,7 @@ The rules:
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -251,15 +253,19 @@ def _revoked(trusted: TrustedKeys) -> TrustedKeys:
 def _leads_on(key: TrustedKey, moment: datetime) -> bool:
     if key.revocation == "compromised":
         return False
-    return key.revoked_at is None or moment <= key.revoked_at
+    in_use = key.valid_until is None or moment <= key.valid_until + GRACE
+    return in_use and (key.revoked_at is None or moment <= key.revoked_at)
 
 
 def follow_rotations(trusted: TrustedKeys, statements: Statements = NOTHING) -> TrustedKeys:
     """The trusted keys with those that they introduced, and with every revocation known entered.
 
-    A key that introduced another is retired from then on.
+    A key that introduced another is retired from then on. Whoever stole a retired key can still sign with it, so one
+    that introduced two keys leads to neither, and this home's own keys lead to none but its own.
     """
     known = trusted | TrustedKeys({}, statements)
+    pairs = {(rotation.old_public, rotation.new_public) for rotation in known.statements.rotations}
+    forked = {old for old, count in Counter(old for old, _ in pairs).items() if count > 1}
     grown = True
     while grown:
         grown = False
@@ -267,6 +273,8 @@ def follow_rotations(trusted: TrustedKeys, statements: Statements = NOTHING) -> 
             old, new = bytes.fromhex(rotation.old_public), bytes.fromhex(rotation.new_public)
             introducer = known.find(old)
             if introducer is None or not _leads_on(introducer, rotation.moment):
+                continue
+            if introducer.home or rotation.old_public in forked:
                 continue
             learned = TrustedKeys(
                 {

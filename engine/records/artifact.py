@@ -20,17 +20,17 @@ from engine.measure.series import pack_series, unpack_series
 from engine.records.public import Code, Count, Digest
 from engine.store.progress import LOSS_BYTES, NANO_BYTES, Steps, body_of
 from engine.store.views import CheckStatus, CleanupState, Series
-from engine.wire import GENESIS, TRAIN_PROGRESS, ChainWriter, Event, parse, sha256_hex
+from engine.wire import GENESIS, TRAIN_PROGRESS, Event, committed, event_hash, parse, sha256_hex
 
 FORMAT: Final = "glasshouse-row/1"
 MAX_ARTIFACT_BYTES: Final = 64 * 1024 * 1024
 MAX_STEPS: Final = 4_000_000
 SERIES: Final = "series"
-_BASE64: Final = r"^[A-Za-z0-9+/]*={0,2}$"
+_BASE64: Final = r"^[A-Za-z0-9+/]*={0,2}$(?!\n)"
 
 Label = Annotated[str, Meta(max_length=80)]
 Text = Annotated[str, Meta(max_length=512)]
-Time = Annotated[str, Meta(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z$")]
+Time = Annotated[str, Meta(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z$(?!\n)")]
 Seconds = Annotated[float, Meta(ge=0)]
 
 
@@ -75,12 +75,12 @@ class RowSegment(_Part, frozen=True, kw_only=True):
 class Row(_Part, frozen=True, kw_only=True):
     """The row's fields and their forms; unknown is null. Times are UTC, losses and percentages plain numbers."""
 
-    id: Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}$")]
+    id: Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}$(?!\n)")]
     label: Label
     provider: Code
     gpu_model: Text | None
     model: Text
-    model_revision: Annotated[str, Meta(pattern=r"^[0-9a-f]{40}$")] | None
+    model_revision: Annotated[str, Meta(pattern=r"^[0-9a-f]{40}$(?!\n)")] | None
     order: Literal["raw-first", "protected-first"] | None
     target_sec: Seconds | None
     step_budget: Count | None
@@ -116,7 +116,7 @@ class Row(_Part, frozen=True, kw_only=True):
     started_at: Time | None
     finished_at: Time | None
     state: Code
-    reason: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.]{0,64}$")]
+    reason: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.]{0,64}$(?!\n)")]
     version: Code
     plan_digest: Digest
     data_digest: Digest | None
@@ -132,14 +132,14 @@ class Row(_Part, frozen=True, kw_only=True):
 class Entry(_Part, frozen=True, kw_only=True):
     """One event of a log. `prev` is the hash of the one before (64 zeros first) and `run_id` the row's id.
 
-    A withheld event has no body, and its hash is taken as it stands. That of `train.progress` names its steps only.
+    `body` is what the hash covers: of a line for a person and of `train.progress` it has digests for what is left out.
     """
 
     seq: Count
     ts: Time
-    event: Annotated[str, Meta(pattern=r"^[a-z_]+(\.[a-z_]+)?$")]
+    event: Annotated[str, Meta(pattern=r"^[a-z_]+(\.[a-z_]+)?$(?!\n)")]
     hash: Digest
-    body: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+    body: dict[str, Any]
 
 
 class Logs(_Part, frozen=True, kw_only=True):
@@ -257,38 +257,52 @@ def unpacked(blob: Blob) -> Series:
     return Series(losses=tuple(losses.tolist()), nanos=tuple(nanos.tolist()))
 
 
-def events_of(entries: list[Entry], run_id: str, series: Mapping[str, Series] | None) -> list[Event]:
-    """The events of a log as they were written, withheld ones with an empty body.
-
-    With `series`, progress events get their steps back. Hashes are those of the entries: `Chain` checks them.
-    """
-    steps = {kind: _packed_steps(one) for kind, one in (series or {}).items()}
+def events_of(entries: list[Entry], run_id: str) -> list[Event]:
+    """The events of a log, each with the body that its hash covers."""
     made = []
     prev = GENESIS
     for entry in entries:
-        body = {} if entry.body is msgspec.UNSET else entry.body
-        if entry.event == TRAIN_PROGRESS and series is not None and body:
-            losses, nanos = steps.get(str(body.get("segment")), (b"", b""))
-            first, last = int(body["from"]), int(body["to"])
-            part = (losses[LOSS_BYTES * first : LOSS_BYTES * last], nanos[NANO_BYTES * first : NANO_BYTES * last])
-            if not 0 <= first <= last <= len(losses) // LOSS_BYTES:
-                raise malformed("a progress event names steps that the series lacks")
-            body = body_of(Steps(str(body["segment"]), first, *part))
         made.append(
-            Event(seq=entry.seq, prev=prev, ts=entry.ts, event=entry.event, run_id=run_id, body=body, hash=entry.hash)
-        )
+            Event(
+                seq=entry.seq, prev=prev, ts=entry.ts, event=entry.event, run_id=run_id, body=entry.body,
+                hash=entry.hash,
+            )
+        )  # fmt: skip
         prev = entry.hash
     return made
 
 
-def _packed_steps(series: Series) -> tuple[bytes, bytes]:
+def is_whole(log: list[Event]) -> bool:
+    """True when every event of `events_of` is numbered, linked and hashed as it must be, from the first one on."""
+    return bool(log) and all(
+        event.seq == place
+        and event.hash == event_hash(event.seq, event.prev, event.ts, event.event, event.run_id, event.body)
+        for place, event in enumerate(log)
+    )
+
+
+def check_steps(log: list[Event], series: Mapping[str, Series]) -> None:
+    """See that the progress events of a log bring exactly these series, in order and without a gap.
+
+    Raises `RefusedError` (`series_mismatch`).
+    """
     import numpy as np
 
-    return np.array(series.losses, dtype="<f4").tobytes(), np.array(series.nanos, dtype="<u8").tobytes()
-
-
-def hash_of(event: Event) -> str:
-    """The hash that an event must have, from its own content."""
-    return (
-        ChainWriter(event.run_id, head=event.prev, next_seq=event.seq).append(event.event, event.body, ts=event.ts).hash
-    )
+    reached = dict.fromkeys(series, 0)
+    raw = {
+        kind: (np.array(one.losses, dtype="<f4").tobytes(), np.array(one.nanos, dtype="<u8").tobytes())
+        for kind, one in series.items()
+    }
+    for event in log:
+        if event.event != TRAIN_PROGRESS:
+            continue
+        kind, first, last = str(event.body["segment"]), int(event.body["from"]), int(event.body["to"])
+        if reached.get(kind) != first or not first <= last <= len(series[kind].losses):
+            raise refusal("series_mismatch", "a progress event does not continue it")
+        losses, nanos = raw[kind]
+        part = (losses[LOSS_BYTES * first : LOSS_BYTES * last], nanos[NANO_BYTES * first : NANO_BYTES * last])
+        if committed(TRAIN_PROGRESS, body_of(Steps(kind, first, *part))) != event.body:
+            raise refusal("series_mismatch", "a progress event brought other steps")
+        reached[kind] = last
+    if any(reached[kind] != len(one.losses) for kind, one in series.items()):
+        raise refusal("series_mismatch", "it has steps that the log lacks")

@@ -115,7 +115,7 @@ def _chains(facts: Facts) -> Outcome:
     if ours[-1].body.get("podHead") != last.hash:
         return "failed", "the runner closed over another end of the allocation's log"
     known = last.body.get("runnerHead")
-    if known is not None and known not in {event.hash for event in facts.runner_log}:
+    if known not in {event.hash for event in facts.runner_log}:
         return "failed", "the allocation closed over a head that the runner's log does not have"
     return "passed", f"{len(facts.runner_log)} and {len(facts.pod_log)} events, each linked to the one before"
 
@@ -156,7 +156,9 @@ def _gone(facts: Facts) -> Outcome:
         return "not_applicable", "the host is not ours to end"
     if cleanup == "kept":
         return "pending", "the allocation is kept"
-    if cleanup == "gone" and proof and proof.get("count") == 0:
+    if proof and proof.get("listings") == 0 and not facts.pod_log:
+        return "not_applicable", "nothing was acquired"
+    if cleanup == "gone" and proof and proof.get("count") == 0 and proof.get("listings"):
         return "passed", f"absent in {proof.get('listings')} successful listings"
     if cleanup in {"active", "terminating"}:
         return "pending", f"the allocation is {cleanup}"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,15 +19,15 @@ from engine.wire import (
     ATTEST_CHALLENGE,
     ATTEST_EVIDENCE,
     ATTEST_RESULT,
-    LOG,
     RELEASE_GRANTED,
-    TRAIN_PROGRESS,
     Event,
-    canonical,
+    committed,
+    parse,
 )
 
 _SECRET_NAMES: Final = ("_KEY", "_TOKEN", "_SECRET", "_PASSWORD", "PASSPHRASE")
-_SHORTEST_SECRET: Final = 8
+_SHORTEST_SECRET: Final = 12
+_PACKED: Final = re.compile(r"[A-Za-z0-9+/_=.-]{64,}")
 
 
 def export_run(reader: Reader, run_id: str, *, summary: bool = False) -> Artifact:
@@ -69,7 +72,7 @@ def _bundle(
         delegation=receipts["delegation"],
         plan=view.plan or {},
         policy=evidence["policy"] if appraised else None,
-        lock=evidence["lock"] if appraised else None,
+        lock=evidence["lock"] if appraised and evidence["result"].get("cnf") else None,
         challenge=evidence["challenge"] if ATTEST_CHALLENGE in logged else None,
         evidence=evidence["token"]["token"] if ATTEST_EVIDENCE in logged else None,
         result=evidence["result"] if appraised else None,
@@ -86,22 +89,38 @@ def _bundle(
 
 
 def _entry(chain: Chain, event: Event) -> Entry:
-    body = event.body
-    if event.event == TRAIN_PROGRESS:
-        body = {name: body[name] for name in ("segment", "from", "to")}
-    if event.event == LOG:
-        return Entry(seq=event.seq, ts=event.ts, event=event.event, hash=event.hash)
+    body = committed(event.event, event.body)
     if not is_public(chain, event.event, body):
         raise _private(f"an event {event.event} with other fields than are published")
     return Entry(seq=event.seq, ts=event.ts, event=event.event, hash=event.hash, body=body)
 
 
 def _refuse_private(artifact: Artifact, reader: Reader) -> None:
-    """The last look: nothing known to be secret, and no place of this machine or the allocation, is in the text."""
-    text = canonical(dump_artifact(artifact)).decode()
-    for what, private in _secrets(reader):
-        if private in text:
+    """The last look: nothing known to be secret, and no place of this machine, is in any text of it."""
+    texts = list(_texts(dump_artifact(artifact)))
+    for what, private, is_place in _secrets(reader):
+        if any(_holds(text, private, is_place=is_place) for text in texts):
             raise _private(what)
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Every text, and every text inside what is signed; no digests and no packed bytes."""
+    if isinstance(value, dict):
+        for inner in value.values():
+            yield from _texts(inner)
+        if isinstance(value.get("payload"), str):
+            yield from _texts(parse(base64.b64decode(value["payload"])))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner)
+    elif isinstance(value, str) and not _PACKED.fullmatch(value):
+        yield value
+
+
+def _holds(text: str, private: str, *, is_place: bool) -> bool:
+    if not is_place:
+        return private in text
+    return re.search(rf"(?<![\w./-]){re.escape(private)}(?![\w.-])", text) is not None
 
 
 def _private(what: str) -> RefusedError:
@@ -112,12 +131,13 @@ def _private(what: str) -> RefusedError:
     )
 
 
-def _secrets(reader: Reader) -> list[tuple[str, str]]:
-    found = [("the home folder", str(reader.home)), ("the user's folder", str(Path.home()))]
+def _secrets(reader: Reader) -> list[tuple[str, str, bool]]:
+    """What it is, its text, and whether it is a place."""
+    places = {"the home folder": str(reader.home), "the user's folder": str(Path.home())}
+    found = [(what, place.rstrip("/"), True) for what, place in places.items() if len(place) > 1]
     found += [
-        (f"the value of {name}", value)
+        (f"the value of {name}", value, False)
         for name, value in os.environ.items()
         if name.upper().endswith(_SECRET_NAMES) and len(value) >= _SHORTEST_SECRET
     ]
-    found.append(("a private key", "PRIVATE KEY-----"))
-    return [(what, value) for what, value in found if len(value) > 1 and value != "/"]
+    return [*found, ("a private key", "PRIVATE KEY-----", False)]

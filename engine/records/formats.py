@@ -81,6 +81,8 @@ def _cell(value: object) -> object:
         return str(value).lower()
     if isinstance(value, list | tuple):
         return " ".join(map(str, value))
+    if isinstance(value, str):
+        value = "".join(c if c.isprintable() else " " for c in value)
     if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
         return f"'{value}"
     return value

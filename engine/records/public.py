@@ -1,11 +1,12 @@
 """What of a run's logs is published: by event, every field and its form.
 
-The runner takes in nothing else from an allocation. Lines for a person (`log`) are withheld: they keep their place in
-the exported chain with their hash alone, so that the links still hold.
+The runner takes in nothing else from an allocation. Of lines for a person (`log`) and of steps only digests stand in an
+exported log, which are what the chain's hashes cover (`engine.wire.committed`).
 """
 
 from __future__ import annotations
 
+import base64
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -13,19 +14,37 @@ from msgspec import Meta
 
 from engine import wire
 from engine.attestation.publictext import is_public_text
+from engine.errors import WireError
 from engine.store.chains import Chain
+from engine.wire import parse
 
-Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
-Code = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.]{1,64}$")]
-Key = Annotated[str, Meta(pattern=r"^[A-Za-z0-9+/]{43}=$")]
+Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
+Code = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$(?!\n)")]
+Key = Annotated[str, Meta(pattern=r"^[A-Za-z0-9+/]{43}=$(?!\n)")]
 Token = Annotated[str, Meta(max_length=262_144)]  # what it is worth is the verifier's question
 Text = Annotated[str, Meta(max_length=256)]
 Count = Annotated[int, Meta(ge=0)]
+Base64 = Annotated[str, Meta(pattern=r"^[A-Za-z0-9+/]*={0,2}$(?!\n)")]
 Segment = Literal["raw", "protected"]
 
 
 class _Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
     pass
+
+
+class Signature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One signature of a DSSE envelope."""
+
+    keyid: Digest
+    sig: Base64
+
+
+class Envelope(_Body, frozen=True, kw_only=True):
+    """A DSSE envelope of an in-toto statement."""
+
+    payload: Base64
+    payload_type: Literal["application/vnd.in-toto+json"]
+    signatures: list[Signature]
 
 
 class PackageSealed(_Body, frozen=True, kw_only=True):
@@ -82,7 +101,7 @@ class RunnerClosed(_Body, frozen=True, kw_only=True):
 class PodClosed(_Body, frozen=True, kw_only=True):
     runner_head: Digest | None
     failed: Segment | None
-    receipt: dict[str, Any]
+    receipt: Envelope
 
 
 class Gone(_Body, frozen=True, kw_only=True):
@@ -92,7 +111,7 @@ class Gone(_Body, frozen=True, kw_only=True):
 
 
 class Identity(_Body, frozen=True, kw_only=True):
-    nonce: Annotated[str, Meta(pattern=r"^[A-Za-z0-9+/]{22}==$")]
+    nonce: Annotated[str, Meta(pattern=r"^[A-Za-z0-9+/]{22}==$(?!\n)")]
     first_process_start: int
     gpu_uuid: Text | None
     pod_id: Digest | None
@@ -210,15 +229,22 @@ class WipeDone(_Body, frozen=True, kw_only=True):
     segment: Segment
     state: Literal["zeroized", "unverified"]
     reasons: list[Code]
-    receipt: dict[str, Any]
+    receipt: Envelope
+
+
+class Line(_Body, frozen=True, kw_only=True):
+    """A line for a person, by its digest alone."""
+
+    sha256: Digest
 
 
 class ProgressMark(_Body, frozen=True, kw_only=True):
-    """Which steps of the series an event brought; the steps themselves are in the series."""
+    """Which steps of the series an event brought, and their digest; the steps themselves are in the series."""
 
     segment: Segment
     first: Annotated[int, Meta(ge=0)] = msgspec.field(name="from")
     to: Annotated[int, Meta(ge=0)]
+    sha256: Digest
 
 
 RUNNER: Final[dict[str, type[_Body]]] = {
@@ -250,9 +276,11 @@ POD: Final[dict[str, type[_Body]]] = {
     wire.ZEROIZE_SCAN: Scanned,
     wire.ZEROIZE_DONE: WipeDone,
     wire.RUN_CLOSED: PodClosed,
+    wire.LOG: Line,
 }
 PUBLIC: Final[dict[Chain, dict[str, type[_Body]]]] = {"runner": RUNNER, "pod": POD}
-_ENCODED: Final = frozenset({"receipt", "token", "attesterKey", "nonce"})  # no text; their forms say what they are
+_ENCODED: Final = frozenset({"receipt", "token", "attesterKey", "nonce"})  # judged by their own forms
+_TYPES: Final = frozenset({"_type", "predicateType"})
 
 
 def is_public(chain: Chain, event: str, body: dict[str, Any]) -> bool:
@@ -262,16 +290,17 @@ def is_public(chain: Chain, event: str, body: dict[str, Any]) -> bool:
         return False
     try:
         msgspec.convert(body, kind, strict=True)
-    except msgspec.ValidationError:
+        stated = parse(base64.b64decode(body["receipt"]["payload"])) if "receipt" in body else {}
+    except (msgspec.ValidationError, WireError, ValueError):
         return False
-    return all(map(is_public_text, _texts(body)))
+    return all(map(is_public_text, (*_texts(body), *_texts(stated))))
 
 
 def _texts(value: object) -> list[str]:
     if isinstance(value, str):
         return [value]
     if isinstance(value, dict):
-        shown = {name: inner for name, inner in value.items() if name not in _ENCODED}
+        shown = {name: inner for name, inner in value.items() if name not in _ENCODED | _TYPES}
         return [text for name, inner in shown.items() for text in (str(name), *_texts(inner))]
     if isinstance(value, list):
         return [text for inner in value for text in _texts(inner)]

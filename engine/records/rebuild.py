@@ -15,33 +15,36 @@ import msgspec
 from engine.attestation.evidence import observed_controls
 from engine.errors import PlanError
 from engine.plan import Plan, load_plan
-from engine.records.artifact import Artifact, Bundle, Entry, events_of, hash_of, malformed, unpacked
-from engine.records.facts import Facts, is_whole
+from engine.records.artifact import Artifact, Bundle, Entry, events_of, is_whole, malformed, unpacked
+from engine.records.facts import Facts
 from engine.records.public import is_public
 from engine.records.row import build_row
 from engine.store.chains import Chain
-from engine.store.views import AttestationState, RunSummary, RunView, SegmentView, Series
+from engine.store.views import AttestationState, CleanupState, RunSummary, RunView, SegmentView, Series
 from engine.wire import (
     ADAPTER_SAVED,
     ADAPTER_SEALED,
     ATTEST_RESULT,
     LAUNCH_ACCEPTED,
-    LOG,
     RELEASE_GRANTED,
     SEGMENT_STATE,
     TRAIN_FINISHED,
-    TRAIN_PROGRESS,
     Event,
     digest_of,
 )
 
-STATED: Final = frozenset(
-    {"startedAt", "finishedAt", "state", "reason", "costUsd", "version", "note", "clean", "checks"}
-)
-"""Fields of a row that its logs do not hold; `clean` and `checks` are compared by themselves."""
+STATED: Final = frozenset({"startedAt", "finishedAt", "state", "reason", "version"})
+"""Fields of a row that only the operator knows: they must make sense, and stand as they were signed."""
+OF_SERIES: Final = frozenset({"finite", "same_losses", "step_chain"})
+"""Checks that need the series."""
 PRECISION: Final = "overheadPrecisionPct"
 PRECISION_TOLERANCE: Final = 0.005
 """The one figure that is drawn by resampling: another processor may round its last digit otherwise."""
+
+
+NOT_OURS: Final = frozenset({"static"})
+"""Providers whose hosts are nobody's to end."""
+_UNPROVEN: Final = ("active", "kept", "terminating", "leaked")
 
 
 def facts_of(artifact: Artifact, bundle: Bundle) -> Facts:
@@ -52,67 +55,52 @@ def facts_of(artifact: Artifact, bundle: Bundle) -> Facts:
         raise malformed("its plan is not valid") from error
     run_id = str(artifact.row["id"])
     series: dict[str, Series] = {str(kind): unpacked(blob) for kind, blob in (bundle.series or {}).items()}
-    runner = events_of(bundle.logs.runner, run_id, None)
-    pod = events_of(bundle.logs.pod, run_id, series if bundle.series is not None else None)
+    runner, pod = events_of(bundle.logs.runner, run_id), events_of(bundle.logs.pod, run_id)
     receipts = msgspec.to_builtins(bundle.receipts)
     facts = Facts(
         view=_view(artifact.row, bundle, plan, runner, pod, series),
         plan=plan,
         runner_log=runner,
         pod_log=pod,
-        runner_whole=whole("runner", run_id, bundle.logs.runner, runner, has_series=True),
-        pod_whole=whole("pod", run_id, bundle.logs.pod, pod, has_series=bundle.series is not None),
+        runner_whole=whole("runner", bundle.logs.runner, runner),
+        pod_whole=whole("pod", bundle.logs.pod, pod),
         receipts={name: receipt for name, receipt in receipts.items() if receipt is not None},
         series={kind: series.get(kind, Series(losses=(), nanos=())) for kind in plan.kinds()},
     )
     return _judged(facts)
 
 
-def whole(chain: Chain, run_id: str, entries: list[Entry], log: list[Event], *, has_series: bool) -> bool:
-    """Whether the log's chain holds, and holds nothing but what is published.
-
-    Of withheld events only the links around them can be checked; none but lines for a person may be withheld.
-    """
-    if not all(is_publishable(chain, entry) for entry in entries):
-        return False
-    known = [entry.body is not msgspec.UNSET and (has_series or entry.event != TRAIN_PROGRESS) for entry in entries]
-    if all(known):
-        return is_whole(run_id, log)
-    numbered = all(event.seq == place for place, event in enumerate(log))
-    return (
-        bool(log)
-        and numbered
-        and all(event.hash == hash_of(event) for event, is_known in zip(log, known, strict=True) if is_known)
-    )
-
-
-def is_publishable(chain: Chain, entry: Entry) -> bool:
-    """True for an event as an export has it: a public one with its body, a line for a person without."""
-    if entry.event == LOG:
-        return entry.body is msgspec.UNSET
-    return entry.body is not msgspec.UNSET and is_public(chain, entry.event, entry.body)
+def whole(chain: Chain, entries: list[Entry], log: list[Event]) -> bool:
+    """Whether the log's chain holds, and holds nothing but what is published."""
+    return all(is_public(chain, entry.event, entry.body) for entry in entries) and is_whole(log)
 
 
 def row_of(facts: Facts, signed: dict[str, Any]) -> dict[str, Any]:
     """The row as this installation computes it from the facts, with `STATED` fields as they were signed."""
     made, _ = build_row(facts, state=str(signed["state"]), reason=str(signed["reason"]))
-    return made | {name: signed[name] for name in STATED - {"clean", "checks"} if name in signed}
+    return made | {name: signed[name] for name in STATED if name in signed}
 
 
-def differences(made: dict[str, Any], signed: dict[str, Any]) -> list[str]:
-    """The names of the fields in which a computed row and the signed one differ, in order."""
-    skipped = {*STATED, PRECISION}
-    names = sorted((made.keys() | signed.keys()) - skipped)
+def differences(made: dict[str, Any], signed: dict[str, Any], *, has_series: bool) -> list[str]:
+    """The names of the fields in which a computed row and the signed one differ, in order.
+
+    Without series, what needs them is left out: the precision, the last losses, three checks, and whether it is clean.
+    """
+    names = sorted((made.keys() | signed.keys()) - {PRECISION})
+    if not has_series:
+        made, signed = _without_series(made), _without_series(signed)
     found = [name for name in names if made.get(name) != signed.get(name) or (name in made) != (name in signed)]
-    if not _close(made.get(PRECISION), signed.get(PRECISION)):
+    if has_series and not _close(made.get(PRECISION), signed.get(PRECISION)):
         found.append(PRECISION)
-    judged = {check["name"]: check["status"] for check in made["checks"]}
-    stated = {check["name"]: check["status"] for check in signed["checks"]}
-    if judged != stated:
-        found.append("checks")
-    if made["clean"] != signed["clean"]:
-        found.append("clean")
     return found
+
+
+def _without_series(row: dict[str, Any]) -> dict[str, Any]:
+    return row | {
+        "clean": None,
+        "checks": [check for check in row["checks"] if check["name"] not in OF_SERIES],
+        "segments": [{**segment, "lastLoss": None} for segment in row["segments"]],
+    }
 
 
 def _close(made: float | None, signed: float | None) -> bool:
@@ -154,7 +142,7 @@ def _view(
         attestation=attestation,
         key="released" if any(event.event == RELEASE_GRANTED for event in runner) else "withheld",
         runtime_state="pending",
-        cleanup=row["cleanupState"],
+        cleanup=row["cleanupState"] if row["cleanupState"] in _UNPROVEN else "leaked",
         clean=None,
         orphaned=False,
     )
@@ -190,7 +178,8 @@ def _judged(facts: Facts) -> Facts:
     gone = facts.gone()
     if gone is not None:
         count = gone.get("count")
-        cleanup = "not_ours" if count is None else "gone" if count == 0 else "leaked"
+        owned = facts.plan.provider.name not in NOT_OURS
+        cleanup: CleanupState = "gone" if count == 0 else "leaked" if owned or count else "not_ours"
         summary = msgspec.structs.replace(summary, cleanup=cleanup)
     return msgspec.structs.replace(facts, view=msgspec.structs.replace(facts.view, summary=summary))
 
@@ -202,7 +191,9 @@ def _segment(kind: str, position: int, pod: list[Event], series: Series | None) 
     kept = ADAPTER_SAVED if kind == "raw" else ADAPTER_SEALED
     adapter = next((event.body for event in reversed(mine) if event.event == kept), {})
     stops = [body["stopReason"] for body in (finished, *states) if body.get("stopReason")]
-    nanos = sum(series.nanos) if series is not None else 0
+    # Without the series the attester's own counts stand for it.
+    nanos = sum(series.nanos) if series is not None else int(finished.get("elapsedNs", 0))
+    steps = len(series.losses) if series is not None else int(finished.get("steps", 0))
     last = states[-1] if states else {}
     return SegmentView(
         kind="raw" if kind == "raw" else "protected",
@@ -210,7 +201,7 @@ def _segment(kind: str, position: int, pod: list[Event], series: Series | None) 
         state=last.get("state", "pending"),
         reason=str(last.get("code") or ""),
         stop_reason=stops[-1] if stops else None,
-        steps=len(series.losses) if series is not None else 0,
+        steps=steps,
         elapsed_sec=nanos / 1e9 if nanos else None,
         last_loss=series.losses[-1] if series is not None and series.losses else None,
         final_loss=finished.get("finalLoss"),

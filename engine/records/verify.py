@@ -13,7 +13,7 @@ from engine.records.artifact import Artifact, parse_artifact
 from engine.records.proofs import PROOFS, Case, NotApplicableError, NotCheckedError, Proof
 
 ProofStatus = Literal["passed", "failed", "not_applicable", "not_checked"]
-_MALFORMED: Final = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+_MALFORMED: Final = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
 
 
 class Proven(msgspec.Struct, frozen=True, kw_only=True):

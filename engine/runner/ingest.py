@@ -24,9 +24,9 @@ from engine.wire import (
     RUN_CLOSED,
     SEGMENT_STATE,
     TRAIN_FINISHED,
-    TRAIN_PROGRESS,
     ZEROIZE_DONE,
     Event,
+    committed,
 )
 
 ORDERS: Final = {
@@ -113,10 +113,7 @@ class Ingest:
     @staticmethod
     def _check_form(event: Event) -> None:
         """Every event will be published, but for lines for a person: nothing else may be in it than is public."""
-        body = event.body
-        if event.event == TRAIN_PROGRESS:
-            body = {name: body.get(name) for name in ("segment", "from", "to")}
-        if event.event != LOG and not is_public("pod", event.event, body):
+        if not is_public("pod", event.event, committed(event.event, event.body)):
             raise ValueError("it has other fields or texts than are published")
 
     def _remember(self, event: Event) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -15,6 +16,7 @@ from glasshouse_tui.commands.home import open_reader
 from glasshouse_tui.commands.output import as_builtins, emit_json, emit_text, plain
 
 if TYPE_CHECKING:
+    from engine.records.anchors import Anchors
     from engine.records.formats import Format
     from engine.records.verify import Proven, Verification
 
@@ -124,7 +126,7 @@ def verify(
     worst = 0
     documents: list[dict[str, Any]] = []
     for file in files:
-        document, code = _judged(file, known)
+        document, code = _judged(file, known, alone=len(files) == 1)
         documents.append(document)
         worst = code if worst == 0 or code == FAILED else worst
         if not session.json:
@@ -136,26 +138,35 @@ def verify(
     return worst
 
 
-def _judged(file: Path, known: Any) -> tuple[dict[str, Any], int]:
-    from engine.records.artifact import MAX_ARTIFACT_BYTES
+def _judged(file: Path, known: Anchors, *, alone: bool) -> tuple[dict[str, Any], int]:
+    """The verdict on one file and its exit code; of several, one that cannot be read does not hide the others'."""
     from engine.records.verify import verify_bytes
 
     try:
-        with file.open("rb") as opened:
-            text = opened.read(MAX_ARTIFACT_BYTES + 1)
-    except OSError as error:
-        raise UsageError(
-            f"{file} cannot be read: {error.strerror}.", "Check the path.", code="file_unreadable"
-        ) from error
-    try:
-        found = verify_bytes(text, known)
+        found = verify_bytes(_content(file), known)
     except GlasshouseError as error:
-        document = {"file": str(file), "genuine": False, "error": error.as_dict()}
-        return document | {
-            "text": f"{plain(file)}\n  FAILED  {error.code}: {plain(error.message)} {error.hint}"
-        }, FAILED
+        if alone and isinstance(error, UsageError):
+            raise
+        told = f"{plain(file)}\n  FAILED  {error.code}: {plain(error.message)} {error.hint}"
+        return {"file": str(file), "genuine": False, "error": error.as_dict(), "text": told}, FAILED
     code = FAILED if not found.genuine else 0 if found.clean and found.complete else NOT_CLEAN
     return {"file": str(file), **as_builtins(found), "text": _text(file, found)}, code
+
+
+def _content(file: Path) -> bytes:
+    from engine.records.artifact import MAX_ARTIFACT_BYTES
+
+    try:
+        # A pipe must not make it wait.
+        with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as opened:
+            regular = stat.S_ISREG(os.fstat(opened.fileno()).st_mode)
+            content = opened.read(MAX_ARTIFACT_BYTES + 1) if regular else b""
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        raise UsageError(f"{file} cannot be read: {why}.", "Check the path.", code="file_unreadable") from error
+    if not regular:
+        raise UsageError(f"{file} is not a regular file.", "Give a file that was exported.", code="file_unreadable")
+    return content
 
 
 def _text(file: Path, found: Verification) -> str:

@@ -15,6 +15,7 @@ from engine.attestation.verifier import Expectations, appraise, result_digest
 from engine.attestation.zeroization import read_zeroization
 from engine.errors import RefusedError
 from engine.records.proofs.case import Case, NotApplicableError, moment, require_equal
+from engine.sealing.pem import key_id
 from engine.wire import (
     ATTEST_CHALLENGE,
     ATTEST_EVIDENCE,
@@ -63,6 +64,9 @@ def evidence(case: Case) -> str:
     except RefusedError as error:
         if case.attested or error.code not in told:
             raise
+        require_equal(
+            "result_mismatch", status=(case.result.status, "contraindicated"), tier=(case.result.tier, "unknown")
+        )
         return f"refused when it came: {', '.join(told)}"
     logged = case.facts.pod(ATTEST_EVIDENCE)
     if [event.body.get("token") for event in logged] != [token]:
@@ -83,12 +87,21 @@ def evidence(case: Case) -> str:
     )
     policy = policy_from(case.bundle.policy)
     found = appraise(token, expected=expected, policy=policy, nonces=None, now=moment(case.result.issued).timestamp())
-    anew = found.reason_codes
+    anew, stored = found.reason_codes, case.result
     # What only the runner could see (freshness, the allocation, references) may have failed besides.
     if not set(anew) <= set(told) or (case.result.accepted and not found.accepted):
         raise RefusedError(f"The evidence does not hold: {', '.join(anew)}.", "Do not trust this row.", code=anew[0])
     if not case.attested:
+        require_equal("result_mismatch", status=(stored.status, "contraindicated"), tier=(stored.tier, claims.tier))
         return f"refused when it came: {', '.join(told)}"
+    require_equal(
+        "result_mismatch",
+        status=(stored.status, found.status),
+        tier=(stored.tier, found.tier),
+        trustVector=(stored.trust_vector, found.trust_vector),
+        policyId=(stored.policy_id, found.policy_id),
+        checks=(stored.checks, found.checks),
+    )
     return f"{len(found.checks)} rules, EAR {case.result.status}, tier {case.result.tier}"
 
 
@@ -193,6 +206,7 @@ def zeroization(case: Case) -> str:
         manifest_sha256=case.run_receipt.manifest_sha256 or "",
         nonce_sha256=sha256_hex(case.challenge.nonce_bytes),
     )
+    signers = [signature["keyid"] for signature in receipt["signatures"]]
     logged = (done[0].body.get("receipt") or {}).get("payload") if len(done) == 1 else None
     places = case.hashes("pod")
     if found.pod_head not in places or not done or places[found.pod_head] >= done[0].seq:
@@ -200,6 +214,7 @@ def zeroization(case: Case) -> str:
     require_equal(
         "receipt_mismatch",
         logged=(logged, receipt.get("payload")),
+        signers=(signers, [key_id(case.attester), key_id(case.run_key)]),
         adapter=(found.adapter_sha256, case.row["protectedAdapterSha256"]),
     )
     before = sum(sum(scan.hits.values()) for scan in found.before.values())

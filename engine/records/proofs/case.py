@@ -21,7 +21,7 @@ from engine.attestation.receipts import (
     RunReceipt,
 )
 from engine.attestation.verifier import AttestationResult
-from engine.errors import WireError
+from engine.errors import RefusedError, WireError
 from engine.records import rebuild
 from engine.records.anchors import Anchors
 from engine.records.artifact import Artifact, Bundle
@@ -52,10 +52,22 @@ class Case:
         self.anchors = anchors
         self._artifact = artifact
 
-    @cached_property
+    @property
     def facts(self) -> Facts:
-        """The run's facts, from the artifact alone."""
-        return rebuild.facts_of(self._artifact, self.bundle)
+        """The run's facts, from the artifact alone; what they cannot be made of is refused once and for all."""
+        found = self._facts
+        if isinstance(found, RefusedError):
+            raise found
+        return found
+
+    @cached_property
+    def _facts(self) -> Facts | RefusedError:
+        try:
+            return rebuild.facts_of(self._artifact, self.bundle)
+        except RefusedError as error:
+            return error
+        except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:
+            return refusal("artifact_malformed", type(error).__name__)
 
     @cached_property
     def made(self) -> dict[str, Any]:

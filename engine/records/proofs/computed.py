@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+from datetime import timedelta
+from typing import Final
+
 from engine.attestation.reasons import refusal
 from engine.measure.stepchain import step_chain
 from engine.records import rebuild
-from engine.records.proofs.case import Case, NotCheckedError
+from engine.records.artifact import check_steps
+from engine.records.proofs.case import Case, NotCheckedError, moment
+from engine.store.views import FINAL_RUN_STATES
 from engine.wire import (
     TRAIN_FINISHED,
 )
+
+SLACK: Final = timedelta(minutes=5)  # an operator's clock may be set while a run goes on
 
 
 def series(case: Case) -> str:
@@ -22,17 +30,39 @@ def series(case: Case) -> str:
     chains = {kind: step_chain(one.losses, one.nanos) for kind, one in case.facts.series.items()}
     if chains != case.run_receipt.series:
         raise refusal("series_mismatch", "it is not the one that was signed")
-    finished = case.facts.pod(TRAIN_FINISHED, "protected")
-    if finished and finished[-1].body.get("stepChain") != chains.get("protected"):
-        raise refusal("series_mismatch", "it is not the one that was chained while training")
+    check_steps(case.facts.pod_log, case.facts.series)
+    for event in case.facts.pod(TRAIN_FINISHED):
+        kind, one = str(event.body["segment"]), case.facts.series.get(str(event.body["segment"]))
+        if one is None or (event.body["steps"], event.body["elapsedNs"]) != (len(one.nanos), sum(one.nanos)):
+            raise refusal("series_mismatch", f"the attester counted other steps or another time ({kind})")
+        if event.body["stepChain"] not in ((chains[kind],) if kind == "protected" else (None, chains[kind])):
+            raise refusal("series_mismatch", "it is not the one that was chained while training")
     return " and ".join(f"{len(one.losses)} {kind} steps" for kind, one in case.facts.series.items())
 
 
 def row(case: Case) -> str:
     """Every figure, state and verdict of the row follows from the logs, the receipts and the series."""
-    if case.bundle.series is None:
-        raise NotCheckedError
-    unequal = rebuild.differences(case.made, case.row)
+    has_series = case.bundle.series is not None
+    unequal = [*rebuild.differences(case.made, case.row, has_series=has_series), *_senseless(case)]
     if unequal:
         raise refusal("row_mismatch", ", ".join(unequal))
+    if not has_series:
+        raise NotCheckedError
     return f"{len(case.row) - len(rebuild.STATED)} fields recomputed"
+
+
+def _senseless(case: Case) -> list[str]:
+    """The stated fields that cannot be so."""
+    row = case.row
+    wrong = []
+    if row["state"] not in FINAL_RUN_STATES or (row["state"] == "finished") != (row["reason"] == ""):
+        wrong.append("state")
+    if case.attested and row["version"] != case.claims.swversion:
+        wrong.append("version")
+    told = (case.delegation.issued, row["startedAt"], row["finishedAt"], case.run_receipt.finished)
+    times = [moment(text) for text in told if text is not None]
+    if any(later + SLACK < earlier for earlier, later in itertools.pairwise(times)):
+        wrong.append("startedAt, finishedAt")
+    if row["finishedAt"] is None or (row["startedAt"] is None and row["state"] == "finished"):
+        wrong.append("finishedAt")
+    return wrong

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-import msgspec
-
 from engine.attestation.reasons import refusal
+from engine.records.facts import Facts
 from engine.records.proofs.case import Case, NotApplicableError
 from engine.wire import (
+    ADAPTER_SAVED,
     ADAPTER_SEALED,
     ALLOCATION_GONE,
     ANTI_DEBUG_READY,
@@ -21,9 +21,11 @@ from engine.wire import (
     RELEASE_GRANTED,
     RELEASE_PLAN_COMPLETED,
     RUN_CLOSED,
+    SEGMENT_STATE,
     TRAIN_FINISHED,
     TRAIN_STARTED,
     ZEROIZE_DONE,
+    ZEROIZE_SCAN,
     ZEROIZE_STARTED,
     Event,
 )
@@ -48,11 +50,36 @@ def logs(case: Case) -> str:
         raise refusal("log_broken", " and ".join(broken))
     if facts.pod(RUN_CLOSED) and not facts.is_closed():
         raise refusal("log_broken", "the attester did not sign its end")
-    withheld = sum(
-        entry.body is msgspec.UNSET for log in (case.bundle.logs.runner, case.bundle.logs.pod) for entry in log
-    )
-    told = f", of which {withheld} are withheld" if withheld else ""
-    return f"{len(facts.runner_log)} and {len(facts.pod_log)} events{told}"
+    if contradictions := _contradictions(facts):
+        raise refusal("log_contradicts", ", ".join(contradictions))
+    return f"{len(facts.runner_log)} and {len(facts.pod_log)} events"
+
+
+def _contradictions(facts: Facts) -> list[str]:
+    """What one event says and another denies."""
+    launch = facts.pod(LAUNCH_ACCEPTED)
+    begun = [e.body["segment"] for e in facts.pod(SEGMENT_STATE) if e.body["state"] == "launching"]
+    nonces = {e.body["nonceSha256"] for e in facts.pod(ATTEST_CHALLENGE)}
+    kept = {e.body["segment"]: e.body for e in (*facts.pod(ADAPTER_SAVED), *facts.pod(ADAPTER_SEALED))}
+    trained = {e.body["segment"]: e.body for e in facts.pod(TRAIN_FINISHED)}
+    after = [e.body["hits"] for e in facts.pod(ZEROIZE_SCAN) if e.body["moment"] == "after"]
+    found = {
+        "the order of the segments": begun != list(facts.plan.kinds())[: len(begun)],
+        "the launch": len(launch) > 1,
+        "the accelerator": any(e.body["gpu"] != launch[0].body["gpu"] for e in facts.pod(TRAIN_STARTED)),
+        "the trained tensors": any(
+            kind not in trained or body["tensorDigest"] != trained[kind]["tensorDigest"] for kind, body in kept.items()
+        ),
+        "the nonce of the adapter": any(e.body["nonceSha256"] not in nonces for e in facts.pod(ADAPTER_SEALED)),
+        "the collected adapter": any(
+            seen["status"] == "opened"
+            and (seen.get("sha256"), seen.get("tensorDigest"), seen.get("code"))
+            != (kept.get(kind, {}).get("sha256"), kept.get(kind, {}).get("tensorDigest"), None)
+            for kind, seen in facts.collected().items()
+        ),
+        "the scans": not facts.wipe_faults() and any(count for hits in after for count in hits.values()),
+    }
+    return [what for what, denied in found.items() if denied]
 
 
 def _head(log: list[Event]) -> str:

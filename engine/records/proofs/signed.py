@@ -28,7 +28,7 @@ def parts(case: Case) -> str:
         "evidence": (bundle.evidence, facts.pod(ATTEST_EVIDENCE)),
         "result": (bundle.result, facts.runner(ATTEST_RESULT)),
         "policy": (bundle.policy, facts.runner(ATTEST_RESULT)),
-        "lock": (bundle.lock, facts.runner(ATTEST_RESULT)),
+        "lock": (bundle.lock, facts.runner(ATTEST_RESULT) if case.attested else []),
         "release": (bundle.receipts.release, facts.runner(RELEASE_GRANTED)),
     }
     wrong = [name for name, (document, events) in made.items() if (document is None) == bool(events)]
@@ -75,6 +75,7 @@ def run_receipt(case: Case) -> str:
         "receipt_mismatch",
         plan=(body.plan_digest, digest_of(case.bundle.plan)),
         rowPlan=(body.plan_digest, case.row["planDigest"]),
+        loggedPlan=(body.plan_digest, sealed[0].body.get("planDigest")),
         package=(body.manifest_sha256, sealed[0].body.get("manifestDigest")),
         bundle=(body.bundle_sha256, sealed[0].body.get("bundleDigest")),
         adapters=(body.adapters, adapters),

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from engine.attestation.challenge import Challenge, sign_challenge
@@ -31,7 +32,7 @@ from engine.measure.stepchain import step_chain
 from engine.records.artifact import Blob, packed, unpacked
 from engine.store.progress import Steps, body_of
 from engine.store.views import Series
-from engine.wire import TRAIN_PROGRESS, ChainWriter, digest_of, sha256_hex
+from engine.wire import TRAIN_PROGRESS, ChainWriter, committed, digest_of, event_hash, sha256_hex
 
 Edit = Callable[[Any], Any]
 
@@ -107,7 +108,7 @@ class Forger:
         self.bundle["heads"] = {name: chain.head for name, chain in self._chains.items()}
 
     def _is_ready(self, entry: dict[str, Any]) -> bool:
-        named = json.dumps(entry.get("body", {}))
+        named = json.dumps(entry["body"])
         if entry["event"] == "attest.evidence":
             heads = parse_evidence(entry["body"]["token"], self._old_attester).heads
             named += heads.runner + heads.pod
@@ -125,24 +126,21 @@ class Forger:
     def _append(self, chain: str, entry: dict[str, Any]) -> None:
         event = entry["event"]
         special = getattr(self, f"_{chain}_{event.replace('.', '_')}", None)
-        body = self._mapped(entry.get("body", {}))
+        body = self._mapped(entry["body"])
         body = self._edited(f"{chain}:{event}", special(body) if special else body)
         if body is None:
             self._hashes[entry["hash"]] = self._chains[chain].head
             return
-        whole = body
-        if event == TRAIN_PROGRESS:
+        if event == TRAIN_PROGRESS and body["to"] <= len(self.series[body["segment"]].losses):
             one, first, last = self.series[body["segment"]], body["from"], body["to"]
-            import numpy as np
-
             losses = np.array(one.losses[first:last], dtype="<f4").tobytes()
             nanos = np.array(one.nanos[first:last], dtype="<u8").tobytes()
-            whole = body_of(Steps(body["segment"], first, losses, nanos))
-        made = self._chains[chain].append(event, whole, ts=entry["ts"])
-        self._hashes[entry["hash"]] = made.hash
-        self._made[chain].append(
-            {"seq": made.seq, "ts": made.ts, "event": event, "hash": made.hash, **({"body": body} if body else {})}
-        )
+            body = committed(event, body_of(Steps(body["segment"], first, losses, nanos)))
+        log = self._chains[chain]
+        made = event_hash(log.next_seq, log.head, entry["ts"], event, self.run_id, body)
+        self._hashes[entry["hash"]] = made
+        self._made[chain].append({"seq": log.next_seq, "ts": entry["ts"], "event": event, "hash": made, "body": body})
+        log.head, log.next_seq = made, log.next_seq + 1
         after = getattr(self, f"_after_{chain}_{event.replace('.', '_')}", None)
         if after:
             after()
@@ -194,7 +192,8 @@ class Forger:
     def _pod_train_finished(self, body: dict[str, Any]) -> dict[str, Any]:
         one = self.series[body["segment"]]
         chained = None if body["stepChain"] is None else step_chain(one.losses, one.nanos)
-        return body | {"stepChain": chained, "finalLoss": one.losses[-1]}
+        counted = {"steps": len(one.nanos), "elapsedNs": sum(one.nanos)}
+        return body | counted | {"stepChain": chained, "finalLoss": one.losses[-1]}
 
     def _pod_zeroize_done(self, body: dict[str, Any]) -> dict[str, Any]:
         old = msgspec.convert(predicate(body["receipt"]), Zeroization)

@@ -28,9 +28,14 @@ from engine.wire import (
     ANTI_DEBUG_READY,
     ATTEST_RESULT,
     MEASURED,
+    PACKAGE_SEALED,
     RELEASE_GRANTED,
     RELEASE_PLAN_COMPLETED,
+    RUN_CLOSED,
     TRAIN_CHECKPOINT,
+    TRAIN_FINISHED,
+    TRAIN_PROGRESS,
+    ZEROIZE_SCAN,
 )
 from tests.functional.runs.forger import Edit, Forger, public
 from tests.functional.runs.support import Operator
@@ -51,6 +56,8 @@ def verified(exported: dict[str, Any], **edits: Edit) -> Verification:
     """What a verifier who trusts the forger makes of the forgery."""
     forger = Forger(exported, **edits)
     document = forger.build()
+    if "finish" in edits:
+        document = edits["finish"](document)
     trusted = TrustedKeys.given([trusted_key(trust_line(public(forger.operator)))])
     return verify_bytes(json.dumps(document).encode(), Anchors(trusted=trusted, policies=(default_policy(),)))
 
@@ -97,6 +104,22 @@ def faster(series: dict[str, Series]) -> dict[str, Series]:
     return series | {"protected": Series(losses=one.losses, nanos=tuple(taken // 2 for taken in one.nanos))}
 
 
+def better_reasons(row: dict[str, Any]) -> dict[str, Any]:
+    """The same verdicts for better reasons."""
+    return row | {"checks": [check | {"reason": "verified in hardware"} for check in row["checks"]]}
+
+
+def appended(series: dict[str, Series]) -> dict[str, Series]:
+    """Steps of the raw segment that the log never brought."""
+    one = series["raw"]
+    return series | {"raw": Series(losses=(*one.losses, one.losses[-1]), nanos=(*one.nanos, 1_000_000))}
+
+
+def found_again(body: dict[str, Any]) -> dict[str, Any]:
+    """The log of the scans says that something was left."""
+    return body | {"hits": dict.fromkeys(body["hits"], 7)} if body["moment"] == "after" else body
+
+
 def other_tensors_in_raw(body: dict[str, Any]) -> dict[str, Any]:
     """The raw segment came to other tensors at a checkpoint."""
     return body | {"tensorDigest": "0" * 64} if body["segment"] == "raw" else body
@@ -128,7 +151,33 @@ def test_a_consistent_forgery_passes_for_who_trusts_the_forger(exported: dict[st
         ({"claims": struct(enforcement={})}, "evidence", "enforcement_missing"),
         ({"claims": struct(challenge="another")}, "evidence", "challenge_mismatch"),
         ({"claims": struct(cnf=bytes(31) + b"\x01")}, "result", "result_mismatch"),
-        ({"result": struct(status="affirming")}, "row", "row_mismatch"),
+        ({"result": struct(status="affirming")}, "evidence", "result_mismatch"),
+        ({"result": struct(tier="snp", status="affirming")}, "evidence", "result_mismatch"),
+        ({"result": struct(policy_id="strict-nist")}, "evidence", "result_mismatch"),
+        ({"result": struct(trust_vector={"hardware": 2})}, "evidence", "result_mismatch"),
+        ({"row": entries(note="Attested by hardware.")}, "row", "row_mismatch"),
+        ({"row": entries(costUsd=123456.0)}, "row", "row_mismatch"),
+        ({"row": entries(version="99.9")}, "row", "row_mismatch"),
+        ({"row": entries(startedAt="1999-01-01T00:00:00.000Z")}, "row", "row_mismatch"),
+        ({"row": entries(finishedAt="9999-99-99T99:99:99Z")}, "row", "predicate_malformed"),
+        ({"row": entries(finishedAt=None)}, "row", "row_mismatch"),
+        ({"row": entries(reason="attestation_failed")}, "row", "row_mismatch"),
+        ({"row": entries(state="running")}, "row", "row_mismatch"),
+        ({"row": better_reasons}, "row", "row_mismatch"),
+        ({"row": entries(cleanupState="not_ours")}, "row", "row_mismatch"),
+        ({f"runner:{ALLOCATION_GONE}": dropped}, "row", "row_mismatch"),
+        ({f"runner:{ALLOCATION_GONE}": entries(count=None)}, "row", "row_mismatch"),
+        ({f"runner:{ALLOCATION_GONE}": entries(listings=0)}, "row", "row_mismatch"),
+        ({"plan": entries(order="protected-first")}, "logs", "log_contradicts"),
+        ({f"runner:{PACKAGE_SEALED}": entries(planDigest="0" * 64)}, "run_receipt", "receipt_mismatch"),
+        ({f"pod:{TRAIN_FINISHED}": entries(elapsedNs=5)}, "series", "series_mismatch"),
+        ({f"pod:{TRAIN_FINISHED}": entries(steps=1)}, "series", "series_mismatch"),
+        ({f"pod:{TRAIN_PROGRESS}": dropped}, "series", "series_mismatch"),
+        ({f"pod:{RUN_CLOSED}": entries(runnerHead=None)}, "logs", "log_broken"),
+        ({"series": appended}, "series", "series_mismatch"),
+        ({f"pod:{ADAPTER_SAVED}": entries(tensorDigest="0" * 64)}, "logs", "log_contradicts"),
+        ({f"pod:{ADAPTER_SEALED}": entries(nonceSha256="0" * 64)}, "logs", "log_contradicts"),
+        ({f"pod:{ZEROIZE_SCAN}": found_again}, "logs", "log_contradicts"),
         ({"result": struct(run_id="0" * 12)}, "result", "result_mismatch"),
         ({"release": struct(cnf_public="0" * 64)}, "release", "release_other_result"),
         ({"release": struct(result_id="0" * 32)}, "release", "release_other_result"),
@@ -149,6 +198,7 @@ def test_a_consistent_forgery_passes_for_who_trusts_the_forger(exported: dict[st
         ({f"runner:{RELEASE_GRANTED}": dropped}, "parts", "receipt_mismatch"),
         ({f"runner:{ALLOCATION_GONE}": entries(count=1)}, "row", "row_mismatch"),
         ({f"runner:{ADAPTER_COLLECTED}": entries(status="wrong", code="adapter_malformed")}, "row", "row_mismatch"),
+        ({f"runner:{ADAPTER_COLLECTED}": entries(sha256="f" * 64)}, "logs", "log_contradicts"),
         ({f"pod:{ADAPTER_SAVED}": entries(sha256="b" * 64)}, "run_receipt", "receipt_mismatch"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else value,
@@ -165,6 +215,7 @@ def test_one_artifact_passed_off_as_two_is_seen(exported: dict[str, Any]) -> Non
     sealed = {
         f"pod:{ADAPTER_SEALED}": entries(sha256=raw),
         "zeroization": struct(adapter_sha256=raw),
+        f"runner:{ADAPTER_COLLECTED}": lambda body: body | {"sha256": raw},
         "row": entries(protectedAdapterSha256=raw),
     }
     assert failures(verified(exported, **sealed)) == {"row": "row_mismatch"}
@@ -181,3 +232,20 @@ def test_a_loss_that_is_not_finite_is_seen(exported: dict[str, Any]) -> None:
     assert failures(found) == {"row": "row_mismatch"}
     told = next(proof.reason for proof in found.proofs if proof.name == "row")
     assert "checks" in told
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"gpuModel": "NVIDIA H100 80GB HBM3"}, {"overheadPct": -40.0}, {"tier": "snp"}, {"label": "another"},
+        {"rawSteps": 1}, {"runtimeState": "unverified"}, {"model": "meta/llama"}, {"enforcement": None},
+    ],
+    ids=lambda change: next(iter(change)),
+)  # fmt: skip
+def test_a_summary_is_held_to_all_that_needs_no_series(exported: dict[str, Any], change: dict[str, Any]) -> None:
+    def shortened(document: dict[str, Any]) -> dict[str, Any]:
+        document["bundle"] |= {"series": None, "leftOut": ["series"]}
+        return document
+
+    assert failures(verified(exported, finish=shortened)) == {}
+    assert failures(verified(exported, finish=shortened, row=entries(**change))) == {"row": "row_mismatch"}

@@ -135,6 +135,15 @@ def test_a_superseded_key_introduces_only_before_its_end() -> None:
     assert judged(B, 3, trust(A), rotation(A, B, 2), revoked(A, A, "superseded", 1)) == "signer_unknown"
 
 
+def test_who_stole_a_retired_key_introduces_nobody() -> None:
+    honest, thief = rotation(A, B, 1), rotation(A, THIEF, 2)
+    assert judged(THIEF, 3, trust(A), honest, thief) == "signer_unknown"
+    assert judged(THIEF, 3, trust(A, B), honest, thief) == "signer_unknown"
+    assert judged(B, 3, trust(A, B), honest, thief) != "signer_unknown"  # trusted for itself
+    earlier = rotation(A, THIEF, 0.5)  # a thief chooses the date
+    assert judged(THIEF, 3, trust(A), honest, earlier) == "signer_unknown"
+
+
 def test_rotations_in_a_circle_end() -> None:
     assert judged(B, 0, trust(A), rotation(A, B), rotation(B, A)) == "retired"
 
