@@ -1,7 +1,8 @@
 """The vocabulary shared with the allocation: canonical JSON (RFC 8785), events and their hash chain.
 
 A log is a file of canonical JSON lines. Each line names its predecessor's hash, so that a dropped, reordered or edited
-line is noticed by whoever holds a later hash.
+line is noticed by whoever holds a later hash. A hash covers everything but the words of a line for a person and the steps
+of `train.progress`, of which it covers a digest (`committed`).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 
-from engine.wire import LOG, TRAIN_FINISHED, ChainWriter, digest_of, to_line
+from engine.wire import LOG, TRAIN_FINISHED, ChainWriter, committed, digest_of, to_line
 from tests.vectors.case import Case
 from tests.vectors.honest import RUN, TIME
 
@@ -25,7 +25,8 @@ def _case(name: str, what: str, *codes: str, log: Sequence[bytes], accepted: int
 def _rehashed(line: bytes, **changes: object) -> bytes:
     """The line with other fields and a hash that fits them."""
     fields = {**json.loads(line), **changes}
-    fields["hash"] = digest_of({name: value for name, value in fields.items() if name != "hash"})
+    covered = fields | {"body": committed(fields["event"], fields["body"])}
+    fields["hash"] = digest_of({name: value for name, value in covered.items() if name != "hash"})
     return json.dumps(fields, separators=(",", ":"), sort_keys=True).encode() + b"\n"
 
 
