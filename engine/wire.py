@@ -1,8 +1,8 @@
 """The vocabulary shared with the allocation: canonical JSON (RFC 8785), events and their hash chain.
 
 A log is a file of canonical JSON lines. Each line names its predecessor's hash, so that a dropped, reordered or edited
-line is noticed by whoever holds a later hash. Of a line for a person and of the steps in `train.progress` the hash covers
-a digest (`committed`), so that a chain can be checked without them.
+line is noticed by whoever holds a later hash. Of a line for a person and of the steps in `train.progress` it covers a
+digest (`committed`), so that a chain can be checked without them.
 """
 
 from __future__ import annotations
