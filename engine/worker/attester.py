@@ -16,7 +16,8 @@ from typing import Any, Final
 
 from engine import __version__
 from engine.attestation.challenge import Challenge, open_challenge
-from engine.attestation.claims import ENFORCED, Observed, Scalar, make_claims
+from engine.attestation.claims import Scalar, make_claims
+from engine.attestation.enforcement import Reports, combined
 from engine.attestation.evidence import sign_evidence
 from engine.attestation.measurement import (
     EnvironmentMeasurement,
@@ -25,7 +26,6 @@ from engine.attestation.measurement import (
     list_environment,
     stdlib_roots,
 )
-from engine.attestation.policy import CONTROLS
 from engine.attestation.reasons import refusal
 from engine.attestation.receipts import read_release
 from engine.errors import GlasshouseError, RefusedError
@@ -45,8 +45,6 @@ from engine.worker.isolation.wipe import trim
 
 LOCK_NAME: Final = "worker.lock"
 _CODE: Final = re.compile("[a-z][a-z0-9_]{0,63}")
-JUDGED: Final = ("trainer", "keyproc", "sealer", "scanner")
-Reports = dict[str, dict[str, dict[str, str]]]
 
 
 class EnvironmentMeasuring:
@@ -216,20 +214,6 @@ class Attestation:
             RELEASE_PLAN_COMPLETED,
             {"segment": "protected", "runnerHead": self.runner_head, "manifestSha256": opened["manifest_sha256"]},
         )
-
-
-def combined(reports: Reports, *, bundle_sealed: bool) -> dict[str, Observed]:
-    """Each control as the weakest of the processes that see secrets has it; the detail names that process."""
-    found: dict[str, Observed] = {}
-    for name in CONTROLS:
-        seen = {role: reports[role][name] for role in JUDGED if name in reports.get(role, {})}
-        if not seen:
-            continue
-        weak = next((role for role, one in seen.items() if one["value"] != ENFORCED), None)
-        role = weak or next(iter(seen))
-        found[name] = Observed(value=seen[role]["value"], detail=f"{role}: {seen[role]['detail']}")
-    found["memfd_seals"] = Observed(value=ENFORCED if bundle_sealed else "failed:unsealed", detail="bundle")
-    return found
 
 
 def being_traced() -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from engine.attestation.challenge import open_challenge
+from engine.attestation.enforcement import BUNDLE, combined
 from engine.attestation.measurement import Measurements
 from engine.attestation.policy import narrower_or_equal, policy_digest, policy_from
 from engine.attestation.reasons import refusal
@@ -17,6 +18,7 @@ from engine.errors import RefusedError
 from engine.records.proofs.case import Case, NotApplicableError, moment, require_equal
 from engine.sealing.pem import key_id
 from engine.wire import (
+    ANTI_DEBUG_READY,
     ATTEST_CHALLENGE,
     ATTEST_EVIDENCE,
     ATTEST_RESULT,
@@ -94,6 +96,7 @@ def evidence(case: Case) -> str:
     if not case.attested:
         require_equal("result_mismatch", status=(stored.status, "contraindicated"), tier=(stored.tier, claims.tier))
         return f"refused when it came: {', '.join(told)}"
+    _check_reports(case)
     require_equal(
         "result_mismatch",
         status=(stored.status, found.status),
@@ -103,6 +106,18 @@ def evidence(case: Case) -> str:
         checks=(stored.checks, found.checks),
     )
     return f"{len(found.checks)} rules, EAR {case.result.status}, tier {case.result.tier}"
+
+
+def _check_reports(case: Case) -> None:
+    """What the processes reported of themselves is what the evidence makes of it."""
+    told = case.facts.pod(ANTI_DEBUG_READY)
+    reports = told[0].body["enforcement"] if told else {}
+    made = combined(reports, bundle_sealed=True)
+    stated = case.claims.enforcement
+    if {name: seen for name, seen in made.items() if name != BUNDLE} != {
+        name: seen for name, seen in stated.items() if name != BUNDLE
+    }:
+        raise refusal("log_contradicts", "the controls")
 
 
 def result(case: Case) -> str:

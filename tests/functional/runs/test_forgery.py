@@ -104,6 +104,13 @@ def faster(series: dict[str, Series]) -> dict[str, Series]:
     return series | {"protected": Series(losses=one.losses, nanos=tuple(taken // 2 for taken in one.nanos))}
 
 
+def without_seccomp(body: dict[str, Any]) -> dict[str, Any]:
+    """The trainer's own report lacks a control that the evidence has."""
+    reports = body["enforcement"]
+    other = reports["trainer"] | {"seccomp": {"value": "absent", "detail": ""}}
+    return body | {"enforcement": reports | {"trainer": other}}
+
+
 def better_reasons(row: dict[str, Any]) -> dict[str, Any]:
     """The same verdicts for better reasons."""
     return row | {"checks": [check | {"reason": "verified in hardware"} for check in row["checks"]]}
@@ -193,6 +200,7 @@ def test_a_consistent_forgery_passes_for_who_trusts_the_forger(exported: dict[st
         ({f"pod:{MEASURED}": dropped}, "order", "order_broken"),
         ({f"pod:{MEASURED}": entries(environment="0" * 64)}, "measurement", "measurement_mismatch"),
         ({f"pod:{ANTI_DEBUG_READY}": dropped}, "order", "order_broken"),
+        ({f"pod:{ANTI_DEBUG_READY}": without_seccomp}, "evidence", "log_contradicts"),
         ({f"runner:{ATTEST_RESULT}": entries(podHead="0" * 64)}, "order", "order_broken"),
         ({f"runner:{RELEASE_GRANTED}": entries(receiptSha256="0" * 64)}, "release", "release_other_result"),
         ({f"runner:{RELEASE_GRANTED}": dropped}, "parts", "receipt_mismatch"),
