@@ -27,6 +27,7 @@ _HEADER_BYTES: Final = ctypes.sizeof(ctypes.c_size_t)
 _IS_MMAPPED: Final = 2
 _PYTHON_CLASSES: Final = range(48, 513, 16)
 _BYTES_OVERHEAD: Final = bytes.__basicsize__
+_PYTHON_POOL: Final = 16 * 1024  # obmalloc's, since Python 3.10
 
 _malloc: Final = libc.malloc
 _malloc.restype = ctypes.c_void_p
@@ -100,10 +101,13 @@ def sweep_python(bytes_per_class: int = PYTHON_BYTES_PER_CLASS) -> int:
     """Zero free blocks of the interpreter's own allocator; returns the bytes zeroed.
 
     Every size class takes `bytes_per_class`, all held until the last has its share: free pools serve any class.
+    A class that has its share leaves a pool half carved, and what it does not carve keeps its bytes; so each takes
+    one pool more when no old pool is free any longer.
     """
     blocks: list[bytes] = []
-    for size in _PYTHON_CLASSES:
-        blocks += [bytes(size - _BYTES_OVERHEAD) for _ in range(bytes_per_class // size)]
+    for share in (bytes_per_class, _PYTHON_POOL):
+        for size in _PYTHON_CLASSES:
+            blocks += [bytes(size - _BYTES_OVERHEAD) for _ in range(-(-share // size))]
     return sum(len(block) + _BYTES_OVERHEAD for block in blocks)
 
 

@@ -83,6 +83,7 @@ DIRTY_INTERPRETER = (
     + r"""
 secret = Secret(bytearray(os.urandom(32)))
 view = memoryview(secret.data)
+taken = [bytes(size) for size in range(0, 480, 8) for _ in range(int(sys.argv[1]))]
 kept = [[bytes(view) + bytes(size) for size in range(0, 440, 8)] for _ in range(40)]
 del kept
 wipe(secret.data)
@@ -93,8 +94,10 @@ print(json.dumps([before, secret.count()]))
 )
 
 
-def test_freed_objects_of_the_interpreter_are_overwritten(script: Script) -> None:
-    before, after = json.loads(script(DIRTY_INTERPRETER).communicate(timeout=60)[0])
+@pytest.mark.parametrize("taken", [0, 500, 1000, 1500])
+def test_freed_objects_of_the_interpreter_are_overwritten(script: Script, taken: int) -> None:
+    """With much taken no pool is half used, so that the sweep has only free pools to carve."""
+    before, after = json.loads(script(DIRTY_INTERPRETER, str(taken)).communicate(timeout=60)[0])
     assert before > 10
     assert after == 0
 
