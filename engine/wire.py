@@ -119,9 +119,14 @@ def digest_of(value: object) -> str:
     return sha256_hex(canonical(value))
 
 
+def utc_text(at: datetime) -> str:
+    """A moment in UTC, RFC 3339 with milliseconds."""
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 def utc_now() -> str:
-    """UTC now, RFC 3339 with milliseconds."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    """UTC now, as `utc_text` writes it."""
+    return utc_text(datetime.now(UTC))
 
 
 def committed(event: str, body: dict[str, Any]) -> dict[str, Any]:

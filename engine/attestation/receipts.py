@@ -19,7 +19,7 @@ from engine.attestation.reasons import refusal
 from engine.attestation.statements import open_statement, read_predicate, sign, statement, verify
 from engine.sealing.manifest import is_digest
 from engine.sealing.pem import key_id
-from engine.wire import digest_of, utc_now
+from engine.wire import digest_of, utc_now, utc_text
 
 __all__ = [
     "CLOSING",
@@ -115,10 +115,6 @@ class RunReceipt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     finished: str
 
 
-def _time(at: datetime) -> str:
-    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
 def delegate(
     signing: Ed25519PrivateKey,
     run_public: bytes,
@@ -134,8 +130,8 @@ def delegate(
         run_id=run_id,
         plan_digest=plan_digest,
         run_public=run_public.hex(),
-        issued=_time(issued),
-        expires=_time(issued + timedelta(seconds=seconds)),
+        issued=utc_text(issued),
+        expires=utc_text(issued + timedelta(seconds=seconds)),
     )
     subjects = {"plan": plan_digest, "run-key": key_id(run_public)}
     return sign(statement(DELEGATION, subjects, msgspec.to_builtins(body)), signing)

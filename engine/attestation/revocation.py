@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -23,7 +23,7 @@ from engine.errors import RefusedError, UsageError, WireError
 from engine.sealing.manifest import is_digest
 from engine.sealing.pem import key_id
 from engine.sealing.ring import is_moment
-from engine.wire import canonical, parse
+from engine.wire import canonical, parse, utc_text
 
 ROTATION: Final = "urn:glasshouse:predicate:rotation:1"
 REVOCATION: Final = "urn:glasshouse:predicate:revocation:1"
@@ -85,10 +85,6 @@ class Statements:
         return Statements(self.rotations + other.rotations, self.revocations + other.revocations)
 
 
-def _utc(at: datetime) -> str:
-    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
 def _sayable(text: str) -> bool:
     return len(text) <= MAX_TEXT and text.isprintable()
 
@@ -96,7 +92,7 @@ def _sayable(text: str) -> bool:
 def rotation_statement(old: Ed25519PrivateKey, new: Ed25519PrivateKey, *, at: datetime) -> dict[str, Any]:
     """The envelope by which `old` introduces `new`."""
     publics = [key.public_key().public_bytes_raw() for key in (old, new)]
-    body = Rotation(old_public=publics[0].hex(), new_public=publics[1].hex(), rotated=_utc(at))
+    body = Rotation(old_public=publics[0].hex(), new_public=publics[1].hex(), rotated=utc_text(at))
     subjects = {"old-key": key_id(publics[0]), "new-key": key_id(publics[1])}
     return sign(statement(ROTATION, subjects, msgspec.to_builtins(body)), old, new)
 
@@ -119,7 +115,7 @@ def revocation_statement(
         signer=signer.public_key().public_bytes_raw().hex(),
         reason=reason,
         text=text,
-        revoked=_utc(at),
+        revoked=utc_text(at),
     )
     return sign(statement(REVOCATION, {"key": key_id(public)}, msgspec.to_builtins(body)), signer)
 

@@ -20,6 +20,7 @@ from engine.errors import UsageError
 from engine.sealing.keyring import OperatorKeys, change
 from engine.sealing.pem import fingerprint, key_id
 from engine.sealing.ring import PastKey
+from engine.wire import utc_text
 
 
 @dataclass(frozen=True)
@@ -35,19 +36,15 @@ class Changed:
     rotated: bool
 
 
-def _utc(at: datetime) -> str:
-    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
 def _new_signing(keys: OperatorKeys, at: datetime) -> tuple[OperatorKeys, dict[str, Any]]:
     """The keys with a new signing key, introduced by the old one, of which the public half stays."""
     private = Ed25519PrivateKey.generate()
     introduced = rotation_statement(keys.signing, private, at=at)
-    past = PastKey(public=keys.ring.signing, made=keys.ring.signing_made, retired=_utc(at))
+    past = PastKey(public=keys.ring.signing, made=keys.ring.signing_made, retired=utc_text(at))
     ring = msgspec.structs.replace(
         keys.ring,
         signing=private.public_key().public_bytes_raw().hex(),
-        signing_made=_utc(at),
+        signing_made=utc_text(at),
         past_signing=(past, *keys.ring.past_signing),
         statements=(*keys.ring.statements, introduced),
     )
@@ -57,11 +54,11 @@ def _new_signing(keys: OperatorKeys, at: datetime) -> tuple[OperatorKeys, dict[s
 def _new_recipient(keys: OperatorKeys, at: datetime) -> OperatorKeys:
     """The keys with a new recipient key; the old one still opens what was sealed to it."""
     private = X25519PrivateKey.generate()
-    past = PastKey(public=keys.ring.recipient, made=keys.ring.recipient_made, retired=_utc(at))
+    past = PastKey(public=keys.ring.recipient, made=keys.ring.recipient_made, retired=utc_text(at))
     ring = msgspec.structs.replace(
         keys.ring,
         recipient=private.public_key().public_bytes_raw().hex(),
-        recipient_made=_utc(at),
+        recipient_made=utc_text(at),
         past_recipients=(past, *keys.ring.past_recipients),
     )
     return replace(keys, recipient=private, ring=ring, past_recipients=(keys.recipient, *keys.past_recipients))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeVar
 
@@ -57,6 +58,14 @@ def statement(predicate_type: str, subjects: Mapping[str, str], predicate: Mappi
 def sign(made: Mapping[str, Any], *privates: Ed25519PrivateKey) -> dict[str, Any]:
     """The envelope of a statement, signed by every key given."""
     return seal_envelope(canonical(dict(made)), PAYLOAD_TYPE, *privates)
+
+
+def stated(envelope: Mapping[str, Any]) -> Any:
+    """What an envelope holds, its signatures unchecked; raises `RefusedError` (`envelope_malformed`)."""
+    try:
+        return parse(base64.b64decode(str(envelope["payload"]), validate=True))
+    except (KeyError, ValueError, WireError) as error:
+        raise refusal("envelope_malformed") from error
 
 
 def open_statement(envelope: object, publics: bytes | Sequence[bytes], predicate_type: str) -> Statement:

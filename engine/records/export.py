@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from engine.attestation.statements import stated
 from engine.errors import RefusedError, UsageError
 from engine.records.artifact import SERIES, Artifact, Bundle, Entry, Heads, Logs, Receipts, dump_artifact, packed
 from engine.records.public import is_public
@@ -22,7 +22,6 @@ from engine.wire import (
     RELEASE_GRANTED,
     Event,
     committed,
-    parse,
 )
 
 _SECRET_NAMES: Final = ("_KEY", "_TOKEN", "_SECRET", "_PASSWORD", "PASSPHRASE")
@@ -109,7 +108,7 @@ def _texts(value: object) -> Iterator[str]:
         for inner in value.values():
             yield from _texts(inner)
         if isinstance(value.get("payload"), str):
-            yield from _texts(parse(base64.b64decode(value["payload"])))
+            yield from _texts(stated(value))
     elif isinstance(value, list | tuple):
         for inner in value:
             yield from _texts(inner)

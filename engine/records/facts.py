@@ -6,12 +6,12 @@ It comes from the store (`gather`), or from a public artifact (`engine.records.r
 from __future__ import annotations
 
 import base64
-import binascii
 from typing import Any
 
 import msgspec
 
 from engine.attestation.receipts import read_closing
+from engine.attestation.statements import stated
 from engine.attestation.zeroization import Zeroization, zeroization_faults
 from engine.errors import RefusedError, WireError
 from engine.plan import Plan, load_plan
@@ -25,7 +25,6 @@ from engine.wire import (
     ZEROIZE_DONE,
     ChainReader,
     Event,
-    parse,
 )
 
 
@@ -82,9 +81,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         if receipt is None or not done:
             return ("zeroization_missing",)
         try:
-            statement = parse(base64.b64decode(str(receipt["payload"]), validate=True))
-            found = msgspec.convert(statement["predicate"], Zeroization, strict=True)
-        except (KeyError, TypeError, binascii.Error, WireError, msgspec.ValidationError):
+            found = msgspec.convert(stated(receipt)["predicate"], Zeroization, strict=True)
+        except (KeyError, TypeError, RefusedError, msgspec.ValidationError):
             return ("receipt_malformed",)
         return wipe_faults(found, done[-1].body)
 

@@ -6,7 +6,6 @@ exported log, which are what the chain's hashes cover (`engine.wire.committed`).
 
 from __future__ import annotations
 
-import base64
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -14,9 +13,9 @@ from msgspec import Meta
 
 from engine import wire
 from engine.attestation.publictext import is_public_text
-from engine.errors import WireError
+from engine.attestation.statements import stated
+from engine.errors import RefusedError
 from engine.store.chains import Chain
-from engine.wire import parse
 
 Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
 Code = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$(?!\n)")]
@@ -290,10 +289,10 @@ def is_public(chain: Chain, event: str, body: dict[str, Any]) -> bool:
         return False
     try:
         msgspec.convert(body, kind, strict=True)
-        stated = parse(base64.b64decode(body["receipt"]["payload"])) if "receipt" in body else {}
-    except (msgspec.ValidationError, WireError, ValueError):
+        signed = stated(body["receipt"]) if "receipt" in body else {}
+    except (msgspec.ValidationError, RefusedError):
         return False
-    return all(map(is_public_text, (*_texts(body), *_texts(stated))))
+    return all(map(is_public_text, (*_texts(body), *_texts(signed))))
 
 
 def _texts(value: object) -> list[str]:

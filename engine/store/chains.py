@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from engine.errors import WireError
 from engine.store import progress
-from engine.wire import GENESIS, TRAIN_PROGRESS, ChainWriter, Event, canonical, parse
+from engine.wire import GENESIS, TRAIN_PROGRESS, ChainWriter, Event, canonical, parse, utc_text
 
 Chain = Literal["runner", "pod"]
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -171,4 +171,4 @@ def long_time(stored: int | str) -> str:
     if isinstance(stored, str):
         return stored
     moment = _EPOCH + timedelta(milliseconds=stored)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return utc_text(moment)

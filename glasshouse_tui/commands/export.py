@@ -82,9 +82,7 @@ def _write(path: Path, data: bytes, *, force: bool) -> None:
         else:
             os.link(partial, path)
     except FileExistsError as error:
-        raise UsageError(
-            f"{path} is there already.", "Choose another file, or add --force.", code="file_exists"
-        ) from error
+        raise _exists(path) from error
     except OSError as error:
         raise GlasshouseError(
             f"{path} cannot be written: {error.strerror}.", "Choose another place for -o.", code="file_unwritable"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Callable
 from datetime import datetime
 from functools import cached_property
@@ -20,15 +19,15 @@ from engine.attestation.receipts import (
     Release,
     RunReceipt,
 )
+from engine.attestation.statements import stated
 from engine.attestation.verifier import AttestationResult
-from engine.errors import RefusedError, WireError
+from engine.errors import RefusedError
 from engine.records import rebuild
 from engine.records.anchors import Anchors
 from engine.records.artifact import Artifact, Bundle
 from engine.records.facts import Facts
 from engine.wire import (
     LAUNCH_ACCEPTED,
-    parse,
 )
 
 PredicateT = TypeVar("PredicateT")
@@ -151,17 +150,10 @@ class Case:
         return {event.hash: event.seq for event in log}
 
 
-def _payload(envelope: dict[str, Any]) -> Any:
-    try:
-        return parse(base64.b64decode(str(envelope["payload"]), validate=True))
-    except (KeyError, binascii.Error, ValueError, WireError) as error:
-        raise refusal("envelope_malformed") from error
-
-
 def peek_payload(envelope: dict[str, Any], kind: type[PredicateT]) -> PredicateT:
     """An envelope's whole payload, its signature unchecked; raises `RefusedError` (`predicate_malformed`)."""
     try:
-        return msgspec.convert(_payload(envelope), kind, strict=True)
+        return msgspec.convert(stated(envelope), kind, strict=True)
     except msgspec.ValidationError as error:
         raise refusal("predicate_malformed") from error
 
@@ -169,7 +161,7 @@ def peek_payload(envelope: dict[str, Any], kind: type[PredicateT]) -> PredicateT
 def peek(envelope: dict[str, Any], kind: type[PredicateT]) -> PredicateT:
     """The predicate of an envelope whose signature another proof checks."""
     try:
-        return msgspec.convert(_payload(envelope)["predicate"], kind, strict=True)
+        return msgspec.convert(stated(envelope)["predicate"], kind, strict=True)
     except (KeyError, TypeError, msgspec.ValidationError) as error:
         raise refusal("predicate_malformed") from error
 

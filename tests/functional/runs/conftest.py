@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import signal
@@ -15,8 +16,11 @@ import psutil
 import pytest
 
 from engine.plan import Target
+from engine.records.artifact import dump_artifact
+from engine.records.export import export_run
 from engine.remote.bundle import build_bundle, site_paths
 from engine.runner.reference import CACHE
+from engine.store.reader import Reader
 from engine.store.views import RunView
 from tests.functional.runs.pod import Patches, Pod, reference_of, with_small_training
 from tests.functional.runs.support import Operator, short_plan
@@ -130,3 +134,13 @@ def small_pod(pods: Callable[..., Pod], worker_bundle: bytes, key_site: Path, ke
         return pods(bundle, sites or [key_site], plan, **{"reference": key_reference, **more})
 
     return begin
+
+
+@pytest.fixture(scope="session")
+def exported(finished: tuple[Operator, RunView]) -> dict[str, Any]:
+    """The finished pair's artifact, as parsed JSON."""
+    operator, view = finished
+    with Reader(operator.home) as reader:
+        document = dump_artifact(export_run(reader, view.summary.id))
+    parsed: dict[str, Any] = json.loads(json.dumps(document))
+    return parsed

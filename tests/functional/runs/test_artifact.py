@@ -33,16 +33,6 @@ Path_ = tuple[str | int, ...]
 
 
 @pytest.fixture(scope="session")
-def exported(finished: Finished) -> dict[str, Any]:
-    """The finished pair's artifact, as parsed JSON."""
-    operator, view = finished
-    with Reader(operator.home) as reader:
-        document = dump_artifact(export_run(reader, view.summary.id))
-    parsed: dict[str, Any] = json.loads(json.dumps(document))
-    return parsed
-
-
-@pytest.fixture(scope="session")
 def known(finished: Finished) -> Anchors:
     """What the operator's own home trusts."""
     return anchors(finished[0].home)

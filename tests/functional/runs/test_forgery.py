@@ -15,10 +15,7 @@ import pytest
 from engine.attestation.policy import default_policy
 from engine.attestation.signers import TrustedKeys, trust_line, trusted_key
 from engine.records.anchors import Anchors
-from engine.records.artifact import dump_artifact
-from engine.records.export import export_run
 from engine.records.verify import Verification, verify_bytes
-from engine.store.reader import Reader
 from engine.store.views import RunView, Series
 from engine.wire import (
     ADAPTER_COLLECTED,
@@ -41,15 +38,6 @@ from tests.functional.runs.forger import Edit, Forger, public
 from tests.functional.runs.support import Operator
 
 Finished = tuple[Operator, RunView]
-
-
-@pytest.fixture(scope="session")
-def exported(finished: Finished) -> dict[str, Any]:
-    """The finished pair's artifact, as parsed JSON."""
-    operator, view = finished
-    with Reader(operator.home) as reader:
-        parsed: dict[str, Any] = json.loads(json.dumps(dump_artifact(export_run(reader, view.summary.id))))
-    return parsed
 
 
 def verified(exported: dict[str, Any], **edits: Edit) -> Verification:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,13 +12,11 @@ import pytest
 from engine.attestation.revocation import read_statements
 from engine.attestation.rotation import revoke_key, rotate_keys
 from engine.attestation.signers import TrustedKeys
-from engine.errors import GlasshouseError, RefusedError, SealingError
-from engine.sealing.adapter import AdapterBinding, open_adapter, seal_adapter
+from engine.errors import RefusedError, SealingError
 from engine.sealing.keyring import OperatorKeys
 from engine.sealing.keys import backup, read_ring, restore
-from engine.sealing.memory import random_keys
+from tests.unit.attestation.key_folder import code_of, opened, sealed_to, states
 
-BINDING = AdapterBinding("0123456789ab", "protected", "a" * 64, "b" * 64)
 # What `key backup` wrote before there were rings.
 OLD_BACKUP = (
     '{"created":"2026-11-23T01:10:46.787Z","format":"glasshouse/key-backup","kdf":{"n":65536,"name":"scrypt","p":1,"r":8,'
@@ -28,31 +25,6 @@ OLD_BACKUP = (
     'YC+MXpRr7jPIKI8b8G/g04oh+E02BJqi+cS8cdBd+iChjapT3SNQMwaClPQW5JG/JFnZEC+dPGtaMKL/4Q==","signing":"325f256ee8f8830c760b'
     '327d6dcc2925b30bfb01ea7ea3347c3132c5ce0d06d7","version":1}\n'
 )
-
-
-def code_of(call: Callable[[], object]) -> str:
-    with pytest.raises(GlasshouseError) as caught:
-        call()
-    return caught.value.code
-
-
-def sealed_to(keys: OperatorKeys, folder: Path) -> Path:
-    file = folder / f"{keys.recipient_public.hex()[:8]}.sealed"
-    with file.open("wb") as out:
-        seal_adapter(memoryview(b"weights of one run"), keys.recipient_public, BINDING, random_keys(1), out)
-    return file
-
-
-def opened(file: Path, keys: OperatorKeys) -> bytes:
-    return keys.with_recipient(lambda recipient: open_adapter(file, recipient, BINDING))
-
-
-def states(folder: Path) -> dict[str, str]:
-    return {name: key.state for name, key in TrustedKeys.from_home(folder).keys.items()}
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_a_damaged_ring_is_told_and_never_passed_over(tmp_path: Path) -> None:
@@ -182,6 +154,7 @@ import sys
 from pathlib import Path
 from engine.attestation.rotation import rotate_keys
 from engine.attestation.signers import TrustedKeys
+from tests.unit.attestation.key_folder import code_of, opened, sealed_to, states
 folder, pending = Path(sys.argv[1]), [True]
 def rotate_between(event, arguments):
     if event == "open" and arguments[0] == str(folder / "public.json") and pending:

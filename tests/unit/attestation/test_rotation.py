@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,39 +12,11 @@ from engine.attestation.receipts import check_delegation, delegate
 from engine.attestation.revocation import read_statements
 from engine.attestation.rotation import revoke_key, rotate_keys
 from engine.attestation.signers import TrustedKeys, judge_signer, trusted_key
-from engine.errors import GlasshouseError
-from engine.sealing.adapter import AdapterBinding, open_adapter, seal_adapter
 from engine.sealing.keyring import OperatorKeys
-from engine.sealing.memory import random_keys
 from engine.sealing.pem import key_id
+from tests.unit.attestation.key_folder import code_of, content, opened, sealed_to, states
 
-BINDING = AdapterBinding("0123456789ab", "protected", "a" * 64, "b" * 64)
 PLAN = "01" * 32
-
-
-def code_of(call: Callable[[], object]) -> str:
-    with pytest.raises(GlasshouseError) as caught:
-        call()
-    return caught.value.code
-
-
-def sealed_to(keys: OperatorKeys, folder: Path) -> Path:
-    file = folder / f"{keys.recipient_public.hex()[:8]}.sealed"
-    with file.open("wb") as out:
-        seal_adapter(memoryview(b"weights of one run"), keys.recipient_public, BINDING, random_keys(1), out)
-    return file
-
-
-def opened(file: Path, keys: OperatorKeys) -> bytes:
-    return keys.with_recipient(lambda recipient: open_adapter(file, recipient, BINDING))
-
-
-def states(folder: Path) -> dict[str, str]:
-    return {name: key.state for name, key in TrustedKeys.from_home(folder).keys.items()}
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_a_home_without_keys_trusts_nobody(tmp_path: Path) -> None:
