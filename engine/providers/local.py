@@ -84,7 +84,7 @@ class LocalProvider:
         """This machine, at no cost."""
         return Quote(provider=NAME, gpu_model=await asyncio.to_thread(gpu_model), price_per_hour=0.0)
 
-    async def acquire(self, spec: Spec, run_id: str) -> Lease:
+    async def acquire(self, spec: Spec, run_id: str, on_phase: OnPhase | None = None) -> Lease:
         """Make the folder, the keys and the disk; a folder that an earlier attempt completed is taken up."""
         folder = self._folder_of(spec.name)
         try:
@@ -159,6 +159,9 @@ class LocalProvider:
             gone=tuple(sorted(known - {found.name for found in listed})),
             foreign=tuple(found for found in listed if found.name not in known),
         )
+
+    async def close(self) -> None:
+        """Nothing is held."""
 
     def _folder_of(self, name: str) -> Path:
         if not name or name in {".", ".."} or "/" in name or "\0" in name:

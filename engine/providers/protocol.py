@@ -32,13 +32,16 @@ class Spec(_Record, frozen=True, kw_only=True):
     """What to acquire. `name` is unique to one attempt and in the ledger before `acquire`.
 
     `gpus` are acceptable models in order of preference; prices in USD, `max_price` an hour, `max_cost` for
-    the run.
+    the whole life of the allocation. `host` is a static host's name. `max_seconds`: it ends itself after that.
     """
 
     name: str
     gpus: tuple[str, ...] = ()
+    host: str | None = None
     max_price: float | None = None
     max_cost: float | None = None
+    disk_gb: int = 40
+    max_seconds: float = 24 * 3600.0
 
 
 class Quote(_Record, frozen=True, kw_only=True):
@@ -50,21 +53,26 @@ class Quote(_Record, frozen=True, kw_only=True):
 
 
 class Address(_Record, frozen=True, kw_only=True):
-    """Where an SSH server is. `host_key` is its pinned public key; the client key stays in its file."""
+    """Where an SSH server is. `host_key` is its pinned public key; the client key stays in its file, or in the agent
+    that listens at `agent_path`.
+    """
 
     host: str
     port: int
     user: str
     host_key: str
-    client_key_path: str
+    client_key_path: str | None = None
+    agent_path: str | None = None
 
 
 class Lease(_Record, frozen=True, kw_only=True):
     """One allocation that is ours, without secrets: a restarted runner goes on from it.
 
     `address` is None until `wait_ready`. `python` and `site_paths` are the interpreter and the folders of
-    third-party Python there, `root` an absolute folder for run folders. `machine` identifies the machine as
-    the provider knows it.
+    third-party Python there; `environment` says where those come from: `own` are the operator's, `image` lie there
+    already, `lock` are yet to be installed from the hash-checked lock. `root` is a folder for run folders, below the
+    login's home unless absolute. `machine` identifies the machine as the provider knows it. `heartbeat` is a file
+    there that its dead-man's switch watches; `deadline` (UTC) is when the allocation ends at the latest.
     """
 
     allocation_id: str
@@ -78,6 +86,9 @@ class Lease(_Record, frozen=True, kw_only=True):
     python: str
     site_paths: tuple[str, ...]
     machine: dict[str, str]
+    environment: Literal["own", "image", "lock"] = "own"
+    heartbeat: str | None = None
+    deadline: str | None = None
     address: Address | None = None
 
     def endpoint(self) -> Endpoint:
@@ -89,7 +100,8 @@ class Lease(_Record, frozen=True, kw_only=True):
             host=address.host,
             port=address.port,
             user=address.user,
-            client_key=Path(address.client_key_path),
+            client_key=None if address.client_key_path is None else Path(address.client_key_path),
+            agent_path=address.agent_path,
             host_key=address.host_key,
         )
 
@@ -125,11 +137,18 @@ class LedgerEntry(_Record, frozen=True, kw_only=True):
 
 
 class Found(_Record, frozen=True, kw_only=True):
-    """One allocation that exists. `lease` is None where it cannot be taken up again."""
+    """One allocation that exists. `lease` is None where it cannot be taken up again.
+
+    What the provider tells of it, None where it does not: `since` in UTC, `price_per_hour` in USD.
+    """
 
     name: str
     observation: Observation
     lease: Lease | None = None
+    allocation_id: str | None = None
+    gpu_model: str | None = None
+    price_per_hour: float | None = None
+    since: str | None = None
 
 
 class Reconciliation(_Record, frozen=True, kw_only=True):
@@ -157,8 +176,12 @@ class Provider(Protocol):
         """The price of what `acquire` would give."""
         ...
 
-    async def acquire(self, spec: Spec, run_id: str) -> Lease:
-        """The allocation called `spec.name`: made, or taken up when an earlier attempt made it."""
+    async def acquire(self, spec: Spec, run_id: str, on_phase: OnPhase | None = None) -> Lease:
+        """The allocation called `spec.name`: made, or taken up when an earlier attempt made it.
+
+        A creation whose answer was lost is looked for by name, never repeated; where nothing is found it raises
+        `create_unanswered`, and the ledger keeps the intent to be looked at again.
+        """
         ...
 
     async def wait_ready(self, lease: Lease, on_phase: OnPhase | None = None) -> Lease:
@@ -187,6 +210,10 @@ class Provider(Protocol):
 
     async def reconcile(self, ledger: Sequence[LedgerEntry]) -> Reconciliation:
         """Compare this provider's part of the ledger with what exists."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections; the provider can be used again."""
         ...
 
 

@@ -40,10 +40,10 @@ async def connect(endpoint: Endpoint, limits: LinkLimits) -> asyncssh.SSHClientC
             endpoint.host,
             endpoint.port,
             username=endpoint.user,
-            client_keys=[client_key],
+            client_keys=None if client_key is None else [client_key],
             known_hosts=([host_key], [], []),
             config=None,
-            agent_path=None,
+            agent_path=endpoint.agent_path,
             agent_forwarding=False,
             x11_forwarding=False,
             preferred_auth="publickey",
@@ -79,9 +79,11 @@ async def connect(endpoint: Endpoint, limits: LinkLimits) -> asyncssh.SSHClientC
         raise _failed(where, type(error).__name__) from error
 
 
-def _keys(endpoint: Endpoint) -> tuple[asyncssh.SSHKey, asyncssh.SSHKey]:
+def _keys(endpoint: Endpoint) -> tuple[asyncssh.SSHKey, asyncssh.SSHKey | None]:
     try:
         host_key = asyncssh.import_public_key(endpoint.host_key)
+        if endpoint.client_key is None:
+            return host_key, None
         if isinstance(endpoint.client_key, bytes):
             return host_key, asyncssh.import_private_key(endpoint.client_key)
         return host_key, asyncssh.read_private_key(endpoint.client_key)

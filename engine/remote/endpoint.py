@@ -13,15 +13,16 @@ if TYPE_CHECKING:
 class Endpoint:
     """One SSH server and the keys of both sides.
 
-    `client_key` is a private OpenSSH key or the path of one; `host_key` is the server's public key line, the
-    only one that is accepted.
+    `client_key` is a private OpenSSH key or the path of one, None where the agent at `agent_path` signs; it is never
+    forwarded. `host_key` is the server's public key line, the only one that is accepted.
     """
 
     host: str
     port: int
     user: str
-    client_key: bytes | Path = field(repr=False)
+    client_key: bytes | Path | None = field(repr=False)
     host_key: str
+    agent_path: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,136 @@
+"""The operator's settings of providers: `config.toml` in the home, written by hand, read strictly."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+
+from engine.errors import UsageError
+
+FILE: Final = "config.toml"
+DEFAULT_IMAGE: Final = "runpod/pytorch:1.0.2-cu1281-torch280-ubuntu2404"
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+
+
+class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class RunPodLimits(_Settings, frozen=True, kw_only=True):
+    """Times in seconds. Tests shorten them; an operator rarely has a reason to."""
+
+    api: float = 30.0
+    provisioning: float = 1200.0
+    ssh: float = 300.0
+    poll: float = 4.0
+    search: float = 90.0
+    """How long a pod is looked for by name after an ambiguous answer to its creation."""
+    listings_apart: float = 5.0
+    terminate: float = 600.0
+    silence: float = 3600.0
+    """Age of the last heartbeat at which the pod ends itself."""
+    parked: float = 3600.0
+    """How long an unanswered creation is looked at again before two clean listings settle it as gone."""
+
+
+class RunPodSettings(_Settings, frozen=True, kw_only=True):
+    """How pods are rented.
+
+    `api`: `sdk` is the `runpod` package (GraphQL), `rest` is REST v2. `image` must be one whose start command installs
+    `PUBLIC_KEY` and starts sshd, such as RunPod's official ones. `python` is the interpreter in the image.
+    `environment`: `lock` installs the hash-checked lock into a fresh environment, `image` uses the folders in `site`
+    as they are. `root` holds run folders on the pod, under the login's home unless absolute.
+    """
+
+    api: Literal["rest", "sdk"] = "rest"
+    cloud: Literal["SECURE", "COMMUNITY"] = "SECURE"
+    image: str = DEFAULT_IMAGE
+    disk_gb: int | None = None
+    gpus: tuple[str, ...] = ()
+    max_price: float | None = None
+    max_cost: float | None = None
+    python: str = "python3"
+    environment: Literal["lock", "image"] = "lock"
+    site: tuple[str, ...] = ()
+    root: str = "glasshouse"
+    calls_per_minute: int = 30
+    limits: RunPodLimits = RunPodLimits()
+
+
+class HostSettings(_Settings, frozen=True, kw_only=True):
+    """One SSH host of the operator's own. `host_key` is its public key line or its `SHA256:` fingerprint.
+
+    One of `key` (a private key file) and `agent` logs in; an agent only signs and is never forwarded. The rest as in
+    `RunPodSettings`.
+    """
+
+    name: str
+    address: str
+    user: str
+    host_key: str
+    port: int = 22
+    key: str | None = None
+    agent: bool = False
+    gpu: str | None = None
+    python: str = "python3"
+    environment: Literal["lock", "image"] = "lock"
+    site: tuple[str, ...] = ()
+    root: str = "glasshouse"
+
+
+class Settings(_Settings, frozen=True, kw_only=True):
+    """The whole file. `host` are static hosts, each a `[[host]]` table."""
+
+    runpod: RunPodSettings = RunPodSettings()
+    host: tuple[HostSettings, ...] = ()
+
+
+def load_settings(home: Path) -> Settings:
+    """The home's settings, or the defaults without a file; raises `UsageError` (`config_invalid`)."""
+    path = home / FILE
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return Settings()
+    except (OSError, UnicodeDecodeError) as error:
+        raise _invalid(path, "it cannot be read as text") from error
+    try:
+        found = msgspec.convert(tomllib.loads(text), Settings, strict=True)
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise _invalid(path, str(error)) from error
+    fault = _fault(found)
+    if fault:
+        raise _invalid(path, fault)
+    return found
+
+
+def _fault(settings: Settings) -> str:
+    limits = msgspec.structs.asdict(settings.runpod.limits)
+    for name, value in limits.items():
+        if not 0 < value < 7 * 24 * 3600:
+            return f"runpod.limits.{name} is a number of seconds above zero"
+    if not 1 <= settings.runpod.calls_per_minute <= 600:
+        return "runpod.calls_per_minute lies between 1 and 600"
+    names = [host.name for host in settings.host]
+    for host in settings.host:
+        if not _NAME.fullmatch(host.name):
+            return f"the host name {host.name!r} is not made of lower-case letters, digits, dots and dashes"
+        if (host.key is None) == (not host.agent):
+            return f"host {host.name} needs either a key or agent = true"
+        if not host.host_key.startswith(("SHA256:", "ssh-", "ecdsa-")):
+            return f"host {host.name} has no host key that it could be trusted by"
+        if not 0 < host.port < 65536:
+            return f"the port of host {host.name} is none"
+    if len(set(names)) != len(names):
+        return "two hosts have one name"
+    return ""
+
+
+def _invalid(path: Path, why: str) -> UsageError:
+    return UsageError(
+        f"{path} is not valid: {why}.", "See engine/providers/README.md for what it may hold.", code="config_invalid"
+    )
