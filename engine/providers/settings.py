@@ -109,24 +109,26 @@ def load_settings(home: Path) -> Settings:
 
 
 def _fault(settings: Settings) -> str:
-    limits = msgspec.structs.asdict(settings.runpod.limits)
-    for name, value in limits.items():
+    """What is wrong with settings that have the right types; empty when nothing is."""
+    for name, value in msgspec.structs.asdict(settings.runpod.limits).items():
         if not 0 < value < 7 * 24 * 3600:
             return f"runpod.limits.{name} is a number of seconds above zero"
     if not 1 <= settings.runpod.calls_per_minute <= 600:
         return "runpod.calls_per_minute lies between 1 and 600"
-    names = [host.name for host in settings.host]
-    for host in settings.host:
-        if not _NAME.fullmatch(host.name):
-            return f"the host name {host.name!r} is not made of lower-case letters, digits, dots and dashes"
-        if (host.key is None) == (not host.agent):
-            return f"host {host.name} needs either a key or agent = true"
-        if not host.host_key.startswith(("SHA256:", "ssh-", "ecdsa-")):
-            return f"host {host.name} has no host key that it could be trusted by"
-        if not 0 < host.port < 65536:
-            return f"the port of host {host.name} is none"
-    if len(set(names)) != len(names):
+    if len({host.name for host in settings.host}) != len(settings.host):
         return "two hosts have one name"
+    return next(filter(None, map(_fault_of, settings.host)), "")
+
+
+def _fault_of(host: HostSettings) -> str:
+    if not _NAME.fullmatch(host.name):
+        return f"the host name {host.name!r} is not made of lower-case letters, digits, dots and dashes"
+    if (host.key is None) == (not host.agent):
+        return f"host {host.name} needs either a key or agent = true"
+    if not host.host_key.startswith(("SHA256:", "ssh-", "ecdsa-")):
+        return f"host {host.name} has no host key that it could be trusted by"
+    if not 0 < host.port < 65536:
+        return f"the port of host {host.name} is none"
     return ""
 
 

@@ -30,7 +30,7 @@ class Address(_Record, frozen=True, kw_only=True):
 
 
 class Pod(_Record, frozen=True, kw_only=True):
-    """One listed pod. `price_per_hour` in USD, None where it is not told. Its environment is never kept: it has secrets.
+    """One listed pod. `price_per_hour` in USD, None where it is not told. Its environment has secrets and is not kept.
 
     `has_runtime`: the container runs (its image is pulled). `ssh` is None until a public port is assigned; `has_ports`
     tells whether any port is.
@@ -50,7 +50,7 @@ class Pod(_Record, frozen=True, kw_only=True):
 
 
 class GpuOffer(_Record, frozen=True, kw_only=True):
-    """One type of GPU. Prices in USD an hour for one; None where that cloud does not offer it. `stock` may be unknown."""
+    """One type of GPU. Prices in USD an hour for one; None where that cloud does not offer it, as is an unknown `stock`."""
 
     id: str
     name: str
@@ -61,7 +61,7 @@ class GpuOffer(_Record, frozen=True, kw_only=True):
 
 
 class Order(_Record, frozen=True, kw_only=True):
-    """One pod to make: exactly one GPU, 22/tcp open. `environment` holds secrets; `start` replaces the image's command."""
+    """One pod to make: one GPU, 22/tcp open. `environment` holds secrets; `start` replaces the image's command."""
 
     name: str
     image: str
