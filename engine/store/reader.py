@@ -286,6 +286,11 @@ class Reader:
         with self._reading() as db:
             return ledger.detail(db, allocation_id)
 
+    def runs_served(self, allocation_id: str) -> list[str]:
+        """The ids of the runs that an allocation has served, oldest first."""
+        with self._reading() as db:
+            return ledger.served(db, allocation_id)
+
     def pending_requests(self, run_id: str | None) -> list[Request]:
         """What was asked of a run's runner and is not answered yet, oldest first."""
         with self._snapshot() as db:

@@ -322,6 +322,11 @@ class Writer:
         with self._transaction(durable=True) as db:
             ledger.move(db, allocation_id, state, reason, self._clock(), fields)
 
+    def take_up(self, allocation_id: str, run_id: str) -> None:
+        """Give a kept allocation to another run; raises `StoreError` (`allocation_in_use`) when it is not free."""
+        with self._transaction(durable=True) as db:
+            ledger.take_up(db, allocation_id, states.key_of(db, run_id), self._clock())
+
     # Requests and settings
 
     def request(self, run_id: str | None, kind: RequestKind, detail: Mapping[str, Any] | None = None) -> int:
