@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import secrets
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from engine.providers.settings import load_settings
 from engine.runner.journal import Journal
 from engine.runner.leases import lease_of, with_keep, with_lease
 from engine.runner.needs import spec_for
-from engine.runner.release import ENDED, NOT_MADE, end_allocation, outcome_of
+from engine.runner.release import ENDED, end_allocation, outcome_of
 from engine.store.reader import Reader
 from engine.store.views import AllocationView
 from engine.store.writer import Writer
@@ -86,9 +85,7 @@ class Allocation:
             with contextlib.suppress(StoreError):  # see `end_allocation`
                 self._writer.transition(self._run_id, "cleanup", "terminating")
         try:
-            proof = await end_allocation(
-                self._writer, self._reader, self._provider, entry, self._settings.runpod.limits.parked
-            )
+            proof = await end_allocation(self._writer, self._reader, self._provider, entry)
         except GlasshouseError as error:
             state = "active" if error.code == "create_unanswered" else "leaked"
             self._writer.transition(self._run_id, "cleanup", state, f"{error.code}: {error.message}")
@@ -109,14 +106,8 @@ class Allocation:
         spec = spec_for(self._plan, self._settings, entry.name)
         try:
             lease = await self._provider.acquire(spec, self._run_id, self._on_phase)
-        except asyncio.CancelledError:
-            self._writer.allocation_state(entry.id, "intent", f"{NOT_MADE}: cancelled")
-            raise
         except GlasshouseError as error:
-            if error.code != "create_unanswered":
-                # The provider has seen to it that nothing was made, or that what was made is gone.
-                reason = error.code if error.code == "leaked" else f"{NOT_MADE}: {error.code}"
-                self._writer.allocation_state(entry.id, "intent", reason)
+            self._writer.allocation_state(entry.id, "intent", f"{error.code}: {error.message}")
             raise
         self._writer.allocation_state(entry.id, "created", **with_lease(self._reader, entry.id, lease))
         return lease

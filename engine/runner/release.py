@@ -5,7 +5,6 @@ Each step bears repeating. What is not proven gone stays open in the ledger, wit
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Final, Literal
 
 from engine.errors import GlasshouseError, ProviderError, StoreError
@@ -16,26 +15,17 @@ from engine.store.views import AllocationView
 from engine.store.writer import Writer
 
 ENDED: Final = ("gone", "not_ours")
-NOT_MADE: Final = "not made"
-"""How the reason of an intent begins whose creation was refused: nothing can come of it any more."""
-PARKED_SECONDS: Final = 3600.0
 Outcome = Literal["gone", "not_ours", "leaked"]
 
 
-async def end_allocation(
-    writer: Writer, reader: Reader, provider: Provider, entry: AllocationView, parked_seconds: float = PARKED_SECONDS
-) -> EmptyProof:
+async def end_allocation(writer: Writer, reader: Reader, provider: Provider, entry: AllocationView) -> EmptyProof:
     """Release one allocation and prove that nothing of its name is left; the ledger says so when this returns.
 
-    Raises `create_unanswered` while an allocation that was asked for may still appear: its entry stays, and is looked
+    Raises `create_unanswered` while one that was asked for may still appear: its entry stays an intent, and is looked
     at again. Any other failure leaves the entry `leaked`.
     """
     lease = lease_of(reader, entry.id) or await _found(provider, entry.name)
-    if lease is None and _may_still_appear(entry, parked_seconds):
-        reason = "it was asked for and no answer came; its name is looked for until it is certain"
-        writer.allocation_state(entry.id, "intent", f"create_unanswered: {reason}")
-        raise ProviderError(f"{entry.name}: {reason}.", "See `glasshouse allocations`.", code="create_unanswered")
-    if entry.ledger_state not in ENDED:
+    if lease is not None and entry.ledger_state not in ENDED:
         _announce(writer, entry)
     try:
         if lease is not None:
@@ -44,6 +34,10 @@ async def end_allocation(
     except GlasshouseError as error:
         move(writer, reader, entry, "leaked", f"{error.code}: {error.message}")
         raise
+    if proof.unanswered:
+        reason = "it was asked for and no clear answer came; its name is looked for until that is certain"
+        writer.allocation_state(entry.id, "intent", f"create_unanswered: {reason}")
+        raise ProviderError(f"{entry.name}: {reason}.", "See `glasshouse allocations`.", code="create_unanswered")
     move(writer, reader, entry, outcome_of(proof), proof.statement)
     return proof
 
@@ -74,13 +68,6 @@ def move(writer: Writer, reader: Reader, entry: AllocationView, state: Outcome, 
         writer.allocation_state(entry.id, state, reason, spent=present.spent)
     else:
         writer.allocation_state(entry.id, state, reason)
-
-
-def _may_still_appear(entry: AllocationView, parked_seconds: float) -> bool:
-    if entry.ledger_state != "intent" or entry.provider == "local" or entry.reason.startswith(NOT_MADE):
-        return False
-    age = (datetime.now(UTC) - datetime.fromisoformat(entry.created_at)).total_seconds()
-    return age < parked_seconds
 
 
 async def _found(provider: Provider, name: str) -> Lease | None:

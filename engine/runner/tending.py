@@ -16,7 +16,6 @@ import msgspec
 from engine.errors import GlasshouseError, RunError, StoreError, UsageError
 from engine.providers import provider_for
 from engine.providers.protocol import Found, LedgerEntry, Provider, Reconciliation
-from engine.providers.settings import load_settings
 from engine.runner.allocation import RENTED
 from engine.runner.leases import lease_of, with_keep
 from engine.runner.release import end_allocation, outcome_of
@@ -206,9 +205,8 @@ async def _clean_up(
 
 async def end_one(home: Path, writer: Writer, reader: Reader, provider: Provider, entry: AllocationView) -> Ended:
     """End one allocation and settle the rows of the ended runs that it served; an orphan learns it when resumed."""
-    parked = load_settings(home).runpod.limits.parked
     try:
-        proof = await end_allocation(writer, reader, provider, entry, parked)
+        proof = await end_allocation(writer, reader, provider, entry)
     except GlasshouseError as error:
         leaked = error.code != "create_unanswered"
         return _ended(entry, "leaked" if leaked else "unknown", 0, None, f"{error.code}: {error.message} {error.hint}")
