@@ -28,7 +28,9 @@ from engine.providers.settings import RunPodLimits, RunPodSettings
 POD = "pod-7"
 POD_KEY = "rpa_canary_of_the_pod"
 LIMIT = 20.0
-IMAGE_START = '#!/bin/bash\nenv > "$HOME/image_env.part" && mv "$HOME/image_env.part" "$HOME/image_env"\nsleep infinity\n'
+IMAGE_START = (
+    '#!/bin/bash\nenv > "$HOME/image_env.part" && mv "$HOME/image_env.part" "$HOME/image_env"\nsleep infinity\n'
+)
 
 
 def _why_not() -> str:
