@@ -207,8 +207,8 @@ def _require_fit(probe: _Probe, lock: Lock) -> None:
     if probe.implementation != "cpython" or version not in lock.pythons or probe.machine != lock.machine or not glibc:
         oldest = ".".join(map(str, lock.glibc))
         raise RemoteError(
-            f"There is no lock for {_clean(probe.implementation)} {_clean(version)} on {_clean(probe.machine)} with glibc "
-            f"{_clean(probe.glibc) or 'absent'}.",
+            f"There is no lock for {_clean(probe.implementation)} {_clean(version)} on {_clean(probe.machine)} "
+            f"with glibc {_clean(probe.glibc) or 'absent'}.",
             f"Choose CPython {', '.join(lock.pythons)} on {lock.machine} with glibc {oldest} or newer.",
             code="environment_no_lock",
         )
