@@ -250,6 +250,8 @@ class Runner:
                 self._enter("staging")
                 await self._until_prepared(staging, prepared)
                 self._give_up_before_launch()
+                lease = await staging.make_ready(link, lease, self._environment_phase)
+                self._give_up_before_launch()
                 self.ingest.expected = staging.expected(lease)
                 launched = await staging.deliver(link, lease)
                 self._enter("running")
@@ -277,6 +279,11 @@ class Runner:
     def _wait_reason(self, phase: str) -> None:
         """What the run waits for, shown with its state."""
         self._enter("allocating", phase)
+
+    def _environment_phase(self, phase: str) -> None:
+        """How far the environment is, shown with the run's state; a cancel ends the installation."""
+        self._give_up_before_launch()
+        self._enter("staging", phase)
 
     async def _unless_cancelled(self, having: Coroutine[Any, Any, Lease]) -> Lease:
         """The lease, unless a person asks to end the run before it is there: then the asking is ended, whole."""
