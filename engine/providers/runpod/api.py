@@ -51,7 +51,7 @@ class Pod(_Record, frozen=True, kw_only=True):
 
 
 class GpuOffer(_Record, frozen=True, kw_only=True):
-    """One type of GPU. Prices in USD an hour for one, None where that cloud does not offer it; so is unknown `stock`."""
+    """One type of GPU. Prices in USD an hour for one, None where that cloud has none, as is an unknown `stock`."""
 
     id: str
     name: str
