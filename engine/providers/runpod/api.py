@@ -6,7 +6,7 @@ Every call has its own deadline. An answer that cannot be read is an error, neve
 from __future__ import annotations
 
 import re
-from typing import Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
@@ -51,7 +51,7 @@ class Pod(_Record, frozen=True, kw_only=True):
 
 
 class GpuOffer(_Record, frozen=True, kw_only=True):
-    """One type of GPU. Prices in USD an hour for one, None where that cloud has none, as is an unknown `stock`."""
+    """One type of GPU. Prices in USD an hour for one, None where that cloud does not offer it; so for `stock`."""
 
     id: str
     name: str
@@ -71,6 +71,12 @@ class Order(_Record, frozen=True, kw_only=True):
     disk_gb: int
     environment: dict[str, str]
     start: str
+
+    def __repr__(self) -> str:
+        return f"Order(name={self.name!r})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("name", self.name)]
 
 
 class PodApi(Protocol):

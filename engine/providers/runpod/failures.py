@@ -8,7 +8,7 @@ from email.utils import parsedate_to_datetime
 from typing import Final
 
 from engine.errors import ProviderError
-from engine.providers.runpod.api import RateLimitedError
+from engine.providers.runpod.api import RateLimitedError, is_ambiguous
 
 DEFAULT_PAUSE: Final = 5.0
 LONGEST_PAUSE: Final = 300.0
@@ -89,6 +89,13 @@ def pause(retry_after: str | None, date: str | None = None) -> float:
         now = _seconds(date)
         seconds = DEFAULT_PAUSE if until is None else until - (time.time() if now is None else now)
     return min(max(seconds, 1.0), LONGEST_PAUSE)
+
+
+def nothing_ordered(error: ProviderError) -> ProviderError:
+    """What a failure before the order means: one that would leave it open otherwise says that nothing was made."""
+    if is_ambiguous(error):
+        return refused("to say what it has, so nothing was ordered", error.message)
+    return error
 
 
 def clean(detail: object, secrets: Iterable[str]) -> str:

@@ -23,7 +23,7 @@ _STOCK: Final[dict[str, Literal["none", "low", "medium", "high"]]] = {
     "MEDIUM": "medium",
     "HIGH": "high",
 }
-_HOST: Final = re.compile(r"[A-Za-z0-9:][A-Za-z0-9.:_-]{0,252}")
+HOST: Final = re.compile(r"[A-Za-z0-9:][A-Za-z0-9.:_-]{0,252}")
 _USER: Final = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 Price = Annotated[float, msgspec.Meta(ge=0)]
 
@@ -180,6 +180,6 @@ def _address(found: _Endpoint | None) -> Address | None:
     """Where SSH answers; None for what is no address."""
     if found is None or not 0 < found.port < 65536:
         return None
-    if not _HOST.fullmatch(found.host) or not _USER.fullmatch(found.username):
+    if not HOST.fullmatch(found.host) or not _USER.fullmatch(found.username):
         return None
     return Address(host=found.host, port=found.port, user=found.username)
