@@ -28,15 +28,16 @@ from engine.providers.settings import RunPodLimits, RunPodSettings
 POD = "pod-7"
 POD_KEY = "rpa_canary_of_the_pod"
 LIMIT = 20.0
+NAMESPACE = (shutil.which("unshare") or "", "--pid", "--mount", "--fork", "--mount-proc", "--kill-child")
 IMAGE_START = (
     '#!/bin/bash\nenv > "$HOME/image_env.part" && mv "$HOME/image_env.part" "$HOME/image_env"\nsleep infinity\n'
 )
 
 
 def _why_not() -> str:
-    if os.geteuid() != 0 or shutil.which("unshare") is None:
+    if os.geteuid() != 0 or not NAMESPACE[0]:
         return "a pod's own processes and /etc/ssh need root and unshare"
-    tried = subprocess.run(["unshare", "--pid", "--mount", "--fork", "--mount-proc", "true"], capture_output=True)
+    tried = subprocess.run([*NAMESPACE, "true"], capture_output=True, check=False)
     return "" if tried.returncode == 0 else "this machine makes no namespaces"
 
 
@@ -148,8 +149,7 @@ class Pods:
         }
         inside = f"mount --bind {shlex.quote(str(etc))} /etc/ssh && exec {shlex.join(shlex.split(wanted.start))}"
         process = subprocess.Popen(
-            [shutil.which("unshare") or "", "--pid", "--mount", "--fork", "--mount-proc", "--kill-child"]
-            + ["/bin/bash", "-c", inside],
+            [*NAMESPACE, "/bin/bash", "-c", inside],
             env=environment,
             stdin=subprocess.DEVNULL,
         )
