@@ -145,7 +145,7 @@ def _changes(base: Plan, options: RunOptions, model: Model | None) -> dict[str, 
         ),
         "provider": _given(
             name=options.provider,
-            gpus=_gpus(options.gpu),
+            gpus=gpu_names(options.gpu),
             allocation=options.allocation,
             max_price=options.max_price,
             max_cost=options.max_cost,
@@ -158,7 +158,8 @@ def _changes(base: Plan, options: RunOptions, model: Model | None) -> dict[str, 
     return changes
 
 
-def _gpus(text: str | None) -> tuple[str, ...] | None:
+def gpu_names(text: str | None) -> tuple[str, ...] | None:
+    """The names between commas; None where none are given; raises `UsageError` for an empty list."""
     if text is None:
         return None
     names = tuple(name.strip() for name in text.split(",") if name.strip())
