@@ -198,9 +198,7 @@ def _know_when_allocations_end(connection: sqlite3.Connection) -> None:
             at TEXT NOT NULL,
             PRIMARY KEY (allocation, run)) WITHOUT ROWID"""
     )
-    connection.execute(
-        "INSERT INTO allocation_runs SELECT id, run, created_at FROM allocations WHERE run IS NOT NULL"
-    )
+    connection.execute("INSERT INTO allocation_runs SELECT id, run, created_at FROM allocations WHERE run IS NOT NULL")
     connection.execute("CREATE INDEX allocation_runs_by_run ON allocation_runs (run)")
 
 

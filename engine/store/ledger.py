@@ -57,9 +57,12 @@ def intend(
 
 def move(
     connection: sqlite3.Connection, allocation_id: str, state: LedgerState, reason: str, at: str,
-    fields: AllocationFields,
+    fields: AllocationFields, only_from: LedgerState | None = None,
 ) -> None:  # fmt: skip
-    """Enter the next state, or the present one again; raises `StoreError` (`ledger_move`) for any other."""
+    """Enter the next state, or the present one again; raises `StoreError` (`ledger_move`) for any other.
+
+    `only_from`: the state that whoever moves it has seen; another one is refused too.
+    """
     row = connection.execute("SELECT state, reason FROM allocations WHERE id = ?", (allocation_id,)).fetchone()
     if row is None:
         raise UsageError(
@@ -67,7 +70,8 @@ def move(
             "List them with `glasshouse allocations`.",
             code="allocation_unknown",
         )
-    if state not in get_args(LedgerState) or (state != row["state"] and state not in _MOVES[row["state"]]):
+    seen = only_from is None or row["state"] in (only_from, state)
+    if not seen or state not in get_args(LedgerState) or (state != row["state"] and state not in _MOVES[row["state"]]):
         raise StoreError(
             f"Allocation {allocation_id} cannot go from {row['state']} to {state}.",
             "Report this with the log file.",
