@@ -17,7 +17,7 @@ from textual.message import Message
 from engine.errors import GlasshouseError
 from glasshouse_tui import operations
 from glasshouse_tui.feed import problem_of
-from glasshouse_tui.format import clock, money, plain, short_id
+from glasshouse_tui.format import clock, money, parse_time, plain, short_id
 from glasshouse_tui.messages import Copied, Done, Looked, Problem, Refused, RunFound, RunStarted
 from glasshouse_tui.operations import Launcher
 from glasshouse_tui.rented import price
@@ -93,7 +93,8 @@ class RequestingApp(App[int]):
 
             def go() -> Message:
                 until = self.launcher.keep(self.home, allocation.id, minutes)
-                return Done(f"Kept until {clock(until)} for the next run: `--allocation {allocation.id}` takes it.")
+                when = f"until {clock(until)}" if parse_time(until) else until
+                return Done(f"It is kept {when}; `glasshouse run --allocation {allocation.id}` takes it.")
 
             self._in_thread(go)
 

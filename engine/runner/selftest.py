@@ -6,18 +6,23 @@ It goes over the provider protocol and the ledger alone, as a run does. Whatever
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 
 from engine.errors import GlasshouseError, ProviderError
 from engine.providers.protocol import Lease, Provider, Quote, Spec, allocation_name
-from engine.runner.leases import with_lease
-from engine.runner.release import NOT_MADE, end_allocation
+from engine.providers.runpod.shielding import to_the_end
+from engine.runner.allocation import INSTALL
+from engine.runner.leases import with_end, with_lease
+from engine.runner.release import end_allocation
+from engine.runner.sentinel import ensure_sentinel
+from engine.store.ledger import AllocationFields
 from engine.store.reader import Reader
 from engine.store.views import AllocationView
 from engine.store.writer import Writer
@@ -142,6 +147,7 @@ class SelfTest:
         on_phase: Callable[[str], None] | None = None,
     ) -> None:
         """`gpus` as `cheapest` gave them."""
+        self._home = home
         self._provider = provider
         self._wish = wish
         self._gpus = tuple(gpus)
@@ -157,17 +163,26 @@ class SelfTest:
 
     async def run(self) -> Outcome:
         """Go through every step; the pod is ended and proven even when this is cancelled meanwhile."""
-        self._writer.allocation_intent(self._id, self._provider.name, self._name, None)
-        ended = False
+        ensure_sentinel(self._home)
+        # Nobody else ends what a living process has claimed; should this one die, the sentinel does at the deadline.
+        self._writer.claim_allocation(self._id)
+        self._writer.allocation_intent(self._id, self._provider.name, self._name, None, **self._end_by_others())
         try:
-            await self._look()
-        except GlasshouseError:
-            pass  # told as a step; what follows is ending it
+            with contextlib.suppress(GlasshouseError):  # told as a step; what follows is ending it
+                await self._look()
         finally:
-            ended = await _whatever_happens(self._end())
+            gone = await to_the_end(self._end())
+            self._writer.release_allocation(self._id)
+            outcome = self._outcome(gone=gone)
             self._writer.close()
             self._reader.close()
-        return self._outcome(gone=ended)
+        return outcome
+
+    def _end_by_others(self) -> AllocationFields:
+        """What the pod's own switch is to do, the sentinel does not do before it."""
+        if self._wish.self_destruct is None:
+            return AllocationFields()
+        return with_end(LONGEST_SECONDS + self._wish.self_destruct + GRACE_SECONDS)
 
     async def _look(self) -> None:
         await self._step("rent", self._rent)
@@ -205,11 +220,8 @@ class SelfTest:
         spec = self._wish.spec(self._name, self._gpus)
         try:
             lease = await self._provider.acquire(spec, OWNER, self._on_phase)
-        except BaseException as error:
-            code = error.code if isinstance(error, GlasshouseError) else "cancelled"
-            if code not in ("create_unanswered", "leaked"):
-                self._writer.allocation_state(self._id, "intent", f"{NOT_MADE}: {code}")
-                self._asked_at = None
+        except GlasshouseError as error:
+            self._writer.allocation_state(self._id, "intent", f"{error.code}: {error.message}")
             raise
         self._keep(lease, "created")
         return f"{lease.gpu_model}, pod {lease.allocation_id}, ends itself by {lease.deadline or 'no time of its own'}"
@@ -289,8 +301,6 @@ class SelfTest:
         return round(self._lease.price_per_hour * (time.monotonic() - self._asked_at) / 3600, 6)
 
     def _install(self) -> str:
-        from engine.runner.allocation import INSTALL
-
         found = self._reader.setting(INSTALL)
         if found is None:
             found = secrets.token_hex(4)
@@ -309,17 +319,3 @@ class SelfTest:
             cost=self._spent(),
             steps=tuple(self._steps),
         )
-
-
-async def _whatever_happens(ending: Coroutine[Any, Any, bool]) -> bool:
-    """The result of `ending`, which goes on through every cancellation; that is raised again once it is done."""
-    task = asyncio.ensure_future(ending)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None and task.exception() is None:
-        raise cancelled
-    return task.result()

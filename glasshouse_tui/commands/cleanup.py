@@ -35,9 +35,9 @@ def cleanup(context: click.Context, ids: tuple[str, ...], yes: bool) -> int:
     from engine.runner.tending import clean_up, overview
 
     session = session_of(context)
-    living = _living(session)
+    busy = _busy(session)
     known = overview(session.home, look=False)
-    wanted = _wanted(known, ids, living)
+    wanted = _wanted(known, ids, busy)
     if not wanted:
         _print_nothing(session, known)
         return 0
@@ -59,22 +59,27 @@ def say_phase(text: str) -> None:
     say(plain(text))
 
 
-def _living(session: Session) -> frozenset[str]:
-    """The ids of the runs that go on under a living runner."""
+def _busy(session: Session) -> frozenset[str]:
+    """The ids of the allocations that a living runner has."""
+    from engine.runner.tending import in_use
+
     reader = open_reader(session)
-    return frozenset(run.id for run in reader.unfinished() if not run.orphaned)
+    return frozenset(entry.id for entry in reader.allocations(open_only=True) if in_use(reader, entry))
 
 
-def _wanted(known: Overview, ids: Sequence[str], living: frozenset[str]) -> list[Listed]:
+def _wanted(known: Overview, ids: Sequence[str], busy: frozenset[str]) -> list[Listed]:
     """What to end; raises `UsageError`: `allocation_unknown`, `allocation_ambiguous`, `allocation_in_use`."""
     if not ids:
-        return [one for one in known.allocations if one.ours and is_open(one) and one.run_id not in living]
+        return [one for one in known.allocations if one.ours and is_open(one) and one.id not in busy]
     wanted = list({one.id: one for one in (find(known.allocations, typed) for typed in ids)}.values())
     for one in wanted:
-        if one.run_id in living:
+        if one.id in busy:
+            user = "a self-test" if one.run_id is None else f"run {one.run_id}"
             raise UsageError(
-                f"Allocation {one.id} has run {one.run_id}, which goes on.",
-                f"`glasshouse cancel {one.run_id}` ends the run and its allocation with it.",
+                f"Allocation {one.id} is in use by {user}, which goes on.",
+                "Interrupt it: that ends the allocation too."
+                if one.run_id is None
+                else f"`glasshouse cancel {one.run_id}` ends the run and its allocation with it.",
                 code="allocation_in_use",
             )
     return wanted
@@ -135,8 +140,6 @@ def proof_text(one: Ended, provider_id: str | None) -> str:
         return f"gone     {name}: absent in {one.listings} successful listings; {others}"
     if one.outcome == "not_ours":
         return f"let go   {name}: {plain(one.reason)}"
-    if one.outcome == "in_use":
-        return f"in use   {name}: {plain(one.reason)}"
     loud = "LEAKED" if one.outcome == "leaked" else "UNKNOWN"
     return (
         f"{loud:<8} {name} may go on costing {price(one.price_per_hour)}: {plain(one.reason)}\n"
