@@ -47,6 +47,12 @@ def with_lease(reader: Reader, allocation_id: str, lease: Lease) -> AllocationFi
     return known
 
 
+def with_end(seconds: float) -> AllocationFields:
+    """What becomes known when an allocation is to be ended so many seconds from now, whatever its lease will say."""
+    moment = Deadline.after(seconds)
+    return AllocationFields(deadline=moment.utc, detail={_DEADLINE: msgspec.to_builtins(moment)})
+
+
 def with_keep(reader: Reader, allocation_id: str, minutes: int) -> AllocationFields:
     """What becomes known when an allocation is kept for so many minutes from now, its own end at the latest."""
     moment = Deadline.after(minutes * 60.0)

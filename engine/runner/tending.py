@@ -241,8 +241,10 @@ def _chosen(reader: Reader, ids: Sequence[str] | None) -> list[AllocationView]:
     for entry in chosen:
         if in_use(reader, entry):
             raise UsageError(
-                f"Run {entry.run_id} is at work on {entry.name}.",
-                f"Cancel it with `glasshouse cancel {entry.run_id}`: that ends the allocation too.",
+                f"{'A self-test' if entry.run_id is None else f'Run {entry.run_id}'} is at work on {entry.name}.",
+                "Interrupt it: that ends the allocation too."
+                if entry.run_id is None
+                else f"Cancel it with `glasshouse cancel {entry.run_id}`: that ends the allocation too.",
                 code="allocation_in_use",
             )
     return chosen
@@ -261,8 +263,10 @@ def _named(entries: Sequence[AllocationView], wanted: str) -> AllocationView:
 
 
 def in_use(reader: Reader, entry: AllocationView) -> bool:
-    """True when a living runner has the allocation."""
-    if entry.run_id is None or entry.run_state in FINAL_RUN_STATES:
+    """True when a living runner has the allocation, or a self-test, which claims it by its id."""
+    if entry.run_id is None:
+        return reader.is_claimed(entry.id)
+    if entry.run_state in FINAL_RUN_STATES:
         return False
     return not reader.run(entry.run_id).summary.orphaned
 
