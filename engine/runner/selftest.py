@@ -279,7 +279,7 @@ class SelfTest:
             raise ProviderError(
                 f"It is not proven gone: {proof.statement}.", "See `glasshouse allocations`.", code="leaked"
             )
-        others = "others were not counted" if proof.others is None else f"{proof.others} others untouched"
+        others = "others were not counted" if proof.others is None else f"others untouched: {proof.others}"
         return f"absent in {proof.listings} successful listings, {others}"
 
     def _keep(self, lease: Lease, state: Literal["created", "ready"]) -> None:

@@ -103,8 +103,14 @@ async def _tested(session: Session, provider: str, wish: Wish, gpus: tuple[str, 
     from engine.providers import provider_for
     from engine.runner.selftest import SelfTest
 
+    last = ""
+
     def on_phase(text: str) -> None:
-        say(f"         {plain(text)}")
+        nonlocal last
+        phase, _, _ = text.partition(": ")  # what follows counts seconds
+        if phase != last:
+            say(f"         {plain(text)}")
+        last = phase
 
     def on_step(step: Step) -> None:
         say(step_text(step))
