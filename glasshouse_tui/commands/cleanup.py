@@ -132,11 +132,7 @@ def proof_text(one: Ended, provider_id: str | None) -> str:
     """What became of one allocation, and how that is known."""
     name = f"{plain(one.id)}  {plain(one.name)}"
     if one.outcome == "gone":
-        others = (
-            "others were not counted"
-            if one.others is None
-            else f"{one.others} other{'s' * (one.others != 1)} untouched"
-        )
+        others = "others were not counted" if one.others is None else f"others untouched: {one.others}"
         return f"gone     {name}: absent in {one.listings} successful listings; {others}"
     if one.outcome == "not_ours":
         return f"let go   {name}: {plain(one.reason)}"

@@ -69,15 +69,15 @@ def ceiling_lines(quote: Quote, wish: Wish) -> list[str]:
 
 
 def step_text(step: Step) -> str:
-    """`ok       login   2.4 s  $0.00  what was seen`."""
+    """`ok       login   2.4 s  $0.0004  what was seen`."""
     mark = "ok" if step.passed else "FAILED"
-    cost = "" if step.spent is None else f"  {money(step.spent)}"
+    cost = "" if step.spent is None else f"  ${step.spent:.4f}"
     return f"{mark:<9}{step.name:<14}{duration(step.seconds):>7}{cost}  {plain(step.detail)}"
 
 
 def verdict(outcome: Outcome, provider: str) -> str:
     """The last line."""
-    cost = "nothing" if outcome.cost is None else f"at most {money(outcome.cost)}"
+    cost = "nothing" if outcome.cost is None else f"at most ${outcome.cost:.4f}"
     if outcome.passed:
         return f"Renting, trust and ending work with {provider}; it cost {cost}."
     if outcome.gone:

@@ -78,9 +78,10 @@ def test_doctor_finds_a_corrupt_database(cli: CommandLine) -> None:
         (["--preset", "demo", "--seconds", "1", "--steps", "1"], "usage"),
         (["--model", "/no/such/folder", "--steps", "1"], "model_missing"),
         (["--preset", "demo", "--data", "/no/such/file.jsonl"], "data_missing"),
-        (["--preset", "demo", "--provider", "runpod"], "provider_unavailable"),
-        (["--preset", "demo", "--provider", "static"], "provider_unavailable"),
-        (["--preset", "7b-15m"], "provider_unavailable"),
+        (["--preset", "demo", "--provider", "elsewhere"], "provider_unknown"),
+        (["--preset", "demo", "--provider", "runpod"], "ceiling_missing"),
+        (["--preset", "demo", "--gpu", "NVIDIA L4"], "usage"),
+        (["--preset", "demo", "--provider", "static", "--keep-for", "5"], "usage"),
     ],
 )
 def test_a_plan_that_cannot_run(cli: CommandLine, options: Sequence[str], code: str) -> None:

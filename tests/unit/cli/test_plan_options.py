@@ -169,19 +169,23 @@ def test_a_data_file_that_is_not_there_is_refused_and_its_flags_need_one(tmp_pat
     assert "--stand-in" in _refusal(RunOptions(preset="demo", stand_in=True)).message
 
 
-@pytest.mark.parametrize("name", ["runpod", "static", "elsewhere"])
-def test_a_provider_that_is_not_there_yet_is_said_so(name: str) -> None:
-    error = _refusal(RunOptions(preset="demo", provider=name))
+def test_a_provider_that_nobody_knows_is_said_so() -> None:
+    error = _refusal(RunOptions(preset="demo", provider="elsewhere"))
     assert isinstance(error, UsageError)
-    assert error.code == "provider_unavailable"
-    assert "Available now: local" in error.hint
-    assert ("later version" in error.message) is (name != "elsewhere")
+    assert error.code == "provider_unknown"
+    assert "local, static, runpod" in error.hint
 
 
-def test_a_published_preset_says_where_it_cannot_run_and_runs_locally_when_asked() -> None:
-    assert _refusal(RunOptions(preset="7b-15m")).code == "provider_unavailable"
+def test_a_rented_run_keeps_its_wishes_and_another_provider_drops_them() -> None:
+    rented = asked_for(
+        RunOptions(preset="7b-15m", gpu="NVIDIA L4, NVIDIA H100 NVL", max_price=3.0, max_cost=2.0, keep_for=20)
+    ).plan.provider
+    assert (rented.name, rented.gpus) == ("runpod", ("NVIDIA L4", "NVIDIA H100 NVL"))
+    assert (rented.max_price, rented.max_cost, rented.keep_for) == (3.0, 2.0, 20)
     provider = asked_for(RunOptions(preset="7b-15m", provider="local")).plan.provider
     assert (provider.name, provider.gpus, provider.max_price) == ("local", (), None)
+    static = asked_for(RunOptions(preset="7b-15m", provider="static", allocation="box")).plan.provider
+    assert (static.name, static.allocation, static.max_cost) == ("static", "box", None)
 
 
 @pytest.mark.parametrize(
@@ -190,6 +194,9 @@ def test_a_published_preset_says_where_it_cannot_run_and_runs_locally_when_asked
         RunOptions(preset="demo", gpu="NVIDIA H100"),
         RunOptions(preset="demo", allocation="x"),
         RunOptions(preset="demo", keep_for=5),
+        RunOptions(preset="demo", provider="static", keep_for=5),
+        RunOptions(preset="demo", provider="static", gpu="NVIDIA H100"),
+        RunOptions(preset="demo", provider="runpod", allocation="x", gpu="NVIDIA H100"),
     ],
 )
 def test_wishes_for_a_rented_allocation_are_not_dropped_in_silence(options: RunOptions) -> None:

@@ -67,7 +67,7 @@ def test_arrows_and_letters_both_move() -> None:
 
 
 def test_read_only_refuses_exactly_what_starts_or_changes_something() -> None:
-    assert bindings.writing_actions() == {"demo", "resume", "cancel"}
+    assert bindings.writing_actions() == {"demo", "resume", "cancel", "keep", "release"}
 
 
 def test_every_theme_has_every_tone() -> None:
