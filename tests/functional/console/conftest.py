@@ -93,6 +93,42 @@ class Story:
         self.move(run_id, "run", "running", after=1.2)
         self.event(run_id, "pod", LAUNCH_ACCEPTED, {"bundle": "cd" * 32})
 
+    def rent(
+        self, allocation_id: str, run_id: str | None, *, gpu: str = "NVIDIA L4", price: float | None = 0.43,
+        spent: float | None = 1.29,
+    ) -> str:  # fmt: skip
+        """A pod in the ledger, ready."""
+        self.clock.tick(1)
+        self.writer.allocation_intent(
+            allocation_id, "runpod", f"glasshouse-5f3c21aa-{(run_id or 'selftest')[:8]}-{allocation_id[:4]}", run_id,
+            gpu_model=gpu, provider_id=f"pod{allocation_id[:4]}",
+        )  # fmt: skip
+        if price is not None and spent is not None:
+            self.writer.allocation_state(allocation_id, "created", price_per_hour=price, spent=spent)
+        else:
+            self.writer.allocation_state(allocation_id, "created")
+        self.writer.allocation_state(allocation_id, "ready")
+        return allocation_id
+
+    def rented(self) -> None:
+        """One of each kind: in use, kept, leaked."""
+        self.half("b81e44d0a6c1")
+        for run_id in ("3f9a1c0d77b2", "9c07e5aa1b34"):
+            self.queue(run_id)
+            self.move(run_id, "run", "failed", "segment_failed: the raw segment failed")
+            self.writer.release_runner(run_id)
+        self.rent("a1b2c3d4e5f6", "b81e44d0a6c1")
+        self.rent("c07d5e6f7a8b", "3f9a1c0d77b2", gpu="NVIDIA RTX A4000", price=0.25, spent=0.61)
+        self.keep("c07d5e6f7a8b", 25)
+        self.rent("e9f8a7b6c5d4", "9c07e5aa1b34", gpu="NVIDIA H100 80GB HBM3", price=2.99, spent=4.02)
+        self.writer.allocation_state("e9f8a7b6c5d4", "leaked", "release_failed: terminate was answered 429 until 14:03")
+
+    def keep(self, allocation_id: str, minutes: int) -> str:
+        """An allocation is kept for so long, as the ledger says it."""
+        until = (self.clock.at + timedelta(minutes=minutes)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        self.writer.allocation_state(allocation_id, "kept", f"kept until {until}", keep_until=until)
+        return until
+
     def stage(self, run_id: str, kind: str, state: str, reason: str = "", after: float = 0.6) -> None:
         self.move(run_id, f"segment:{kind}", state, reason, after)
         self.event(run_id, "pod", SEGMENT_STATE, {"segment": kind, "state": state})

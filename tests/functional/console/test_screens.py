@@ -15,6 +15,7 @@ from textual.message import Message
 from textual.pilot import Pilot
 
 from engine.errors import MissingExtraError
+from engine.runner.tending import Overview, overview
 from engine.store.reader import Reader
 from glasshouse_tui.app import GlasshouseApp
 from glasshouse_tui.messages import FleetRead, RunRead, RunStarted, SettingsRead, StoreWell
@@ -49,6 +50,16 @@ class StoryLauncher:
     def resume(self, home: Path, run_id: str) -> None:
         self.story.writer.claim_runner(run_id)
         self.resumed.append(run_id)
+
+    def keep(self, home: Path, allocation_id: str, minutes: int) -> str:
+        return self.story.keep(allocation_id, minutes)
+
+    def release(self, home: Path, allocation_id: str) -> None:
+        self.story.writer.allocation_state(allocation_id, "releasing")
+        self.story.writer.allocation_state(allocation_id, "gone", "absent in 2 successful listings")
+
+    def look(self, home: Path) -> Overview:
+        return overview(home, look=False)
 
 
 class RefusingLauncher(StoryLauncher):

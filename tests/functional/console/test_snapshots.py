@@ -68,6 +68,13 @@ def test_fleet_with_a_run(snap_compare: Compare, home: Path, story: Story, size:
 
 
 @SIZES
+def test_fleet_with_what_is_rented(snap_compare: Compare, home: Path, story: Story, size: tuple[int, int]) -> None:
+    story.rented()
+    app = GlasshouseApp(home, now=story.clock)
+    assert snap_compare(app, terminal_size=size, run_before=settled("kept 24m", "not proven gone"))
+
+
+@SIZES
 def test_run_live(snap_compare: Compare, home: Path, story: Story, size: tuple[int, int]) -> None:
     story.half(RUN)
     app = GlasshouseApp(home, now=story.clock, open_run=RUN)
