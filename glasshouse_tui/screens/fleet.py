@@ -228,22 +228,9 @@ class FleetScreen(ConsoleScreen):
             allocations.focus()
         elif not empty and self.focused is None:
             table.focus()
-        if alone and not self._mentioned:
-            self._mention(len(alone))
         self._mentioned = True
         self._show_detail()
         self.refresh_keys()
-
-    def _mention(self, count: int) -> None:
-        """Say once, on opening, that something rented has nobody."""
-        which = "1 allocation is" if count == 1 else f"{count} allocations are"
-        self.notify(
-            f"{which} open without a living run. Resume the run, or release the allocation.",
-            title="Rented and left alone",
-            severity="warning",
-            timeout=10,
-            markup=False,
-        )
 
     def _show_detail(self) -> None:
         allocation = self._allocation()

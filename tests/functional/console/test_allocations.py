@@ -76,7 +76,7 @@ async def test_opening_goes_to_what_was_left_alone_and_offers_both_ways_out(home
     story.rent(USED, RUN)
     launcher = StoryLauncher(story)
     async with console(home, story, launcher=launcher) as pilot:
-        await until(pilot, shows(pilot, "1 allocation is open without a living run", "Rented and left alone"))
+        await until(pilot, shows(pilot, "1 allocation is open without a living run"))
         await until(pilot, lambda: pilot.app.screen.query_one("#allocations", RowTable).has_focus)
         await until(pilot, lambda: {"fleet.resume", "fleet.release"} <= footer(pilot).keys())
         assert "fleet.keep" not in footer(pilot)
