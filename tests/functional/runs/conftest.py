@@ -23,7 +23,6 @@ from engine.runner.reference import CACHE
 from engine.store.reader import Reader
 from engine.store.views import RunView
 from tests.fake_runpod.client import FakeRunPod
-from tests.functional.providers.conftest import fake_runpod  # noqa: F401  # for `renter`
 from tests.functional.runs.pod import Patches, Pod, reference_of, with_small_training
 from tests.functional.runs.renter import Renter
 from tests.functional.runs.support import Operator, short_plan
