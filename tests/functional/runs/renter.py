@@ -80,9 +80,7 @@ class Renter(Operator):
     def check_ledger(self) -> None:
         """No pod is listed that the ledger does not know, or believes to be gone."""
         believed = {one.name for one in self.ledger() if one.released_at is None}
-        stray = [
-            pod.name for pod in self.fake.pods() if pod.name not in believed and pod.name.startswith("glasshouse-")
-        ]
+        ours = {pod.name for pod in self.fake.pods() if pod.name.startswith("glasshouse-")}
         assert ours <= believed
 
     def _log(self, name: str) -> str:
