@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -100,11 +100,12 @@ def test_an_allocation_is_named_by_any_unique_beginning_and_a_foreign_one_never(
 def test_a_proof_counts_its_listings_and_what_is_not_proven_is_loud() -> None:
     gone = Ended(id="a", name="n", provider="runpod", outcome="gone", listings=2, others=1, reason="", price_per_hour=1)
     assert proof_text(gone, "pod7") == "gone     a  n: absent in 2 successful listings; others untouched: 1"
-    for outcome in ("leaked", "unknown"):
+    outcomes: tuple[Literal["leaked", "unknown"], ...] = ("leaked", "unknown")
+    for outcome in outcomes:
         lost = Ended(
             id="a", name="n", provider="runpod", outcome=outcome, listings=0, others=None, reason="why",
             price_per_hour=None,
-        )  # type: ignore[arg-type]  # fmt: skip
+        )  # fmt: skip
         said = proof_text(lost, "pod7")
         for part in (outcome.upper(), "an unknown price", "why", "https://console.runpod.io/pods (pod7)"):
             assert part in said, part
