@@ -39,6 +39,7 @@ class FakeRunPod:
     @classmethod
     def start(cls, folder: Path, **settings: object) -> Self:
         """Start one that keeps its pods' folders under `folder`; `settings` are fields of `views.Settings`."""
+        folder.mkdir(parents=True, exist_ok=True)
         words = [sys.executable, "-m", "tests.fake_runpod", "--dir", str(folder), "--settings", json.dumps(settings)]
         with (folder / LOG).open("ab") as log:
             process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL)

@@ -22,9 +22,7 @@ def can_run_pods() -> None:
 @pytest.fixture
 def fake_runpod(can_run_pods: None, tmp_path: Path) -> Iterator[FakeRunPod]:
     """A running fake, without pods; afterwards its answers must have kept to RunPod's published contract."""
-    folder = tmp_path / "runpod"
-    folder.mkdir()
-    fake = FakeRunPod.start(folder)
+    fake = FakeRunPod.start(tmp_path / "runpod")
     try:
         yield fake
         assert fake.process.poll() is not None or fake.defects() == []

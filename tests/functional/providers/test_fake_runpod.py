@@ -181,6 +181,7 @@ async def test_the_host_key_from_the_environment_is_the_one_that_answers(fake_ru
             async with sftp.open("there", "wb") as file:
                 await file.write(b"bytes")
     assert (Path(home) / "there").read_bytes() == b"bytes"
+    until(lambda: "ready to use" in (Path(pod.folder) / "container.log").read_text())
     kept = (Path(pod.folder) / "etc" / "rp_environment").read_text()
     assert "RUNPOD_API_KEY" in kept and "GLASSHOUSE_HOST_KEY" not in kept and "PUBLIC_KEY" not in kept
     with httpx.stream(
@@ -341,6 +342,20 @@ async def test_eight_pods_at_once_work(fake_runpod: FakeRunPod) -> None:
             return await said(connection, "echo $HOME")
 
     assert await asyncio.gather(*map(home, pods)) == [f"{pod.folder}/root" for pod in pods]
+
+
+async def test_a_container_whose_first_process_ends_is_exited_and_still_listed(fake_runpod: FakeRunPod) -> None:
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    pod = made(fake_runpod, env={"PUBLIC_KEY": public_line(key)})
+    async with login(pod, key) as connection:
+        await connection.run("kill -9 1; kill -TERM 1; echo $? > survived")  # PID 1 is deaf to its own namespace
+        assert fake_runpod.pod(pod.id).status == "running"
+        await connection.run("kill -9 -1")
+    until(lambda: fake_runpod.pod(pod.id).status == "exited")
+    (row,) = Wire(fake_runpod, "v2").rows()
+    assert (row["status"], row["ssh"]["direct"], row["cost"]) == ("EXITED", None, 0.0)
+    (shown,) = Wire(fake_runpod, "graphql").rows()
+    assert (shown["desiredStatus"], shown["runtime"]) == ("EXITED", None)
 
 
 def test_pods_do_not_outlive_a_killed_fake(fake_runpod: FakeRunPod) -> None:
