@@ -110,6 +110,10 @@ class FakeRunPod:
         """No faults any more."""
         self._act("clear", {})
 
+    def reset(self) -> None:
+        """No pods, calls and faults, and the first settings: as new, in a few milliseconds."""
+        self._act("reset", {})
+
     def configure(self, **settings: object) -> None:
         """Change fields of `views.Settings`, for pods and calls to come."""
         self._act("settings", settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +21,10 @@ NO_CAPACITY = "There are no longer any instances available with the requested sp
 BOTH = pytest.mark.parametrize("api", APIS)
 
 
-@pytest.fixture(scope="module")
-def shared(can_run_pods: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeRunPod]:
-    """One fake for all of this file."""
-    fake = FakeRunPod.start(tmp_path_factory.mktemp("runpod"))
-    try:
-        yield fake
-        assert fake.defects() == []
-    finally:
-        fake.stop()
-
-
 @pytest.fixture
-def fake(shared: FakeRunPod) -> Iterator[FakeRunPod]:
+def fake(swept_runpod: FakeRunPod) -> FakeRunPod:
     """Without pods and faults."""
-    yield shared
-    shared.clear()
-    for pod in shared.pods():
-        shared.vanish(pod.id)
-    shared.configure(pull_seconds=0.2)
+    return swept_runpod
 
 
 def until(true: Callable[[], Any], seconds: float = 10.0) -> Any:
