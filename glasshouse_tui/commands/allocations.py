@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from glasshouse_tui.commands.base import Subcommand, session_of
+from glasshouse_tui.commands.base import AllocationSubcommand, session_of
 from glasshouse_tui.commands.home import open_reader
 from glasshouse_tui.commands.output import UNKNOWN, as_builtins, emit_json, emit_text, known, plain, say, table
 from glasshouse_tui.format import duration, gpu, moment, money, seconds_between, short_id
@@ -20,7 +20,7 @@ HEAD: Final = ("id", "provider", "GPU", "price", "age", "spent", "state", "run")
 _NUMBERS: Final = frozenset({3, 4, 5})
 
 
-@click.command(cls=Subcommand, short_help="List what is rented and what it has cost.")
+@click.command(cls=AllocationSubcommand, short_help="List what is rented and what it has cost.")
 @click.option("--all", "ended", is_flag=True, help="Also those that are gone.")
 @click.option("--offline", is_flag=True, help="The ledger alone: ask no provider, so that nothing foreign is seen.")
 @click.pass_context

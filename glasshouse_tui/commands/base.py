@@ -13,9 +13,12 @@ from click.shell_completion import CompletionItem
 
 from engine.errors import GlasshouseError
 from glasshouse_tui.commands.output import note
+from glasshouse_tui.format import money
+from glasshouse_tui.rented import RENTED, is_left_alone, totals
 
 if TYPE_CHECKING:
     from engine.store.reader import Reader
+    from engine.store.views import AllocationView
     from engine.store.writer import Writer
 
 HOME_VARIABLE: Final = "GLASSHOUSE_HOME"
@@ -115,10 +118,43 @@ def mention_unattended(session: Session) -> None:
         )
 
 
+def left_alone(session: Session) -> list[AllocationView]:
+    """What is rented, or not proven gone, and neither kept nor in use; raises `StoreError`."""
+    with session.reader() as reader:
+        entries = reader.allocations(open_only=True) if reader.exists() else []
+        if not entries:
+            return []
+        living = {run.id for run in reader.unfinished() if not run.orphaned}
+        return [
+            one
+            for one in entries
+            if (one.provider in RENTED or one.state == "leaked")
+            and is_left_alone(one, living)
+            and not (one.run_id is None and reader.is_claimed(one.id))
+        ]
+
+
+def mention_allocations(session: Session) -> None:
+    """Say on stderr what is rented and left alone."""
+    try:
+        found = left_alone(session)
+    except (GlasshouseError, OSError):
+        return  # a command that needs the store says what is wrong with it
+    if found:
+        which = "1 allocation is" if len(found) == 1 else f"{len(found)} allocations are"
+        cost = totals(found)
+        least = "" if cost.complete else "at least "
+        note(
+            f"{which} open without a living run, at {least}{money(cost.price_per_hour, '/h')}; "
+            "`glasshouse allocations` shows what, `glasshouse cleanup` ends it."
+        )
+
+
 class Subcommand(click.Command):
-    """A command with `--json` and `--home` that mentions unattended runs before it starts."""
+    """A command with `--json` and `--home` that mentions unattended runs and allocations before it starts."""
 
     mentions: bool = True
+    mentions_allocations: bool = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -128,6 +164,8 @@ class Subcommand(click.Command):
         """Run the command; its return value is the exit code (None is 0)."""
         if self.mentions:
             mention_unattended(session_of(ctx))
+        if self.mentions_allocations:
+            mention_allocations(session_of(ctx))
         return super().invoke(ctx)
 
 
@@ -135,6 +173,12 @@ class QuietSubcommand(Subcommand):
     """A command whose own subject are the unattended runs."""
 
     mentions = False
+
+
+class AllocationSubcommand(Subcommand):
+    """A command whose own subject are the allocations."""
+
+    mentions_allocations = False
 
 
 class LazyGroup(click.Group):

@@ -9,7 +9,7 @@ import click
 
 from engine.errors import UsageError
 from glasshouse_tui.commands.allocations import HEAD, cells
-from glasshouse_tui.commands.base import Session, Subcommand, session_of
+from glasshouse_tui.commands.base import AllocationSubcommand, Session, session_of
 from glasshouse_tui.commands.home import open_reader
 from glasshouse_tui.commands.output import as_builtins, emit_json, emit_text, plain, say, table
 from glasshouse_tui.commands.terminal import can_ask
@@ -22,7 +22,7 @@ PROVEN: Final = ("gone", "not_ours")
 _SHOWN: Final = 4
 
 
-@click.command(cls=Subcommand, short_help="End what is rented and prove that it is gone.")
+@click.command(cls=AllocationSubcommand, short_help="End what is rented and prove that it is gone.")
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.pass_context

@@ -20,12 +20,17 @@ if TYPE_CHECKING:
 RENTED: Final = "runpod"
 
 
-def check_ceiling(session: Session, plan: Plan) -> None:
-    """Refuse to rent a GPU without a ceiling in options, preset or settings.
+def check_rented(session: Session, plan: Plan) -> None:
+    """Refuse to rent a GPU without a ceiling in options, preset or settings, and to run where nothing is kept.
 
-    Raises `UsageError`: `ceiling_missing`, `config_invalid`.
+    Raises `UsageError`: `ceiling_missing`, `config_invalid`, `allocation_unknown`.
     """
     if not _rents(plan):
+        if plan.provider.name == RENTED and plan.provider.allocation is not None:
+            from engine.runner.allocation import kept_allocation
+
+            with session.reader() as reader:
+                kept_allocation(reader, plan.provider.allocation)
         return
     from engine.providers.settings import FILE, load_settings
 

@@ -15,7 +15,7 @@ from glasshouse_tui.commands.home import open_reader
 from glasshouse_tui.commands.output import emit_json, emit_text
 from glasshouse_tui.commands.passphrase import passphrase_if_needed, passphrase_option
 from glasshouse_tui.commands.plan_options import Asked, RunOptions, asked_for
-from glasshouse_tui.commands.quoting import agree_to_price, check_ceiling
+from glasshouse_tui.commands.quoting import agree_to_price, check_rented
 from glasshouse_tui.commands.terminal import on_terminal
 
 
@@ -133,7 +133,7 @@ def run(
     """
     session = session_of(context)
     asked = asked_for(RunOptions(**options))
-    check_ceiling(session, asked.plan)
+    check_rented(session, asked.plan)
     start = _starter(session, asked, passphrase_file, policy)
     agree_to_price(session, asked.plan, ask=not (yes or detach))
     if not detach:

@@ -163,6 +163,7 @@ def test_what_cannot_be_ended_is_loud_exits_1_and_stays_loud(desk: Desk) -> None
     assert "LEAKED" in done.out
     assert "https://console.runpod.io/pods" in done.out
     assert desk.state(mine) == "leaked"
+    assert "1 allocation is open without a living run, at $0." in desk.cli("presets").err
     listed = desk.cli("allocations")
     assert listed.code == 0
     assert f"glasshouse cleanup {mine}" in listed.out
@@ -306,6 +307,12 @@ def _at_a_terminal(command: list[str], question: str, answer: str) -> tuple[int,
         code = process.wait()
     os.close(ours)
     return code, shown.decode(errors="replace")
+
+
+def test_a_run_on_an_allocation_that_nobody_kept_is_refused_at_once(cli: CommandLine) -> None:
+    options = ("run", "--preset", "demo", "--provider", "runpod", "--allocation", "abc")
+    cli(*options, "--json").refused(2, "allocation_unknown")
+    assert not (cli.home / "runs").exists()
 
 
 def test_a_home_without_rented_allocations_says_so_without_a_key(cli: CommandLine, tmp_path: Path) -> None:
