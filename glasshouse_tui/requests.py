@@ -94,7 +94,8 @@ class RequestingApp(App[int]):
             def go() -> Message:
                 until = self.launcher.keep(self.home, allocation.id, minutes)
                 when = f"until {clock(until)}" if parse_time(until) else until
-                return Done(f"It is kept {when}; `glasshouse run --allocation {allocation.id}` takes it.")
+                taken = f"--provider {allocation.provider} --allocation {allocation.id}"
+                return Done(f"It is kept {when}; `glasshouse run {taken}` takes it.")
 
             self._in_thread(go)
 

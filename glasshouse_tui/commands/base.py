@@ -170,9 +170,10 @@ class Subcommand(click.Command):
 
 
 class QuietSubcommand(Subcommand):
-    """A command whose own subject are the unattended runs."""
+    """A command whose own subject are the unattended runs, or that is about no home at all."""
 
     mentions = False
+    mentions_allocations = False
 
 
 class AllocationSubcommand(Subcommand):

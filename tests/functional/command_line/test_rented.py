@@ -303,7 +303,8 @@ def _at_a_terminal(command: list[str], question: str, answer: str) -> tuple[int,
                 answered = True
             if not ready and process.poll() is not None:
                 break
-        process.kill() if process.poll() is None and time.monotonic() >= deadline else None
+        if time.monotonic() >= deadline:
+            process.kill()
         code = process.wait()
     os.close(ours)
     return code, shown.decode(errors="replace")
