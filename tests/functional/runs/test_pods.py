@@ -51,7 +51,8 @@ def test_a_runner_killed_at_every_transition_leaves_no_pod_and_a_finished_row(
         "queued", "allocating", "connecting", "staging", "running", "collecting", "cleaning", "finished",
     }  # fmt: skip
     assert view.row is not None
-    assert view.row["clean"] is True, [(one.subject, one.state, one.reason) for one in view.transitions]
+    history = "\n".join(f"{one.subject} {one.state} {one.reason}" for one in view.transitions)
+    assert view.row["clean"] is True, history
     assert renter.fake.pods() == []
     assert len(renter.fake.ever()) == 1
     assert [one.ledger_state for one in renter.ledger()] == ["gone"]
