@@ -76,10 +76,10 @@ async def _connect(
             keepalive_count_max=limits.keepalive_count - 1,
         )
     except asyncssh.HostKeyNotVerifiable as error:
-        raise _mismatch(where) from error
+        raise mismatch(where) from error
     except asyncssh.KeyExchangeFailed as error:
         if "host key" in error.reason:
-            raise _mismatch(where) from error
+            raise mismatch(where) from error
         raise _failed(where, "no common algorithms") from error
     except asyncssh.PermissionDenied as error:
         raise RemoteError(
@@ -178,7 +178,8 @@ def _pinned_first(host_key: asyncssh.SSHKey) -> list[str]:
     return sorted(HOST_KEY_ALGORITHMS, key=lambda name: name not in own)
 
 
-def _mismatch(where: str) -> RemoteError:
+def mismatch(where: str) -> RemoteError:
+    """The error for a server with another host key than the pinned one."""
     return RemoteError(
         f"{where} shows another host key than the one pinned for this allocation; nothing was sent to it.",
         "Somebody may be in between, or the allocation was replaced: release it.",
