@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import posixpath
 from pathlib import Path
@@ -54,10 +55,15 @@ async def trusted_line(host: HostSettings, known: str | None, limits: LinkLimits
         return host.host_key
     if known is not None and _same(pinned_key(known), host.host_key):
         return known
+    first = await shown_host_key(host.address, host.port, limits)
+    if _same(first, host.host_key):
+        return _line(first)
     for kinds in KINDS:
-        shown = await shown_host_key(host.address, host.port, limits, kinds)
-        if shown is not None and _same(shown, host.host_key):
-            return shown.export_public_key().decode().strip()
+        # A server without a key of this kind hangs up.
+        with contextlib.suppress(RemoteError):
+            other = await shown_host_key(host.address, host.port, limits, kinds)
+            if _same(other, host.host_key):
+                return _line(other)
     raise mismatch(f"{host.address}:{host.port}")
 
 
@@ -100,6 +106,10 @@ async def remove_run(session: SshSession, python: str, root: str, run_id: str) -
 def _ender() -> str:
     """The program that ends a run's processes there: what this machine uses for its own."""
     return Path(processes.__file__).read_text(encoding="utf-8") + _END
+
+
+def _line(key: asyncssh.SSHKey) -> str:
+    return key.export_public_key().decode().strip()
 
 
 def _same(key: asyncssh.SSHKey, fingerprint: str) -> bool:
