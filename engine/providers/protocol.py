@@ -222,6 +222,24 @@ class Provider(Protocol):
         ...
 
 
+@runtime_checkable
+class Exclusive(Protocol):
+    """A provider whose machines exist before a run and hold one at a time, also for other homes and operators."""
+
+    async def claim(self, spec: Spec, run_id: str) -> str | None:
+        """Take the machine that `acquire` would give, or renew the run's claim; None when the run has it, otherwise who
+        does, in words.
+
+        A claim lasts as long as the run's supervisor; without one it must be renewed every few minutes. `release` lets
+        go of it. Raises `RemoteError`.
+        """
+        ...
+
+    async def let_go(self, spec: Spec, run_id: str) -> None:
+        """Give up a claim for which nothing was acquired; having none is no error. Raises `RemoteError`."""
+        ...
+
+
 def allocation_name(install: str, run_id: str) -> str:
     """A new name `glasshouse-INSTALL-RUN-RANDOM`, one for each attempt to acquire."""
     return f"glasshouse-{install}-{run_id}-{secrets.token_hex(4)}"

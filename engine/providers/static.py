@@ -29,6 +29,7 @@ from engine.providers.protocol import (
 from engine.providers.settings import HostSettings, Settings, host_settings
 from engine.providers.static_hosts import gpu_of, home_of, remove_run, trusted_line
 from engine.remote.endpoint import LinkLimits
+from engine.remote.host_lock import Busy, acquire_lock, free_lock
 from engine.remote.session import SshSession
 from engine.wire import utc_now
 
@@ -83,6 +84,20 @@ class StaticProvider:
             async with await self._connect(address) as session:
                 gpu = await gpu_of(session)
         return Quote(provider=NAME, gpu_model=gpu, price_per_hour=0.0)
+
+    async def claim(self, spec: Spec, run_id: str) -> str | None:
+        """Take the host for a run; see `Exclusive`. Only run folders below one root know of each other."""
+        lease = await self.wait_ready(await self.acquire(spec, run_id))
+        async with await self.open_session(lease) as session:
+            got = await acquire_lock(session, lease.root, run_id, lease.python)
+        return got.reason if isinstance(got, Busy) else None
+
+    async def let_go(self, spec: Spec, run_id: str) -> None:
+        """Free the host if this run has it."""
+        lease = await self.wait_ready(await self.acquire(spec, run_id))
+        async with await self.open_session(lease) as session:
+            if await session.exists(lease.root):
+                await free_lock(session, lease.root, run_id, lease.python)
 
     async def acquire(self, spec: Spec, run_id: str, on_phase: OnPhase | None = None) -> Lease:
         """A lease of the host; nothing is made there yet, and its lock is for the runner to take."""

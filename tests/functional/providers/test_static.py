@@ -19,7 +19,7 @@ import pytest
 
 from engine.errors import GlasshouseError, ProviderError, RemoteError, UsageError
 from engine.providers import provider_for, static_hosts
-from engine.providers.protocol import Lease, LedgerEntry, Provider, Scope, Spec
+from engine.providers.protocol import Exclusive, Lease, LedgerEntry, Provider, Scope, Spec
 from engine.providers.settings import HostSettings, Settings
 from engine.providers.static import StaticProvider
 from engine.remote.bundle import bundle_digest
@@ -103,6 +103,25 @@ async def test_a_host_is_used_and_only_the_runs_folder_is_removed(sshd: Sshd, mo
     proof = await provider.prove_empty(Scope(names=(SPEC.name,), leases=(lease,)))
     assert proof.count is None
     assert proof.statement.startswith("not ours to delete")
+
+
+async def test_two_homes_claim_one_host_in_turn(sshd: Sshd, tmp_path: Path) -> None:
+    mine, theirs = (_provider(sshd.settings(root=str(tmp_path / "root"))) for _ in range(2))
+    assert isinstance(mine, Exclusive)
+    await theirs.let_go(SPEC, "second")  # nothing was ever there
+    assert await mine.claim(SPEC, "first") is None
+    assert await mine.claim(SPEC, "first") is None
+    told = await theirs.claim(SPEC, "second")
+    assert told is not None
+    assert told.startswith("run first has this host since 20")
+    await theirs.let_go(SPEC, "second")
+    assert await theirs.claim(SPEC, "second") == told
+    await mine.let_go(SPEC, "first")
+    assert await theirs.claim(SPEC, "second") is None
+    lease = await theirs.wait_ready(await theirs.acquire(SPEC, "second"))
+    await theirs.release(lease)
+    assert await mine.claim(SPEC, "first") is None
+    await mine.let_go(SPEC, "first")
 
 
 async def test_a_fingerprint_is_resolved_once_and_then_the_key_is_pinned(sshd: Sshd, tmp_path: Path) -> None:
