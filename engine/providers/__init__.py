@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from engine.providers.protocol import Provider
 
-NAMES: Final = ("local", "static")
+NAMES: Final = ("local", "static", "runpod")
 
 
 def provider_for(name: str, home: Path) -> Provider:
@@ -26,6 +26,11 @@ def provider_for(name: str, home: Path) -> Provider:
         from engine.providers.static import StaticProvider  # noqa: PLC0415
 
         return StaticProvider(load_settings(home))
+    if name == "runpod":
+        from engine.providers.runpod.provider import RunPodProvider  # noqa: PLC0415
+        from engine.providers.settings import load_settings  # noqa: PLC0415
+
+        return RunPodProvider(home, load_settings(home))
     raise UsageError(
         f"There is no provider called {name!r}.",
         f"Choose one of: {', '.join(NAMES)}.",

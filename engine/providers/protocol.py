@@ -123,7 +123,7 @@ class EmptyProof(_Record, frozen=True, kw_only=True):
     lists.
 
     `listings` successful looks agreed, the last at `at` (UTC). `count` is None where nothing is ours to
-    delete.
+    delete. `unanswered` are names that were asked for without a clear answer, and may still appear.
     """
 
     scope: tuple[str, ...]
@@ -132,6 +132,7 @@ class EmptyProof(_Record, frozen=True, kw_only=True):
     others: int | None
     at: str
     statement: str
+    unanswered: tuple[str, ...] = ()
 
 
 class LedgerEntry(_Record, frozen=True, kw_only=True):

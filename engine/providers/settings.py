@@ -34,6 +34,8 @@ class RunPodLimits(_Settings, frozen=True, kw_only=True):
     terminate: float = 600.0
     silence: float = 3600.0
     """Age of the last heartbeat at which the pod ends itself."""
+    helper_idle: float = 30.0
+    """How long the process that holds the SDK stays without work."""
     parked: float = 3600.0
     """How long an unanswered creation is looked at again before two clean listings settle it as gone."""
 

@@ -6,13 +6,14 @@ Every call has its own deadline. An answer that cannot be read is an error, neve
 from __future__ import annotations
 
 import re
-from typing import Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
 from engine.errors import ProviderError
 
 PodStatus = Literal["provisioning", "starting", "running", "exited", "error", "terminated"]
+"""A status that this program does not know counts as `error`: the pod exists and cannot be used."""
 SAFE: Final = re.compile(r"[A-Za-z0-9+/=_.:@ -]*")
 """What may stand in a value that goes into a GraphQL text; anything else is base64-encoded before."""
 
@@ -50,7 +51,7 @@ class Pod(_Record, frozen=True, kw_only=True):
 
 
 class GpuOffer(_Record, frozen=True, kw_only=True):
-    """One type of GPU. Prices in USD an hour for one; None where that cloud does not offer it, as is an unknown `stock`."""
+    """One type of GPU. Prices in USD an hour for one, None where that cloud does not offer it; so for `stock`."""
 
     id: str
     name: str
@@ -71,6 +72,12 @@ class Order(_Record, frozen=True, kw_only=True):
     environment: dict[str, str]
     start: str
 
+    def __repr__(self) -> str:
+        return f"Order(name={self.name!r})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("name", self.name)]
+
 
 class PodApi(Protocol):
     """RunPod as this project uses it.
@@ -84,6 +91,10 @@ class PodApi(Protocol):
     @property
     def name(self) -> str:
         """`rest` or `sdk`."""
+        ...
+
+    def account(self, salt: bytes) -> str:
+        """A keyed digest of server, API key and implementation: what one home shares is shared within it alone."""
         ...
 
     async def list_pods(self) -> tuple[Pod, ...]:

@@ -1,0 +1,78 @@
+"""The operator's RunPod API key: from the environment, else from the file that RunPod's own tools write."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from engine.errors import ProviderError
+
+VARIABLE: Final = "RUNPOD_API_KEY"
+FILE: Final = ".runpod/config.toml"
+FROM_VARIABLE: Final = f"the variable {VARIABLE}"
+FROM_FILE: Final = f"the file ~/{FILE}"
+_PROFILE: Final = "default"
+_KEY: Final = re.compile(r"[!-~]{1,512}")
+_LONGEST_FILE: Final = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """`source` is a phrase for errors; the value is in no text that is made of this."""
+
+    value: str = field(repr=False)
+    source: str
+
+    def account(self, salt: bytes, *context: str) -> str:
+        """A keyed digest (hex) of the key and its context, which tells keys apart without telling them."""
+        return hmac.digest(salt, "\0".join((*context, self.value)).encode(), hashlib.sha256).hex()
+
+
+def api_key(environ: Mapping[str, str] | None = None) -> ApiKey:
+    """The key to use; raises `ProviderError`: `api_key_missing`, or `api_key_rejected` where it cannot be one."""
+    environ = os.environ if environ is None else environ
+    value, source = environ.get(VARIABLE, ""), FROM_VARIABLE
+    if not value:
+        value, source = _from_file(environ), FROM_FILE
+    if not _KEY.fullmatch(value):
+        raise ProviderError(
+            f"The RunPod API key in {source} has spaces or other characters that no key has.",
+            "Copy the key again, without quotes and line ends.",
+            code="api_key_rejected",
+        )
+    return ApiKey(value=value, source=source)
+
+
+def _from_file(environ: Mapping[str, str]) -> str:
+    home = environ.get("HOME")
+    path = (Path(home) if home else Path.home()) / FILE
+    try:
+        with path.open("rb") as file:
+            text = file.read(_LONGEST_FILE).decode()
+    except FileNotFoundError:
+        raise _missing(f"{VARIABLE} is not set and ~/{FILE} does not exist") from None
+    except (OSError, UnicodeDecodeError):
+        raise _missing(f"{VARIABLE} is not set and ~/{FILE} cannot be read") from None
+    try:
+        found = tomllib.loads(text).get(_PROFILE)
+    except tomllib.TOMLDecodeError:
+        found = None
+    value = found.get("api_key") if isinstance(found, dict) else None
+    if not isinstance(value, str) or not value:
+        raise _missing(f"{VARIABLE} is not set and ~/{FILE} has no api_key in its profile [{_PROFILE}]")
+    return value
+
+
+def _missing(why: str) -> ProviderError:
+    return ProviderError(
+        f"There is no RunPod API key: {why}.",
+        f"Make a key at https://console.runpod.io/user/settings and set {VARIABLE}, or run `runpod config`.",
+        code="api_key_missing",
+    )

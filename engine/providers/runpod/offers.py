@@ -1,0 +1,83 @@
+"""Which GPUs are acceptable now, at which price."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engine.errors import ProviderError
+from engine.providers.protocol import Spec
+from engine.providers.runpod.api import GpuOffer
+from engine.providers.settings import RunPodSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One acceptable GPU at its price in USD an hour."""
+
+    gpu: str
+    model: str
+    price: float
+
+
+def max_price(spec: Spec, settings: RunPodSettings) -> float | None:
+    """The ceiling in USD an hour: the plan's, else the settings'."""
+    return settings.max_price if spec.max_price is None else spec.max_price
+
+
+def life(spec: Spec, settings: RunPodSettings, price: float) -> float:
+    """How many seconds an allocation at `price` may live: the time limit, or what the cost ceiling pays for."""
+    cost = settings.max_cost if spec.max_cost is None else spec.max_cost
+    if cost is None or price <= 0:
+        return spec.max_seconds
+    return min(spec.max_seconds, cost / price * 3600.0)
+
+
+def choices(offers: Sequence[GpuOffer], spec: Spec, settings: RunPodSettings) -> tuple[Choice, ...]:
+    """The acceptable GPUs in order of preference, each offered, under the ceiling and not known to be out of stock.
+
+    Raises `ProviderError`: `no_acceptable_gpu`, `price_above_ceiling`, `no_capacity`.
+    """
+    wanted = spec.gpus or settings.gpus
+    named = [offer for name in wanted for offer in offers if name.casefold() in _names(offer)]
+    priced = [(offer, price) for offer in named if (price := _price(offer, settings)) is not None]
+    if not priced:
+        raise _none_acceptable(wanted, bool(named), offers, settings)
+    ceiling = max_price(spec, settings)
+    affordable = [(offer, price) for offer, price in priced if ceiling is None or price <= ceiling]
+    if not affordable:
+        offer, price = min(priced, key=lambda one: one[1])
+        raise ProviderError(
+            f"The cheapest acceptable GPU, {offer.name}, costs ${price:.2f} an hour and the ceiling is ${ceiling:.2f}.",
+            "Raise --max-price, or accept a cheaper GPU.",
+            code="price_above_ceiling",
+        )
+    available = [(offer, price) for offer, price in affordable if offer.stock != "none"]
+    if not available:
+        names = ", ".join(offer.name for offer, _ in affordable)
+        raise ProviderError(
+            f"RunPod has none left of {names}.", "Try again later, or accept another GPU.", code="no_capacity"
+        )
+    return tuple(dict.fromkeys(Choice(gpu=offer.id, model=offer.name, price=price) for offer, price in available))
+
+
+def _names(offer: GpuOffer) -> set[str]:
+    return {offer.id.casefold(), offer.name.casefold()}
+
+
+def _price(offer: GpuOffer, settings: RunPodSettings) -> float | None:
+    price = offer.secure_price if settings.cloud == "SECURE" else offer.community_price
+    return price if price is not None and price > 0 else None
+
+
+def _none_acceptable(
+    wanted: Sequence[str], exist: bool, offers: Sequence[GpuOffer], settings: RunPodSettings
+) -> ProviderError:
+    offered = ", ".join(sorted(offer.name for offer in offers if _price(offer, settings) is not None))
+    if not wanted:
+        message = "No acceptable GPU is named."
+    elif exist:
+        message = f"The {settings.cloud.lower()} cloud does not offer {', '.join(wanted)}."
+    else:
+        message = f"RunPod knows no GPU called {', '.join(wanted)}."
+    return ProviderError(message, f"Choose among: {offered or 'none is offered now'}.", code="no_acceptable_gpu")

@@ -1,0 +1,148 @@
+"""At most so many API calls a minute over all processes of a home, and one pause that all of them keep."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from engine.providers.runpod import failures, shared
+from engine.providers.runpod.api import GpuOffer, Order, Pod, PodApi, RateLimitedError
+from engine.providers.runpod.clock import boot_id, boot_seconds
+
+FILE: Final = "api_calls.json"
+_LOCK: Final = "api_calls.lock"
+_PATIENCE: Final = 5.0
+_TICK: Final = 1.0
+_READS: Final = 0.75
+OnWait = Callable[[float, str], None]
+
+
+class _State(msgspec.Struct, frozen=True, kw_only=True):
+    """Times on the boot clock: of the last calls, and until when nobody calls."""
+
+    boot: str
+    calls: tuple[float, ...] = ()
+    pause_until: float = 0.0
+
+
+class Pace:
+    """Turns to call.
+
+    Reads use three quarters of what a period allows, `urgent` calls (create, terminate) all of it. `on_wait` hears,
+    about once a second, for how many seconds more somebody waits and why. Where the home cannot be written, this
+    process keeps the pace alone: a full disk must not keep a pod rented.
+    """
+
+    def __init__(
+        self, home: Path, calls_per_minute: int, on_wait: OnWait | None = None, *, period: float = 60.0
+    ) -> None:
+        self._folder = shared.folder_of(home)
+        self._limit = calls_per_minute
+        self._period = period
+        self._own = _State(boot=boot_id())
+        self._alone = False
+        self.on_wait = on_wait
+
+    @asynccontextmanager
+    async def turn(self, *, urgent: bool = False, calls: int = 1) -> AsyncIterator[None]:
+        """Wait for a turn of `calls` calls; a `RateLimitedError` from within becomes everybody's pause."""
+        while (wait := await self._take(urgent, calls)) is not None:
+            if self.on_wait:
+                self.on_wait(*wait)
+            await asyncio.sleep(min(wait[0], _TICK))
+        try:
+            yield
+        except RateLimitedError as error:
+            await self._pause(error.retry_after)
+            raise
+
+    def waiting_until(self) -> float | None:
+        """Until when, on the boot clock, RunPod has asked everybody of this home to wait; None when it has not."""
+        until = self._read().pause_until
+        return until if until > boot_seconds() else None
+
+    async def _take(self, urgent: bool, calls: int) -> tuple[float, str] | None:
+        """Take the turn, or say how long to wait for it and why."""
+        async with shared.locked(self._folder / _LOCK, _PATIENCE):
+            state, now = self._read(), boot_seconds()
+            if state.pause_until > now:
+                return state.pause_until - now, "RunPod asks for a pause"
+            share = self._limit if urgent else max(1, int(self._limit * _READS))
+            recent = tuple(at for at in state.calls if now - self._period < at <= now)
+            over = len(recent) + min(calls, share) - share
+            if over > 0:
+                due = sorted(recent)[over - 1] + self._period
+                return max(due - now, 0.01), f"at most {self._limit} calls to RunPod a minute"
+            self._write(msgspec.structs.replace(state, calls=(*recent, *[now] * calls)))
+            return None
+
+    async def _pause(self, seconds: float) -> None:
+        async with shared.locked(self._folder / _LOCK, _PATIENCE):
+            state = self._read()
+            until = max(state.pause_until, boot_seconds() + seconds)
+            self._write(msgspec.structs.replace(state, pause_until=until))
+
+    def _read(self) -> _State:
+        """What all know, or this process alone where it could not write; a pause beyond any that is kept is none."""
+        found = None if self._alone else shared.read_record(self._folder / FILE, _State)
+        if found is None or found.boot != self._own.boot:
+            return self._own
+        if found.pause_until > boot_seconds() + failures.LONGEST_PAUSE:
+            found = msgspec.structs.replace(found, pause_until=0.0)
+        return found
+
+    def _write(self, state: _State) -> None:
+        self._own = state
+        self._alone = not shared.write_record(self._folder / FILE, state)
+
+
+class PacedApi:
+    """A `PodApi` that takes turns. `create_calls`: how many calls the creation of a pod is."""
+
+    def __init__(self, api: PodApi, pace: Pace, create_calls: int = 1) -> None:
+        self._api = api
+        self.pace = pace
+        self._create_calls = create_calls
+
+    @property
+    def name(self) -> str:
+        """See `PodApi`, as for all that follows."""
+        return self._api.name
+
+    def account(self, salt: bytes) -> str:
+        """The implementation's."""
+        return self._api.account(salt)
+
+    async def list_pods(self) -> tuple[Pod, ...]:
+        """In turn."""
+        async with self.pace.turn():
+            return await self._api.list_pods()
+
+    async def list_gpus(self) -> tuple[GpuOffer, ...]:
+        """In turn."""
+        async with self.pace.turn():
+            return await self._api.list_gpus()
+
+    async def create_pod(self, order: Order) -> str:
+        """Urgent."""
+        async with self.pace.turn(urgent=True, calls=self._create_calls):
+            return await self._api.create_pod(order)
+
+    async def terminate_pod(self, pod_id: str) -> None:
+        """Urgent."""
+        async with self.pace.turn(urgent=True):
+            await self._api.terminate_pod(pod_id)
+
+    async def fingerprints(self, pod_id: str) -> frozenset[str] | None:
+        """In turn."""
+        async with self.pace.turn():
+            return await self._api.fingerprints(pod_id)
+
+    async def close(self) -> None:
+        """The implementation's."""
+        await self._api.close()

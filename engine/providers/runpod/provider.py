@@ -1,0 +1,203 @@
+"""`RunPodProvider`: pods of one RunPod account, rented so that none is ever lost track of."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from engine.errors import ProviderError
+from engine.providers.protocol import (
+    EmptyProof,
+    Found,
+    Lease,
+    LedgerEntry,
+    Observation,
+    OnPhase,
+    Quote,
+    Reconciliation,
+    Scope,
+    Spec,
+)
+from engine.providers.runpod.account import Account
+from engine.providers.runpod.acquisition import Acquisition
+from engine.providers.runpod.api import Pod
+from engine.providers.runpod.choose import make_api
+from engine.providers.runpod.folder import AllocationFolder
+from engine.providers.runpod.leases import NAME, age, found, lease_of, observation
+from engine.providers.runpod.listing import SharedListing
+from engine.providers.runpod.offers import choices
+from engine.providers.runpod.readiness import Readiness
+from engine.providers.runpod.shielding import to_the_end
+from engine.providers.settings import Settings
+from engine.remote.endpoint import LinkLimits
+from engine.remote.session import SshSession
+
+
+class RunPodProvider:
+    """Pods rented through the API that the settings choose; their private material is in `allocations/` of the home."""
+
+    def __init__(self, home: Path, settings: Settings, limits: LinkLimits | None = None) -> None:
+        self._home = home
+        self._all = settings
+        self._settings = settings.runpod
+        self._limits = limits
+        self._opened: Account | None = None
+        self._say: Callable[[str], None] = _silent
+
+    @property
+    def name(self) -> str:
+        """`runpod`."""
+        return NAME
+
+    async def preflight(self) -> None:
+        """Raise `api_key_missing`, `api_key_rejected`, `api_gone` or why RunPod does not answer. Spends nothing."""
+        await self._account().listed()
+
+    async def quote(self, spec: Spec) -> Quote:
+        """The first acceptable GPU in stock and its price; raises as `offers.choices`."""
+        offers = await self._account().api.list_gpus()
+        first = choices(offers, spec, self._settings)[0]
+        return Quote(provider=NAME, gpu_model=first.model, price_per_hour=first.price)
+
+    async def acquire(self, spec: Spec, run_id: str, on_phase: OnPhase | None = None) -> Lease:
+        """The pod called `spec.name`, asked for once. When cancelled, what was made is ended before it returns.
+
+        Raises `no_acceptable_gpu`, `price_above_ceiling`, `no_capacity`, `order_refused`, `no_balance` (nothing was
+        made), `price_above_quote`, `price_unknown`, `create_duplicated` (what was made is gone), `create_unanswered`
+        (unknown; looked for at every start) and `leaked`.
+        """
+        folder = AllocationFolder(self._home, spec.name)
+        self._say = on_phase or _silent
+        attempt = Acquisition(self._account(), self._settings, folder, spec, run_id, self._say)
+        try:
+            return await attempt.run()
+        except asyncio.CancelledError:
+            await to_the_end(attempt.undo())
+            raise
+
+    async def wait_ready(self, lease: Lease, on_phase: OnPhase | None = None) -> Lease:
+        """The lease with the address where sshd shows the pinned key now; see `Readiness.run` for its errors."""
+        folder = AllocationFolder(self._home, lease.name)
+        self._say = on_phase or _silent
+        return await Readiness(self._account(), self._settings.limits, folder, lease, self._say).run()
+
+    async def open_session(self, lease: Lease) -> SshSession:
+        """A session at the lease's address; see `SshSession.connect`."""
+        return await SshSession.connect(lease.endpoint(), self._limits)
+
+    async def observe(self, lease: Lease) -> Observation:
+        """The pod's state; `gone` after two listings, `unknown` when RunPod does not tell."""
+        account = self._account()
+        try:
+            listing = await account.listed()
+            pod = _by_id(listing.pods, lease.allocation_id)
+            if pod is not None:
+                return observation(pod)
+            return "gone" if await account.is_gone(lease.allocation_id, listing) else "unknown"
+        except ProviderError:
+            return "unknown"
+
+    async def release(self, lease: Lease) -> None:
+        """End the pod and prove it by two listings; goes on to its end when cancelled. Raises `leaked`."""
+        await to_the_end(self._release(lease))
+
+    async def prove_empty(self, scope: Scope) -> EmptyProof:
+        """Count what two listings show of the scope; a listing that fails is an error, never zero."""
+        account = self._account()
+        first = await account.listed()
+        second = await account.later(first)
+        names = set(scope.names) | {lease.name for lease in scope.leases}
+        ids = {lease.allocation_id for lease in scope.leases}
+        listed = {pod.id: pod for pod in (*first.pods, *second.pods)}
+        ours = {pod_id for pod_id, pod in listed.items() if pod.name in names or pod_id in ids}
+        unanswered: tuple[str, ...] = ()
+        if not ours:
+            answered = {lease.name for lease in scope.leases}
+            unanswered = tuple(name for name in sorted(names) if not self._forget(name, name in answered))
+        return EmptyProof(
+            scope=tuple(sorted(names)),
+            listings=2,
+            count=len(ours),
+            others=sum(pod.id not in ours for pod in second.pods),
+            at=second.at_utc,
+            statement="two listings of the account's pods were counted",
+            unanswered=unanswered,
+        )
+
+    async def reconcile(self, ledger: Sequence[LedgerEntry]) -> Reconciliation:
+        """Compare the ledger with one listing; a name counts as gone when a second one lacks it too."""
+        account = self._account()
+        listing = await account.listed()
+        pods = {pod.id: pod for pod in listing.pods}
+        absent = [entry for entry in ledger if not _of(entry, pods.values())]
+        gone: list[str] = []
+        if absent:
+            pods |= {pod.id: pod for pod in (await account.later(listing)).pods}
+            gone = [
+                entry.name
+                for entry in absent
+                if not _of(entry, pods.values()) and self._forget(entry.name, entry.lease is not None)
+            ]
+        ours = {pod.id: self._found(pod, entry) for entry in ledger for pod in _of(entry, pods.values())}
+        return Reconciliation(
+            ours=tuple(ours.values()),
+            gone=tuple(sorted(gone)),
+            foreign=tuple(found(pod) for pod_id, pod in pods.items() if pod_id not in ours),
+        )
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        if self._opened is not None:
+            opened, self._opened = self._opened, None
+            await opened.api.close()
+
+    def _account(self) -> Account:
+        if self._opened is None:
+            api = make_api(self._all, self._home, self._waits)
+            listing = SharedListing(api, self._home)
+            self._opened = Account(api, listing, self._settings.limits)
+        return self._opened
+
+    def _waits(self, seconds: float, why: str) -> None:
+        """Tell whoever waits for this provider that the API is waited for."""
+        self._say(f"{why}: {seconds:.0f} s")
+
+    async def _release(self, lease: Lease) -> None:
+        await self._account().end(lease.name, (lease.allocation_id,), lease.price_per_hour)
+        AllocationFolder(self._home, lease.name).destroy()
+
+    def _forget(self, name: str, answered: bool) -> bool:
+        """Remove what is kept for a name that two listings lack; False while its creation is still unanswered."""
+        folder = AllocationFolder(self._home, name)
+        if not answered:
+            asked = folder.asked()
+            if asked is not None and asked.open is not None and age(asked.open) < self._settings.limits.parked:
+                return False
+        folder.destroy()
+        return True
+
+    def _found(self, pod: Pod, entry: LedgerEntry) -> Found:
+        """With the ledger's lease, or one made anew."""
+        if entry.lease is not None and entry.lease.allocation_id == pod.id:
+            return found(pod, entry.lease)
+        folder = AllocationFolder(self._home, entry.name)
+        try:
+            asked = folder.asked()
+        except ProviderError:
+            asked = None  # it is ours all the same, and can be ended
+        return found(pod, lease_of(pod, folder, asked, self._settings))
+
+
+def _of(entry: LedgerEntry, pods: Iterable[Pod]) -> list[Pod]:
+    """The listed pods of one entry of the ledger."""
+    pod_id = None if entry.lease is None else entry.lease.allocation_id
+    return [pod for pod in pods if pod.name == entry.name or pod.id == pod_id]
+
+
+def _by_id(pods: Iterable[Pod], pod_id: str) -> Pod | None:
+    return next((pod for pod in pods if pod.id == pod_id), None)
+
+
+def _silent(_: str) -> None:
+    """Nobody listens."""

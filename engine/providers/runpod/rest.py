@@ -1,0 +1,233 @@
+"""`PodApi` over RunPod's REST v2, as its OpenAPI document of August 2026 describes it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any, Final, NamedTuple, TypeVar
+from urllib.parse import quote
+
+import httpx
+import msgspec
+
+from engine.errors import ProviderError
+from engine.providers.runpod import failures, rest_wire
+from engine.providers.runpod.api import GpuOffer, Order, Pod
+from engine.providers.runpod.key import ApiKey
+from engine.providers.settings import RunPodLimits
+
+LONGEST_ANSWER: Final = 8 * 1024 * 1024
+LONGEST_LOG: Final = 1024 * 1024
+LOG_LINES: Final = 1000
+LOG_SECONDS: Final = 5.0
+QUIET_SECONDS: Final = 0.5
+"""A log that says nothing more for so long after a fingerprint has said all."""
+_FINGERPRINT: Final = re.compile(r"SHA256:[A-Za-z0-9+/]{43}(?![A-Za-z0-9+/])")
+_POD_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_DONE_ALREADY: Final = 404
+Read = TypeVar("Read")
+
+
+class _Answer(NamedTuple):
+    status: int
+    headers: httpx.Headers
+    body: bytes
+
+
+class RestApi:
+    """REST v2 below `base_url`. Neither proxies nor `.netrc` nor redirects are followed; a request is sent once."""
+
+    def __init__(self, base_url: str, key: ApiKey, limits: RunPodLimits, cloud: str = "SECURE") -> None:
+        self._base_url = base_url
+        self._key = key
+        self._limits = limits
+        self._cloud = cloud
+        self._client: httpx.AsyncClient | None = None
+
+    @property
+    def name(self) -> str:
+        """`rest`."""
+        return "rest"
+
+    def account(self, salt: bytes) -> str:
+        """See `PodApi`, as for all that follows."""
+        return self._key.account(salt, self.name, self._base_url)
+
+    async def list_pods(self) -> tuple[Pod, ...]:
+        """Members of clusters included."""
+        answer = await self._ask("GET", "/pods", {"includeClusterPods": "true"})
+        self._expect(answer, 200)
+        return tuple(rest_wire.pod(one) for one in _decode(answer, rest_wire.Pods).pods)
+
+    async def list_gpus(self) -> tuple[GpuOffer, ...]:
+        """With the stock of the cloud that is chosen."""
+        asked = {"include": "AVAILABILITY", "product": "POD", "cloud": self._cloud}
+        answer = await self._ask("GET", "/catalog/gpus", asked)
+        self._expect(answer, 200)
+        return tuple(rest_wire.offer(one) for one in _decode(answer, rest_wire.Gpus).gpus)
+
+    async def create_pod(self, order: Order) -> str:
+        """Sent exactly once."""
+        answer = await self._ask("POST", "/pods", body=rest_wire.request(order))
+        if 400 <= answer.status < 500:
+            raise self._not_made(answer, order)
+        self._expect(answer, 200, 201)
+        pod_id = _decode(answer, rest_wire.Made).id
+        if not _POD_ID.fullmatch(pod_id):
+            raise failures.invalid("the pod's id is none")
+        return pod_id
+
+    async def terminate_pod(self, pod_id: str) -> None:
+        """A pod that RunPod does not know is done."""
+        answer = await self._ask("DELETE", f"/pods/{_id(pod_id)}")
+        if answer.status == 409:
+            raise failures.refused("to end a pod that belongs to a cluster", hint="End the cluster in the console.")
+        if answer.status != _DONE_ALREADY:
+            self._expect(answer, 200, 202, 204)
+
+    async def fingerprints(self, pod_id: str) -> frozenset[str] | None:
+        """Reads the container's log for at most `LOG_SECONDS`; an empty set where it printed none."""
+        found: set[str] = set()
+        readable = False
+        params: dict[str, str | int] = {"source": "container", "tail": LOG_LINES}
+        try:
+            async with (
+                asyncio.timeout(min(LOG_SECONDS, self._limits.api)) as limit,
+                self._open().stream("GET", f"/pods/{_id(pod_id)}/logs", params=params) as response,
+            ):
+                readable = response.status_code == 200 and _is_plain(response)
+                if readable:
+                    await _read_log(response, found, limit)
+        except TimeoutError:  # the stream goes on as long as the pod does
+            pass
+        except (httpx.HTTPError, httpx.StreamError, OSError):
+            return None
+        return frozenset(found) if readable else None
+
+    async def close(self) -> None:
+        """The next call opens a connection anew."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
+
+    async def _ask(
+        self, method: str, path: str, params: dict[str, str] | None = None, body: dict[str, Any] | None = None
+    ) -> _Answer:
+        """One request under one deadline, whatever the server does meanwhile."""
+        failure: ProviderError
+        try:
+            async with (
+                asyncio.timeout(self._limits.api),
+                self._open().stream(method, path, params=params, json=body) as response,
+            ):
+                return _Answer(response.status_code, response.headers, await _whole(response))
+        except TimeoutError:
+            failure = failures.timed_out(self._limits.api)
+        except (httpx.HTTPError, httpx.StreamError, OSError) as error:
+            failure = failures.unavailable(_why(error))
+        except ProviderError as error:
+            failure = error
+        # Raised here, so that no library's exception, with the request in it, hangs on to it.
+        raise failure
+
+    def _open(self) -> httpx.AsyncClient:
+        if self._client is None:
+            self._client = httpx.AsyncClient(
+                base_url=f"{self._base_url}/v2",
+                headers={
+                    "Authorization": f"Bearer {self._key.value}",
+                    "Accept-Encoding": "identity",
+                    "User-Agent": "glasshouse",
+                },
+                trust_env=False,
+                follow_redirects=False,
+                timeout=None,  # noqa: S113  # one deadline covers the whole call
+                limits=httpx.Limits(max_connections=4, max_keepalive_connections=1, keepalive_expiry=10.0),
+            )
+        return self._client
+
+    def _expect(self, answer: _Answer, *statuses: int) -> None:
+        """Raise for every status but these."""
+        if answer.status not in statuses:
+            raise self._fault(answer)
+
+    def _fault(self, answer: _Answer) -> ProviderError:
+        status = answer.status
+        if status in {401, 403}:
+            return failures.rejected(self._key.source, status)
+        if status == 402:
+            return failures.no_balance()
+        if status == 410:
+            return failures.gone(self.name)
+        if status == 429:
+            return failures.rate_limited(answer.headers.get("Retry-After"), answer.headers.get("Date"))
+        if status >= 500 or status == 408:
+            return failures.unavailable(f"it answered with status {status}")
+        return failures.invalid(f"its status is {status}")
+
+    def _not_made(self, answer: _Answer, order: Order) -> ProviderError:
+        """Why a pod was not made, by the table in RunPod's document."""
+        detail = failures.clean(rest_wire.detail(answer.body), (self._key.value, *order.environment.values()))
+        if answer.status == 400:
+            return failures.no_capacity(order.gpu, detail)
+        if answer.status == 403:
+            hint = f"The API key from {self._key.source} may not use this GPU or cloud, or may not make pods."
+            return failures.refused(f"to rent {order.gpu}", detail or "403", hint)
+        if answer.status in {401, 402, 408, 410, 429}:
+            return self._fault(answer)
+        hint = "Check the image, the GPU and the disk in config.toml."
+        return failures.refused("the order of a pod", detail or str(answer.status), hint)
+
+
+async def _read_log(response: httpx.Response, found: set[str], limit: asyncio.Timeout) -> None:
+    """Collect fingerprints until the stream ends, falls silent after one, or time or size is up."""
+    loop = asyncio.get_running_loop()
+    until = limit.when() or loop.time()
+    size, rest = 0, b""
+    async for chunk in response.aiter_raw():
+        size += len(chunk)
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            found.update(_FINGERPRINT.findall(rest_wire.log_line(line)))
+        if size > LONGEST_LOG:
+            return
+        if found:
+            limit.reschedule(min(until, loop.time() + QUIET_SECONDS))
+
+
+async def _whole(response: httpx.Response) -> bytes:
+    """The body, as it was sent; raises `api_answer_invalid` for one that is too long or packed."""
+    if not _is_plain(response):
+        raise failures.invalid("it is packed")
+    body = bytearray()
+    async for chunk in response.aiter_raw():
+        body += chunk
+        if len(body) > LONGEST_ANSWER:
+            raise failures.invalid("it is too long")
+    return bytes(body)
+
+
+def _is_plain(response: httpx.Response) -> bool:
+    """False for a packed body, which a few bytes could blow up."""
+    return bool(response.headers.get("Content-Encoding", "identity") == "identity")
+
+
+def _decode(answer: _Answer, kind: type[Read]) -> Read:
+    found: Read | None
+    try:
+        found = msgspec.json.decode(answer.body, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        found = None
+    if found is None:
+        raise failures.invalid()
+    return found
+
+
+def _id(pod_id: str) -> str:
+    return quote(pod_id, safe="")
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, httpx.ConnectError):
+        return "it cannot be reached"
+    return "the connection broke" if isinstance(error, httpx.TransportError) else "the call failed"

@@ -1,0 +1,199 @@
+"""`PodApi` over RunPod's SDK, which is heavy: it lives in one helper process that all runners of a home share."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+import engine
+from engine.errors import MissingExtraError, ProviderError
+from engine.providers.runpod import failures, shared
+from engine.providers.runpod import sdk_wire as wire
+from engine.providers.runpod.api import GpuOffer, Order, Pod
+from engine.providers.runpod.choose import URL_VARIABLE
+from engine.providers.runpod.key import VARIABLE, ApiKey
+from engine.providers.settings import RunPodLimits
+
+START_SECONDS: Final = 60.0
+GRACE_SECONDS: Final = 2.0
+_ATTEMPTS: Final = 3
+_KEPT_VARIABLES: Final = ("PATH", "LANG", "LC_ALL", "TMPDIR")
+_PACKAGES: Final = Path(engine.__file__).resolve().parent.parent
+_Link = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+class SdkApi:
+    """The SDK below `base_url`, through the home's helper, which is started where none runs."""
+
+    def __init__(self, home: Path, base_url: str, key: ApiKey, limits: RunPodLimits) -> None:
+        _check_installed()
+        self._home = home.resolve()
+        self._folder = shared.folder_of(self._home)
+        self._base_url = base_url
+        self._key = key
+        self._limits = limits
+        self._identity = wire.identity(key, shared.salt_of(self._home), base_url)
+
+    @property
+    def name(self) -> str:
+        """`sdk`."""
+        return "sdk"
+
+    def account(self, salt: bytes) -> str:
+        """See `PodApi`, as for all that follows."""
+        return self._key.account(salt, self.name, self._base_url)
+
+    async def list_pods(self) -> tuple[Pod, ...]:
+        """One call."""
+        found = (await self._call(self._request("list_pods"))).pods
+        if found is None:
+            raise _not_said()
+        return found
+
+    async def list_gpus(self) -> tuple[GpuOffer, ...]:
+        """One call; the SDK does not tell the stock."""
+        found = (await self._call(self._request("list_gpus"))).gpus
+        if found is None:
+            raise _not_said()
+        return found
+
+    async def create_pod(self, order: Order) -> str:
+        """Two calls: the SDK asks for the GPU first, and an error there leaves nothing open."""
+        found = (await self._call(wire.Request(op="create_pod", seconds=self._limits.api, order=order))).pod_id
+        if found is None:
+            raise _not_said()
+        return found
+
+    async def terminate_pod(self, pod_id: str) -> None:
+        """One call."""
+        await self._call(wire.Request(op="terminate_pod", seconds=self._limits.api, pod_id=pod_id))
+
+    async def fingerprints(self, pod_id: str) -> frozenset[str] | None:
+        """None: the SDK reads no logs."""
+        return None
+
+    async def close(self) -> None:
+        """Nothing is held; the helper ends when it has no work."""
+
+    def _request(self, op: wire.Op) -> wire.Request:
+        return wire.Request(op=op, seconds=self._limits.api)
+
+    async def _call(self, request: wire.Request) -> wire.Reply:
+        reader, writer = await self._connected()
+        failure: ProviderError
+        try:
+            async with asyncio.timeout(self._limits.api + GRACE_SECONDS):
+                writer.write(msgspec.json.encode(request) + b"\n")
+                await writer.drain()
+                reply = msgspec.json.decode(await reader.readline(), type=wire.Reply)
+            if reply.failure is None:
+                return reply
+            failure = reply.failure.error()
+            if failure.code == "api_key_rejected":
+                failure = failures.rejected(self._key.source)
+        except TimeoutError:
+            failure = failures.timed_out(self._limits.api)
+        except (OSError, ValueError, msgspec.MsgspecError):
+            failure = failures.unavailable("the process that holds its SDK ended")
+        finally:
+            writer.close()
+        raise failure
+
+    async def _connected(self) -> _Link:
+        """A helper that holds this key; nothing was asked of RunPod when this raises (`sdk_unusable`)."""
+        link = await self._connect()
+        if link is not None:
+            return link
+        async with shared.locked(self._folder / "sdk.start.lock", START_SECONDS):
+            for _ in range(_ATTEMPTS):
+                link = await self._connect()
+                if link is not None:
+                    return link
+                await self._start()
+        raise ProviderError(
+            "The process that holds RunPod's SDK does not start.",
+            f'Look at {self._folder / wire.LOG}, or set api = "rest" below [runpod] in config.toml.',
+            code="sdk_unusable",
+        )
+
+    async def _connect(self) -> _Link | None:
+        """None where no helper listens, or not the one that is meant."""
+        try:
+            with wire.short_path(self._folder, wire.socket_name(self._identity)) as path:
+                reader, writer = await asyncio.open_unix_connection(path, limit=wire.LONGEST_LINE)
+        except OSError:
+            return None
+        try:
+            async with asyncio.timeout(GRACE_SECONDS):
+                hello = msgspec.json.decode(await reader.readline(), type=wire.Hello)
+            if hello.identity == self._identity and wire.peer_user(writer) == os.getuid():
+                return reader, writer
+        except (OSError, ValueError, msgspec.MsgspecError):
+            pass
+        writer.close()
+        return None
+
+    async def _start(self) -> None:
+        """Start a helper, and wait until it listens or gives up."""
+        log = os.open(self._folder / wire.LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+        try:
+            starting = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "engine.providers.runpod.sdk_helper",
+                "--home",
+                str(self._home),
+                "--idle",
+                str(self._limits.helper_idle),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                env=self._environment(),
+                start_new_session=True,
+            )
+        finally:
+            os.close(log)
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                await starting.wait()
+        except TimeoutError:
+            starting.kill()
+            await starting.wait()
+
+    def _environment(self) -> dict[str, str]:
+        """No proxy, no `.netrc` and no other token reaches the helper; the key reaches it in no other way."""
+        kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+        path = os.pathsep.join(filter(None, (str(_PACKAGES), os.environ.get("PYTHONPATH"))))
+        mine = {"HOME": str(self._folder), "PYTHONPATH": path, VARIABLE: self._key.value, URL_VARIABLE: self._base_url}
+        return kept | mine
+
+
+def _check_installed() -> None:
+    """Raises `MissingExtraError`, or `sdk_unusable` for another version than the one that was tried."""
+    try:
+        found = version("runpod") if importlib.util.find_spec("runpod") else None
+    except PackageNotFoundError:
+        found = None
+    if found is None:
+        raise MissingExtraError(
+            "RunPod's SDK is not installed.",
+            "Run: pip install 'glasshouse[runpod]', or set api = \"rest\" below [runpod] in config.toml.",
+        )
+    if found != wire.PINNED:
+        raise ProviderError(
+            f"RunPod's SDK is version {found}, and this program was tried with {wire.PINNED} alone.",
+            "Run: pip install 'glasshouse[runpod]', or set api = \"rest\" below [runpod] in config.toml.",
+            code="sdk_unusable",
+        )
+
+
+def _not_said() -> ProviderError:
+    return failures.invalid("it is missing")

@@ -1,0 +1,295 @@
+"""RunPod's SDK, called so that nothing of it is trusted: own transport, own deadline, own reading of its answers.
+
+Only the helper process imports this. The SDK is patched where its pinned version sends a request.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+import requests
+import runpod
+from runpod.api import graphql
+
+from engine.errors import ProviderError
+from engine.providers.runpod import failures, sdk_rows
+from engine.providers.runpod.api import SAFE, GpuOffer, Order, Pod, RateLimitedError
+
+LONGEST_ANSWER: Final = 8 * 1024 * 1024
+_BLOCK: Final = 64 * 1024
+_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_START: Final = re.compile(r'[^"\\\x00-\x1f\x7f-\x9f\u2028\u2029]*')
+_POD_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_NO_CAPACITY: Final = re.compile(r"no longer any instances available|does not have the resources", re.IGNORECASE)
+_NO_BALANCE: Final = re.compile(r"\bbalance\b|insufficient funds|spend(ing)? limit", re.IGNORECASE)
+_ABSENT: Final = re.compile(r"not found|does not exist", re.IGNORECASE)
+_REJECTED: Final = frozenset({"UNAUTHENTICATED", "FORBIDDEN"})
+_FAULTY: Final = frozenset({"GRAPHQL_VALIDATION_FAILED", "GRAPHQL_PARSE_FAILED", "BAD_USER_INPUT"})
+_current: Final = threading.local()
+
+
+class Call:
+    """One call's deadline, and whether the order itself was sent before it was given up."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._until = time.monotonic() + seconds
+        self._lock = threading.Lock()
+        self._over = False
+        self._sent = False
+
+    def left(self) -> float:
+        """Seconds that are left; raises `api_timeout` when there are none."""
+        seconds = self._until - time.monotonic()
+        if self._over or seconds <= 0:
+            raise failures.timed_out(self.seconds)
+        return seconds
+
+    def sending(self, *, order: bool) -> None:
+        """Note that a request goes out; one that was given up never does."""
+        with self._lock:
+            self.left()
+            self._sent = self._sent or order
+
+    def give_up(self) -> None:
+        """From now on nothing is sent any more."""
+        with self._lock:
+            self._over = True
+
+    @property
+    def has_ordered(self) -> bool:
+        """True when a pod may have been made."""
+        return self._sent
+
+
+class Told(Exception):
+    """RunPod's own words about an error in GraphQL, and their code."""
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__("RunPod answered with an error")
+        self.message = message
+        self.code = code
+
+
+class _Answer:
+    """What the SDK reads of a response."""
+
+    status_code: Final = 200
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        self._document = document
+
+    def json(self) -> dict[str, Any]:
+        return self._document
+
+
+class _Transport:
+    """Stands in the place of `requests` in the SDK's one module that sends."""
+
+    @staticmethod
+    def post(url: str, *, headers: dict[str, str], data: str, timeout: float) -> _Answer:
+        """One request without proxies, `.netrc` and redirects, under the call's deadline and not the SDK's."""
+        call: Call = _current.call
+        call.sending(order="podFindAndDeployOnDemand" in data)
+        with requests.Session() as session:
+            session.trust_env = False
+            headers = {**headers, "Accept-Encoding": "identity"}
+            with session.post(
+                url, headers=headers, data=data, timeout=call.left(), allow_redirects=False, stream=True
+            ) as response:
+                body = _whole(response, call)
+        document = _document(body)
+        _check_status(response, document)
+        if document is None:
+            raise failures.invalid()
+        if "errors" in document:
+            raise _told(document["errors"])
+        return _Answer(document)
+
+
+class SdkCalls:
+    """The calls of the seam, each blocking; every error is a `ProviderError` without a cause."""
+
+    def __init__(self, key: str) -> None:
+        graphql.requests = _Transport
+        runpod.api_key = key
+        self._key = key
+
+    def list_pods(self, call: Call) -> tuple[Pod, ...]:
+        """`runpod.get_pods()`."""
+        rows = self._run(call, runpod.get_pods)
+        return tuple(sdk_rows.pod(row) for row in _convert(rows, list[sdk_rows.PodRow]))
+
+    def list_gpus(self, call: Call) -> tuple[GpuOffer, ...]:
+        """The fields of `runpod.get_gpu`, for all types of GPU in one call."""
+        found = self._run(call, lambda: graphql.run_graphql_query(sdk_rows.GPU_QUERY)["data"]["gpuTypes"])
+        return tuple(sdk_rows.offer(row) for row in _convert(found, list[sdk_rows.GpuRow]))
+
+    def create_pod(self, call: Call, order: Order) -> str:
+        """`runpod.create_pod(...)`; until the order itself is sent, no error leaves anything open."""
+        check(order)
+        secrets = (self._key, *order.environment.values())
+        try:
+            made = self._run(call, lambda: _create(order), secrets, order.gpu)
+        except ProviderError as error:
+            failure = error if call.has_ordered else failures.nothing_ordered(error)
+        else:
+            pod_id = str(_convert(made, sdk_rows.Made).id)
+            if _POD_ID.fullmatch(pod_id):
+                return pod_id
+            failure = failures.invalid("the pod's id is none")
+        raise failure
+
+    def terminate_pod(self, call: Call, pod_id: str) -> None:
+        """`runpod.terminate_pod(...)`; a pod that RunPod does not know is done."""
+        if not _POD_ID.fullmatch(pod_id):
+            raise failures.refused("to end a pod", "its id is none")
+        self._run(call, lambda: runpod.terminate_pod(pod_id), absent_is_done=True)
+
+    def _run(
+        self,
+        call: Call,
+        work: Callable[[], Any],
+        secrets: tuple[str, ...] = (),
+        gpu: str = "",
+        *,
+        absent_is_done: bool = False,
+    ) -> Any:
+        _current.call = call
+        failure: ProviderError
+        try:
+            return work()
+        except ProviderError as error:
+            failure = error
+        except Told as error:
+            if absent_is_done and _ABSENT.search(error.message):
+                return None
+            failure = _failure(error, secrets or (self._key,), gpu)
+        except requests.Timeout:
+            failure = failures.timed_out(call.seconds)
+        except (requests.RequestException, OSError):
+            failure = failures.unavailable("it cannot be reached, or the connection broke")
+        except ValueError:  # the SDK's own, for a GPU that is unknown
+            failure = failures.refused(f"the GPU {gpu}", "it knows none of that name") if gpu else failures.invalid()
+        except Exception:  # KeyError, TypeError, IndexError: the SDK reads answers without a look
+            failure = failures.invalid()
+        finally:
+            _current.call = None
+        failure.__cause__ = failure.__context__ = None
+        raise failure
+
+
+def check(order: Order) -> None:
+    """Raises `order_refused` for a value that would break out of the text that the SDK puts it into."""
+    values = {"name": order.name, "image": order.image, "GPU": order.gpu, **order.environment}
+    wrong = next((name for name, value in values.items() if not SAFE.fullmatch(value)), None)
+    if wrong is None:
+        wrong = next((name for name in order.environment if not _VARIABLE.fullmatch(name)), None)
+    if wrong is None and not _START.fullmatch(order.start):
+        wrong = "start command"
+    if wrong is not None:
+        shown = wrong if SAFE.fullmatch(wrong) else "name of a variable"
+        raise ProviderError(
+            f"The {shown} of this order has signs that RunPod's SDK cannot carry.",
+            'Use letters, digits and + / = _ . : @ -, or set api = "rest" below [runpod] in config.toml.',
+            code="order_refused",
+        )
+
+
+def _create(order: Order) -> Any:
+    return runpod.create_pod(
+        name=order.name,
+        image_name=order.image,
+        gpu_type_id=order.gpu,
+        cloud_type=order.cloud,
+        support_public_ip=True,
+        start_ssh=True,
+        gpu_count=1,
+        volume_in_gb=0,
+        container_disk_in_gb=order.disk_gb,
+        ports="22/tcp",
+        docker_args=order.start,
+        env=order.environment,
+    )
+
+
+def _whole(response: requests.Response, call: Call) -> bytes:
+    """The body, read as it comes, so that one that drips meets the deadline."""
+    if response.headers.get("Content-Encoding", "identity") != "identity":
+        raise failures.invalid("it is packed")
+    body = bytearray()
+    while block := response.raw.read1(_BLOCK, decode_content=False):
+        body += block
+        call.left()
+        if len(body) > LONGEST_ANSWER:
+            raise failures.invalid("it is too long")
+    if (expected := response.headers.get("Content-Length", "")).isdigit() and len(body) != int(expected):
+        raise failures.invalid("it is cut")
+    return bytes(body)
+
+
+def _document(body: bytes) -> dict[str, Any] | None:
+    try:
+        found = msgspec.json.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _check_status(response: requests.Response, document: dict[str, Any] | None) -> None:
+    """Raise for every status but 200; 400 is how a GraphQL server also sends its errors."""
+    status = response.status_code
+    if status == 200 or (status == 400 and document is not None and "errors" in document):
+        return
+    if status in {401, 403}:
+        raise failures.rejected("its source", status)
+    if status == 402:
+        raise failures.no_balance()
+    if status == 410:
+        raise failures.gone("sdk")
+    if status == 429:
+        raise failures.rate_limited(response.headers.get("Retry-After"), response.headers.get("Date"))
+    if status >= 500 or status == 408:
+        raise failures.unavailable(f"it answered with status {status}")
+    raise failures.invalid(f"its status is {status}")
+
+
+def _told(errors: object) -> Exception:
+    """The first of GraphQL's errors; a list without one is an answer that cannot be read."""
+    try:
+        first = msgspec.convert(errors, list[sdk_rows.GraphqlError])[0]
+    except (msgspec.ValidationError, IndexError):
+        return failures.invalid("it has errors that say nothing")
+    return Told(first.message, str(first.extensions.get("code", "")))
+
+
+def _failure(told: Told, secrets: tuple[str, ...], gpu: str) -> ProviderError:
+    """What an error in GraphQL means. One that says nothing known may stand for a thing half done."""
+    if told.code in _REJECTED or told.message.strip().lower() in {"unauthorized", "not authorized"}:
+        return failures.rejected("its source")
+    detail = failures.clean(told.message, secrets)
+    if gpu and _NO_CAPACITY.search(told.message):
+        return failures.no_capacity(gpu, detail)
+    if gpu and _NO_BALANCE.search(told.message):
+        return failures.no_balance()
+    if told.code in _FAULTY:
+        return failures.refused("the request", detail)
+    if told.code in {"TOO_MANY_REQUESTS", "RATE_LIMITED"}:
+        return RateLimitedError(failures.DEFAULT_PAUSE)
+    return failures.unavailable(detail or "it answered with an error")
+
+
+def _convert(found: Any, kind: Any) -> Any:
+    converted: Any = None
+    try:
+        converted = msgspec.convert(found, kind)
+    except msgspec.ValidationError:
+        converted = None
+    if converted is None:
+        raise failures.invalid()
+    return converted

@@ -1,0 +1,130 @@
+"""What the processes of one home share of RunPod: `allocations/`, with its locks and small files.
+
+Everything there is 0600 in a folder that is 0700, replaced in one step, and may be lost without harm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final, TypeVar
+
+import msgspec
+
+from engine.errors import StoreError
+from engine.providers.runpod.clock import boot_seconds
+
+FOLDER: Final = "allocations"
+_SALT: Final = "account.salt"
+_SALT_BYTES: Final = 32
+_LOOK_SECONDS: Final = 0.02
+_FLAGS: Final = os.O_NOFOLLOW | os.O_CLOEXEC
+Read = TypeVar("Read")
+
+
+def folder_of(home: Path) -> Path:
+    """The folder, made where it is missing; raises `StoreError`."""
+    folder = home / FOLDER
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unusable(folder, error) from error
+    return folder
+
+
+def salt_of(home: Path) -> bytes:
+    """This home's salt for digests of keys, made once; raises `StoreError`."""
+    path = folder_of(home) / _SALT
+    try:
+        if not path.exists():
+            part = path.with_name(f".{_SALT}.{secrets.token_hex(4)}")
+            _write(part, secrets.token_bytes(_SALT_BYTES))
+            with contextlib.suppress(FileExistsError):  # another process was first
+                path.hardlink_to(part)
+            part.unlink()
+        found = path.read_bytes()
+    except OSError as error:
+        raise _unusable(path, error) from error
+    if len(found) != _SALT_BYTES:
+        raise StoreError(f"{path} is damaged.", "Remove it while nothing runs.", code="store_unusable")
+    return found
+
+
+@asynccontextmanager
+async def locked(path: Path, patience: float) -> AsyncIterator[bool]:
+    """Hold the file's lock; yields False when it could not be had within `patience` seconds, or at all.
+
+    Nothing that this lock protects may depend on it for correctness: it saves calls to RunPod.
+    """
+    descriptor = _open(path)
+    if descriptor is None:
+        yield False
+        return
+    try:
+        until = boot_seconds() + patience
+        held = try_lock(descriptor)
+        while not held and boot_seconds() < until:
+            await asyncio.sleep(_LOOK_SECONDS)
+            held = try_lock(descriptor)
+        yield held
+    finally:
+        os.close(descriptor)
+
+
+def try_lock(descriptor: int) -> bool:
+    """Take the lock of an open file where nobody holds it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def read_record(path: Path, kind: type[Read]) -> Read | None:
+    """The record in a file, or None where there is none that can be read."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | _FLAGS)
+        with os.fdopen(descriptor, "rb") as file:
+            return msgspec.json.decode(file.read(), type=kind)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+def write_record(path: Path, record: object) -> bool:
+    """Replace a file by a record; False where that is not possible."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        _write(part, msgspec.json.encode(record))
+        part.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        return False
+    return True
+
+
+def _write(path: Path, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _FLAGS, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+
+
+def _open(path: Path) -> int | None:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o600)
+    except OSError:
+        return None
+
+
+def _unusable(path: Path, error: OSError) -> StoreError:
+    return StoreError(
+        f"{path} cannot be used: {error.strerror}.",
+        "Free some space, or choose another home with --home.",
+        code="store_unusable",
+    )

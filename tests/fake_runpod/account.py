@@ -1,0 +1,131 @@
+"""The account: its key, its pods, the catalogue and what was called."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from tests.fake_runpod.faults import Faults, Struck, number
+from tests.fake_runpod.pod import SSH_PORT, Order, Pod
+from tests.fake_runpod.views import Gpu, Rule, Settings
+
+if TYPE_CHECKING:
+    from tests.fake_runpod.views import Call
+
+NO_CAPACITY: Final = (
+    "There are no longer any instances available with the requested specifications. Please refresh and try again."
+)
+NO_BALANCE: Final = "Your account balance is too low to deploy this pod."
+ACCOUNT_PUBLIC_KEY: Final = (
+    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIG9gUpXFG7LW+YToCOxtE2jEFzdu4eQSYSGfbfXy5yke account@example"
+)
+"""Registered with the account; nobody has its private half."""
+CATALOGUE: Final = (
+    Gpu(id="NVIDIA RTX A2000", name="RTX A2000", memory=6, secure=0.12, community=0.1),
+    Gpu(id="NVIDIA L4", name="L4", memory=24, secure=0.43),
+    Gpu(id="NVIDIA GeForce RTX 4090", name="RTX 4090", memory=24, secure=0.69, community=0.34),
+    Gpu(id="NVIDIA A100 80GB PCIe", name="A100 PCIe", memory=80, secure=1.64, community=1.19),
+    Gpu(id="NVIDIA H100 80GB HBM3", name="H100 SXM", memory=80, secure=2.99, community=2.69),
+    Gpu(id="NVIDIA H200", name="H200 SXM", memory=141, secure=3.99, stock="none"),
+)
+
+
+class RefusedError(Exception):
+    """The account does not do it; `status` is what v2 answers."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+class Account:
+    """Everything that is true, whatever the APIs say."""
+
+    def __init__(self, folder: Path, key: str, settings: Settings) -> None:
+        self.folder = folder
+        self.key = key
+        self.settings = settings
+        self.base_url = ""
+        self.gpus: tuple[Gpu, ...] = CATALOGUE
+        self.faults = Faults()
+        self.calls: list[Call] = []
+        self.ever: list[Pod] = []
+        self._listed_until: dict[str, float] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def existing(self) -> list[Pod]:
+        """Every pod that exists."""
+        return [pod for pod in self.ever if pod.ended is None]
+
+    def listed(self) -> list[Pod]:
+        """Every pod that the APIs show: those that exist, and those that linger."""
+        now = time.monotonic()
+        return [pod for pod in self.ever if pod.ended is None or self._listed_until.get(pod.id, 0.0) > now]
+
+    def find(self, pod_id: str) -> Pod:
+        """A listed pod; raises `RefusedError`."""
+        for pod in self.listed():
+            if pod.id == pod_id:
+                return pod
+        raise RefusedError(404, "pod not found")
+
+    def pod_of_key(self, key: str) -> Pod | None:
+        """The existing pod whose own key this is."""
+        return next((pod for pod in self.existing() if secrets.compare_digest(pod.key, key)), None)
+
+    def gpu(self, gpu_id: str) -> Gpu | None:
+        """One type of the catalogue."""
+        return next((gpu for gpu in self.gpus if gpu.id == gpu_id), None)
+
+    def price(self, order: Order) -> tuple[Gpu, float]:
+        """What an order costs an hour; raises `RefusedError` where it cannot be had."""
+        gpu = self.gpu(order.gpu)
+        if gpu is None:
+            raise RefusedError(400, f"gpu type {order.gpu} is not known")
+        prices = {"SECURE": gpu.secure, "COMMUNITY": gpu.community}.get(order.cloud, gpu.secure or gpu.community)
+        if prices is None or gpu.stock == "none" or order.count > gpu.most:
+            raise RefusedError(400, NO_CAPACITY)
+        return gpu, round(prices * order.count, 6)
+
+    def create(self, order: Order, struck: Struck, *, foreign: bool = False) -> Pod:
+        """Make a pod, or two of one name where that is scripted; raises `RefusedError`."""
+        gpu, price = self.price(order)
+        other = struck.twist("price")
+        if other is not None:
+            price = number(other, "price", price * 2)
+        made = []
+        for _ in range(2 if struck.twist("twin") else 1):
+            pod = Pod(order, price, gpu.name, Path(), struck, foreign)
+            pod.folder = self.folder / "pods" / pod.id
+            pod.build(self.settings, self.base_url)
+            self.ever.append(pod)
+            pod.live(self.settings)
+            made.append(pod)
+        return made[0]
+
+    def foreign(self, name: str, gpu: str) -> Pod:
+        """A pod that somebody else with this account made."""
+        order = Order(name, "someone/image:1", "", {"PUBLIC_KEY": ACCOUNT_PUBLIC_KEY}, 20, (SSH_PORT,), gpu, 1, "ALL")
+        return self.create(order, Struck(), foreign=True)
+
+    async def terminate(self, pod_id: str, by: str, linger: Rule | None = None) -> None:
+        """End a pod; raises `RefusedError` where none is listed."""
+        pod = self.find(pod_id)
+        if linger is not None and pod.ended is None:
+            self._listed_until[pod.id] = time.monotonic() + number(linger, "seconds", 1.0)
+        await pod.end(by)
+
+    def later(self, work: asyncio.Task[None]) -> None:
+        """Hold a task until it is done."""
+        self._tasks.add(work)
+        work.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """End every pod."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*(pod.end("fake") for pod in self.existing()))

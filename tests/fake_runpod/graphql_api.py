@@ -1,0 +1,324 @@
+"""GraphQL as the pinned SDK speaks it: every field that it asks for, and no other."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+from aiohttp import web
+
+from tests.fake_runpod.account import ACCOUNT_PUBLIC_KEY, Account
+from tests.fake_runpod.container import HOST
+from tests.fake_runpod.faults import Struck
+from tests.fake_runpod.gate import Asked, Caller, Gate, Reply
+from tests.fake_runpod.graphql_text import Enum, Field, GraphqlError, Operation, parse
+from tests.fake_runpod.pod import PRIVATE_IP, SSH_PORT, Order, Pod
+
+if TYPE_CHECKING:
+    from tests.fake_runpod.views import Gpu
+
+Shape = dict[str, "Shape | None"]
+
+
+def _leaves(names: str) -> Shape:
+    return dict.fromkeys(names.split())
+
+
+_RUNTIME: Final[Shape] = {"ports": dict.fromkeys(("ip", "isIpPublic", "privatePort", "publicPort", "type"))}
+_POD: Final[Shape] = {
+    **_leaves(
+        "id containerDiskInGb costPerHr desiredStatus dockerArgs dockerId env gpuCount imageName lastStatusChange"
+        " machineId memoryInGb name podType port ports uptimeSeconds vcpuCount volumeInGb volumeMountPath"
+    ),
+    "runtime": _RUNTIME,
+    "machine": {"gpuDisplayName": None, "podHostId": None},
+}
+_GPU: Final[Shape] = {
+    **_leaves(
+        "maxGpuCount id displayName manufacturer memoryInGb cudaCores secureCloud communityCloud securePrice"
+        " communityPrice oneMonthPrice threeMonthPrice oneWeekPrice communitySpotPrice secureSpotPrice"
+    ),
+    "lowestPrice": {"minimumBidPrice": None, "uninterruptablePrice": None},
+}
+_USER: Final[Shape] = {
+    "id": None,
+    "pubKey": None,
+    "networkVolumes": dict.fromkeys(("id", "name", "size", "dataCenterId")),
+    "pods": _POD,
+}
+_ROOTS: Final[dict[str, Shape]] = {
+    "query": {"myself": _USER, "pod": _POD, "gpuTypes": _GPU},
+    "mutation": {"podFindAndDeployOnDemand": _POD, "podTerminate": None, "podStop": _POD, "podResume": _POD},
+}
+_OPS: Final = {
+    "pod": "get",
+    "podFindAndDeployOnDemand": "create",
+    "podTerminate": "terminate",
+    "podStop": "stop",
+    "podResume": "start",
+}
+_ORDER: Final[dict[str, type | tuple[type, ...]]] = {
+    "name": str,
+    "imageName": str,
+    "cloudType": Enum,
+    "startSsh": bool,
+    "gpuTypeId": str,
+    "supportPublicIp": bool,
+    "gpuCount": int,
+    "volumeInGb": int,
+    "minVcpuCount": int,
+    "minMemoryInGb": int,
+    "allowedCudaVersions": list,
+    "dataCenterId": str,
+    "dockerArgs": str,
+    "countryCode": str,
+    "containerDiskInGb": int,
+    "ports": str,
+    "volumeMountPath": str,
+    "env": list,
+    "templateId": str,
+    "networkVolumeId": str,
+    "minDownload": int,
+    "minUpload": int,
+}
+
+
+class GraphqlApi:
+    """`POST /graphql`."""
+
+    def __init__(self, account: Account, gate: Gate) -> None:
+        self._account = account
+        self._gate = gate
+
+    def routes(self) -> list[web.RouteDef]:
+        """For the application."""
+        return [web.post("/graphql", self._handle)]
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        op, pod_id, wanted, fault = "any", None, None, ""
+        try:
+            wanted = _one_field(parse(_query(await request.read())))
+            op, pod_id = _op(wanted), _pod_id(wanted)
+        except GraphqlError as error:
+            fault = str(error)
+
+        async def perform(struck: Struck, caller: Caller) -> Reply:
+            if wanted is None:
+                return _errors(400, fault)
+            try:
+                value, made = await self._answer(wanted, struck, caller)
+            except GraphqlError as error:
+                return _errors(400, str(error))
+            return _data(wanted, value, made)
+
+        def pretend() -> Reply:
+            assert wanted is not None
+            if op != "create":
+                return _data(wanted, None, None)
+            order = _order(wanted.arguments)
+            gpu, price = self._account.price(order)
+            ghost = Pod(order, price, gpu.name, self._account.folder, Struck(), foreign=False)
+            return _data(wanted, _shown(ghost), ghost.id)
+
+        can_pretend = op in {"create", "terminate", "stop"}
+        asked = Asked("graphql", op, perform, _refused, pretend if can_pretend else None, pod_id)
+        return await self._gate.serve(request, asked)
+
+    async def _answer(  # noqa: PLR0911 - one arm a root
+        self, wanted: Field, struck: Struck, caller: Caller
+    ) -> tuple[object, str | None]:
+        """The value of the one field that was asked for, and the pod that it made."""
+        account, pod_id = self._account, _pod_id(wanted)
+        match wanted.name:
+            case "myself":
+                return self._myself(), None
+            case "gpuTypes":
+                gpu_id = _input(wanted).get("id")
+                return [_gpu(gpu) for gpu in account.gpus if gpu_id in {None, gpu.id}], None
+            case "pod":
+                found = [pod for pod in account.listed() if pod.id == pod_id]
+                return (_shown(found[0]) if found else None), None
+            case "podTerminate":
+                await account.terminate(pod_id or "", caller.name, struck.twist("linger"))
+                return None, None
+            case "podStop":
+                pod = account.find(pod_id or "")
+                await pod.stop()
+                return _shown(pod), None
+            case "podResume":
+                pod = account.find(pod_id or "")
+                await pod.resume(account.settings)
+                return _shown(pod), None
+        made = account.create(_order(wanted.arguments), struck)
+        return _shown(made), made.id
+
+    def _myself(self) -> dict[str, Any]:
+        return {
+            "id": "user_fake",
+            "pubKey": ACCOUNT_PUBLIC_KEY,
+            "networkVolumes": [],
+            "pods": [_shown(pod) for pod in self._account.listed()],
+        }
+
+
+def _query(raw: bytes) -> str:
+    try:
+        told = json.loads(raw)
+    except ValueError as error:
+        raise GraphqlError("POST body is no JSON.") from error
+    query = told.get("query") if isinstance(told, dict) else None
+    if not isinstance(query, str):
+        raise GraphqlError("Must provide query string.")
+    return query
+
+
+def _one_field(operation: Operation) -> Field:
+    if len(operation.fields) != 1:
+        raise GraphqlError("One field of an operation is served here.")
+    wanted = operation.fields[0]
+    _check(wanted, _ROOTS[operation.kind], operation.kind.title())
+    return wanted
+
+
+def _check(wanted: Field, shape: Shape, of: str) -> None:
+    """Refuse a field that the type does not have, and a selection where there is nothing to select."""
+    if wanted.name not in shape:
+        raise GraphqlError(f'Cannot query field "{wanted.name}" on type "{of}".')
+    inner = shape[wanted.name]
+    if (inner is None) != (not wanted.selection):
+        raise GraphqlError(f'Field "{wanted.name}" has a selection of subfields where none belongs, or none.')
+    for field in wanted.selection:
+        _check(field, inner or {}, wanted.name)
+
+
+def _op(wanted: Field) -> str:
+    if wanted.name == "gpuTypes":
+        return "gpu" if _input(wanted).get("id") else "gpus"
+    if wanted.name == "myself":
+        return "list" if any(field.name == "pods" for field in wanted.selection) else "user"
+    return _OPS[wanted.name]
+
+
+def _input(wanted: Field) -> dict[str, Any]:
+    unknown = set(wanted.arguments) - {"input"}
+    found = wanted.arguments.get("input", {})
+    if unknown or not isinstance(found, dict):
+        raise GraphqlError(f'Unknown argument on field "{wanted.name}".')
+    return found
+
+
+def _pod_id(wanted: Field) -> str | None:
+    found = _input(wanted).get("podId")
+    if wanted.name in {"pod", "podTerminate", "podStop", "podResume"} and not isinstance(found, str):
+        raise GraphqlError('Field "podId" of required type "String!" was not provided.')
+    return found
+
+
+def _order(arguments: dict[str, object]) -> Order:
+    told = arguments.get("input")
+    if not isinstance(told, dict):
+        raise GraphqlError('Argument "input" is required.')
+    for name, value in told.items():
+        kind = _ORDER.get(name)
+        if kind is None:
+            raise GraphqlError(f'Field "{name}" is not defined by type "PodFindAndDeployOnDemandInput".')
+        if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is int)):
+            raise GraphqlError(f'Field "{name}" cannot represent this value.')
+    if str(told.get("cloudType", "ALL")) not in {"ALL", "SECURE", "COMMUNITY"}:
+        raise GraphqlError('Value does not exist in "CloudTypeEnum" enum.')
+    env = {}
+    for pair in told.get("env") or []:
+        if (
+            not isinstance(pair, dict)
+            or set(pair) != {"key", "value"}
+            or not all(type(v) is str for v in pair.values())
+        ):
+            raise GraphqlError('Field "env" takes objects of key and value.')
+        env[pair["key"]] = pair["value"]
+    if told.get("startSsh"):
+        env.setdefault("PUBLIC_KEY", ACCOUNT_PUBLIC_KEY)
+    return Order(
+        name=told.get("name") or "pod",
+        image=told.get("imageName") or "",
+        args=told.get("dockerArgs") or "",
+        env=env,
+        disk=told.get("containerDiskInGb") or 10,
+        ports=tuple(filter(None, (told.get("ports") or "").split(","))),
+        gpu=told.get("gpuTypeId") or "",
+        count=told.get("gpuCount") or 1,
+        cloud=str(told.get("cloudType", "ALL")),
+    )
+
+
+def _shown(pod: Pod) -> dict[str, Any]:
+    """`desiredStatus` is what is desired: RUNNING from the start."""
+    ports = None
+    if pod.phase == "running" and SSH_PORT in pod.order.ports:
+        ip = HOST if pod.is_public else PRIVATE_IP
+        port = {"ip": ip, "isIpPublic": pod.is_public, "privatePort": 22, "publicPort": pod.container.port}
+        ports = [{**port, "type": "tcp"}]
+    return {
+        "id": pod.id,
+        "containerDiskInGb": pod.order.disk,
+        "costPerHr": pod.price,
+        "desiredStatus": "EXITED" if pod.phase == "exited" else "RUNNING",
+        "dockerArgs": pod.order.args,
+        "dockerId": None,
+        "env": [f"{name}={value}" for name, value in pod.order.env.items()],
+        "gpuCount": pod.order.count,
+        "imageName": pod.order.image,
+        "lastStatusChange": f"Rented by User: {pod.created_at}",
+        "machineId": pod.machine_id,
+        "memoryInGb": 62,
+        "name": pod.order.name,
+        "podType": "RESERVED",
+        "port": None,
+        "ports": ",".join(pod.order.ports) or None,
+        "uptimeSeconds": pod.uptime,
+        "vcpuCount": 8,
+        "volumeInGb": 0,
+        "volumeMountPath": "/runpod-volume",
+        "runtime": {"ports": ports} if pod.phase in {"starting", "running"} else None,
+        "machine": {"gpuDisplayName": pod.gpu_name, "podHostId": f"{pod.id}-64411eb2"},
+    }
+
+
+def _gpu(gpu: Gpu) -> dict[str, Any]:
+    lowest = min((price for price in (gpu.secure, gpu.community) if price is not None), default=None)
+    stocked = None if gpu.stock == "none" else lowest
+    return {
+        "maxGpuCount": gpu.most,
+        "id": gpu.id,
+        "displayName": gpu.name,
+        "manufacturer": "Nvidia",
+        "memoryInGb": gpu.memory,
+        "cudaCores": 0,
+        "secureCloud": gpu.secure is not None,
+        "communityCloud": gpu.community is not None,
+        "securePrice": gpu.secure,
+        "communityPrice": gpu.community,
+        **dict.fromkeys(("oneMonthPrice", "threeMonthPrice", "oneWeekPrice", "communitySpotPrice", "secureSpotPrice")),
+        "lowestPrice": {"minimumBidPrice": None, "uninterruptablePrice": stocked},
+    }
+
+
+def _selected(value: object, selection: tuple[Field, ...]) -> object:
+    if isinstance(value, list) and selection:
+        return [_selected(each, selection) for each in value]
+    if isinstance(value, dict) and selection:
+        return {field.name: _selected(value[field.name], field.selection) for field in selection}
+    return value
+
+
+def _data(wanted: Field, value: object, made: str | None) -> Reply:
+    body = {"data": {wanted.name: _selected(value, wanted.selection)}}
+    return Reply(200, json.dumps(body).encode(), pod_id=made)
+
+
+def _errors(status: int, message: str) -> Reply:
+    return Reply(status, json.dumps({"errors": [{"message": message}], "data": None}).encode())
+
+
+def _refused(status: int, message: str) -> Reply:
+    """Refusals by the account come with HTTP 200; those by the door keep their status."""
+    return _errors(200 if status in {400, 402, 404} else status, message)

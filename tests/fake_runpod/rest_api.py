@@ -1,0 +1,319 @@
+"""REST v2 as RunPod's OpenAPI document describes it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
+
+from aiohttp import web
+
+from tests.fake_runpod.account import ACCOUNT_PUBLIC_KEY, Account, RefusedError
+from tests.fake_runpod.container import HOST
+from tests.fake_runpod.faults import Struck
+from tests.fake_runpod.gate import Asked, Caller, Gate, Reply, client_left
+from tests.fake_runpod.pod import PRIVATE_IP, SSH_PORT, Order, Pod
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from tests.fake_runpod.container import Line
+    from tests.fake_runpod.contract import Contract
+    from tests.fake_runpod.views import Gpu
+
+_STATUS: Final = {"pulling": "PROVISIONING", "starting": "STARTING", "running": "RUNNING", "exited": "EXITED"}
+_ACTIONS: Final = {
+    "PROVISIONING": ["stop", "terminate"],
+    "STARTING": ["stop", "terminate"],
+    "RUNNING": ["stop", "restart", "terminate"],
+    "EXITED": ["start", "terminate"],
+}
+UNREADABLE: Final = object()
+_PODS: Final = "/v2/pods"
+_POD: Final = "/v2/pods/{id}"
+_LOGS: Final = "/v2/pods/{id}/logs"
+_ACTION: Final = "/v2/pods/{id}/action"
+_GPUS: Final = "/v2/catalog/gpus"
+_GPU: Final = "/v2/catalog/gpus/{id}"
+
+
+class RestApi:
+    """The routes of v2."""
+
+    def __init__(self, account: Account, gate: Gate, contract: Contract) -> None:
+        self._account = account
+        self._gate = gate
+        self._contract = contract
+
+    def routes(self) -> list[web.RouteDef]:
+        """For the application."""
+        return [
+            web.get(_PODS, self._route("list", _PODS, self._list)),
+            web.post(_PODS, self._route("create", _PODS, self._create)),
+            web.get(_POD, self._route("get", _POD, self._get)),
+            web.delete(_POD, self._route("terminate", _POD, self._delete)),
+            web.get(_LOGS, self._route("logs", _LOGS, self._no_log, self._logs)),
+            web.post(_ACTION, self._route("action", _ACTION, self._act)),
+            web.get(_GPUS, self._route("gpus", _GPUS, self._list_gpus)),
+            web.get(_GPU.replace("{id}", "{id:.+}"), self._route("gpu", _GPU, self._get_gpu)),
+            web.route("*", "/v2/{tail:.*}", self._unknown),
+        ]
+
+    def _route(
+        self,
+        op: str,
+        path: str,
+        work: Callable[[_Request], Awaitable[Reply]],
+        stream: Callable[[web.Request], Awaitable[web.StreamResponse]] | None = None,
+    ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        async def handle(request: web.Request) -> web.StreamResponse:
+            body, faults = await _read(request)
+            method = request.method.lower()
+            faults = faults or self._contract.request_faults(path, method, body, request.query)
+            known = body if isinstance(body, dict) and not faults else {}
+            here = str(known.get("action")) if op == "action" and known else op
+            pod_id = None if path in {_PODS, _GPUS, _GPU} else request.match_info["id"]
+
+            async def perform(struck: Struck, caller: Caller) -> Reply:
+                if faults:
+                    return _problem(422 if body is not UNREADABLE else 400, "The request is not valid.", faults)
+                reply = await work(_Request(request, known, struck, caller, pod_id or ""))
+                broken = self._contract.reply_faults(path, method, reply.status, reply.kind, reply.body)
+                if broken:
+                    return Reply(reply.status, reply.body, reply.kind, defect="; ".join(broken))
+                return reply
+
+            def pretend() -> Reply:
+                if here == "create" and not faults:
+                    order = _order(known)
+                    gpu, price = self._account.price(order)
+                    ghost = Pod(order, price, gpu.name, self._account.folder, Struck(), foreign=False)
+                    return _json(201, self._shown(ghost), ghost.id)
+                return Reply(204)
+
+            asked = Asked(
+                "v2", here, perform, _problem, pretend if here in {"create", "terminate", "stop"} else None, pod_id
+            )
+            if stream is not None and not faults and self._is_listed(pod_id):
+                asked = Asked("v2", here, perform, _problem, None, pod_id, stream)
+            return await self._gate.serve(request, asked)
+
+        return handle
+
+    async def _unknown(self, request: web.Request) -> web.StreamResponse:
+        async def perform(_: Struck, __: Caller) -> Reply:
+            return _problem(404, "nothing is here")
+
+        return await self._gate.serve(request, Asked("v2", "unknown", perform, _problem))
+
+    def _is_listed(self, pod_id: str | None) -> bool:
+        return any(pod.id == pod_id for pod in self._account.listed())
+
+    async def _list(self, _: _Request) -> Reply:
+        return _json(200, {"pods": [self._shown(pod) for pod in self._account.listed()]})
+
+    async def _get(self, asked: _Request) -> Reply:
+        return _json(200, self._shown(self._account.find(asked.pod_id)))
+
+    async def _create(self, asked: _Request) -> Reply:
+        order = _order(asked.body)
+        pod = self._account.create(order, asked.struck)
+        return _json(201, self._shown(pod), pod.id)
+
+    async def _delete(self, asked: _Request) -> Reply:
+        await self._account.terminate(asked.pod_id, asked.by, asked.struck.twist("linger"))
+        return Reply(204)
+
+    async def _act(self, asked: _Request) -> Reply:
+        pod, action = self._account.find(asked.pod_id), str(asked.body["action"])
+        if action not in _ACTIONS[_STATUS[pod.phase]]:
+            raise RefusedError(409, f"{action} is not valid for a pod that is {_STATUS[pod.phase]}")
+        if action == "terminate":
+            return await self._delete(asked)
+        if action == "stop":
+            await pod.stop()
+        elif action == "start":
+            await pod.resume(self._account.settings)
+        else:
+            await pod.restart(wipe=True)
+        return _json(200, self._shown(pod))
+
+    async def _list_gpus(self, asked: _Request) -> Reply:
+        stocked = _stocked(asked.request)
+        return _json(200, {"gpus": [_gpu(gpu, stocked) for gpu in self._account.gpus]})
+
+    async def _get_gpu(self, asked: _Request) -> Reply:
+        gpu = self._account.gpu(asked.request.match_info["id"])
+        if gpu is None:
+            raise RefusedError(404, "gpu type not found")
+        return _json(200, _gpu(gpu, _stocked(asked.request)))
+
+    async def _no_log(self, asked: _Request) -> Reply:
+        self._account.find(asked.pod_id)
+        return Reply(200, kind="text/event-stream")
+
+    async def _logs(self, request: web.Request) -> web.StreamResponse:
+        """The newest `tail` lines, then each line as it is printed, until the client or the pod goes."""
+        pod = self._account.find(request.match_info["id"])
+        headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        response = web.StreamResponse(headers=headers)
+        await response.prepare(request)
+        lines = list(pod.log.lines)
+        tail = int(request.query.get("tail", 100))
+        seen = lines[-1].number - min(tail, len(lines)) if lines else 0
+        if request.query.get("source") == "system":
+            seen = lines[-1].number if lines else 0
+        left = asyncio.create_task(client_left(request))
+        try:
+            while not left.done():
+                grown = pod.log.grown
+                if request.query.get("source") != "system":
+                    for line in [line for line in pod.log.lines if line.number > seen]:
+                        await response.write(_event(line))
+                        seen = line.number
+                if pod.ended is not None:
+                    break
+                more = asyncio.create_task(grown.wait())
+                await asyncio.wait({left, more}, return_when=asyncio.FIRST_COMPLETED)
+                more.cancel()
+        except ConnectionError:
+            pass
+        finally:
+            left.cancel()
+        return response
+
+    def _shown(self, pod: Pod) -> dict[str, Any]:
+        status = _STATUS[pod.phase]
+        running = status == "RUNNING"
+        port = pod.container.port if running else None
+        public = running and pod.is_public
+        ports = []
+        if running and SSH_PORT in pod.order.ports:
+            ip = HOST if public else PRIVATE_IP
+            ports = [{"private": 22, "public": port if public else None, "type": "tcp", "ip": ip}]
+        return {
+            "id": pod.id,
+            "name": pod.order.name,
+            "image": pod.order.image,
+            "args": pod.order.args,
+            "disk": pod.order.disk,
+            "ports": list(pod.order.ports),
+            "env": dict(pod.order.env),
+            "registry": None,
+            "status": status,
+            "actions": _ACTIONS[status],
+            "mounts": {},
+            "gpu": {"id": pod.order.gpu, "count": pod.order.count},
+            "cloud": "COMMUNITY" if pod.order.cloud == "COMMUNITY" else "SECURE",
+            "dataCenterId": "US-KS-2",
+            "cudaVersion": "12.8",
+            "ssh": {
+                "proxy": _endpoint("ssh.runpod.io", 22, f"{pod.id}-64411eb2"),
+                "direct": _endpoint(HOST, pod.container.port, "root") if public and ports else None,
+            },
+            "template": None,
+            "cost": 0.0 if status == "EXITED" else pod.price,
+            "locked": False,
+            "globalNetworking": {"enabled": False},
+            "runtime": {"uptime": pod.uptime, "ports": ports} if running else None,
+            "createdAt": pod.created_at,
+            "startedAt": pod.started_at,
+        }
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A request whose body fits the contract."""
+
+    request: web.Request
+    body: dict[str, Any]
+    struck: Struck
+    caller: Caller
+    pod_id: str
+
+    @property
+    def by(self) -> str:
+        """Who ends a pod by it."""
+        return self.caller.name
+
+
+async def _read(request: web.Request) -> tuple[object, list[str]]:
+    """The body, None without one, and what is wrong with it."""
+    raw = await request.read()
+    if not raw:
+        return None, []
+    try:
+        return json.loads(raw), []
+    except ValueError:
+        return UNREADABLE, ["the body is no JSON"]
+
+
+def _order(body: dict[str, Any]) -> Order:
+    """An order from a body; raises `RefusedError` where rules between its fields are broken."""
+    if ("gpu" in body) == ("cpu" in body):
+        raise RefusedError(400, "exactly one of gpu and cpu is needed")
+    if "gpu" not in body or "templateId" in body:
+        raise RefusedError(400, "only GPU pods from an image are made here")
+    env = dict(body.get("env", {}))
+    if body.get("startSsh"):
+        env.setdefault("PUBLIC_KEY", ACCOUNT_PUBLIC_KEY)
+    return Order(
+        name=body["name"],
+        image=body["image"],
+        args=body.get("args", ""),
+        env=env,
+        disk=body.get("disk", 10),
+        ports=tuple(body.get("ports", [])),
+        gpu=body["gpu"]["id"],
+        count=body["gpu"].get("count", 1),
+        cloud=body.get("cloud", "SECURE"),
+    )
+
+
+def _stocked(request: web.Request) -> bool:
+    """Whether stock is asked for; raises `RefusedError` where product and include do not come together."""
+    asked = {"include": "include" in request.query, "product": "product" in request.query}
+    if asked["include"] != asked["product"]:
+        raise RefusedError(400, "include=AVAILABILITY and product go together")
+    return asked["include"]
+
+
+def _gpu(gpu: Gpu, stocked: bool) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "id": gpu.id,
+        "name": gpu.name,
+        "pool": None,
+        "manufacturer": "NVIDIA",
+        "memory": gpu.memory,
+        "secure": gpu.secure is not None,
+        "community": gpu.community is not None,
+        "price": {"secure": gpu.secure or 0.0, "community": gpu.community or 0.0},
+        "maxCount": {"secure": gpu.most if gpu.secure else 0, "community": gpu.most if gpu.community else 0},
+    }
+    if stocked:
+        shown["availability"] = gpu.stock.upper()
+        shown["dataCenters"] = [{"id": "US-KS-2", "name": "US Kansas 2", "availability": gpu.stock.upper()}]
+    return shown
+
+
+def _endpoint(host: str, port: int, user: str) -> dict[str, Any]:
+    return {"host": host, "port": port, "username": user, "command": f"ssh {user}@{host} -p {port}"}
+
+
+def _event(line: Line) -> bytes:
+    data = json.dumps({"ts": line.at, "source": "container", "line": line.text})
+    return f"id: {line.at}/{line.number:012d}\ndata: {data}\n\n".encode()
+
+
+def _json(status: int, value: object, pod_id: str | None = None) -> Reply:
+    return Reply(status, json.dumps(value).encode(), pod_id=pod_id)
+
+
+def _problem(status: int, detail: str, errors: Sequence[str] = ()) -> Reply:
+    """An error as RFC 9457 writes it."""
+    told: dict[str, Any] = {"title": HTTPStatus(status).phrase, "status": status, "detail": detail}
+    if errors:
+        told["errors"] = list(errors)
+    return Reply(status, json.dumps(told).encode(), "application/problem+json")

@@ -1,0 +1,150 @@
+"""What goes between the fake and a test over `/_fake/`: frozen records, and the names of faults."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import msgspec
+
+Stock = Literal["none", "low", "medium", "high"]
+Phase = Literal["pulling", "starting", "running", "exited"]
+
+OPERATIONS: Final = frozenset(
+    {"list", "get", "create", "terminate", "stop", "start", "restart", "gpus", "gpu", "logs", "user", "any"}
+)
+CALL_FAULTS: Final = frozenset(
+    {
+        "status",
+        "html500",
+        "cut_json",
+        "hang",
+        "drip",
+        "lose_reply",
+        "late",
+        "errors_empty",
+        "myself_null",
+        "no_capacity",
+        "no_balance",
+        "ignored",
+        "gone410",
+        "rate_limited",
+        "forbidden",
+        "unauthorized",
+    }
+)
+"""A call is answered otherwise than it should be; the first that fits is taken."""
+TWISTS: Final = frozenset(
+    {
+        "price",
+        "twin",
+        "linger",
+        "pull_forever",
+        "no_port",
+        "private_port",
+        "ssh_after",
+        "other_host_key",
+        "other_client_key",
+        "small_disk",
+    }
+)
+"""A call is answered as it should be, and the pod is another; all that fit are taken together."""
+
+
+class _View(msgspec.Struct, frozen=True, kw_only=True):
+    pass
+
+
+class Gpu(_View, frozen=True, kw_only=True):
+    """One type in the catalogue. Prices in USD an hour for one; None where that cloud does not offer it.
+
+    With a stock of `none` a pod of it cannot be made.
+    """
+
+    id: str
+    name: str
+    memory: int
+    secure: float | None
+    community: float | None = None
+    stock: Stock = "high"
+    most: int = 8
+
+
+class Settings(_View, frozen=True, kw_only=True):
+    """Times in seconds. `pull_seconds` until the container starts, `port_seconds` from there to its ports,
+    `ssh_delay` before its sshd listens.
+
+    `pod_key` is what a pod's own key may do to its pod: `terminate` includes `stop`. `calls_per_minute` above which
+    429 is answered, None for no limit.
+    """
+
+    pull_seconds: float = 0.2
+    port_seconds: float = 0.0
+    ssh_delay: float = 0.0
+    pod_key: Literal["terminate", "stop", "nothing"] = "terminate"
+    calls_per_minute: int | None = None
+
+
+class PodView(_View, frozen=True, kw_only=True):
+    """A pod that exists, whatever the API says. `price` in USD an hour, `pid` its PID 1 as the machine counts,
+    `env` what the container got, secrets included; `port` is where its sshd is or will be.
+    """
+
+    id: str
+    name: str
+    status: Phase
+    gpu: str
+    price: float
+    host: str
+    port: int
+    folder: str
+    env: dict[str, str]
+    pid: int | None
+    created_at: str
+
+
+class PastPod(_View, frozen=True, kw_only=True):
+    """A pod that was ever made. Times on the monotonic clock; `ended` is None while it exists.
+
+    `ended_by`: `account`, `pod` (its own key) or `fake` (it vanished, or the program ended).
+    """
+
+    id: str
+    name: str
+    price: float
+    foreign: bool
+    created: float
+    ended: float | None
+    ended_by: str | None
+
+
+class Call(_View, frozen=True, kw_only=True):
+    """One API call. `at` on the monotonic clock when it came; `status` is 0 where no whole answer was given.
+
+    `caller`: `account`, `pod`, `unknown` (a key that is none) or `nobody`. `headers` are without the key. `defect` says
+    how an answer of the fake's own broke the published contract.
+    """
+
+    op: str
+    api: Literal["graphql", "v2"]
+    at: float
+    status: int
+    pod_id: str | None
+    caller: str
+    headers: dict[str, str]
+    fault: str | None = None
+    defect: str | None = None
+
+
+class Rule(_View, frozen=True, kw_only=True):
+    """A scripted fault: after `after` fitting calls, the next `times` are struck; None means until cleared.
+
+    `api` and `pod` narrow it. `how` holds the fault's own values.
+    """
+
+    on: str
+    do: str
+    times: int | None = 1
+    after: int = 0
+    api: Literal["graphql", "v2"] | None = None
+    pod: str | None = None
+    how: dict[str, object] = {}

@@ -1,0 +1,32 @@
+"""A fake RunPod for each test that asks for one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fake_runpod.client import FakeRunPod
+from tests.fake_runpod.needs import missing
+
+
+@pytest.fixture(scope="session")
+def can_run_pods() -> None:
+    """Skips where pods cannot be real."""
+    lacking = missing()
+    if lacking:
+        pytest.skip(lacking)
+
+
+@pytest.fixture
+def fake_runpod(can_run_pods: None, tmp_path: Path) -> Iterator[FakeRunPod]:
+    """A running fake, without pods; afterwards its answers must have kept to RunPod's published contract."""
+    folder = tmp_path / "runpod"
+    folder.mkdir()
+    fake = FakeRunPod.start(folder)
+    try:
+        yield fake
+        assert fake.process.poll() is not None or fake.defects() == []
+    finally:
+        fake.stop()

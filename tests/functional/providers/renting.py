@@ -1,0 +1,107 @@
+"""Renting from the fake RunPod: one fake and one home for a module, a provider with short limits for each test."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from engine.providers.protocol import EmptyProof, Lease, Scope, Spec
+from engine.providers.runpod.provider import RunPodProvider
+from engine.providers.settings import RunPodLimits, RunPodSettings, Settings
+from tests.fake_runpod.client import FakeRunPod
+from tests.fake_runpod.needs import why_not
+
+Api = Literal["rest", "sdk"]
+RUN: str = "0123456789ab"
+APART = 0.2
+CHEAP, NEXT = "RTX A2000", "L4"
+needs_pods = pytest.mark.skipif(bool(why_not()), reason=why_not() or "pods can be made")
+
+
+@dataclass
+class Renting:
+    """What one test rents. `known` are the names in the ledger; `said` is what the provider told while it waited."""
+
+    fake: FakeRunPod
+    home: Path
+    api: Api
+    known: list[str] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+
+    def provider(self, home: Path | None = None, **limits: float) -> RunPodProvider:
+        short = {
+            "api": 10.0,
+            "provisioning": 20.0,
+            "ssh": 20.0,
+            "poll": 0.1,
+            "search": 10.0,
+            "listings_apart": APART,
+            "terminate": 20.0,
+            "helper_idle": 5.0,
+        }
+        runpod = RunPodSettings(api=self.api, calls_per_minute=600, limits=RunPodLimits(**{**short, **limits}))
+        return RunPodProvider(home or self.home, Settings(runpod=runpod))
+
+    def spec(self, *gpus: str, max_price: float | None = None, max_seconds: float = 600.0) -> Spec:
+        """A spec under a new name, which goes into the ledger with it."""
+        name = f"glasshouse-test-{RUN}-{secrets.token_hex(4)}"
+        self.known.append(name)
+        return Spec(name=name, gpus=gpus or (CHEAP,), max_price=max_price, max_seconds=max_seconds)
+
+    async def lease(self, provider: RunPodProvider, spec: Spec | None = None) -> Lease:
+        return await provider.acquire(spec or self.spec(), RUN, self.said.append)
+
+    async def proof(self, provider: RunPodProvider, *leases: Lease) -> EmptyProof:
+        return await provider.prove_empty(Scope(names=tuple(self.known), leases=leases))
+
+    def ours(self) -> list[str]:
+        """The ids of the pods that exist under names of the ledger, whatever the API says."""
+        return [pod.id for pod in self.fake.pods() if pod.name in self.known]
+
+    def folders(self) -> list[str]:
+        """The allocations whose private folder is still there."""
+        return [name for name in self.known if (self.home / "allocations" / name).exists()]
+
+    def asked(self, op: str) -> int:
+        """How many calls of one operation the account's key made."""
+        return sum(call.caller == "account" for call in self.fake.calls(op))
+
+
+@dataclass(frozen=True)
+class Place:
+    """What the tests of one module and one API share."""
+
+    fake: FakeRunPod
+    home: Path
+    api: Api
+
+
+@pytest.fixture(scope="module", params=["rest", "sdk"])
+def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    folder = tmp_path_factory.mktemp("fake")
+    fake = FakeRunPod.start(folder, pull_seconds=0.05)
+    yield Place(fake, tmp_path_factory.mktemp("home"), request.param)
+    fake.stop()
+
+
+@pytest.fixture
+def renting(place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[Renting]:
+    """Ends with the check that every test shares: no pod exists that the ledger does not know, nor any of ours."""
+    for name, value in place.fake.environment().items():
+        monkeypatch.setenv(name, value)
+    found = Renting(place.fake, place.home, place.api)
+    before = {pod.id for pod in place.fake.ever()}
+    yield found
+    place.fake.clear()
+    made = [pod for pod in place.fake.ever() if pod.id not in before and not pod.foreign]
+    left = place.fake.pods()
+    for pod in left:
+        place.fake.vanish(pod.id)
+    assert {pod.name for pod in made} <= set(found.known), "a pod was made that the ledger does not know"
+    assert not [pod.id for pod in left if pod.name in found.known], "a pod of ours was left"
+    assert place.fake.defects() == []
