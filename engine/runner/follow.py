@@ -46,6 +46,9 @@ class Follower:
 
     async def follow(self) -> None:
         """Until every segment is done or failed; raises `RunError` (`supervisor_died`) and what the log refuses."""
+        # A state is entered before its event is stored: a runner that died between left events behind final states.
+        while await self._take():
+            pass
         while not self._segments_over() and not self._ingest.closed:
             if not await self._take():
                 await self._check_liveness()

@@ -40,7 +40,7 @@ def _die_at_the_next_state(home: str, run_id: str) -> None:
         with contextlib.closing(sqlite3.connect(path)) as db:
             return set(
                 db.execute(
-                    """SELECT subject, state FROM transitions JOIN runs ON runs.key = run WHERE runs.id = ?1
+                    """SELECT subject, transitions.state FROM transitions JOIN runs ON runs.key = run WHERE runs.id = ?1
                     UNION ALL SELECT 'allocation', allocation_moves.state FROM allocation_moves
                     JOIN allocations ON allocations.id = allocation JOIN runs ON runs.key = allocations.run
                     WHERE runs.id = ?1""",
