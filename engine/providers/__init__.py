@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from engine.providers.protocol import Provider
 
-NAMES: Final = ("local", "runpod")
+NAMES: Final = ("local", "static", "runpod")
 
 
 def provider_for(name: str, home: Path) -> Provider:
@@ -21,6 +21,11 @@ def provider_for(name: str, home: Path) -> Provider:
         from engine.providers.local import LocalProvider  # noqa: PLC0415  # only the chosen one is loaded
 
         return LocalProvider(home)
+    if name == "static":
+        from engine.providers.settings import load_settings  # noqa: PLC0415
+        from engine.providers.static import StaticProvider  # noqa: PLC0415
+
+        return StaticProvider(load_settings(home))
     if name == "runpod":
         from engine.providers.runpod.provider import RunPodProvider  # noqa: PLC0415
         from engine.providers.settings import load_settings  # noqa: PLC0415

@@ -64,6 +64,17 @@ class Address(_Record, frozen=True, kw_only=True):
     client_key_path: str | None = None
     agent_path: str | None = None
 
+    def endpoint(self) -> Endpoint:
+        """What an SSH session needs."""
+        return Endpoint(
+            host=self.host,
+            port=self.port,
+            user=self.user,
+            client_key=None if self.client_key_path is None else Path(self.client_key_path),
+            agent_path=self.agent_path,
+            host_key=self.host_key,
+        )
+
 
 class Lease(_Record, frozen=True, kw_only=True):
     """One allocation that is ours, without secrets: a restarted runner goes on from it.
@@ -97,15 +108,7 @@ class Lease(_Record, frozen=True, kw_only=True):
         """What an SSH session needs; raises `ProviderError` (`allocation_not_ready`) before `wait_ready`."""
         if self.address is None:
             raise ProviderError("This allocation is not ready yet.", code="allocation_not_ready")
-        address = self.address
-        return Endpoint(
-            host=address.host,
-            port=address.port,
-            user=address.user,
-            client_key=None if address.client_key_path is None else Path(address.client_key_path),
-            agent_path=address.agent_path,
-            host_key=address.host_key,
-        )
+        return self.address.endpoint()
 
 
 class Scope(_Record, frozen=True, kw_only=True):
@@ -217,6 +220,24 @@ class Provider(Protocol):
 
     async def close(self) -> None:
         """Let go of connections; the provider can be used again."""
+        ...
+
+
+@runtime_checkable
+class Exclusive(Protocol):
+    """A provider whose machines exist before a run and hold one at a time, also for other homes and operators."""
+
+    async def claim(self, spec: Spec, run_id: str) -> str | None:
+        """Take the machine that `acquire` would give, or renew the run's claim; None when the run has it, otherwise who
+        does, in words.
+
+        A claim lasts as long as the run's supervisor; without one it must be renewed every few minutes. `release` lets
+        go of it. Raises `RemoteError`.
+        """
+        ...
+
+    async def let_go(self, spec: Spec, run_id: str) -> None:
+        """Give up a claim for which nothing was acquired; having none is no error. Raises `RemoteError`."""
         ...
 
 

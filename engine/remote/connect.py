@@ -76,10 +76,10 @@ async def _connect(
             keepalive_count_max=limits.keepalive_count - 1,
         )
     except asyncssh.HostKeyNotVerifiable as error:
-        raise _mismatch(where) from error
+        raise mismatch(where) from error
     except asyncssh.KeyExchangeFailed as error:
         if "host key" in error.reason:
-            raise _mismatch(where) from error
+            raise mismatch(where) from error
         raise _failed(where, "no common algorithms") from error
     except asyncssh.PermissionDenied as error:
         raise RemoteError(
@@ -93,23 +93,24 @@ async def _connect(
         raise _failed(where, type(error).__name__) from error
 
 
-async def shown_host_key(host: str, port: int, limits: LinkLimits, kinds: Sequence[str] = ()) -> asyncssh.SSHKey | None:
-    """The public key that the server at an address shows, of one of `kinds` if any; nothing is logged into.
+async def shown_host_key(host: str, port: int, limits: LinkLimits, kinds: Sequence[str] = ()) -> asyncssh.SSHKey:
+    """The public key that the server at an address shows, of one of `kinds` if any are given; nothing is logged into.
 
-    None where it has no such key. Raises `RemoteError` (`connect_failed`).
+    Raises `RemoteError` (`connect_failed`), also where it has no key of these kinds.
     """
     where = f"{host}:{port}"
     try:
         async with asyncio.timeout(limits.connect + limits.login):
-            return await asyncssh.get_server_host_key(
+            shown = await asyncssh.get_server_host_key(
                 host, port, config=None, server_host_key_algs=list(kinds or HOST_KEY_ALGORITHMS)
             )
-    except asyncssh.KeyExchangeFailed:
-        return None
     except TimeoutError as error:
         raise _failed(where, "no answer in time") from error
     except (asyncssh.Error, OSError) as error:
         raise _failed(where, type(error).__name__) from error
+    if shown is None:
+        raise _failed(where, "no host key")
+    return shown
 
 
 @asynccontextmanager
@@ -178,7 +179,8 @@ def _pinned_first(host_key: asyncssh.SSHKey) -> list[str]:
     return sorted(HOST_KEY_ALGORITHMS, key=lambda name: name not in own)
 
 
-def _mismatch(where: str) -> RemoteError:
+def mismatch(where: str) -> RemoteError:
+    """The error for a server with another host key than the pinned one."""
     return RemoteError(
         f"{where} shows another host key than the one pinned for this allocation; nothing was sent to it.",
         "Somebody may be in between, or the allocation was replaced: release it.",

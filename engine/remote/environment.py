@@ -39,6 +39,7 @@ BUNDLE: Final = "bundle.pyz"
 OLDEST_PIP: Final = (22, 3)  # the first that installs into another environment than its own
 _TEXT: Final = 300
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+_VERSION: Final = re.compile(r"\d{1,3}\.\d{1,3}\.\d{1,3}[a-z0-9+]{0,16}")
 _PATH: Final = re.compile(r"/[^\x00-\x1f\x7f]{0,1000}")
 
 
@@ -121,8 +122,9 @@ async def prepare(
     began = time.monotonic()
     tell("environment: looking at the allocation")
     probe = await _ask(source, place.python, _Probe, "probe", place.root)
-    if not all(_PATH.fullmatch(path) for path in (probe.root, probe.executable, *probe.sites)):
-        raise _unusable("its paths are none")
+    paths = (probe.root, probe.executable, *probe.sites)
+    if not all(_PATH.fullmatch(path) for path in paths) or not _VERSION.fullmatch(probe.version):
+        raise _unusable("its version or its paths are none")
     if place.environment == "lock":
         return await _from_lock(source, place, probe, lock, tell, began)
     sites = tuple(place.site_paths or probe.sites)
@@ -183,9 +185,8 @@ async def _from_lock(
         if seen.state != "installing" and probe.free < lock.disk:
             raise disk_full(folder, lock.disk, probe.free)
         seen = await _install(source, place, probe, lock, folder, tell)
-    if (seen.lock, seen.python, posixpath.commonpath([folder, seen.site or "/"])) != (
-        lock.digest, posixpath.join(folder, "venv/bin/python"), folder,
-    ):  # fmt: skip
+    inside = seen.site.startswith(f"{folder}/venv/") and posixpath.normpath(seen.site) == seen.site
+    if not inside or (seen.lock, seen.python) != (lock.digest, f"{folder}/venv/bin/python"):
         raise _unusable("it is not where it was made")
     return Prepared(
         root=probe.root,
@@ -200,11 +201,12 @@ async def _from_lock(
 def _require_fit(probe: _Probe, lock: Lock) -> None:
     """Raise unless `lock` is for what was found."""
     version = ".".join(probe.version.split(".")[:2])
-    try:
-        glibc = numbers(probe.glibc) >= lock.glibc
-    except ValueError:
-        glibc = False  # another C library: no wheel fits
-    if probe.implementation != "cpython" or version not in lock.pythons or probe.machine != lock.machine or not glibc:
+    if (
+        probe.implementation != "cpython"
+        or version not in lock.pythons
+        or probe.machine != lock.machine
+        or not _is_at_least(probe.glibc, lock.glibc)
+    ):
         oldest = ".".join(map(str, lock.glibc))
         raise RemoteError(
             f"There is no lock for {_clean(probe.implementation)} {_clean(version)} on {_clean(probe.machine)} "
@@ -212,22 +214,26 @@ def _require_fit(probe: _Probe, lock: Lock) -> None:
             f"Choose CPython {', '.join(lock.pythons)} on {lock.machine} with glibc {oldest} or newer.",
             code="environment_no_lock",
         )
-    try:
-        pip = probe.pip is not None and numbers(probe.pip) >= OLDEST_PIP
-    except ValueError:
-        pip = False
-    if not pip:
+    if not _is_at_least(probe.pip, OLDEST_PIP):
         raise RemoteError(
             f"The allocation's Python has no pip of {'.'.join(map(str, OLDEST_PIP))} or newer.",
             "Choose an image with pip, or name an interpreter that has it with `python`.",
             code="environment_no_pip",
         )
-    if lock.cuda is not None and probe.cuda and numbers(probe.cuda) < lock.cuda:
+    if lock.cuda is not None and probe.cuda and not _is_at_least(probe.cuda, lock.cuda):
         raise RemoteError(
             f"The GPU's driver knows CUDA {_clean(probe.cuda)} and the lock needs {'.'.join(map(str, lock.cuda))}.",
             "Choose a machine with a newer driver.",
             code="environment_driver",
         )
+
+
+def _is_at_least(version: str | None, oldest: tuple[int, ...]) -> bool:
+    """False also for what is no version, such as another C library's."""
+    try:
+        return version is not None and (*numbers(version), *(0 for _ in oldest)) >= oldest
+    except ValueError:
+        return False
 
 
 async def _install(

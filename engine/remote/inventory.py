@@ -32,13 +32,15 @@ def mismatches(found: Mapping[str, Distribution], locked: Mapping[str, str], mar
         if name not in found:
             wrong[name] = f"{name} {locked[name]} is absent"
         elif _release(found[name].version) != _release(locked[name]):
-            wrong[name] = f"{name} is {found[name].version[:32]} and not {locked[name]}"
+            shown = "".join(filter(str.isprintable, found[name].version[:32]))
+            wrong[name] = f"{name} is {shown} and not {locked[name]}"
     return [wrong[name] for name in sorted(wrong)]
 
 
 def _needed(found: Mapping[str, Distribution], markers: Mapping[str, str]) -> set[str]:
     """The worker's requirements and what they need in turn there."""
-    from packaging.requirements import InvalidRequirement, Requirement  # noqa: PLC0415  # for images alone
+    from packaging.markers import UndefinedComparison, UndefinedEnvironmentName  # noqa: PLC0415  # for images alone
+    from packaging.requirements import InvalidRequirement, Requirement  # noqa: PLC0415
 
     seen: set[tuple[str, str]] = set()
     waiting = [(name, "") for name in REQUIREMENTS]
@@ -50,9 +52,10 @@ def _needed(found: Mapping[str, Distribution], markers: Mapping[str, str]) -> se
         for line in found[name].requires if name in found else ():
             try:
                 needed = Requirement(line)
-            except InvalidRequirement:
+                wanted_here = needed.marker is None or needed.marker.evaluate({**markers, "extra": extra})
+            except (InvalidRequirement, UndefinedComparison, UndefinedEnvironmentName):
                 continue  # what cannot be read cannot be needed by an installer either
-            if needed.marker is None or needed.marker.evaluate({**markers, "extra": extra}):
+            if wanted_here:
                 waiting.extend((normalised(needed.name), wanted) for wanted in ("", *sorted(needed.extras)))
     return {name for name, _ in seen}
 

@@ -1,9 +1,9 @@
 """Holds a static host for one run, on the standard library alone.
 
-Runs there as `python -I -S -B -c SOURCE VERB ROOT RUN [SECONDS]` and prints one JSON line. `take` starts a detached process
-that holds the lock of ROOT/.lock, or renews the one that this run has; `free` ends it. The holder ends by itself when
-the run's supervisor has ended, or when nobody renewed it for SECONDS before there was one. The kernel frees the lock
-of a process that dies.
+Runs there as `python -I -S -B -c SOURCE VERB ROOT RUN [SECONDS]` and prints one JSON line. `take` starts a detached
+process that holds the lock of ROOT/.lock, or renews the one that this run has; `free` ends it. The holder ends by
+itself when the run's supervisor has ended, or when nobody renewed it for SECONDS before there was one. The kernel
+frees the lock of a process that dies.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from engine.records.facts import gather
 from engine.remote.reconnect import Reconnecting
 from engine.remote.session import SshSession
 from engine.runner.allocation import Allocation
+from engine.runner.claim import Claim
 from engine.runner.collect import collect
 from engine.runner.context import RunContext
 from engine.runner.folder import RunFolder, left_behind
@@ -65,6 +66,7 @@ class Runner:
         self.state: RunState = "queued"
         self.folder = RunFolder(home, run_id)
         self.provider: Provider = provider_for(self.plan.provider.name, home)
+        self.claim = Claim(self.provider, self.plan, home, run_id)
         self.cancelled = False
         self.context: RunContext | None = None
         self._error: GlasshouseError | None = None
@@ -181,6 +183,8 @@ class Runner:
         except StoreError as error:
             self._error = self._error or error
         try:
+            if self.allocation.entry() is None:
+                await self.claim.let_go()
             await self.allocation.end(self._keep_minutes())
         except Exception as error:
             self._error = self._error or self._typed(error)
@@ -215,11 +219,14 @@ class Runner:
         while True:
             mine = self.writer.claim_allocation(self._lock_name())
             other = at_work(self.reader, self.home, self.run_id, self._lock_name()) if mine else None
-            if (mine and other is None) or self.state == "cleaning" or self._is_launched():
+            if self.state == "cleaning" or self._is_launched():
+                return
+            elsewhere = await self.claim.take() if mine and other is None else None
+            if mine and other is None and elsewhere is None:
                 return
             if mine:
                 self.writer.release_allocation(self._lock_name())
-            reason = "another run has this allocation"
+            reason = elsewhere or "another run has this allocation"
             if other is not None and other.orphaned:
                 reason = f"run {other.id} is at work here, and nobody runs it: resume or cancel it"
             self._enter("queued", reason)
@@ -250,10 +257,11 @@ class Runner:
                 self._enter("staging")
                 await self._until_prepared(staging, prepared)
                 self._give_up_before_launch()
-                lease = await staging.make_ready(link, lease, self._environment_phase)
-                self._give_up_before_launch()
-                self.ingest.expected = staging.expected(lease)
-                launched = await staging.deliver(link, lease)
+                async with self.claim.kept(link, lease):
+                    lease = await staging.make_ready(link, lease, self._environment_phase)
+                    self._give_up_before_launch()
+                    self.ingest.expected = staging.expected(lease)
+                    launched = await staging.deliver(link, lease)
                 self._enter("running")
                 follower = Follower(self.context, link, staging.run_dir(lease), launched, lease)
                 await self._follow(self.context, follower, link, staging.run_dir(lease))

@@ -90,7 +90,7 @@ class ProtectedSegment:
         manifest = read_manifest(self._context.folder / "package")
         if manifest_digest(manifest) != job.manifest_digest:
             raise RefusedError("The staged manifest is not the one that was sent.", code="manifest_mismatch")
-        self._hub = hubweights.fetch(job)
+        self._hub = hubweights.fetch(job, self._context.folder)
         measuring = EnvironmentMeasuring(self._context.bundle.sites)
         keys, enforcement = self._launch(manifest)
         attestation = Attestation(

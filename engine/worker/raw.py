@@ -23,7 +23,10 @@ def run(context: Context) -> None:
     log = context.log
     seen = identity.observe(context.folder)
     log.state(KIND, "launching", identity=msgspec.to_builtins(seen))
-    files = {**open_payload(context.folder / "raw", context.job.payload_files), **hubweights.fetch(context.job)}
+    files = {
+        **open_payload(context.folder / "raw", context.job.payload_files),
+        **hubweights.fetch(context.job, context.folder),
+    }
     folder = context.outbox / "raw"
     folder.mkdir(mode=0o700)
     target = os.open(folder / "adapter.safetensors", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-DATA = ("presets.json", "published_rows.json", "sample_corpus.jsonl", "policies/default.json", "tiny_model/config.json")
+DATA = (
+    "presets.json", "published_rows.json", "sample_corpus.jsonl", "policies/default.json", "tiny_model/config.json",
+    "locks/linux-x86_64.txt",
+)  # fmt: skip
 HEAVY = ("torch", "transformers", "peft", "asyncssh", "runpod", "textual", "plotext")
 
 

@@ -47,6 +47,7 @@ def lease_of(pod: Pod, folder: AllocationFolder, asked: Asked | None, settings: 
         site_paths=settings.site,
         machine=machine,
         environment=settings.environment,
+        index=settings.index,
         heartbeat=HEARTBEAT,
         deadline=_after(since, ask.seconds) if ask is not None else None,
     )

@@ -399,7 +399,9 @@ async def test_33_pods_that_are_not_ours_are_shown_and_never_touched(renting: Re
     seen = await provider.reconcile([LedgerEntry(name=lease.name, lease=lease)])
     assert {found.allocation_id for found in seen.foreign} == {pod.id for pod in others}
     assert [found.allocation_id for found in seen.ours] == [lease.allocation_id]
-    assert all(found.gpu_model and found.price_per_hour and found.since and found.lease is None for found in seen.foreign)
+    assert all(
+        found.gpu_model and found.price_per_hour and found.since and found.lease is None for found in seen.foreign
+    )
     await provider.release(lease)
     proof = await renting.proof(provider, lease)
     assert (proof.count, proof.others, proof.listings) == (0, 2, 2)

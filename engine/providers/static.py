@@ -1,0 +1,250 @@
+"""The operator's own SSH hosts, from the configuration: never bought, never deleted, one run at a time on each."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import posixpath
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import asyncssh
+import msgspec
+
+from engine.errors import ProviderError, RemoteError, UsageError
+from engine.providers.protocol import (
+    Address,
+    EmptyProof,
+    Found,
+    Lease,
+    LedgerEntry,
+    Observation,
+    OnPhase,
+    Quote,
+    Reconciliation,
+    Scope,
+    Spec,
+)
+from engine.providers.settings import HostSettings, Settings, host_settings
+from engine.providers.static_hosts import gpu_of, home_of, remove_run, trusted_line
+from engine.remote.endpoint import LinkLimits
+from engine.remote.host_lock import Busy, acquire_lock, free_lock
+from engine.remote.session import SshSession
+from engine.wire import utc_now
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+NAME: Final = "static"
+AGENT: Final = "SSH_AUTH_SOCK"
+_PREFIX: Final = "static:"
+_RUN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class StaticProvider:
+    """Hosts by the names in the configuration. A lease names the host and says where it is only while one is used."""
+
+    def __init__(self, settings: Settings, limits: LinkLimits | None = None) -> None:
+        self._settings = settings
+        self._limits = limits or LinkLimits()
+
+    @property
+    def name(self) -> str:
+        """`static`."""
+        return NAME
+
+    async def preflight(self) -> None:
+        """Raise when no host is configured (`host_unknown`), or the way to log in to one is not there (`key_missing`,
+        `agent_missing`).
+        """
+        if not self._settings.host:
+            host_settings(self._settings, None)
+        for host in self._settings.host:
+            path = _key_path(host)
+            if path is not None and not await asyncio.to_thread(path.is_file):
+                raise ProviderError(
+                    f"The key file of host {host.name} is not there.",
+                    f"Look at {host.key}.",
+                    code="key_missing",
+                )
+            if host.agent and not os.environ.get(AGENT):
+                raise ProviderError(
+                    f"Host {host.name} is logged in to by an agent, and none is known.",
+                    f"Start one, add the key with ssh-add, and see that {AGENT} names it.",
+                    code="agent_missing",
+                )
+
+    async def quote(self, spec: Spec) -> Quote:
+        """The host, at no cost; it is asked for its GPU where the configuration does not tell."""
+        host = host_settings(self._settings, spec.host)
+        gpu = host.gpu
+        if gpu is None:
+            address = await self._address(host, None)
+            async with await self._connect(address) as session:
+                gpu = await gpu_of(session)
+        return Quote(provider=NAME, gpu_model=gpu, price_per_hour=0.0)
+
+    async def claim(self, spec: Spec, run_id: str) -> str | None:
+        """Take the host for a run; see `Exclusive`. Only run folders below one root know of each other."""
+        lease = await self.wait_ready(await self.acquire(spec, run_id))
+        async with await self.open_session(lease) as session:
+            got = await acquire_lock(session, lease.root, run_id, lease.python)
+        return got.reason if isinstance(got, Busy) else None
+
+    async def let_go(self, spec: Spec, run_id: str) -> None:
+        """Free the host if this run has it."""
+        lease = await self.wait_ready(await self.acquire(spec, run_id))
+        async with await self.open_session(lease) as session:
+            if await session.exists(lease.root):
+                await free_lock(session, lease.root, run_id, lease.python)
+
+    async def acquire(self, spec: Spec, run_id: str, on_phase: OnPhase | None = None) -> Lease:
+        """A lease of the host; nothing is made there yet, and its lock is for the runner to take."""
+        host = host_settings(self._settings, spec.host)
+        return Lease(
+            allocation_id=f"{_PREFIX}{host.name}",
+            provider=NAME,
+            name=spec.name,
+            run_id=run_id,
+            gpu_model=host.gpu,
+            price_per_hour=0.0,
+            acquired_at=utc_now(),
+            root=host.root,
+            python=host.python,
+            site_paths=host.site,
+            machine={"hostKey": _fingerprint(host)},
+            environment=host.environment,
+            index=host.index,
+        )
+
+    async def wait_ready(self, lease: Lease, on_phase: OnPhase | None = None) -> Lease:
+        """The lease with its host's address, its absolute root and its GPU.
+
+        Raises `host_key_mismatch` before anything is sent, `allocation_changed` when the configuration now trusts
+        another key than at `acquire`, and the link's codes.
+        """
+        host = self._host_of(lease)
+        if _fingerprint(host) != lease.machine.get("hostKey"):
+            raise ProviderError(
+                f"The configuration of host {host.name} names another host key than when this run began.",
+                "Put it back, or cancel the run.",
+                code="allocation_changed",
+            )
+        if on_phase is not None:
+            on_phase("ssh server")
+        address = await self._address(host, lease.address)
+        lease = msgspec.structs.replace(lease, address=address)
+        if lease.root.startswith("/") and lease.gpu_model is not None:
+            return lease
+        async with await self._connect(address) as session:
+            root = posixpath.normpath(posixpath.join(await home_of(session), lease.root))
+            return msgspec.structs.replace(lease, root=root, gpu_model=lease.gpu_model or await gpu_of(session))
+
+    async def open_session(self, lease: Lease) -> SshSession:
+        """A session at the lease's address; see `SshSession.connect`."""
+        return await SshSession.connect(lease.endpoint(), self._limits)
+
+    async def observe(self, lease: Lease) -> Observation:
+        """`alive` when its SSH server lets us in, otherwise `unknown`: whether a host is up is not ours to say."""
+        try:
+            async with await self._connect(await self._address(self._host_of(lease), lease.address)):
+                return "alive"
+        except (RemoteError, ProviderError, UsageError):
+            return "unknown"
+
+    async def release(self, lease: Lease) -> None:
+        """End what this run left running there and remove its folder; goes on to its end when cancelled.
+
+        The host itself and the environment that was installed stay.
+        """
+        await asyncio.shield(asyncio.ensure_future(self._release(lease)))
+
+    async def prove_empty(self, scope: Scope) -> EmptyProof:
+        """That there is nothing to count: the hosts are the operator's own."""
+        names = set(scope.names) | {lease.name for lease in scope.leases}
+        return EmptyProof(
+            scope=tuple(sorted(names)),
+            listings=0,
+            count=None,
+            others=None,
+            at=utc_now(),
+            statement="not ours to delete: the host is the operator's own, and only the run's folder was removed",
+        )
+
+    async def reconcile(self, ledger: Sequence[LedgerEntry]) -> Reconciliation:
+        """The ledger's own entries, each looked at; an intent that came to no lease made nothing."""
+        leases = [entry.lease for entry in ledger if entry.lease is not None]
+        seen = await asyncio.gather(*map(self.observe, leases))
+        return Reconciliation(
+            ours=tuple(
+                Found(
+                    name=lease.name,
+                    observation=observation,
+                    lease=lease,
+                    allocation_id=lease.allocation_id,
+                    gpu_model=lease.gpu_model,
+                    price_per_hour=0.0,
+                    since=lease.acquired_at,
+                )
+                for lease, observation in zip(leases, seen, strict=True)
+            ),
+            gone=tuple(sorted(entry.name for entry in ledger if entry.lease is None)),
+        )
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+    def _host_of(self, lease: Lease) -> HostSettings:
+        return host_settings(self._settings, lease.allocation_id.removeprefix(_PREFIX))
+
+    async def _address(self, host: HostSettings, known: Address | None) -> Address:
+        line = await trusted_line(host, None if known is None else known.host_key, self._limits)
+        return Address(
+            host=host.address,
+            port=host.port,
+            user=host.user,
+            host_key=line,
+            client_key_path=None if (path := _key_path(host)) is None else str(path),
+            agent_path=os.environ.get(AGENT) if host.agent else None,
+        )
+
+    async def _connect(self, address: Address) -> SshSession:
+        endpoint = address.endpoint()
+        return await SshSession.connect(endpoint, self._limits)
+
+    async def _release(self, lease: Lease) -> None:
+        if lease.address is None:
+            return  # it was never ready, so nothing was put there
+        if not _RUN.fullmatch(lease.run_id) or not lease.root.startswith("/"):
+            raise ProviderError("A run's name is no path.", code="release_failed")
+        folder = posixpath.join(lease.root, lease.run_id)
+        try:
+            host = self._host_of(lease)
+            async with await self._connect(await self._address(host, lease.address)) as session:
+                await remove_run(session, lease.python, lease.root, lease.run_id)
+        except (RemoteError, UsageError) as error:
+            raise ProviderError(
+                f"What this run left on host {lease.allocation_id.removeprefix(_PREFIX)} could not be removed "
+                f"({error.code}).",
+                f"Remove {folder} there by hand, or run `glasshouse cleanup` once the host can be reached.",
+                code="release_failed",
+            ) from error
+
+
+def _key_path(host: HostSettings) -> Path | None:
+    return None if host.key is None else Path(host.key).expanduser()
+
+
+def _fingerprint(host: HostSettings) -> str:
+    """The SHA-256 fingerprint that is trusted."""
+    if host.host_key.startswith("SHA256:"):
+        return host.host_key
+    try:
+        return asyncssh.import_public_key(host.host_key).get_fingerprint()
+    except asyncssh.KeyImportError as error:
+        raise UsageError(
+            f"The host key of host {host.name} cannot be read.",
+            "Give its line as in /etc/ssh/ssh_host_ed25519_key.pub, or its SHA256: fingerprint.",
+            code="config_invalid",
+        ) from error

@@ -1,0 +1,58 @@
+"""The operator's `config.toml`: what it may hold, and that nothing else passes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from engine.errors import UsageError
+from engine.providers.settings import FILE, Settings, environment_of, host_settings, load_settings
+
+HOST = '[[host]]\nname = "tower"\naddress = "tower.lan"\nuser = "me"\nhost_key = "SHA256:abc"\nagent = true\n'
+
+
+def _load(home: Path, text: str) -> Settings:
+    (home / FILE).write_text(text)
+    return load_settings(home)
+
+
+def test_without_a_file_everything_has_its_default(tmp_path: Path) -> None:
+    assert load_settings(tmp_path) == Settings()
+    assert environment_of(Settings(), "local", None) == "own"
+    assert environment_of(Settings(), "runpod", None) == "lock"
+
+
+def test_hosts_are_read_and_found_by_name(tmp_path: Path) -> None:
+    settings = _load(tmp_path, HOST + 'environment = "image"\nindex = "https://mirror.lan/simple"\n')
+    assert host_settings(settings, None) == host_settings(settings, "tower") == settings.host[0]
+    assert environment_of(settings, "static", "tower") == "image"
+    with pytest.raises(UsageError, match="No host called 'x'"):
+        environment_of(settings, "static", "x")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[runpod]\nprice = 1\n", "unknown field"),
+        ("[runpod\n", "not valid"),
+        ("[runpod]\ncalls_per_minute = 0\n", "calls_per_minute"),
+        ("[runpod.limits]\napi = -1.0\n", "limits.api"),
+        ('[runpod]\nindex = "https://me:secret@mirror.lan/simple"\n', "holds credentials"),
+        (HOST + 'index = "https://token@mirror.lan/simple"\n', "holds credentials"),
+        (HOST + 'index = "--extra-index-url=http://x"\n', "no address"),
+        (HOST + HOST, "two hosts"),
+        (HOST + 'key = "id"\n', "either a key or agent"),
+        (HOST.replace("agent = true", "agent = false"), "either a key or agent"),
+        (HOST.replace("SHA256:abc", "tower.lan"), "no host key"),
+        (HOST.replace('"tower"', '"To wer"'), "host name"),
+        (HOST + "port = 0\n", "port"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_without_repeating_a_secret(tmp_path: Path, text: str, told: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        _load(tmp_path, text)
+    assert caught.value.code == "config_invalid"
+    assert told in caught.value.message
+    assert "secret" not in caught.value.message
+    assert "token" not in caught.value.message

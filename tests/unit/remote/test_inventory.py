@@ -1,0 +1,44 @@
+"""What an image holds against a lock, and text of an allocation that makes no sense."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.remote.inventory import Distribution, mismatches
+
+MARKERS = {"python_version": "3.12", "platform_machine": "x86_64", "sys_platform": "linux"}
+NEEDED = {
+    name: Distribution("1.0", [])
+    for name in (
+        "cryptography", "joserfc", "msgspec", "numpy", "peft", "rfc8785", "safetensors", "securesystemslib", "torch",
+        "transformers",
+    )
+}  # fmt: skip
+LOCKED = dict.fromkeys(NEEDED, "1.0")
+
+
+def test_what_is_needed_there_must_be_there_at_the_locked_version() -> None:
+    found = {**NEEDED, "torch": Distribution("1.0+cu130", ["Needed_Name>=2; sys_platform == 'linux'"])}
+    assert mismatches(found, LOCKED, MARKERS) == []
+    locked = {**LOCKED, "needed-name": "2.1", "numpy": "1.1"}
+    assert mismatches(found, locked, MARKERS) == ["needed-name 2.1 is absent", "numpy is 1.0 and not 1.1"]
+
+
+def test_what_nothing_there_needs_may_be_absent() -> None:
+    found = {**NEEDED, "torch": Distribution("1.0", ["nvidia-thing; sys_platform == 'win32'", "other; extra == 'x'"])}
+    assert mismatches(found, {**LOCKED, "nvidia-thing": "1", "other": "1"}, MARKERS) == []
+
+
+def test_an_extra_is_followed() -> None:
+    found = {**NEEDED, "peft": Distribution("1.0", ["torch[x]"]), "torch": Distribution("1.0", ["o; extra == 'x'"])}
+    assert mismatches(found, {**LOCKED, "o": "1"}, MARKERS) == ["o 1 is absent"]
+
+
+@pytest.mark.parametrize("line", ["", "???", "a; b == 'c'", "a; python_version ~= 'x'", "a" * 10_000 + "["])
+def test_needs_that_cannot_be_read_are_passed_over(line: str) -> None:
+    assert mismatches({**NEEDED, "torch": Distribution("1.0", [line])}, LOCKED, MARKERS) == []
+
+
+def test_a_version_that_is_none_is_shown_without_its_control_characters() -> None:
+    found = {**NEEDED, "torch": Distribution("\x1b[2J1\n", [])}
+    assert mismatches(found, LOCKED, MARKERS) == ["torch is [2J1 and not 1.0"]
