@@ -25,4 +25,4 @@ python3 -I "$base/deadman.py" @SECONDS@ @SILENCE@ "$base/heartbeat" "$base/deadl
   || fail "the dead-man's switch cannot be armed"
 unset key
 umask 022
-exec env -u RUNPOD_API_KEY -u GLASSHOUSE_HOST_KEY -u GLASSHOUSE_START -u GLASSHOUSE_IMAGE_START "$start"
+if [ -x "$start" ]; then exec "$start"; else exec bash "$start"; fi

@@ -145,7 +145,7 @@ class Readiness:
         waited = boot_seconds() - self._began
         if waited <= self._limits.provisioning:
             return
-        if pod is not None and pod.has_ports:
+        if pod is not None and (pod.has_ports or pod.status == "running"):
             raise ProviderError(
                 f"Port 22 of pod {pod.id} did not become public within {waited:.0f} s.",
                 "Release it; a machine of the secure cloud has public ports.",

@@ -14,13 +14,12 @@ from engine.providers.protocol import EmptyProof, Lease, Scope, Spec
 from engine.providers.runpod.provider import RunPodProvider
 from engine.providers.settings import RunPodLimits, RunPodSettings, Settings
 from tests.fake_runpod.client import FakeRunPod
-from tests.fake_runpod.needs import why_not
+from tests.fake_runpod.needs import missing
 
 Api = Literal["rest", "sdk"]
-RUN: str = "0123456789ab"
-APART = 0.2
+RUN = "0123456789ab"
+APART = 0.1
 CHEAP, NEXT = "RTX A2000", "L4"
-needs_pods = pytest.mark.skipif(bool(why_not()), reason=why_not() or "pods can be made")
 
 
 @dataclass
@@ -83,6 +82,8 @@ class Place:
 
 @pytest.fixture(scope="module", params=["rest", "sdk"])
 def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    if lacking := missing():
+        pytest.skip(lacking)
     folder = tmp_path_factory.mktemp("fake")
     fake = FakeRunPod.start(folder, pull_seconds=0.05)
     yield Place(fake, tmp_path_factory.mktemp("home"), request.param)
