@@ -142,7 +142,7 @@ class Acquisition:
                 pods = self._named((await self._account.listed()).pods)
             except RateLimitedError as again:
                 return await self._after_pause(again, give_up)
-            except ProviderError as failed:
+            except GlasshouseError as failed:
                 if failed.code in HOPELESS or boot_seconds() > give_up:
                     raise self._unanswered() from failed
                 await asyncio.sleep(self._limits.poll)
@@ -162,7 +162,7 @@ class Acquisition:
         while True:
             try:
                 pods = self._named((await self._account.listed()).pods, pod_id)
-            except ProviderError as error:
+            except GlasshouseError as error:
                 if error.code in HOPELESS:
                     raise self._unanswered() from error
                 pods = []

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from engine.errors import ProviderError
+from engine.errors import GlasshouseError, ProviderError
 from engine.providers.protocol import (
     EmptyProof,
     Found,
@@ -88,14 +88,14 @@ class RunPodProvider:
 
     async def observe(self, lease: Lease) -> Observation:
         """The pod's state; `gone` after two listings, `unknown` when RunPod does not tell."""
-        account = self._account()
         try:
+            account = self._account()
             listing = await account.listed()
             pod = _by_id(listing.pods, lease.allocation_id)
             if pod is not None:
                 return observation(pod)
             return "gone" if await account.is_gone(lease.allocation_id, listing) else "unknown"
-        except ProviderError:
+        except GlasshouseError:
             return "unknown"
 
     async def release(self, lease: Lease) -> None:

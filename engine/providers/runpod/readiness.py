@@ -9,7 +9,7 @@ from typing import Final
 import asyncssh
 import msgspec
 
-from engine.errors import ProviderError
+from engine.errors import GlasshouseError, ProviderError
 from engine.providers.protocol import Address, Lease
 from engine.providers.runpod import api
 from engine.providers.runpod.account import HOPELESS, Account
@@ -85,7 +85,7 @@ class Readiness:
             listing = await self._account.listed(after)
             pod = next((pod for pod in listing.pods if pod.id == self._lease.allocation_id), None)
             is_gone = pod is None and await self._account.is_gone(self._lease.allocation_id, listing)
-        except ProviderError as error:
+        except GlasshouseError as error:
             if error.code in HOPELESS:
                 raise
             self._say_phase(f"RunPod does not answer ({error.code})")

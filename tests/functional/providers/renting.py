@@ -46,11 +46,13 @@ class Renting:
         runpod = RunPodSettings(api=self.api, calls_per_minute=600, limits=RunPodLimits(**{**short, **limits}))
         return RunPodProvider(home or self.home, Settings(runpod=runpod))
 
-    def spec(self, *gpus: str, max_price: float | None = None, max_seconds: float = 600.0) -> Spec:
+    def spec(
+        self, *gpus: str, max_price: float | None = None, max_cost: float | None = None, max_seconds: float = 600.0
+    ) -> Spec:
         """A spec under a new name, which goes into the ledger with it."""
         name = f"glasshouse-test-{RUN}-{secrets.token_hex(4)}"
         self.known.append(name)
-        return Spec(name=name, gpus=gpus or (CHEAP,), max_price=max_price, max_seconds=max_seconds)
+        return Spec(name=name, gpus=gpus or (CHEAP,), max_price=max_price, max_cost=max_cost, max_seconds=max_seconds)
 
     async def lease(self, provider: RunPodProvider, spec: Spec | None = None) -> Lease:
         return await provider.acquire(spec or self.spec(), RUN, self.said.append)
