@@ -81,7 +81,7 @@ def failure_of(error: ProviderError) -> Failure:
 
 def identity(key: ApiKey, salt: bytes, base_url: str) -> str:
     """A keyed digest of all that two processes must share to be one's helper: key, server and program."""
-    return key.account(salt, "sdk helper", base_url, PINNED, _PROTOCOL, str(Path(engine.__file__).parent))
+    return key.account(salt, "sdk helper", base_url, PINNED, _PROTOCOL, str(Path(engine.__file__).resolve().parent))
 
 
 def socket_name(identity: str) -> str:

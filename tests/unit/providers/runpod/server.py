@@ -1,0 +1,139 @@
+"""A server that says what it is told and notes what it is asked; in a thread, so that one lives through many tests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import threading
+from collections import defaultdict, deque
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from aiohttp import web
+
+Manner = Literal["whole", "hang", "drip", "cut", "stream"]
+_MARKS = {
+    "podFindAndDeployOnDemand": "create",
+    "podTerminate": "terminate",
+    "myself": "list",
+    "gpuTypes(": "gpu",
+    "gpuTypes": "gpus",
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`hang` says nothing, `drip` never comes to an end, `cut` closes the connection, `stream` stays open."""
+
+    body: Any = None
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    manner: Manner = "whole"
+
+    def data(self) -> bytes:
+        return self.body if isinstance(self.body, bytes) else json.dumps(self.body).encode()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request as it came."""
+
+    op: str
+    method: str
+    path: str
+    query: dict[str, str]
+    headers: dict[str, str]
+    text: str
+
+
+class Server:
+    """Answers of `script` in their order, the last one again and again."""
+
+    def __init__(self) -> None:
+        self.asked: list[Asked] = []
+        self.url = ""
+        self._script: dict[str, deque[Answer]] = defaultdict(deque)
+        self._loop = asyncio.new_event_loop()
+        self._leave = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        started = threading.Event()
+        self._started = started
+        self._thread.start()
+        started.wait(10)
+
+    def clear(self) -> None:
+        self.asked.clear()
+        self._script.clear()
+
+    def say(self, op: str, *answers: Answer) -> None:
+        self._script[op] = deque(answers)
+
+    def ops(self) -> list[str]:
+        return [one.op for one in self.asked]
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_until_complete(self._listen())
+        self._started.set()
+        self._loop.run_forever()
+        for task in asyncio.all_tasks(self._loop):
+            task.cancel()
+        self._loop.run_until_complete(asyncio.sleep(0))
+        self._loop.close()
+
+    async def _listen(self) -> None:
+        app = web.Application()
+        app.router.add_route("*", "/{tail:.*}", self._handle)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        text = await request.text()
+        op = _op(request, text)
+        self.asked.append(Asked(op, request.method, request.path, dict(request.query), dict(request.headers), text))
+        script = self._script[op]
+        if not script:
+            return web.json_response({"title": "nothing is scripted", "status": 599, "detail": op}, status=599)
+        return await _answer(request, script.popleft() if len(script) > 1 else script[0])
+
+
+def _op(request: web.Request, text: str) -> str:
+    if request.path == "/graphql":
+        return next((op for mark, op in _MARKS.items() if mark in text), "unknown")
+    if request.path == "/v2/catalog/gpus":
+        return "gpus"
+    if request.path.endswith("/logs"):
+        return "logs"
+    return {"GET": "list", "POST": "create", "DELETE": "terminate"}.get(request.method, "unknown")
+
+
+async def _answer(request: web.Request, answer: Answer) -> web.StreamResponse:
+    if answer.manner == "whole":
+        body = b"" if answer.status == 204 else answer.data()
+        return web.Response(status=answer.status, body=body, headers=answer.headers)
+    if answer.manner == "cut":
+        if request.transport is not None:
+            request.transport.close()
+        return web.Response()
+    with contextlib.suppress(ConnectionError):
+        if answer.manner == "hang":
+            await asyncio.sleep(60)
+            return web.Response()
+        response = web.StreamResponse(status=answer.status, headers=answer.headers)
+        await response.prepare(request)
+        if answer.manner == "stream":
+            await response.write(answer.data())
+            await asyncio.sleep(60)
+        for byte in answer.data() * 1000:
+            await response.write(bytes([byte]))
+            await asyncio.sleep(0.02)
+        return response
+    return web.Response()

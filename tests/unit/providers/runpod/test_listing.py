@@ -1,0 +1,102 @@
+"""One listing for all who ask at once, and never an old, a foreign or an empty one in the place of an error."""
+
+from __future__ import annotations
+
+import asyncio
+import stat
+import time
+from pathlib import Path
+
+import pytest
+
+from engine.errors import ProviderError
+from engine.providers.runpod.clock import boot_seconds
+from engine.providers.runpod.key import ApiKey
+from engine.providers.runpod.listing import FILE, SharedListing
+from engine.providers.runpod.rest import RestApi
+from engine.providers.settings import RunPodLimits
+from tests.unit.providers.runpod.conftest import KEY
+from tests.unit.providers.runpod.dialect import Rest, State
+from tests.unit.providers.runpod.server import Answer, Server
+
+
+def listing(server: Server, home: Path, key: ApiKey = KEY) -> SharedListing:
+    return SharedListing(RestApi(server.url, key, RunPodLimits(api=0.6)), home)
+
+
+async def test_eight_runners_cost_one_call(server: Server, tmp_path: Path) -> None:
+    server.say("list", Rest().pods(State()))
+    now = boot_seconds()
+    found = await asyncio.gather(*(listing(server, tmp_path).at_least(now) for _ in range(8)))
+    assert {one.pods[0].id for one in found} == {"pod1"}
+    assert all(one.began >= now for one in found)
+    assert server.ops() == ["list"]
+
+
+async def test_a_listing_that_began_before_is_not_trusted(server: Server, tmp_path: Path) -> None:
+    shared = listing(server, tmp_path)
+    server.say("list", Rest().pods(State()), Rest().pods())
+    first = await shared.at_least(boot_seconds() - 5)
+    assert (await shared.at_least(first.began)).pods == first.pods
+    assert (await shared.at_least(boot_seconds())).pods == ()
+    assert server.ops() == ["list", "list"]
+
+
+async def test_a_failed_call_is_an_error_for_all_who_wait_and_never_an_empty_listing(
+    server: Server, tmp_path: Path
+) -> None:
+    server.say("list", Answer(manner="hang"))
+    now, began = boot_seconds(), time.monotonic()
+    found = await asyncio.gather(*(listing(server, tmp_path).at_least(now) for _ in range(8)), return_exceptions=True)
+    assert {getattr(one, "code", None) for one in found} == {"api_timeout"}
+    assert time.monotonic() - began < 3
+    assert server.ops() == ["list"]
+    with pytest.raises(ProviderError):
+        await listing(server, tmp_path).at_least(now)
+    assert server.ops() == ["list", "list"]
+    server.say("list", Rest().pods())
+    assert (await listing(server, tmp_path).at_least(now)).pods == ()
+
+
+async def test_a_rate_limit_is_told_as_one_to_all(server: Server, tmp_path: Path) -> None:
+    server.say("list", Answer({}, status=429, headers={"Retry-After": "7"}))
+    now = boot_seconds()
+    found = await asyncio.gather(*(listing(server, tmp_path).at_least(now) for _ in range(3)), return_exceptions=True)
+    assert [getattr(one, "retry_after", None) for one in found] == [7.0] * 3
+
+
+async def test_the_listing_of_another_account_proves_nothing(server: Server, tmp_path: Path) -> None:
+    server.say("list", Rest().pods(), Rest().pods(State()))
+    now = boot_seconds()
+    assert (await listing(server, tmp_path).at_least(now)).pods == ()
+    other = listing(server, tmp_path, ApiKey(value="other", source="here"))
+    assert len((await other.at_least(now)).pods) == 1
+
+
+async def test_what_is_kept_has_no_secrets_and_is_the_owners_alone(server: Server, tmp_path: Path) -> None:
+    server.say("list", Rest().pods(State(secret="canary")))
+    await listing(server, tmp_path).at_least(boot_seconds())
+    path = tmp_path / "allocations" / FILE
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    text = path.read_text()
+    assert "pod1" in text
+    assert "canary" not in text
+    assert KEY.value not in text
+
+
+async def test_whoever_is_cancelled_leaves_the_listing_to_the_next(server: Server, tmp_path: Path) -> None:
+    server.say("list", Answer(manner="hang"), Rest().pods(State()))
+    first = asyncio.create_task(listing(server, tmp_path).at_least(boot_seconds()))
+    async with asyncio.timeout(5):
+        while not server.asked:  # noqa: ASYNC110  # the server is in another thread
+            await asyncio.sleep(0.01)
+    first.cancel()
+    assert len((await listing(server, tmp_path).at_least(boot_seconds())).pods) == 1
+
+
+async def test_a_damaged_file_is_as_none(server: Server, tmp_path: Path) -> None:
+    server.say("list", Rest().pods(State()))
+    shared = listing(server, tmp_path)
+    (tmp_path / "allocations" / FILE).write_bytes(b"\xff{")
+    assert len((await shared.at_least(boot_seconds())).pods) == 1

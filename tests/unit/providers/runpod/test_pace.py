@@ -1,0 +1,93 @@
+"""The pace that all processes of a home keep together."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+
+from engine.providers.runpod.api import RateLimitedError
+from engine.providers.runpod.clock import boot_seconds
+from engine.providers.runpod.pace import FILE, Pace
+
+
+async def take(pace: Pace, *, urgent: bool = False, calls: int = 1) -> None:
+    async with pace.turn(urgent=urgent, calls=calls):
+        pass
+
+
+async def has_turn(pace: Pace, *, urgent: bool = False, calls: int = 1) -> bool:
+    """Whether the turn comes at once."""
+    try:
+        async with asyncio.timeout(0.2):
+            await take(pace, urgent=urgent, calls=calls)
+    except TimeoutError:
+        return False
+    return True
+
+
+async def test_reads_leave_room_for_what_is_urgent(tmp_path: Path) -> None:
+    one, other = Pace(tmp_path, 4), Pace(tmp_path, 4)
+    for pace in (one, other, one):
+        assert await has_turn(pace)
+    assert not await has_turn(other)
+    assert await has_turn(other, urgent=True)
+    assert not await has_turn(one, urgent=True)
+
+
+async def test_a_turn_of_two_calls_counts_twice(tmp_path: Path) -> None:
+    pace = Pace(tmp_path, 4)
+    assert await has_turn(pace, urgent=True, calls=2)
+    assert await has_turn(pace, urgent=True, calls=2)
+    assert not await has_turn(pace, urgent=True)
+    assert await has_turn(Pace(tmp_path / "slow", 1), urgent=True, calls=2)
+
+
+async def test_never_more_calls_in_a_period_than_allowed(tmp_path: Path) -> None:
+    paces = [Pace(tmp_path, 4, period=0.5) for _ in range(3)]
+    times: list[float] = []
+
+    async def call(pace: Pace) -> None:
+        async with pace.turn(urgent=True):
+            times.append(boot_seconds())
+
+    await asyncio.gather(*(call(pace) for pace in paces for _ in range(4)))
+    times.sort()
+    assert len(times) == 12
+    assert all(later - earlier > 0.45 for earlier, later in zip(times, times[4:], strict=False))
+
+
+async def test_a_pause_that_runpod_asks_for_is_everybodys_and_is_counted_down(tmp_path: Path) -> None:
+    heard: list[tuple[float, str]] = []
+    one, other = Pace(tmp_path, 30), Pace(tmp_path, 30, lambda seconds, why: heard.append((seconds, why)))
+    with pytest.raises(RateLimitedError):
+        async with one.turn():
+            raise RateLimitedError(1.2)
+    until = other.waiting_until()
+    assert until is not None
+    await take(other, urgent=True)
+    assert boot_seconds() >= until
+    assert len(heard) >= 2
+    assert heard[0][0] > heard[-1][0] > 0
+    assert "pause" in heard[0][1]
+    assert other.waiting_until() is None
+
+
+async def test_a_file_that_cannot_be_used_keeps_nobody_from_calling_and_the_pace_holds(tmp_path: Path) -> None:
+    pace = Pace(tmp_path, 2)
+    path = tmp_path / "allocations" / FILE
+    path.write_text("{damaged")
+    assert await has_turn(pace, urgent=True)
+    path.unlink()
+    path.mkdir()
+    assert await has_turn(pace, urgent=True)
+    assert not await has_turn(pace, urgent=True)
+
+
+async def test_setting_the_clock_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pace = Pace(tmp_path, 2)
+    assert await has_turn(pace, urgent=True, calls=2)
+    monkeypatch.setattr(time, "time", lambda: 4e9)
+    assert not await has_turn(pace, urgent=True)

@@ -1,0 +1,162 @@
+"""REST v2 alone: its contract, its logs, and what must not come into it from the machine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import msgspec
+import pytest
+from referencing import Registry, Resource
+from referencing.jsonschema import DRAFT202012
+
+from engine.errors import ProviderError
+from engine.providers.runpod.api import Order
+from engine.providers.runpod.rest import RestApi
+from engine.providers.settings import RunPodLimits
+from tests.unit.providers.runpod.conftest import KEY
+from tests.unit.providers.runpod.dialect import Rest, State
+from tests.unit.providers.runpod.server import Answer, Server
+from tests.unit.providers.runpod.test_apis import ORDER
+
+ROOT = Path(__file__).parents[4]
+OPENAPI = Path(os.environ.get("GLASSHOUSE_RUNPOD_OPENAPI") or ROOT.parent / "shared/facts/runpod_openapi_v2.json")
+FIRST = "SHA256:" + "a" * 43
+SECOND = "SHA256:" + "b/+" * 14 + "c"
+
+
+@pytest.fixture
+def api(server: Server) -> RestApi:
+    return RestApi(server.url, KEY, RunPodLimits(api=10.0))
+
+
+def validator(schema: str) -> jsonschema.Draft202012Validator:
+    if not OPENAPI.exists():
+        pytest.skip(f"RunPod's OpenAPI document is not at {OPENAPI}")
+    document: Any = msgspec.json.decode(OPENAPI.read_bytes())
+    registry: Registry[Any] = Registry().with_resource(
+        "urn:runpod", Resource.from_contents(document, default_specification=DRAFT202012)
+    )
+    return jsonschema.Draft202012Validator({"$ref": f"urn:runpod#/components/schemas/{schema}"}, registry=registry)
+
+
+async def test_the_order_keeps_to_runpods_document(api: RestApi, server: Server) -> None:
+    server.say("create", Rest().made())
+    await api.create_pod(ORDER)
+    [sent] = server.asked
+    body = json.loads(sent.text)
+    validator("CreatePodRequest").validate(body)
+    assert body["startSsh"] is True
+    assert body["ports"] == ["22/tcp"]
+    assert body["gpu"] == {"id": ORDER.gpu, "count": 1}
+    with pytest.raises(jsonschema.ValidationError):
+        validator("CreatePodRequest").validate({**body, "diskGb": 1})
+
+
+def test_the_answers_of_these_tests_keep_to_runpods_document() -> None:
+    pods = Rest().pods(*(State(state=state) for state in ("provisioning", "starting", "private", "running", "exited")))
+    validator("ListPodsResponse").validate(pods.body)
+    validator("ListGpuTypesResponse").validate(Rest().gpus().body)
+
+
+async def test_the_catalogue_is_asked_for_the_stock_of_the_chosen_cloud(server: Server) -> None:
+    server.say("gpus", Rest().gpus())
+    offers = await RestApi(server.url, KEY, RunPodLimits(), "COMMUNITY").list_gpus()
+    assert [offer.stock for offer in offers] == ["low", "none"]
+    assert server.asked[0].query == {"include": "AVAILABILITY", "product": "POD", "cloud": "COMMUNITY"}
+
+
+async def test_a_request_that_breaks_the_contract_is_refused_for_good(api: RestApi, server: Server) -> None:
+    server.say("create", Rest().problem(422, "disk must be larger"), Rest().problem(403, "no access to this pool"))
+    for said in ("disk must be larger", "no access to this pool"):
+        with pytest.raises(ProviderError) as caught:
+            await api.create_pod(ORDER)
+        assert caught.value.code == "order_refused"
+        assert said in caught.value.message
+
+
+async def test_a_status_that_nobody_knows_still_means_that_the_pod_exists(api: RestApi, server: Server) -> None:
+    answer = Rest().pods(State())
+    answer.body["pods"][0]["status"] = "HIBERNATING"
+    server.say("list", answer)
+    [pod] = await api.list_pods()
+    assert pod.status == "error"
+
+
+def log(*lines: str) -> bytes:
+    events = (json.dumps({"ts": "2026-06-01T12:02:03Z", "source": "container", "line": line}) for line in lines)
+    return "".join(f"id: 1\ndata: {event}\n\n" for event in events).encode()
+
+
+async def test_fingerprints_are_read_from_a_log_that_goes_on(api: RestApi, server: Server) -> None:
+    text = log("starting", f"256 {FIRST} root@pod (ED25519)", f"3072 {SECOND} (RSA)", "SHA256:short")
+    server.say("logs", Answer(text, manner="stream"))
+    began = time.monotonic()
+    assert await api.fingerprints("pod1") == frozenset({FIRST, SECOND})
+    assert time.monotonic() - began < 4
+    assert server.asked[0].path == "/v2/pods/pod1/logs"
+
+
+async def test_a_log_without_fingerprints_is_told_from_one_that_cannot_be_read(server: Server) -> None:
+    api = RestApi(server.url, KEY, RunPodLimits(api=0.5))
+    server.say("logs", Answer(log("nothing yet")))
+    assert await api.fingerprints("pod1") == frozenset()
+    for answer in (Rest().problem(404, "no logs"), Answer(manner="cut"), Answer(manner="hang")):
+        server.say("logs", answer)
+        assert await api.fingerprints("pod1") is None
+
+
+async def test_netrc_and_proxies_change_nothing(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login thief password stolen\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    server.say("list", Rest().pods())
+    await RestApi(server.url, KEY, RunPodLimits(api=5.0)).list_pods()
+    assert server.asked[0].headers["Authorization"] == f"Bearer {KEY.value}"
+
+
+async def test_it_can_be_used_again_after_it_was_closed(api: RestApi, server: Server) -> None:
+    server.say("list", Rest().pods())
+    await api.list_pods()
+    await api.close()
+    assert await api.list_pods() == ()
+    await api.close()
+
+
+async def test_a_pod_id_cannot_lead_elsewhere(api: RestApi, server: Server) -> None:
+    server.say("terminate", Rest().absent())
+    await api.terminate_pod("../pods?x=1")
+    assert server.asked[0].path in {"/v2/pods/..%2Fpods%3Fx%3D1", "/v2/pods/../pods?x=1"}
+
+
+async def test_calls_at_once_have_a_deadline_each(server: Server) -> None:
+    api = RestApi(server.url, KEY, RunPodLimits(api=0.5))
+    server.say("list", Answer(manner="hang"))
+    began = time.monotonic()
+    found = await asyncio.gather(*(api.list_pods() for _ in range(6)), return_exceptions=True)
+    assert {getattr(one, "code", None) for one in found} == {"api_timeout"}
+    assert time.monotonic() - began < 5
+
+
+def test_rest_loads_neither_the_sdk_nor_what_it_needs() -> None:
+    script = "import sys, engine.providers.runpod.rest, engine.providers.runpod.choose, engine.providers.runpod.sdk\n"
+    script += "print(sorted({'runpod', 'requests', 'urllib3', 'boto3', 'aiohttp'} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert found.stdout.strip() == "[]"
+
+
+def test_an_order_shows_nothing_of_its_environment() -> None:
+    order = Order(**{**msgspec.structs.asdict(ORDER), "environment": {"A": "canary-in-env"}})
+    assert "canary" not in repr(order) + str(order) + repr(list(order.__rich_repr__()))
