@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 ROOT: Final = Path(__file__).resolve().parents[2]
+LOG: Final = "fake.log"
 _ENDING_SECONDS: Final = 20.0
 _ADMIN_SECONDS: Final = 30.0
 
@@ -27,8 +28,9 @@ _ADMIN_SECONDS: Final = 30.0
 class FakeRunPod:
     """A running fake. Its methods block for a loopback round trip and may be called from any thread."""
 
-    def __init__(self, process: subprocess.Popen[bytes], url: str, key: str, has_contract: bool) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], folder: Path, url: str, key: str, has_contract: bool) -> None:
         self.process = process
+        self.folder = folder
         self.url = url
         self.key = key
         self.has_contract = has_contract
@@ -38,15 +40,15 @@ class FakeRunPod:
     def start(cls, folder: Path, **settings: object) -> Self:
         """Start one that keeps its pods' folders under `folder`; `settings` are fields of `views.Settings`."""
         words = [sys.executable, "-m", "tests.fake_runpod", "--dir", str(folder), "--settings", json.dumps(settings)]
-        with (folder / "fake.log").open("ab") as log:
+        with (folder / LOG).open("ab") as log:
             process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL)
         assert process.stdout is not None
         line = process.stdout.readline()
         if not line:
             process.wait()
-            raise RuntimeError((folder / "fake.log").read_text(encoding="utf-8"))
+            raise RuntimeError((folder / LOG).read_text(encoding="utf-8"))
         told = json.loads(line)
-        return cls(process, told["url"], told["key"], told["contract"])
+        return cls(process, folder, told["url"], told["key"], told["contract"])
 
     def stop(self) -> None:
         """End it and every pod; stopped already is stopped."""
@@ -83,8 +85,10 @@ class FakeRunPod:
         return [call for call in self._look("calls", list[Call]) if op in {None, call.op}]
 
     def defects(self) -> list[str]:
-        """Where an answer of the fake's own broke the published contract."""
-        return [f"{call.op}: {call.defect}" for call in self.calls() if call.defect]
+        """Where an answer of the fake's own broke the published contract, and what it failed at."""
+        found = [f"{call.op}: {call.defect}" for call in self.calls() if call.defect]
+        log = (self.folder / LOG).read_text(encoding="utf-8")
+        return [*found, log] if "Traceback" in log else found
 
     def fault(
         self,

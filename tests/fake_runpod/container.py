@@ -28,6 +28,7 @@ LINES: Final = 5000
 STRANGER: Final = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIG9gUpXFG7LW+YToCOxtE2jEFzdu4eQSYSGfbfXy5yke stranger@example"
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _STARTING_SECONDS: Final = 20.0
+_LOOK_SECONDS: Final = 0.01
 _STARTED_BY: Final = ("setpriv", "--pdeathsig", "KILL", "unshare", "--pid", "--mount", "--fork", "--mount-proc")
 
 
@@ -76,21 +77,18 @@ class Log:
 class Container:
     """At most one life at a time; `on_exit` is called when it ended without being told to."""
 
-    def __init__(self, folder: Path, image: Image, log: Log, on_exit: Callable[[], None]) -> None:
+    def __init__(self, folder: Path, image: Image, held: socket.socket, log: Log, on_exit: Callable[[], None]) -> None:
         self.folder = folder
         self.image = image
+        self.port: int = held.getsockname()[1]
+        """The port of its sshd on 127.0.0.1, held for it all its life."""
         self.pid: int | None = None
         """PID 1 of the container, as this machine counts."""
         self._log = log
         self._on_exit = on_exit
         self._process: asyncio.subprocess.Process | None = None
         self._watching: asyncio.Task[None] | None = None
-        self._held = _held_port()
-
-    @property
-    def port(self) -> int:
-        """The port of its sshd on 127.0.0.1, held for it all its life."""
-        return int(self._held.getsockname()[1])
+        self._held = held
 
     async def start(self, *, wipe: bool = True) -> None:
         """A new life; `wipe` gives it an empty disk."""
@@ -142,8 +140,9 @@ class Container:
 
     async def move(self) -> None:
         """Listen at another port, with the same key; connections end."""
-        held, self._held = self._held, _held_port()
-        held.close()
+        self._held.close()
+        self._held = held_port()
+        self.port = self._held.getsockname()[1]
         await asyncio.to_thread(self._write_sshd_config)
         for process in self.listeners():
             process.send_signal(signal.SIGHUP)
@@ -182,8 +181,6 @@ class Container:
         passwd = Path("/etc/passwd").read_text(encoding="utf-8")
         home = f"root:x:0:0:root:{folder / 'root'}:/bin/bash"
         (folder / "etc" / "passwd").write_text(re.sub(r"(?m)^root:.*$", lambda _: home, passwd), encoding="utf-8")
-        # As in the official images, a shell that nobody types into stops reading here.
-        (folder / "root" / ".bashrc").write_text('[ -z "$PS1" ] && return\n', encoding="utf-8")
         image = self.image
         values = {
             "OTHER_HOST_KEY": "yes" if image.other_host_key else "",
@@ -230,18 +227,17 @@ class Container:
 
     async def _first_child(self, process: asyncio.subprocess.Process) -> int | None:
         """The PID of `enter.sh`; None where it ended already."""
-        parent = psutil.Process(process.pid)
-        for _ in range(int(_STARTING_SECONDS / 0.005)):
+        for _ in range(int(_STARTING_SECONDS / _LOOK_SECONDS)):
             with contextlib.suppress(psutil.NoSuchProcess):
-                if children := parent.children():
+                if children := psutil.Process(process.pid).children():
                     return int(children[0].pid)
             if process.returncode is not None:
                 return None
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(_LOOK_SECONDS)
         raise RuntimeError("a container did not start")
 
 
-def _held_port() -> socket.socket:
+def held_port() -> socket.socket:
     """A bound socket that never listens: nobody else is given its port, and sshd, which sets the option too, may
     listen there.
     """

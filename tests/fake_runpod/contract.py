@@ -62,7 +62,7 @@ class Contract:
             faults += self._faults(f"{pointer}/requestBody/content/application~1json/schema", body)
         for index, parameter in enumerate(operation.get("parameters", [])):
             where = parameter.get("$ref", f"{pointer}/parameters/{index}")
-            told = self._at(where)
+            told = self._at(parameter["$ref"]) if "$ref" in parameter else parameter
             if told["in"] == "query" and told["name"] in query:
                 value = _read(query[told["name"]], self._kind(told["schema"]))
                 faults += [f"{told['name']}: {fault}" for fault in self._faults(f"{where}/schema", value)]

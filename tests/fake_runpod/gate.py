@@ -75,6 +75,9 @@ class Gate:
         record = _Record(self._account, request, asked, self._caller(request))
         try:
             return await self._serve(request, asked, record)
+        except Exception as error:
+            record.defect = f"the fake failed: {type(error).__name__}"
+            raise
         finally:
             record.keep()
 
@@ -172,14 +175,14 @@ class _Record:
         self._asked = asked
         self._at = time.monotonic()
         self._pod_id = asked.pod_id
-        self._defect: str | None = None
+        self.defect: str | None = None
         self._headers = {name: value for name, value in request.headers.items() if name.lower() not in _KEYLESS}
 
     def answer(self, reply: Reply) -> web.Response:
         """The reply as it goes out; one that breaks the contract goes out as a 500."""
         self._pod_id = self._pod_id or reply.pod_id
         if reply.defect is not None:
-            self._defect = reply.defect
+            self.defect = reply.defect
             reply = self._asked.refuse(500, "the fake broke the contract")
         self.status = reply.status
         headers = dict(reply.headers)
@@ -199,7 +202,7 @@ class _Record:
                 caller=self.caller.name,
                 headers=self._headers,
                 fault=self.fault,
-                defect=self._defect,
+                defect=self.defect,
             )
         )
 

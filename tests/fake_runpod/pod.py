@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from tests.fake_runpod.container import HOST, Container, Image, Log
+from tests.fake_runpod.container import HOST, Container, Image, Log, held_port
 from tests.fake_runpod.faults import Struck, number
 from tests.fake_runpod.views import PastPod, PodView
 
@@ -65,7 +65,9 @@ class Pod:
     container: Container = field(init=False)
     machine_id: str = field(default_factory=lambda: secrets.token_hex(6))
     _life: asyncio.Task[None] | None = None
-    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _starting: asyncio.Task[None] | None = None
+    _turns: int = 0
+    _one: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def build(self, settings: Settings, base_url: str) -> None:
         """Give it its container, which does not run yet."""
@@ -73,31 +75,33 @@ class Pod:
         small = self.struck.twist("small_disk")
         other = self.struck.twist("other_host_key")
         self.folder.mkdir(parents=True)
+        held = held_port()
         image = Image(
             args=self.order.args,
-            env={},
+            env=self._environment(base_url, held.getsockname()[1]),
             ssh_delay=settings.ssh_delay if ssh_after is None else number(ssh_after, "seconds", 1.0),
             other_host_key=other is not None,
             print_other=other is not None and bool(other.how.get("printed", False)),
             other_client_key=self.struck.twist("other_client_key") is not None,
             disk_mib=0 if small is None else int(number(small, "mib", 16)),
         )
-        self.container = Container(self.folder, image, self.log, self._exited)
-        image.env.update(self.order.env)
-        image.env.update(
-            {
-                "RUNPOD_POD_ID": self.id,
-                "RUNPOD_API_KEY": self.key,
-                "RUNPOD_API_BASE_URL": base_url,
-                "RUNPOD_POD_HOSTNAME": f"{self.id}-64411eb2",
-                "RUNPOD_GPU_COUNT": str(self.order.count),
-                "RUNPOD_CPU_COUNT": "8",
-                "RUNPOD_MEM_GB": "62",
-                "RUNPOD_DC_ID": "US-KS-2",
-            }
-        )
-        if self.is_public:
-            image.env.update({"RUNPOD_PUBLIC_IP": HOST, "RUNPOD_TCP_PORT_22": str(self.container.port)})
+        self.container = Container(self.folder, image, held, self.log, self._exited)
+
+    def _environment(self, base_url: str, port: int) -> dict[str, str]:
+        """The order's, and what RunPod adds."""
+        public = {"RUNPOD_PUBLIC_IP": HOST, "RUNPOD_TCP_PORT_22": str(port)} if self.is_public else {}
+        return {
+            **self.order.env,
+            "RUNPOD_POD_ID": self.id,
+            "RUNPOD_API_KEY": self.key,
+            "RUNPOD_API_BASE_URL": base_url,
+            "RUNPOD_POD_HOSTNAME": f"{self.id}-64411eb2",
+            "RUNPOD_GPU_COUNT": str(self.order.count),
+            "RUNPOD_CPU_COUNT": "8",
+            "RUNPOD_MEM_GB": "62",
+            "RUNPOD_DC_ID": "US-KS-2",
+            **public,
+        }
 
     @property
     def is_public(self) -> bool:
@@ -123,9 +127,16 @@ class Pod:
             self.phase = "running"
 
     async def _start(self, *, wipe: bool) -> None:
-        async with self._turn:
-            self.phase, self.started_at, self.started = "starting", _now(), time.monotonic()
-            await self.container.start(wipe=wipe)
+        """Start its container; begun, that is not cut short, so that no process is lost sight of."""
+        turn = self._turns
+        self._starting = asyncio.create_task(self._begin(turn, wipe))
+        await asyncio.shield(self._starting)
+
+    async def _begin(self, turn: int, wipe: bool) -> None:
+        async with self._one:
+            if turn == self._turns:
+                self.phase, self.started_at, self.started = "starting", _now(), time.monotonic()
+                await self.container.start(wipe=wipe)
 
     async def stop(self) -> None:
         """End the container and keep the pod."""
@@ -154,12 +165,13 @@ class Pod:
         self.log.wake()
 
     async def _still(self) -> None:
+        self._turns += 1
         life, self._life = self._life, None
         if life is not None:
             life.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await life
-        async with self._turn:
+        async with self._one:
             await self.container.end()
 
     def _exited(self) -> None:

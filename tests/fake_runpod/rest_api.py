@@ -58,6 +58,7 @@ class RestApi:
             web.post(_ACTION, self._route("action", _ACTION, self._act)),
             web.get(_GPUS, self._route("gpus", _GPUS, self._list_gpus)),
             web.get(_GPU.replace("{id}", "{id:.+}"), self._route("gpu", _GPU, self._get_gpu)),
+            web.route("*", "/v2/{tail:.*}", self._unknown),
         ]
 
     def _route(
@@ -100,6 +101,12 @@ class RestApi:
             return await self._gate.serve(request, asked)
 
         return handle
+
+    async def _unknown(self, request: web.Request) -> web.StreamResponse:
+        async def perform(_: Struck, __: Caller) -> Reply:
+            return _problem(404, "nothing is here")
+
+        return await self._gate.serve(request, Asked("v2", "unknown", perform, _problem))
 
     def _is_listed(self, pod_id: str | None) -> bool:
         return any(pod.id == pod_id for pod in self._account.listed())

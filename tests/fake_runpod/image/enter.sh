@@ -13,4 +13,6 @@ if [ "$disk" != 0 ]; then
   mount -t tmpfs -o "size=${disk}m,mode=700" tmpfs "$folder/root"
 fi
 cd "$folder/root"
+# As in the official images, a shell that nobody types into stops reading here.
+[ -e .bashrc ] || echo '[ -z "$PS1" ] && return' > .bashrc
 exec "$@"

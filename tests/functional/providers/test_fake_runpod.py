@@ -1,0 +1,369 @@
+"""The fake RunPod: lives of pods over both APIs, real logins, what happens to pods, and that none outlives it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import asyncssh
+import httpx
+import psutil
+import pytest
+
+from tests.fake_runpod.client import ROOT, FakeRunPod
+from tests.fake_runpod.views import Gpu, PodView
+from tests.fake_runpod.wire import APIS, Api, Wire
+
+T = TypeVar("T")
+START = "bash -c 'printenv GLASSHOUSE_START | base64 -d > $HOME/.glasshouse-start && exec bash $HOME/.glasshouse-start'"
+SCRIPT = """
+base64 -d <<< "$GLASSHOUSE_HOST_KEY" > /etc/ssh/ssh_host_ed25519_key
+chmod 600 /etc/ssh/ssh_host_ed25519_key
+ssh-keygen -y -f /etc/ssh/ssh_host_ed25519_key > /etc/ssh/ssh_host_ed25519_key.pub
+exec env -u GLASSHOUSE_HOST_KEY -u GLASSHOUSE_START bash "$GLASSHOUSE_IMAGE_START"
+"""
+SDK = """
+import json, os, runpod
+runpod.api_key = os.environ["RUNPOD_API_KEY"]
+made = runpod.create_pod("sdk-pod", "image:1", "NVIDIA L4", cloud_type="SECURE", ports="22/tcp", docker_args=None,
+                         volume_in_gb=0, container_disk_in_gb=20, env={"SEEN": "a b=c"})
+pods, one = runpod.get_pods(), runpod.get_pod(made["id"])
+stopped, resumed = runpod.stop_pod(made["id"]), runpod.resume_pod(made["id"], 1)
+ended = runpod.terminate_pod(made["id"])
+errors = []
+for wrong in (lambda: runpod.create_pod('qu"ote', "image:1", "NVIDIA L4"), lambda: runpod.get_endpoints(),
+              lambda: runpod.create_pod("p", "image:1", "NVIDIA H200"), lambda: runpod.get_gpu("none")):
+    try:
+        wrong()
+    except Exception as error:
+        errors.append(f"{type(error).__name__}: {error}")
+runpod.api_key = "wrong"
+try:
+    runpod.get_pods()
+except runpod.error.AuthenticationError as error:
+    errors.append(f"{type(error).__name__}: {error}")
+print(json.dumps({"gpus": runpod.get_gpus.__name__, "made": made, "pods": pods, "one": one, "stopped": stopped,
+                  "resumed": resumed, "ended": ended, "errors": errors}))
+"""
+
+
+def until(true: Callable[[], T | None], seconds: float = 10.0) -> T:
+    """What `true` gives once it is true."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := true():
+            return found
+        time.sleep(0.01)
+    raise AssertionError("it did not come to be")
+
+
+def made(fake: FakeRunPod, api: Api = "v2", **order: Any) -> PodView:
+    """A pod whose sshd listens."""
+    pod_id = Wire(fake, api).made(**order)
+    return until(lambda: listening(fake.pod(pod_id)))
+
+
+def dead(process: psutil.Process) -> bool:
+    """It runs no more; nobody may have asked for its end yet."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def up(fake: FakeRunPod, pod_id: str) -> PodView:
+    """A pod whose sshd listens."""
+    return until(lambda: listening(fake.pod(pod_id)))
+
+
+def listening(pod: PodView) -> PodView | None:
+    """The pod, once it printed that its sshd listens."""
+    log = Path(pod.folder) / "container.log"
+    return pod if log.exists() and f"Server listening on 127.0.0.1 port {pod.port}" in log.read_text() else None
+
+
+def public_line(key: asyncssh.SSHKey) -> str:
+    """As authorized_keys has it."""
+    return key.export_public_key().decode().strip()
+
+
+@asynccontextmanager
+async def login(
+    pod: PodView, key: asyncssh.SSHKey, host_key: asyncssh.SSHKey | None = None
+) -> AsyncIterator[asyncssh.SSHClientConnection]:
+    """A connection; pinned where a host key is given."""
+    trusted = (
+        None if host_key is None else asyncssh.import_known_hosts(f"[{pod.host}]:{pod.port} {public_line(host_key)}")
+    )
+    async with asyncssh.connect(
+        pod.host, pod.port, username="root", client_keys=[key], known_hosts=trusted, config=None, agent_path=None
+    ) as connection:
+        yield connection
+
+
+async def said(connection: asyncssh.SSHClientConnection, command: str) -> str:
+    """What a command printed."""
+    return str((await connection.run(command, check=True)).stdout).strip()
+
+
+def test_it_starts_within_a_second_and_burns_nothing_while_idle(fake_runpod: FakeRunPod, tmp_path: Path) -> None:
+    began = time.monotonic()
+    second = FakeRunPod.start(tmp_path)
+    taken = time.monotonic() - began
+    second.stop()
+    made(fake_runpod)
+    process = psutil.Process(fake_runpod.process.pid)
+    before = process.cpu_times()
+    time.sleep(0.5)
+    after = process.cpu_times()
+    assert taken < 3  # under a second on an idle machine; the suite runs beside it
+    assert after.user + after.system - before.user - before.system <= 0.02
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_a_pod_is_pulled_then_has_ports_then_answers(fake_runpod: FakeRunPod, api: Api) -> None:
+    fake_runpod.configure(port_seconds=0.2)
+    wire = Wire(fake_runpod, api)
+    pod_id = wire.made(name="a-pod")
+    seen: list[Any] = []
+
+    def look() -> bool:
+        (row,) = wire.rows()
+        assert row["id"] == pod_id and row["name"] == "a-pod"
+        phase = (row["status"], row["ssh"]["direct"] is not None) if api == "v2" else _graphql_phase(row)
+        if phase not in seen:
+            seen.append(phase)
+        return phase[-1] is True
+
+    until(look)
+    if api == "v2":
+        assert seen == [("PROVISIONING", False), ("STARTING", False), ("RUNNING", True)]
+    else:
+        assert seen == [("RUNNING", None, False), ("RUNNING", "no ports", False), ("RUNNING", "ports", True)]
+    assert up(fake_runpod, pod_id).price == 0.43
+    assert wire.terminate(pod_id).status_code in {200, 204}
+    assert wire.rows() == [] and fake_runpod.pods() == []
+    (past,) = fake_runpod.ever()
+    assert past.ended is not None and past.ended > past.created and past.ended_by == "account"
+
+
+def _graphql_phase(row: dict[str, Any]) -> tuple[str, str | None, bool]:
+    runtime = row["runtime"]
+    ports = runtime and runtime["ports"]
+    public = bool(ports) and ports[0]["isIpPublic"] and ports[0]["privatePort"] == 22
+    return row["desiredStatus"], runtime and ("ports" if ports else "no ports"), bool(public)
+
+
+@pytest.mark.parametrize("api", APIS)
+async def test_the_host_key_from_the_environment_is_the_one_that_answers(fake_runpod: FakeRunPod, api: Api) -> None:
+    key, host_key = asyncssh.generate_private_key("ssh-ed25519"), asyncssh.generate_private_key("ssh-ed25519")
+    env = {
+        "PUBLIC_KEY": public_line(key),
+        "GLASSHOUSE_HOST_KEY": base64.b64encode(host_key.export_private_key()).decode(),
+        "GLASSHOUSE_START": base64.b64encode(SCRIPT.encode()).decode(),
+    }
+    pod = made(fake_runpod, api, env=env, args=START)
+    home = f"{pod.folder}/root"
+    async with login(pod, key, host_key) as connection:
+        assert await said(connection, "echo $HOME; pwd; echo $RUNPOD_POD_ID") == f"{home}\n{home}\n{pod.id}"
+        async with connection.start_sftp_client() as sftp:
+            assert await sftp.realpath(".") == home
+            async with sftp.open("there", "wb") as file:
+                await file.write(b"bytes")
+    assert (Path(home) / "there").read_bytes() == b"bytes"
+    kept = (Path(pod.folder) / "etc" / "rp_environment").read_text()
+    assert "RUNPOD_API_KEY" in kept and "GLASSHOUSE_HOST_KEY" not in kept and "PUBLIC_KEY" not in kept
+    with httpx.stream(
+        "GET",
+        f"{fake_runpod.url}/v2/pods/{pod.id}/logs?tail=100",
+        headers={"Authorization": f"Bearer {fake_runpod.key}"},
+    ) as reply:
+        lines = (json.loads(line[6:])["line"] for line in reply.iter_lines() if line.startswith("data: "))
+        assert any(host_key.get_fingerprint() in line for line in lines)
+    with pytest.raises(asyncssh.PermissionDenied):
+        async with login(pod, asyncssh.generate_private_key("ssh-ed25519")):
+            pass
+
+
+async def test_what_a_login_detached_dies_with_the_pod_and_first_processes_differ(fake_runpod: FakeRunPod) -> None:
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    first, second = (made(fake_runpod, env={"PUBLIC_KEY": public_line(key)}) for _ in range(2))
+    assert first.pid != second.pid and first.port != second.port
+    async with login(first, key) as connection:
+        await said(connection, "setsid sleep 1000 >/dev/null 2>&1 </dev/null &")
+        assert await said(connection, "ps -p 1 -o args=") == f"bash {first.folder}/start.sh"
+    assert first.pid is not None
+    inside = psutil.Process(first.pid).children(recursive=True)
+    assert any(process.cmdline() == ["sleep", "1000"] for process in inside)
+    Wire(fake_runpod, "v2").terminate(first.id)
+    assert all(map(dead, inside))
+    assert second.pid is not None and psutil.pid_exists(second.pid)
+
+
+async def test_a_pod_moves_restarts_vanishes_and_loses_its_links(fake_runpod: FakeRunPod) -> None:
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    pod = made(fake_runpod, env={"PUBLIC_KEY": public_line(key)})
+    async with login(pod, key) as connection:
+        host_key = connection.get_server_host_key()
+        assert host_key is not None
+        assert fake_runpod.drop_links(pod.id) >= 1
+        await asyncio.wait_for(connection.wait_closed(), 5)
+    async with login(pod, key, host_key) as connection:
+        moved = fake_runpod.move(pod.id)
+        await asyncio.wait_for(connection.wait_closed(), 5)
+    assert moved.port != pod.port
+    until(lambda: listening(moved))
+    async with login(moved, key, host_key) as connection:
+        assert fake_runpod.freeze(pod.id) >= 1
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(said(connection, "echo back"), 0.3)
+        assert not connection.is_closed()
+        fake_runpod.thaw(pod.id)
+        assert await asyncio.wait_for(said(connection, "echo back; touch left"), 5) == "back"
+    again = fake_runpod.restart(pod.id)
+    assert (again.port, again.id) == (moved.port, pod.id) and again.pid not in {None, pod.pid}
+    assert not (Path(pod.folder) / "root" / "left").exists()
+    fake_runpod.vanish(pod.id)
+    assert Wire(fake_runpod, "graphql").rows() == []
+    assert [past.ended_by for past in fake_runpod.ever()] == ["fake"]
+
+
+def test_foreign_pods_prices_and_stock_are_what_a_test_says(fake_runpod: FakeRunPod) -> None:
+    fake_runpod.set_gpus(
+        [
+            Gpu(id="Some GPU", name="Some", memory=8, secure=1.5),
+            Gpu(id="None", name="N", memory=8, secure=1, stock="none"),
+        ]
+    )
+    foreign = fake_runpod.foreign("theirs", "Some GPU")
+    wire = Wire(fake_runpod, "v2")
+    assert [row["name"] for row in wire.rows()] == ["theirs"] and foreign.price == 1.5
+    refused = wire.create(gpu="None")
+    assert refused.status_code == 400 and "no longer any instances" in refused.json()["detail"]
+    assert refused.headers["Content-Type"] == "application/problem+json"
+    assert [past.foreign for past in fake_runpod.ever()] == [True]
+    gpus = wire.call("GET", "/v2/catalog/gpus?include=AVAILABILITY&product=POD").json()["gpus"]
+    assert [(gpu["price"]["secure"], gpu["availability"]) for gpu in gpus] == [(1.5, "HIGH"), (1, "NONE")]
+    assert wire.call("GET", "/v2/catalog/gpus/Some%20GPU").json()["memory"] == 8
+
+
+def test_a_pods_own_key_ends_that_pod_only(fake_runpod: FakeRunPod) -> None:
+    first, second = made(fake_runpod), made(fake_runpod)
+    own = Wire(fake_runpod, "v2", key=first.env["RUNPOD_API_KEY"])
+    assert own.listing().status_code == 403
+    assert own.terminate(second.id).status_code == 403
+    fake_runpod.configure(pod_key="stop")
+    assert own.terminate(first.id).status_code == 403
+    assert own.call("POST", f"/v2/pods/{first.id}/action", {"action": "stop"}).json()["status"] == "EXITED"
+    fake_runpod.configure(pod_key="terminate")
+    assert own.terminate(first.id).status_code == 204
+    assert [pod.id for pod in fake_runpod.pods()] == [second.id]
+    assert fake_runpod.ever()[0].ended_by == "pod"
+    assert [call.caller for call in fake_runpod.calls("terminate")] == ["pod"] * 3
+
+
+def test_calls_are_recorded_without_the_key_and_strangers_are_refused(fake_runpod: FakeRunPod) -> None:
+    for api in APIS:
+        assert Wire(fake_runpod, api, key="wrong").listing().status_code == 401
+        assert Wire(fake_runpod, api).listing().status_code == 200
+    told = fake_runpod.calls("list")
+    assert [(call.api, call.status, call.caller) for call in told] == [
+        ("graphql", 401, "unknown"),
+        ("graphql", 200, "account"),
+        ("v2", 401, "unknown"),
+        ("v2", 200, "account"),
+    ]
+    assert fake_runpod.key not in repr(told) and "Authorization" not in told[0].headers
+    fake_runpod.configure(calls_per_minute=3)
+    statuses = [Wire(fake_runpod, "v2").listing() for _ in range(4)]
+    assert [reply.status_code for reply in statuses] == [200, 200, 200, 429]
+    assert 0 < int(statuses[-1].headers["Retry-After"]) <= 60
+
+
+def test_requests_and_replies_are_held_to_the_published_contract(fake_runpod: FakeRunPod) -> None:
+    if not fake_runpod.has_contract:
+        pytest.skip("RunPod's OpenAPI document is not beside the repository")
+    from tests.fake_runpod.contract import Contract, document_path
+
+    wire = Wire(fake_runpod, "v2")
+    order = {"name": "n", "image": "i", "gpu": {"id": "NVIDIA L4"}, "ports": ["22/tcp"]}
+    wrong = [{**order, "gpuTypeId": "x"}, {**order, "disk": "20"}, {"name": "n", "gpu": {"id": "NVIDIA L4"}}]
+    for body in wrong:
+        reply = wire.call("POST", "/v2/pods", body)
+        assert reply.status_code == 422 and reply.json()["errors"], body
+    assert wire.call("POST", "/v2/pods", {**order, "env": {"SECRET": 1}}).status_code == 422
+    assert wire.call("GET", "/v2/catalog/gpus?include=PRICES&product=POD").status_code == 422
+    assert wire.call("GET", "/v2/pods/x/logs?tail=9999").status_code == 422
+    assert fake_runpod.ever() == []
+    contract = Contract(document_path())
+    good = b'{"title": "t", "status": 404, "detail": "d"}'
+    assert contract.reply_faults("/v2/pods/{id}", "get", 404, "application/problem+json", good) == []
+    assert contract.reply_faults("/v2/pods/{id}", "get", 404, "application/json", good)
+    assert contract.reply_faults("/v2/pods", "get", 200, "application/json", b'{"pods": [{}]}')
+    assert contract.reply_faults("/v2/pods/{id}", "delete", 204, "application/json", b"{}")
+
+
+def test_the_pinned_sdk_finds_every_field_that_it_asks_for(fake_runpod: FakeRunPod, tmp_path: Path) -> None:
+    environment = {**os.environ, **fake_runpod.environment(), "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", SDK], env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert set(told["made"]) == {"id", "imageName", "env", "machineId", "machine"}
+    assert [pod["costPerHr"] for pod in told["pods"]] == [0.43] and told["one"]["name"] == "sdk-pod"
+    assert "SEEN=a b=c" in told["one"]["env"] and told["one"]["machine"] == {"gpuDisplayName": "L4"}
+    assert (told["stopped"]["desiredStatus"], told["resumed"]["desiredStatus"]) == ("EXITED", "RUNNING")
+    assert told["ended"] is None and fake_runpod.pods() == []
+    quote, endpoints, stock, unknown, key = told["errors"]
+    assert quote.startswith("QueryError: Syntax Error") and endpoints.startswith("QueryError: Cannot query field")
+    assert "no longer any instances" in stock and unknown.startswith("ValueError") and key.startswith("Authentication")
+
+
+async def test_eight_pods_at_once_work(fake_runpod: FakeRunPod) -> None:
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    wire = Wire(fake_runpod, "v2")
+    ids = [wire.made(name=f"pod-{number}", env={"PUBLIC_KEY": public_line(key)}) for number in range(8)]
+    pods = [up(fake_runpod, pod_id) for pod_id in ids]
+
+    async def home(pod: PodView) -> str:
+        async with login(pod, key) as connection:
+            return await said(connection, "echo $HOME")
+
+    assert await asyncio.gather(*map(home, pods)) == [f"{pod.folder}/root" for pod in pods]
+
+
+def test_pods_do_not_outlive_a_killed_fake(fake_runpod: FakeRunPod) -> None:
+    pods = [made(fake_runpod), made(fake_runpod)]
+    inside = [
+        each for pod in pods if pod.pid for each in [psutil.Process(pod.pid), *psutil.Process(pod.pid).children()]
+    ]
+    assert len(inside) >= 4
+    os.kill(fake_runpod.process.pid, signal.SIGKILL)
+    until(lambda: all(map(dead, inside)))
+
+
+def test_a_fake_ends_with_its_parent(can_run_pods: None, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from tests.fake_runpod.client import FakeRunPod\n"
+        "fake = FakeRunPod.start(Path(sys.argv[1])); print(fake.process.pid, flush=True)\n"
+        "sys.stdin.read()"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert parent.stdout is not None and parent.stdin is not None
+    fake = psutil.Process(int(parent.stdout.readline()))
+    parent.kill()
+    parent.communicate()
+    until(lambda: dead(fake))
