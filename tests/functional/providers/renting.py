@@ -33,6 +33,10 @@ class Renting:
     said: list[str] = field(default_factory=list)
 
     def provider(self, home: Path | None = None, **limits: float) -> RunPodProvider:
+        return RunPodProvider(home or self.home, self.settings(**limits))
+
+    def settings(self, **limits: float) -> Settings:
+        """Short limits, but for those that are given."""
         short = {
             "api": 10.0,
             "provisioning": 20.0,
@@ -44,7 +48,7 @@ class Renting:
             "helper_idle": 5.0,
         }
         runpod = RunPodSettings(api=self.api, calls_per_minute=600, limits=RunPodLimits(**{**short, **limits}))
-        return RunPodProvider(home or self.home, Settings(runpod=runpod))
+        return Settings(runpod=runpod)
 
     def spec(
         self, *gpus: str, max_price: float | None = None, max_cost: float | None = None, max_seconds: float = 600.0

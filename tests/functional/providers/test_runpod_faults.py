@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import sys
 import time
 from datetime import datetime
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from engine.errors import GlasshouseError, ProviderError, RemoteError
@@ -244,7 +246,12 @@ async def test_14_a_server_that_refuses_at_first_is_waited_for(renting: Renting)
 @pytest.mark.parametrize("printed", [False, True])
 async def test_15_another_host_key_stops_everything(renting: Renting, printed: bool) -> None:
     renting.fake.fault("create", "other_host_key", printed=printed)
-    await _fails_and_is_released(renting, "host_key_mismatch")
+    provider = renting.provider()
+    lease = await renting.lease(provider)
+    with pytest.raises(ProviderError) as raised:
+        await provider.wait_ready(lease)
+    assert raised.value.code == "host_key_mismatch"
+    await provider.release(lease)
 
 
 @either_api
@@ -483,6 +490,37 @@ async def test_a_restart_takes_up_what_an_earlier_attempt_made(renting: Renting)
     await provider.release(lease)
 
 
+KILLED_WHILE_IT_ASKS = """
+import asyncio, pathlib, sys, msgspec
+from engine.providers.protocol import Spec
+from engine.providers.runpod.provider import RunPodProvider
+from engine.providers.settings import Settings
+home, settings, spec, run = sys.argv[1:]
+provider = RunPodProvider(pathlib.Path(home), msgspec.json.decode(settings, type=Settings))
+asyncio.run(provider.acquire(msgspec.json.decode(spec, type=Spec), run))
+"""
+
+
+async def test_22_what_a_killed_process_asked_for_is_taken_up_by_the_next(renting: Renting) -> None:
+    renting.fake.fault("create", "hang", done=True)
+    spec, provider, before = renting.spec(), renting.provider(), renting.asked("create")
+    told = [msgspec.json.encode(one).decode() for one in (renting.settings(), spec)]
+    words = ("-c", KILLED_WHILE_IT_ASKS, str(renting.home), *told, RUN)
+    killed = await asyncio.create_subprocess_exec(sys.executable, *words)
+    until = time.monotonic() + 30
+    while not renting.ours():
+        assert time.monotonic() < until
+        assert killed.returncode is None
+        await asyncio.sleep(0.02)
+    killed.kill()
+    await killed.wait()
+    (pod_id,) = renting.ours()
+    lease = await provider.wait_ready(await provider.acquire(spec, RUN))
+    assert lease.allocation_id == pod_id
+    assert renting.asked("create") - before <= 1
+    await provider.release(lease)
+
+
 @either_api
 async def test_a_pod_whose_keys_are_lost_can_still_be_ended(renting: Renting) -> None:
     provider = renting.provider()
@@ -566,8 +604,9 @@ async def test_no_private_half_of_a_host_key_is_kept(renting: Renting) -> None:
     assert folder.stat().st_mode & 0o777 == 0o700
     assert all(file.stat().st_mode & 0o777 == 0o600 for file in folder.iterdir())
     handed = base64.b64decode(renting.fake.pod(lease.allocation_id).env["GLASSHOUSE_HOST_KEY"])
-    line = handed.splitlines()[3]
-    assert all(line not in file.read_bytes() for file in renting.home.rglob("*") if file.is_file())
+    secrets = (handed.splitlines()[3], renting.fake.key.encode())
+    kept = [file.read_bytes() for file in renting.home.rglob("*") if file.is_file()]
+    assert not any(secret in text for secret in secrets for text in kept)
     await provider.release(lease)
 
 
