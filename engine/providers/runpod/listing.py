@@ -11,6 +11,7 @@ from engine.errors import ProviderError
 from engine.providers.runpod import shared
 from engine.providers.runpod.api import Pod, PodApi, RateLimitedError
 from engine.providers.runpod.clock import boot_id, boot_seconds
+from engine.providers.runpod.pace import PacedApi
 from engine.wire import utc_now
 
 FILE: Final = "listing.json"
@@ -20,10 +21,14 @@ PATIENCE: Final = 60.0
 
 
 class Listing(msgspec.Struct, frozen=True, kw_only=True):
-    """A successful listing. `began` on the boot clock, at or before its request was sent; `at_utc` when it ended."""
+    """A successful listing, true of some moment between `began` and `ended` on the boot clock; `at_utc` is its end.
+
+    `began` is just before its request was sent, a wait for its turn not included.
+    """
 
     pods: tuple[Pod, ...]
     began: float
+    ended: float
     at_utc: str
 
 
@@ -74,7 +79,7 @@ class SharedListing:
     async def _ask(self, kept: _Kept) -> Listing:
         began = boot_seconds()
         try:
-            pods = await self._api.list_pods()
+            began, pods = await self._list()
         except ProviderError as error:
             failure = _Failure(
                 code=error.code,
@@ -86,9 +91,14 @@ class SharedListing:
             )
             self._keep(msgspec.structs.replace(kept, failure=failure))
             raise
-        listing = Listing(pods=pods, began=began, at_utc=utc_now())
+        listing = Listing(pods=pods, began=began, ended=boot_seconds(), at_utc=utc_now())
         self._keep(msgspec.structs.replace(kept, listing=listing, failure=None))
         return listing
+
+    async def _list(self) -> tuple[float, tuple[Pod, ...]]:
+        if isinstance(self._api, PacedApi):
+            return await self._api.list_begun()
+        return boot_seconds(), await self._api.list_pods()
 
     def _kept(self) -> _Kept:
         """What this boot knows of this account; a listing of another account proves nothing here."""

@@ -49,14 +49,17 @@ class Pace:
         self.on_wait = on_wait
 
     @asynccontextmanager
-    async def turn(self, *, urgent: bool = False, calls: int = 1) -> AsyncIterator[None]:
-        """Wait for a turn of `calls` calls; a `RateLimitedError` from within becomes everybody's pause."""
+    async def turn(self, *, urgent: bool = False, calls: int = 1) -> AsyncIterator[float]:
+        """Wait for a turn of `calls` calls; a `RateLimitedError` from within becomes everybody's pause.
+
+        Gives the time on the boot clock at which the turn came.
+        """
         while (wait := await self._take(urgent, calls)) is not None:
             if self.on_wait:
                 self.on_wait(*wait)
             await asyncio.sleep(min(wait[0], _TICK))
         try:
-            yield
+            yield boot_seconds()
         except RateLimitedError as error:
             await self._pause(error.retry_after)
             raise
@@ -120,8 +123,12 @@ class PacedApi:
 
     async def list_pods(self) -> tuple[Pod, ...]:
         """In turn."""
-        async with self.pace.turn():
-            return await self._api.list_pods()
+        return (await self.list_begun())[1]
+
+    async def list_begun(self) -> tuple[float, tuple[Pod, ...]]:
+        """The listing, and when on the boot clock its turn came: only then it began."""
+        async with self.pace.turn() as began:
+            return began, await self._api.list_pods()
 
     async def list_gpus(self) -> tuple[GpuOffer, ...]:
         """In turn."""

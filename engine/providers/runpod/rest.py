@@ -67,8 +67,9 @@ class RestApi:
         return tuple(rest_wire.offer(one) for one in _decode(answer, rest_wire.Gpus).gpus)
 
     async def create_pod(self, order: Order) -> str:
-        """Sent exactly once."""
-        answer = await self._ask("POST", "/pods", body=rest_wire.request(order))
+        """Sent exactly once, over a connection of its own: one that lay idle may break just then."""
+        async with self._new_client() as client:
+            answer = await self._ask("POST", "/pods", body=rest_wire.request(order), client=client)
         if 400 <= answer.status < 500:
             raise self._not_made(answer, order)
         self._expect(answer, 200, 201)
@@ -111,18 +112,28 @@ class RestApi:
             await client.aclose()
 
     async def _ask(
-        self, method: str, path: str, params: dict[str, str] | None = None, body: dict[str, Any] | None = None
+        self,
+        method: str,
+        path: str,
+        params: dict[str, str] | None = None,
+        *,
+        body: dict[str, Any] | None = None,
+        client: httpx.AsyncClient | None = None,
     ) -> _Answer:
         """One request under one deadline, whatever the server does meanwhile."""
         failure: ProviderError
         try:
             async with (
                 asyncio.timeout(self._limits.api),
-                self._open().stream(method, path, params=params, json=body) as response,
+                (client or self._open()).stream(method, path, params=params, json=body) as response,
             ):
                 return _Answer(response.status_code, response.headers, await _whole(response))
         except TimeoutError:
             failure = failures.timed_out(self._limits.api)
+        except httpx.ConnectError:
+            failure = failures.unavailable("it cannot be reached")
+            if body is not None:  # no byte of the order was sent
+                failure = failures.nothing_ordered(failure)
         except (httpx.HTTPError, httpx.StreamError, OSError) as error:
             failure = failures.unavailable(_why(error))
         except ProviderError as error:
@@ -132,19 +143,22 @@ class RestApi:
 
     def _open(self) -> httpx.AsyncClient:
         if self._client is None:
-            self._client = httpx.AsyncClient(
-                base_url=f"{self._base_url}/v2",
-                headers={
-                    "Authorization": f"Bearer {self._key.value}",
-                    "Accept-Encoding": "identity",
-                    "User-Agent": "glasshouse",
-                },
-                trust_env=False,
-                follow_redirects=False,
-                timeout=None,  # noqa: S113  # one deadline covers the whole call
-                limits=httpx.Limits(max_connections=4, max_keepalive_connections=1, keepalive_expiry=10.0),
-            )
+            self._client = self._new_client()
         return self._client
+
+    def _new_client(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
+            base_url=f"{self._base_url}/v2",
+            headers={
+                "Authorization": f"Bearer {self._key.value}",
+                "Accept-Encoding": "identity",
+                "User-Agent": "glasshouse",
+            },
+            trust_env=False,
+            follow_redirects=False,
+            timeout=None,  # noqa: S113  # one deadline covers the whole call
+            limits=httpx.Limits(max_connections=4, max_keepalive_connections=1, keepalive_expiry=10.0),
+        )
 
     def _expect(self, answer: _Answer, *statuses: int) -> None:
         """Raise for every status but these."""
@@ -228,6 +242,4 @@ def _id(pod_id: str) -> str:
 
 
 def _why(error: Exception) -> str:
-    if isinstance(error, httpx.ConnectError):
-        return "it cannot be reached"
     return "the connection broke" if isinstance(error, httpx.TransportError) else "the call failed"

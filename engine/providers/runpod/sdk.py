@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import os
 import sys
@@ -142,6 +143,10 @@ class SdkApi:
 
     async def _start(self) -> None:
         """Start a helper, and wait until it listens or gives up."""
+        with contextlib.suppress(OSError):  # no room for a log, or no process: it does not start
+            await self._spawn()
+
+    async def _spawn(self) -> None:
         log = os.open(self._folder / wire.LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
         try:
             starting = await asyncio.create_subprocess_exec(

@@ -200,7 +200,8 @@ def _remove(path: Path) -> None:
 
 
 def _say(what: str) -> None:
-    print(f"{utc_now()} {os.getpid()} {what}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        print(f"{utc_now()} {os.getpid()} {what}", file=sys.stderr, flush=True)
 
 
 def _quiet() -> None:

@@ -13,6 +13,7 @@ from engine.errors import ProviderError
 from engine.providers.runpod.clock import boot_seconds
 from engine.providers.runpod.key import ApiKey
 from engine.providers.runpod.listing import FILE, SharedListing
+from engine.providers.runpod.pace import Pace, PacedApi
 from engine.providers.runpod.rest import RestApi
 from engine.providers.settings import RunPodLimits
 from tests.unit.providers.runpod.conftest import KEY
@@ -93,6 +94,17 @@ async def test_whoever_is_cancelled_leaves_the_listing_to_the_next(server: Serve
             await asyncio.sleep(0.01)
     first.cancel()
     assert len((await listing(server, tmp_path).at_least(boot_seconds())).pods) == 1
+
+
+async def test_the_wait_for_a_turn_is_no_part_of_a_listing(server: Server, tmp_path: Path) -> None:
+    server.say("list", Rest().pods(State()))
+    pace = Pace(tmp_path, 4, period=0.5)
+    async with pace.turn(urgent=True, calls=4):
+        asked = boot_seconds()
+    shared = SharedListing(PacedApi(RestApi(server.url, KEY, RunPodLimits()), pace), tmp_path)
+    found = await shared.at_least(asked)
+    assert found.began - asked > 0.4
+    assert found.began <= found.ended <= boot_seconds()
 
 
 async def test_a_damaged_file_is_as_none(server: Server, tmp_path: Path) -> None:

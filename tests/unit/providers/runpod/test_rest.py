@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -80,6 +81,18 @@ async def test_a_request_that_breaks_the_contract_is_refused_for_good(api: RestA
             await api.create_pod(ORDER)
         assert caught.value.code == "order_refused"
         assert said in caught.value.message
+
+
+async def test_an_order_that_could_not_even_be_sent_leaves_nothing_open() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound and not listening: it refuses
+        api = RestApi(f"http://127.0.0.1:{taken.getsockname()[1]}", KEY, RunPodLimits(api=5.0))
+        with pytest.raises(ProviderError) as made:
+            await api.create_pod(ORDER)
+        with pytest.raises(ProviderError) as listed:
+            await api.list_pods()
+    assert made.value.code == "order_refused"
+    assert listed.value.code == "api_unavailable"
 
 
 async def test_a_status_that_nobody_knows_still_means_that_the_pod_exists(api: RestApi, server: Server) -> None:
