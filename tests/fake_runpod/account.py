@@ -48,7 +48,7 @@ class Account:
     def __init__(self, folder: Path, key: str, settings: Settings) -> None:
         self.folder = folder
         self.key = key
-        self.settings = settings
+        self.settings = self._first = settings
         self.base_url = ""
         self.gpus: tuple[Gpu, ...] = CATALOGUE
         self.faults = Faults()
@@ -123,6 +123,15 @@ class Account:
         """Hold a task until it is done."""
         self._tasks.add(work)
         work.add_done_callback(self._tasks.discard)
+
+    async def reset(self) -> None:
+        """As it was when it started, but for the key: no pods, no calls, no faults, the first settings."""
+        await self.close()
+        self.ever.clear()
+        self.calls.clear()
+        self.faults.clear()
+        self._listed_until.clear()
+        self.gpus, self.settings = CATALOGUE, self._first
 
     async def close(self) -> None:
         """End every pod."""

@@ -36,6 +36,7 @@ class Admin:
         acts: dict[str, Callable[[dict[str, Any]], Awaitable[object]]] = {
             "fault": self._fault,
             "clear": self._clear,
+            "reset": self._reset,
             "gpus": self._gpus,
             "settings": self._settings,
             "foreign": self._foreign,
@@ -63,6 +64,9 @@ class Admin:
 
     async def _clear(self, _: dict[str, Any]) -> None:
         self._account.faults.clear()
+
+    async def _reset(self, _: dict[str, Any]) -> None:
+        await self._account.reset()
 
     async def _gpus(self, told: dict[str, Any]) -> None:
         self._account.gpus = msgspec.convert(told["gpus"], tuple[Gpu, ...])

@@ -39,6 +39,7 @@ class FakeRunPod:
     @classmethod
     def start(cls, folder: Path, **settings: object) -> Self:
         """Start one that keeps its pods' folders under `folder`; `settings` are fields of `views.Settings`."""
+        folder.mkdir(parents=True, exist_ok=True)
         words = [sys.executable, "-m", "tests.fake_runpod", "--dir", str(folder), "--settings", json.dumps(settings)]
         with (folder / LOG).open("ab") as log:
             process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL)
@@ -108,6 +109,10 @@ class FakeRunPod:
     def clear(self) -> None:
         """No faults any more."""
         self._act("clear", {})
+
+    def reset(self) -> None:
+        """No pods, calls and faults, and the first settings: as new, in a few milliseconds."""
+        self._act("reset", {})
 
     def configure(self, **settings: object) -> None:
         """Change fields of `views.Settings`, for pods and calls to come."""

@@ -45,8 +45,11 @@ class Faults:
         """Put a rule into force; raises `ValueError` for one that never could strike."""
         if rule.on not in OPERATIONS:
             raise ValueError(f"no operation is called {rule.on}")
-        if rule.do not in CALL_FAULTS | TWISTS:
+        known = (CALL_FAULTS | TWISTS).get(rule.do)
+        if known is None:
             raise ValueError(f"no fault is called {rule.do}")
+        if not set(rule.how) <= set(known):
+            raise ValueError(f"{rule.do} takes {', '.join(known) or 'no values'}")
         if rule.do in TWISTS and rule.on != ("terminate" if rule.do == "linger" else "create"):
             raise ValueError(f"{rule.do} does not happen at {rule.on}")
         self._live.append(_Live(rule, rule.after, rule.times))

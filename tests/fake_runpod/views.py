@@ -12,45 +12,41 @@ Phase = Literal["pulling", "starting", "running", "exited"]
 OPERATIONS: Final = frozenset(
     {"list", "get", "create", "terminate", "stop", "start", "restart", "gpus", "gpu", "logs", "user", "any"}
 )
-CALL_FAULTS: Final = frozenset(
-    {
-        "status",
-        "html500",
-        "cut_json",
-        "hang",
-        "drip",
-        "lose_reply",
-        "late",
-        "errors_empty",
-        "myself_null",
-        "no_capacity",
-        "no_balance",
-        "ignored",
-        "gone410",
-        "rate_limited",
-        "forbidden",
-        "unauthorized",
-    }
-)
-"""A call is answered otherwise than it should be; the first that fits is taken."""
-TWISTS: Final = frozenset(
-    {
-        "price",
-        "twin",
-        "linger",
-        "pull_forever",
-        "no_port",
-        "private_port",
-        "ssh_after",
-        "other_host_key",
-        "other_client_key",
-        "small_disk",
-    }
-)
+CALL_FAULTS: Final[dict[str, tuple[str, ...]]] = {
+    "status": ("code", "body", "headers", "kind"),
+    "html500": (),
+    "cut_json": (),
+    "hang": ("done",),
+    "drip": ("every",),
+    "lose_reply": (),
+    "late": ("seconds",),
+    "errors_empty": (),
+    "myself_null": (),
+    "no_capacity": (),
+    "no_balance": (),
+    "ignored": (),
+    "gone410": (),
+    "rate_limited": ("seconds",),
+    "forbidden": (),
+    "unauthorized": (),
+}
+"""A call is answered otherwise than it should be; the first that fits is taken. Each with its own values' names."""
+TWISTS: Final[dict[str, tuple[str, ...]]] = {
+    "price": ("price",),
+    "twin": (),
+    "linger": ("seconds",),
+    "pull_forever": (),
+    "no_port": (),
+    "private_port": (),
+    "ssh_after": ("seconds",),
+    "other_host_key": ("printed",),
+    "other_client_key": (),
+    "small_disk": ("mib",),
+}
 """A call is answered as it should be, and the pod is another; all that fit are taken together."""
 
 
-class _View(msgspec.Struct, frozen=True, kw_only=True):
+class _View(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     pass
 
 

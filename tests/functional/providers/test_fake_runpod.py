@@ -6,7 +6,6 @@ import asyncio
 import base64
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -116,24 +115,24 @@ async def said(connection: asyncssh.SSHClientConnection, command: str) -> str:
     return str((await connection.run(command, check=True)).stdout).strip()
 
 
-def test_it_starts_within_a_second_and_burns_nothing_while_idle(fake_runpod: FakeRunPod, tmp_path: Path) -> None:
+def test_it_starts_within_a_second_and_burns_nothing_while_idle(swept_runpod: FakeRunPod, tmp_path: Path) -> None:
     began = time.monotonic()
     second = FakeRunPod.start(tmp_path)
     taken = time.monotonic() - began
     second.stop()
-    made(fake_runpod)
-    process = psutil.Process(fake_runpod.process.pid)
+    made(swept_runpod)
+    process = psutil.Process(swept_runpod.process.pid)
     before = process.cpu_times()
-    time.sleep(0.5)
+    time.sleep(0.5)  # the window of the measurement
     after = process.cpu_times()
     assert taken < 3  # under a second on an idle machine; the suite runs beside it
     assert after.user + after.system - before.user - before.system <= 0.02
 
 
 @pytest.mark.parametrize("api", APIS)
-def test_a_pod_is_pulled_then_has_ports_then_answers(fake_runpod: FakeRunPod, api: Api) -> None:
-    fake_runpod.configure(port_seconds=0.2)
-    wire = Wire(fake_runpod, api)
+def test_a_pod_is_pulled_then_has_ports_then_answers(swept_runpod: FakeRunPod, api: Api) -> None:
+    swept_runpod.configure(port_seconds=0.2)
+    wire = Wire(swept_runpod, api)
     pod_id = wire.made(name="a-pod")
     seen: list[Any] = []
 
@@ -150,10 +149,10 @@ def test_a_pod_is_pulled_then_has_ports_then_answers(fake_runpod: FakeRunPod, ap
         assert seen == [("PROVISIONING", False), ("STARTING", False), ("RUNNING", True)]
     else:
         assert seen == [("RUNNING", None, False), ("RUNNING", "no ports", False), ("RUNNING", "ports", True)]
-    assert up(fake_runpod, pod_id).price == 0.43
+    assert up(swept_runpod, pod_id).price == 0.43
     assert wire.terminate(pod_id).status_code in {200, 204}
-    assert wire.rows() == [] and fake_runpod.pods() == []
-    (past,) = fake_runpod.ever()
+    assert wire.rows() == [] and swept_runpod.pods() == []
+    (past,) = swept_runpod.ever()
     assert past.ended is not None and past.ended > past.created and past.ended_by == "account"
 
 
@@ -165,14 +164,14 @@ def _graphql_phase(row: dict[str, Any]) -> tuple[str, str | None, bool]:
 
 
 @pytest.mark.parametrize("api", APIS)
-async def test_the_host_key_from_the_environment_is_the_one_that_answers(fake_runpod: FakeRunPod, api: Api) -> None:
+async def test_the_host_key_from_the_environment_is_the_one_that_answers(swept_runpod: FakeRunPod, api: Api) -> None:
     key, host_key = asyncssh.generate_private_key("ssh-ed25519"), asyncssh.generate_private_key("ssh-ed25519")
     env = {
         "PUBLIC_KEY": public_line(key),
         "GLASSHOUSE_HOST_KEY": base64.b64encode(host_key.export_private_key()).decode(),
         "GLASSHOUSE_START": base64.b64encode(SCRIPT.encode()).decode(),
     }
-    pod = made(fake_runpod, api, env=env, args=START)
+    pod = made(swept_runpod, api, env=env, args=START)
     home = f"{pod.folder}/root"
     async with login(pod, key, host_key) as connection:
         assert await said(connection, "echo $HOME; pwd; echo $RUNPOD_POD_ID") == f"{home}\n{home}\n{pod.id}"
@@ -181,12 +180,13 @@ async def test_the_host_key_from_the_environment_is_the_one_that_answers(fake_ru
             async with sftp.open("there", "wb") as file:
                 await file.write(b"bytes")
     assert (Path(home) / "there").read_bytes() == b"bytes"
+    until(lambda: "ready to use" in (Path(pod.folder) / "container.log").read_text())
     kept = (Path(pod.folder) / "etc" / "rp_environment").read_text()
     assert "RUNPOD_API_KEY" in kept and "GLASSHOUSE_HOST_KEY" not in kept and "PUBLIC_KEY" not in kept
     with httpx.stream(
         "GET",
-        f"{fake_runpod.url}/v2/pods/{pod.id}/logs?tail=100",
-        headers={"Authorization": f"Bearer {fake_runpod.key}"},
+        f"{swept_runpod.url}/v2/pods/{pod.id}/logs?tail=100",
+        headers={"Authorization": f"Bearer {swept_runpod.key}"},
     ) as reply:
         lines = (json.loads(line[6:])["line"] for line in reply.iter_lines() if line.startswith("data: "))
         assert any(host_key.get_fingerprint() in line for line in lines)
@@ -195,9 +195,9 @@ async def test_the_host_key_from_the_environment_is_the_one_that_answers(fake_ru
             pass
 
 
-async def test_what_a_login_detached_dies_with_the_pod_and_first_processes_differ(fake_runpod: FakeRunPod) -> None:
+async def test_what_a_login_detached_dies_with_the_pod_and_first_processes_differ(swept_runpod: FakeRunPod) -> None:
     key = asyncssh.generate_private_key("ssh-ed25519")
-    first, second = (made(fake_runpod, env={"PUBLIC_KEY": public_line(key)}) for _ in range(2))
+    first, second = (made(swept_runpod, env={"PUBLIC_KEY": public_line(key)}) for _ in range(2))
     assert first.pid != second.pid and first.port != second.port
     async with login(first, key) as connection:
         await said(connection, "setsid sleep 1000 >/dev/null 2>&1 </dev/null &")
@@ -205,97 +205,97 @@ async def test_what_a_login_detached_dies_with_the_pod_and_first_processes_diffe
     assert first.pid is not None
     inside = psutil.Process(first.pid).children(recursive=True)
     assert any(process.cmdline() == ["sleep", "1000"] for process in inside)
-    Wire(fake_runpod, "v2").terminate(first.id)
+    Wire(swept_runpod, "v2").terminate(first.id)
     assert all(map(dead, inside))
     assert second.pid is not None and psutil.pid_exists(second.pid)
 
 
-async def test_a_pod_moves_restarts_vanishes_and_loses_its_links(fake_runpod: FakeRunPod) -> None:
+async def test_a_pod_moves_restarts_vanishes_and_loses_its_links(swept_runpod: FakeRunPod) -> None:
     key = asyncssh.generate_private_key("ssh-ed25519")
-    pod = made(fake_runpod, env={"PUBLIC_KEY": public_line(key)})
+    pod = made(swept_runpod, env={"PUBLIC_KEY": public_line(key)})
     async with login(pod, key) as connection:
         host_key = connection.get_server_host_key()
         assert host_key is not None
-        assert fake_runpod.drop_links(pod.id) >= 1
+        assert swept_runpod.drop_links(pod.id) >= 1
         await asyncio.wait_for(connection.wait_closed(), 5)
     async with login(pod, key, host_key) as connection:
-        moved = fake_runpod.move(pod.id)
+        moved = swept_runpod.move(pod.id)
         await asyncio.wait_for(connection.wait_closed(), 5)
     assert moved.port != pod.port
     until(lambda: listening(moved))
     async with login(moved, key, host_key) as connection:
-        assert fake_runpod.freeze(pod.id) >= 1
+        assert swept_runpod.freeze(pod.id) >= 1
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(said(connection, "echo back"), 0.3)
         assert not connection.is_closed()
-        fake_runpod.thaw(pod.id)
+        swept_runpod.thaw(pod.id)
         assert await asyncio.wait_for(said(connection, "echo back; touch left"), 5) == "back"
-    again = fake_runpod.restart(pod.id)
+    again = swept_runpod.restart(pod.id)
     assert (again.port, again.id) == (moved.port, pod.id) and again.pid not in {None, pod.pid}
     assert not (Path(pod.folder) / "root" / "left").exists()
-    fake_runpod.vanish(pod.id)
-    assert Wire(fake_runpod, "graphql").rows() == []
-    assert [past.ended_by for past in fake_runpod.ever()] == ["fake"]
+    swept_runpod.vanish(pod.id)
+    assert Wire(swept_runpod, "graphql").rows() == []
+    assert [past.ended_by for past in swept_runpod.ever()] == ["fake"]
 
 
-def test_foreign_pods_prices_and_stock_are_what_a_test_says(fake_runpod: FakeRunPod) -> None:
-    fake_runpod.set_gpus(
+def test_foreign_pods_prices_and_stock_are_what_a_test_says(swept_runpod: FakeRunPod) -> None:
+    swept_runpod.set_gpus(
         [
             Gpu(id="Some GPU", name="Some", memory=8, secure=1.5),
             Gpu(id="None", name="N", memory=8, secure=1, stock="none"),
         ]
     )
-    foreign = fake_runpod.foreign("theirs", "Some GPU")
-    wire = Wire(fake_runpod, "v2")
+    foreign = swept_runpod.foreign("theirs", "Some GPU")
+    wire = Wire(swept_runpod, "v2")
     assert [row["name"] for row in wire.rows()] == ["theirs"] and foreign.price == 1.5
     refused = wire.create(gpu="None")
     assert refused.status_code == 400 and "no longer any instances" in refused.json()["detail"]
     assert refused.headers["Content-Type"] == "application/problem+json"
-    assert [past.foreign for past in fake_runpod.ever()] == [True]
+    assert [past.foreign for past in swept_runpod.ever()] == [True]
     gpus = wire.call("GET", "/v2/catalog/gpus?include=AVAILABILITY&product=POD").json()["gpus"]
     assert [(gpu["price"]["secure"], gpu["availability"]) for gpu in gpus] == [(1.5, "HIGH"), (1, "NONE")]
     assert wire.call("GET", "/v2/catalog/gpus/Some%20GPU").json()["memory"] == 8
 
 
-def test_a_pods_own_key_ends_that_pod_only(fake_runpod: FakeRunPod) -> None:
-    first, second = made(fake_runpod), made(fake_runpod)
-    own = Wire(fake_runpod, "v2", key=first.env["RUNPOD_API_KEY"])
+def test_a_pods_own_key_ends_that_pod_only(swept_runpod: FakeRunPod) -> None:
+    first, second = made(swept_runpod), made(swept_runpod)
+    own = Wire(swept_runpod, "v2", key=first.env["RUNPOD_API_KEY"])
     assert own.listing().status_code == 403
     assert own.terminate(second.id).status_code == 403
-    fake_runpod.configure(pod_key="stop")
+    swept_runpod.configure(pod_key="stop")
     assert own.terminate(first.id).status_code == 403
     assert own.call("POST", f"/v2/pods/{first.id}/action", {"action": "stop"}).json()["status"] == "EXITED"
-    fake_runpod.configure(pod_key="terminate")
+    swept_runpod.configure(pod_key="terminate")
     assert own.terminate(first.id).status_code == 204
-    assert [pod.id for pod in fake_runpod.pods()] == [second.id]
-    assert fake_runpod.ever()[0].ended_by == "pod"
-    assert [call.caller for call in fake_runpod.calls("terminate")] == ["pod"] * 3
+    assert [pod.id for pod in swept_runpod.pods()] == [second.id]
+    assert swept_runpod.ever()[0].ended_by == "pod"
+    assert [call.caller for call in swept_runpod.calls("terminate")] == ["pod"] * 3
 
 
-def test_calls_are_recorded_without_the_key_and_strangers_are_refused(fake_runpod: FakeRunPod) -> None:
+def test_calls_are_recorded_without_the_key_and_strangers_are_refused(swept_runpod: FakeRunPod) -> None:
     for api in APIS:
-        assert Wire(fake_runpod, api, key="wrong").listing().status_code == 401
-        assert Wire(fake_runpod, api).listing().status_code == 200
-    told = fake_runpod.calls("list")
+        assert Wire(swept_runpod, api, key="wrong").listing().status_code == 401
+        assert Wire(swept_runpod, api).listing().status_code == 200
+    told = swept_runpod.calls("list")
     assert [(call.api, call.status, call.caller) for call in told] == [
         ("graphql", 401, "unknown"),
         ("graphql", 200, "account"),
         ("v2", 401, "unknown"),
         ("v2", 200, "account"),
     ]
-    assert fake_runpod.key not in repr(told) and "Authorization" not in told[0].headers
-    fake_runpod.configure(calls_per_minute=3)
-    statuses = [Wire(fake_runpod, "v2").listing() for _ in range(4)]
+    assert swept_runpod.key not in repr(told) and "Authorization" not in told[0].headers
+    swept_runpod.configure(calls_per_minute=3)
+    statuses = [Wire(swept_runpod, "v2").listing() for _ in range(4)]
     assert [reply.status_code for reply in statuses] == [200, 200, 200, 429]
     assert 0 < int(statuses[-1].headers["Retry-After"]) <= 60
 
 
-def test_requests_and_replies_are_held_to_the_published_contract(fake_runpod: FakeRunPod) -> None:
-    if not fake_runpod.has_contract:
+def test_requests_and_replies_are_held_to_the_published_contract(swept_runpod: FakeRunPod) -> None:
+    if not swept_runpod.has_contract:
         pytest.skip("RunPod's OpenAPI document is not beside the repository")
     from tests.fake_runpod.contract import Contract, document_path
 
-    wire = Wire(fake_runpod, "v2")
+    wire = Wire(swept_runpod, "v2")
     order = {"name": "n", "image": "i", "gpu": {"id": "NVIDIA L4"}, "ports": ["22/tcp"]}
     wrong = [{**order, "gpuTypeId": "x"}, {**order, "disk": "20"}, {"name": "n", "gpu": {"id": "NVIDIA L4"}}]
     for body in wrong:
@@ -304,7 +304,7 @@ def test_requests_and_replies_are_held_to_the_published_contract(fake_runpod: Fa
     assert wire.call("POST", "/v2/pods", {**order, "env": {"SECRET": 1}}).status_code == 422
     assert wire.call("GET", "/v2/catalog/gpus?include=PRICES&product=POD").status_code == 422
     assert wire.call("GET", "/v2/pods/x/logs?tail=9999").status_code == 422
-    assert fake_runpod.ever() == []
+    assert swept_runpod.ever() == []
     contract = Contract(document_path())
     good = b'{"title": "t", "status": 404, "detail": "d"}'
     assert contract.reply_faults("/v2/pods/{id}", "get", 404, "application/problem+json", good) == []
@@ -313,8 +313,8 @@ def test_requests_and_replies_are_held_to_the_published_contract(fake_runpod: Fa
     assert contract.reply_faults("/v2/pods/{id}", "delete", 204, "application/json", b"{}")
 
 
-def test_the_pinned_sdk_finds_every_field_that_it_asks_for(fake_runpod: FakeRunPod, tmp_path: Path) -> None:
-    environment = {**os.environ, **fake_runpod.environment(), "HOME": str(tmp_path)}
+def test_the_pinned_sdk_finds_every_field_that_it_asks_for(swept_runpod: FakeRunPod, tmp_path: Path) -> None:
+    environment = {**os.environ, **swept_runpod.environment(), "HOME": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", SDK], env=environment, capture_output=True, text=True, check=False, timeout=60
     )
@@ -324,17 +324,17 @@ def test_the_pinned_sdk_finds_every_field_that_it_asks_for(fake_runpod: FakeRunP
     assert [pod["costPerHr"] for pod in told["pods"]] == [0.43] and told["one"]["name"] == "sdk-pod"
     assert "SEEN=a b=c" in told["one"]["env"] and told["one"]["machine"] == {"gpuDisplayName": "L4"}
     assert (told["stopped"]["desiredStatus"], told["resumed"]["desiredStatus"]) == ("EXITED", "RUNNING")
-    assert told["ended"] is None and fake_runpod.pods() == []
+    assert told["ended"] is None and swept_runpod.pods() == []
     quote, endpoints, stock, unknown, key = told["errors"]
     assert quote.startswith("QueryError: Syntax Error") and endpoints.startswith("QueryError: Cannot query field")
     assert "no longer any instances" in stock and unknown.startswith("ValueError") and key.startswith("Authentication")
 
 
-async def test_eight_pods_at_once_work(fake_runpod: FakeRunPod) -> None:
+async def test_eight_pods_at_once_work(swept_runpod: FakeRunPod) -> None:
     key = asyncssh.generate_private_key("ssh-ed25519")
-    wire = Wire(fake_runpod, "v2")
+    wire = Wire(swept_runpod, "v2")
     ids = [wire.made(name=f"pod-{number}", env={"PUBLIC_KEY": public_line(key)}) for number in range(8)]
-    pods = [up(fake_runpod, pod_id) for pod_id in ids]
+    pods = [up(swept_runpod, pod_id) for pod_id in ids]
 
     async def home(pod: PodView) -> str:
         async with login(pod, key) as connection:
@@ -343,13 +343,28 @@ async def test_eight_pods_at_once_work(fake_runpod: FakeRunPod) -> None:
     assert await asyncio.gather(*map(home, pods)) == [f"{pod.folder}/root" for pod in pods]
 
 
+async def test_a_container_whose_first_process_ends_is_exited_and_still_listed(swept_runpod: FakeRunPod) -> None:
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    pod = made(swept_runpod, env={"PUBLIC_KEY": public_line(key)})
+    async with login(pod, key) as connection:
+        await connection.run("kill -9 1; kill -TERM 1; echo $? > survived")  # PID 1 is deaf to its own namespace
+        assert swept_runpod.pod(pod.id).status == "running"
+        await connection.run("kill -9 -1")
+    until(lambda: swept_runpod.pod(pod.id).status == "exited")
+    (row,) = Wire(swept_runpod, "v2").rows()
+    assert (row["status"], row["ssh"]["direct"], row["cost"]) == ("EXITED", None, 0.0)
+    (shown,) = Wire(swept_runpod, "graphql").rows()
+    assert (shown["desiredStatus"], shown["runtime"]) == ("EXITED", None)
+
+
 def test_pods_do_not_outlive_a_killed_fake(fake_runpod: FakeRunPod) -> None:
     pods = [made(fake_runpod), made(fake_runpod)]
     inside = [
         each for pod in pods if pod.pid for each in [psutil.Process(pod.pid), *psutil.Process(pod.pid).children()]
     ]
     assert len(inside) >= 4
-    os.kill(fake_runpod.process.pid, signal.SIGKILL)
+    fake_runpod.process.kill()
+    fake_runpod.process.wait(5)
     until(lambda: all(map(dead, inside)))
 
 

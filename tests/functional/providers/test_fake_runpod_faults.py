@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +21,10 @@ NO_CAPACITY = "There are no longer any instances available with the requested sp
 BOTH = pytest.mark.parametrize("api", APIS)
 
 
-@pytest.fixture(scope="module")
-def shared(can_run_pods: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeRunPod]:
-    """One fake for all of this file."""
-    fake = FakeRunPod.start(tmp_path_factory.mktemp("runpod"))
-    try:
-        yield fake
-        assert fake.defects() == []
-    finally:
-        fake.stop()
-
-
 @pytest.fixture
-def fake(shared: FakeRunPod) -> Iterator[FakeRunPod]:
+def fake(swept_runpod: FakeRunPod) -> FakeRunPod:
     """Without pods and faults."""
-    yield shared
-    shared.clear()
-    for pod in shared.pods():
-        shared.vanish(pod.id)
-    shared.configure(pull_seconds=0.2)
+    return swept_runpod
 
 
 def until(true: Callable[[], Any], seconds: float = 10.0) -> Any:
@@ -52,10 +37,15 @@ def until(true: Callable[[], Any], seconds: float = 10.0) -> Any:
     raise AssertionError("it did not come to be")
 
 
-def printed(pod: PodView, text: str) -> str | None:
-    """The pod's log, once the text is in it."""
-    log = Path(pod.folder) / "container.log"
-    return log.read_text() if log.exists() and text in log.read_text() else None
+def log_of(pod: PodView) -> str:
+    """The pod's log, once its sshd listens and its start script has printed everything."""
+
+    def whole() -> str | None:
+        path = Path(pod.folder) / "container.log"
+        text = path.read_text() if path.exists() else ""
+        return text if "Server listening" in text and "ready to use" in text else None
+
+    return str(until(whole))
 
 
 def message(reply: httpx.Response) -> str:
@@ -203,7 +193,7 @@ async def test_a_pods_server_comes_late_and_has_other_keys(fake: FakeRunPod) -> 
     pod = until(lambda: next((pod for pod in fake.pods() if pod.id == pod_id and pod.status == "running"), None))
     with pytest.raises(ConnectionRefusedError):
         await _presented(pod)
-    log = until(lambda: printed(pod, "Server listening"))
+    log = log_of(pod)
     assert await _presented(pod) not in log
     assert STRANGER in (Path(pod.folder) / "root" / ".ssh" / "authorized_keys").read_text()
     with pytest.raises(asyncssh.PermissionDenied):
@@ -212,7 +202,7 @@ async def test_a_pods_server_comes_late_and_has_other_keys(fake: FakeRunPod) -> 
         )
     fake.fault("create", "other_host_key", printed=True)
     shown = fake.pod(wire.made(env=env))
-    log = until(lambda: printed(shown, "Server listening"))
+    log = log_of(shown)
     assert await _presented(shown) in log
 
 
@@ -220,7 +210,7 @@ async def test_a_small_disk_is_full_soon(fake: FakeRunPod) -> None:
     key = asyncssh.generate_private_key("ssh-ed25519")
     fake.fault("create", "small_disk", mib=2)
     pod = fake.pod(Wire(fake, "v2").made(env={"PUBLIC_KEY": key.export_public_key().decode().strip()}))
-    until(lambda: printed(pod, "Server listening"))
+    log_of(pod)
     async with (
         asyncssh.connect(
             pod.host, pod.port, username="root", client_keys=[key], known_hosts=None, config=None, agent_path=None
@@ -239,3 +229,7 @@ def test_every_fault_is_tried_here_and_nonsense_is_refused(fake: FakeRunPod) -> 
     for on, do in (("list", "nonsense"), ("nonsense", "hang"), ("list", "twin"), ("create", "linger")):
         with pytest.raises(ValueError, match=r"nonsense|happen"):
             fake.fault(on, do)
+    with pytest.raises(ValueError, match="takes seconds"):
+        fake.fault("create", "late", second=1)
+    with pytest.raises(ValueError, match="unknown field"):
+        fake.configure(pull_second=1)
