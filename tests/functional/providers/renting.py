@@ -14,7 +14,6 @@ from engine.providers.protocol import EmptyProof, Lease, Scope, Spec
 from engine.providers.runpod.provider import RunPodProvider
 from engine.providers.settings import RunPodLimits, RunPodSettings, Settings
 from tests.fake_runpod.client import FakeRunPod
-from tests.fake_runpod.needs import missing
 
 Api = Literal["rest", "sdk"]
 RUN = "0123456789ab"
@@ -87,9 +86,9 @@ class Place:
 
 
 @pytest.fixture(scope="module", params=["rest", "sdk"])
-def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    if lacking := missing():
-        pytest.skip(lacking)
+def place(
+    request: pytest.FixtureRequest, can_run_pods: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("fake")
     fake = FakeRunPod.start(folder, pull_seconds=0.05)
     yield Place(fake, tmp_path_factory.mktemp("home"), request.param)
@@ -105,6 +104,7 @@ def renting(place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[Renting]:
     before = {pod.id for pod in place.fake.ever()}
     yield found
     place.fake.clear()
+    place.fake.configure(pod_key="terminate")
     made = [pod for pod in place.fake.ever() if pod.id not in before and not pod.foreign]
     left = place.fake.pods()
     for pod in left:

@@ -552,7 +552,6 @@ async def test_a_pod_whose_key_may_only_stop_it_stops_itself(renting: Renting) -
     until = time.monotonic() + 15
     while await provider.observe(lease) != "stopped":
         assert time.monotonic() < until
-    renting.fake.configure(pod_key="terminate")
     await provider.release(lease)
 
 
