@@ -230,6 +230,10 @@ async def test_a_pod_moves_restarts_vanishes_and_loses_its_links(swept_runpod: F
         assert not connection.is_closed()
         swept_runpod.thaw(pod.id)
         assert await asyncio.wait_for(said(connection, "echo back; touch left"), 5) == "back"
+    swept_runpod.freeze(pod.id, server=True)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(asyncssh.get_server_host_key(moved.host, moved.port, config=None), 0.3)
+    swept_runpod.thaw(pod.id)
     again = swept_runpod.restart(pod.id)
     assert (again.port, again.id) == (moved.port, pod.id) and again.pid not in {None, pod.pid}
     assert not (Path(pod.folder) / "root" / "left").exists()

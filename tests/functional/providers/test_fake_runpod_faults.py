@@ -116,6 +116,19 @@ def test_answers_are_cut_dripped_hung_and_lost(fake: FakeRunPod, api: Api) -> No
     assert wire.rows()[0]["name"] == "lost"
 
 
+def test_clients_that_leave_in_the_middle_leave_nothing_behind(fake: FakeRunPod) -> None:
+    pod_id = Wire(fake, "v2").made()
+    fake.fault("list", "drip", every=0.02)
+    key = {"Authorization": f"Bearer {fake.key}"}
+    for path in ("/v2/pods", f"/v2/pods/{pod_id}/logs"):
+        with httpx.stream("GET", fake.url + path, headers=key) as reply:
+            next(reply.iter_raw())
+    assert until(lambda: [call.status for call in fake.calls() if call.op in {"list", "logs"}] == [0, 200])
+    fake.fault("logs", "html500")
+    assert httpx.get(f"{fake.url}/v2/pods/{pod_id}/logs", headers=key).status_code == 500
+    assert httpx.get(f"{fake.url}/v2/pods/none/logs", headers=key).status_code == 404
+
+
 @BOTH
 def test_a_creation_is_refused_or_comes_late_or_is_only_said_to_be(fake: FakeRunPod, api: Api) -> None:
     wire = Wire(fake, api)
