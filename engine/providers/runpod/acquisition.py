@@ -16,13 +16,11 @@ from engine.providers.runpod.clock import boot_id, boot_seconds
 from engine.providers.runpod.folder import AllocationFolder, Ask, Asked, Keys
 from engine.providers.runpod.image import order
 from engine.providers.runpod.leases import age, lease_of
-from engine.providers.runpod.offers import Choice, choices, life, max_price
+from engine.providers.runpod.offers import Choice, above_quote, choices, life, max_price
 from engine.providers.runpod.shielding import to_the_end
 from engine.providers.settings import RunPodSettings
 from engine.wire import utc_now
 
-ROUNDING: Final = 0.001
-"""USD an hour by which a price may differ from the quote: the APIs round differently."""
 NEXT_GPU: Final = frozenset({"no_capacity", "order_refused"})
 """Refusals after which another type of GPU is asked for."""
 
@@ -206,13 +204,10 @@ class Acquisition:
                 f"RunPod does not tell what pod {pod.id} costs; it was ended.", "Try again.", code="price_unknown"
             )
         limit = ask.price_per_hour if ceiling is None else min(ask.price_per_hour, ceiling)
-        if price > limit + ROUNDING:
+        fault = above_quote(pod.id, price, limit)
+        if fault is not None:
             await self._end(pod.id, ask)
-            raise ProviderError(
-                f"Pod {pod.id} costs ${price:.2f} an hour and ${limit:.2f} was quoted; it was ended.",
-                "Raise --max-price, or accept another GPU.",
-                code="price_above_quote",
-            )
+            raise fault
         if self._folder.host_key() is None:
             await self._end(pod.id, ask)
             raise ProviderError(

@@ -17,6 +17,7 @@ from engine.providers.runpod.clock import boot_seconds
 from engine.providers.runpod.folder import AllocationFolder
 from engine.providers.runpod.leases import observation
 from engine.providers.runpod.listing import Listing
+from engine.providers.runpod.offers import above_quote
 from engine.providers.settings import RunPodLimits
 from engine.remote.connect import HOST_KEY_ALGORITHMS
 
@@ -51,8 +52,8 @@ class Readiness:
     async def run(self) -> Lease:
         """The lease with its address.
 
-        Raises `allocation_gone`, `allocation_stopped`, `provisioning_timeout`, `port_not_public`, `ssh_timeout`,
-        `host_key_mismatch`, `allocation_unknown` (its keys are not here).
+        Raises `allocation_gone`, `allocation_stopped`, `price_above_quote`, `provisioning_timeout`,
+        `port_not_public`, `ssh_timeout`, `host_key_mismatch`, `allocation_unknown` (its keys are not here).
         """
         pinned = self._folder.host_key()
         if pinned is None:
@@ -97,6 +98,11 @@ class Readiness:
                 code="allocation_gone",
             )
         self._seen = listing
+        quoted = self._lease.price_per_hour
+        if pod is not None and pod.price_per_hour is not None and quoted is not None:
+            fault = above_quote(pod.id, pod.price_per_hour, quoted)
+            if fault is not None:
+                raise fault
         if pod is not None and observation(pod) == "stopped":
             raise ProviderError(
                 f"Pod {pod.id} does not run any more (it is {pod.status}); its disk still bills.",

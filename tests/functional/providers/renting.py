@@ -19,6 +19,8 @@ Api = Literal["rest", "sdk"]
 RUN = "0123456789ab"
 APART = 0.1
 CHEAP, NEXT = "RTX A2000", "L4"
+either_api = pytest.mark.parametrize("place", ["rest"], indirect=True)
+"""What happens after the pod was made, the same over both APIs."""
 
 
 @dataclass
