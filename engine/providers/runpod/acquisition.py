@@ -11,7 +11,7 @@ import msgspec
 from engine.errors import GlasshouseError, ProviderError
 from engine.providers.protocol import Lease, Spec
 from engine.providers.runpod.account import HOPELESS, Account
-from engine.providers.runpod.api import Order, Pod, RateLimitedError, is_ambiguous
+from engine.providers.runpod.api import GpuOffer, Order, Pod, RateLimitedError, is_ambiguous
 from engine.providers.runpod.clock import boot_id, boot_seconds
 from engine.providers.runpod.folder import AllocationFolder, Ask, Asked, Keys
 from engine.providers.runpod.image import order
@@ -59,7 +59,7 @@ class Acquisition:
             pod = await self._searched(max(self._limits.search - age(earlier.open), self._limits.listings_apart))
             return await self._checked(pod, earlier.open)
         self._say("asking for prices")
-        offered = choices(await self._account.api.list_gpus(), self._spec, self._settings)
+        offered = choices(await self._offers(), self._spec, self._settings)
         keys = self._folder.make()
         refusals: list[GlasshouseError] = []
         for choice in offered:
@@ -72,6 +72,15 @@ class Acquisition:
                 self._say(f"{choice.model}: {error.message}")
         self._folder.destroy()
         raise next((error for error in refusals if error.code != "no_capacity"), refusals[-1])
+
+    async def _offers(self) -> tuple[GpuOffer, ...]:
+        """The types of GPU with their prices, after any pause that RunPod asks for."""
+        give_up = boot_seconds() + self._limits.provisioning
+        while True:
+            try:
+                return await self._account.api.list_gpus()
+            except RateLimitedError as error:
+                await self._pause(error, give_up)
 
     async def undo(self) -> None:
         """End what a cancelled `run` made or may have made; raises `leaked` where that cannot be proven."""
@@ -129,12 +138,7 @@ class Acquisition:
 
     async def _after_pause(self, error: RateLimitedError, give_up: float) -> Pod | None:
         """Wait as long as RunPod asks; then the pod that was made all the same, or None."""
-        until = boot_seconds() + error.retry_after
-        if until > give_up:
-            raise error
-        while (left := until - boot_seconds()) > 0:
-            self._say(f"RunPod asks for a pause: {left:.0f} s left")
-            await asyncio.sleep(min(1.0, left))
+        await self._pause(error, give_up)
         while True:
             try:
                 pods = self._named((await self._account.listed()).pods)
@@ -146,6 +150,15 @@ class Acquisition:
                 await asyncio.sleep(self._limits.poll)
                 continue
             return await self._single(pods) if pods else None
+
+    async def _pause(self, error: RateLimitedError, give_up: float) -> None:
+        """Wait as long as RunPod asks, counting down; raises `error` where that is beyond `give_up`."""
+        until = boot_seconds() + error.retry_after
+        if until > give_up:
+            raise error
+        while (left := until - boot_seconds()) > 0:
+            self._say(f"RunPod asks for a pause: {left:.0f} s left")
+            await asyncio.sleep(min(1.0, left))
 
     async def _searched(self, seconds: float) -> Pod:
         """The one pod of this name, looked for `seconds` long; raises `create_unanswered`, `create_duplicated`."""

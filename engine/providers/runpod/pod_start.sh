@@ -8,6 +8,7 @@ mkdir -p "$base" /etc/ssh
 fail() { echo "The pod does not start: $1."; exit 1; }
 
 printf '%s' "${GLASSHOUSE_HOST_KEY:-}" | base64 -d > /etc/ssh/ssh_host_ed25519_key || fail "its host key cannot be installed"
+[ -s /etc/ssh/ssh_host_ed25519_key ] || fail "it was given no host key"
 chmod 600 /etc/ssh/ssh_host_ed25519_key
 printf '%s' '@HOST_PUBLIC@' | base64 -d > /etc/ssh/ssh_host_ed25519_key.pub || fail "its host key cannot be installed"
 chmod 644 /etc/ssh/ssh_host_ed25519_key.pub

@@ -42,6 +42,15 @@ async def test_02_a_pause_that_runpod_asks_for_is_kept_and_counted_down(renting:
     await provider.release(lease)
 
 
+@either_api
+async def test_02_a_pause_before_the_prices_is_kept_too(renting: Renting) -> None:
+    renting.fake.fault("gpus", "rate_limited", seconds=1)
+    provider = renting.provider()
+    lease = await renting.lease(provider)
+    assert any("pause" in line for line in renting.said)
+    await provider.release(lease)
+
+
 @pytest.mark.parametrize("answer", ["html500", "rate_limited", "ignored"])
 async def test_03_an_answer_to_a_termination_is_not_believed(renting: Renting, answer: str) -> None:
     provider = renting.provider()
