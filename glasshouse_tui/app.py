@@ -20,7 +20,7 @@ from glasshouse_tui import operations
 from glasshouse_tui.bindings import ANYWHERE, KEYS, Key, bindings_for
 from glasshouse_tui.feed import Feed
 from glasshouse_tui.leaving import LeavingApp
-from glasshouse_tui.messages import RunMissing, SettingsRead, StoreTrouble, StoreWell
+from glasshouse_tui.messages import Looked, RunMissing, SettingsRead, StoreTrouble, StoreWell
 from glasshouse_tui.screens.base import ConsoleScreen
 from glasshouse_tui.screens.dialogs import HelpScreen, TroubleScreen
 from glasshouse_tui.screens.fleet import FleetScreen
@@ -168,6 +168,11 @@ class GlasshouseApp(LeavingApp):
 
     # What the feed and the threads say
 
+    @property
+    def acted(self) -> bool:
+        """True once somebody pressed a key."""
+        return self._acted
+
     def restored(self, name: str) -> dict[str, Any]:
         """What the session before left of a list."""
         return self._restored.get(name, {})
@@ -201,6 +206,12 @@ class GlasshouseApp(LeavingApp):
         """The trouble is over."""
         if isinstance(self.screen, TroubleScreen):
             self.pop_screen()
+
+    def on_looked(self, message: Looked) -> None:
+        """Show what the providers listed."""
+        fleet = self.get_screen("fleet")
+        if isinstance(fleet, FleetScreen):
+            fleet.show_look(message.overview)
 
     def on_run_missing(self, message: RunMissing) -> None:
         """Close the screen of a run that is not there."""

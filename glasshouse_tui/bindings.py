@@ -70,6 +70,11 @@ KEYS: Final = (
     Key("fleet.resume", FLEET, "r", "r", "resume", "Resume", "Resume a run that nobody is running", rank=14,
         writes=True),
     Key("fleet.cancel", FLEET, "x", "x", "cancel", "Cancel", "Cancel the run under the cursor", rank=13, writes=True),
+    Key("fleet.keep", FLEET, "K", "K", "keep", "Keep", "Keep the allocation for the next run, for a time", rank=15,
+        writes=True),
+    Key("fleet.release", FLEET, "R", "R", "release", "Release", "End the allocation and prove that it is gone", rank=16,
+        writes=True),
+    Key("fleet.look", FLEET, "l", "l", "look", "Look", "Ask the providers what is there, ours and foreign", rank=17),
     Key("fleet.copy", FLEET, "c", "c", "copy('id')", "Copy id", "Copy the run's id to the clipboard"),
     Key("fleet.copy_row", FLEET, "C", "C", "copy('row')", "Copy row", "Copy the run's row as JSON"),
 

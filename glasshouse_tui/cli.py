@@ -35,6 +35,8 @@ COMMANDS: Final = {
     "logs": f"{_ROOM}.watch:logs",
     "cancel": f"{_ROOM}.control:cancel",
     "resume": f"{_ROOM}.control:resume",
+    "allocations": f"{_ROOM}.allocations:allocations",
+    "cleanup": f"{_ROOM}.cleanup:cleanup",
     "adapter": f"{_ROOM}.adapter:adapter",
     "export": f"{_ROOM}.export:export",
     "verify": f"{_ROOM}.export:verify",

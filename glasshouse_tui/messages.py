@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from textual.message import Message
 
 from engine.store.views import AllocationView, LogLine, RunSummary, RunView
 from glasshouse_tui.window import Answer
+
+if TYPE_CHECKING:
+    from engine.runner.tending import Overview
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,14 @@ class RunStarted(Message):
     def __init__(self, run_id: str) -> None:
         super().__init__()
         self.run_id = run_id
+
+
+class Looked(Message):
+    """The providers were asked what is there."""
+
+    def __init__(self, overview: Overview) -> None:
+        super().__init__()
+        self.overview = overview
 
 
 class RunFound(Message):

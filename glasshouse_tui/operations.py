@@ -1,25 +1,37 @@
-"""What the console asks for: starting, resuming, cancelling, copying, keeping its settings. Each blocks; run it in a
-thread. Every one raises `GlasshouseError`."""
+"""What the console asks for: starting, resuming, cancelling, keeping and releasing, copying, its settings. Each blocks;
+run it in a thread. Every one raises `GlasshouseError`."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from glasshouse_tui.feed import SETTINGS
+
+if TYPE_CHECKING:
+    from engine.runner.tending import Overview
 
 DEMO: Final = "demo"
 
 
 class Launcher(Protocol):
-    """Starts runner processes; the console never runs anything itself."""
+    """Starts processes that run and release, and asks providers; the console never runs anything itself."""
 
     def start_demo(self, home: Path) -> str:
         """Start the demo run, detached; returns its id."""
 
     def resume(self, home: Path, run_id: str) -> None:
         """Give an unfinished run a runner again."""
+
+    def keep(self, home: Path, allocation_id: str, minutes: int) -> str:
+        """Keep an allocation for the next run; returns until when, UTC."""
+
+    def release(self, home: Path, allocation_id: str) -> None:
+        """Start ending an allocation; the ledger shows what becomes of it."""
+
+    def look(self, home: Path) -> Overview:
+        """Ask every provider what is there, over the network."""
 
 
 class EngineLauncher:
@@ -37,6 +49,24 @@ class EngineLauncher:
         from engine.runner.start import resume_run
 
         resume_run(home, run_id)
+
+    def keep(self, home: Path, allocation_id: str, minutes: int) -> str:
+        """Keep the allocation of a run that goes on, or prolong a kept one."""
+        from engine.runner.tending import keep
+
+        return keep(home, allocation_id, minutes)
+
+    def release(self, home: Path, allocation_id: str) -> None:
+        """Start a process that ends the allocation and proves it."""
+        from engine.runner.tending import release_in_background
+
+        release_in_background(home, allocation_id)
+
+    def look(self, home: Path) -> Overview:
+        """The ledger joined with what the providers list now."""
+        from engine.runner.tending import overview
+
+        return overview(home)
 
 
 def cancel(home: Path, run_id: str) -> None:

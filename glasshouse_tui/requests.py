@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from textual import work
 from textual.app import App
@@ -17,10 +17,15 @@ from textual.message import Message
 from engine.errors import GlasshouseError
 from glasshouse_tui import operations
 from glasshouse_tui.feed import problem_of
-from glasshouse_tui.format import plain, short_id
-from glasshouse_tui.messages import Copied, Done, Problem, Refused, RunFound, RunStarted
+from glasshouse_tui.format import clock, money, parse_time, plain, short_id
+from glasshouse_tui.messages import Copied, Done, Looked, Problem, Refused, RunFound, RunStarted
 from glasshouse_tui.operations import Launcher
+from glasshouse_tui.rented import price
 from glasshouse_tui.screens.dialogs import ConfirmScreen
+from glasshouse_tui.screens.keeping import KeepScreen
+
+if TYPE_CHECKING:
+    from engine.store.views import AllocationView
 
 FAILURES: Final = (GlasshouseError, OSError, sqlite3.Error)
 
@@ -35,6 +40,7 @@ class RequestingApp(App[int]):
     def __init__(self) -> None:
         super().__init__(ansi_color=True if "NO_COLOR" in os.environ else None)
         self._starting = False
+        self._looking = False
 
     def open_run(self, run_id: str, *, panel: str = "") -> None:
         """Show one run."""
@@ -77,6 +83,59 @@ class RequestingApp(App[int]):
             ),
             answered,
         )
+
+    def ask_keep(self, allocation: AllocationView) -> None:
+        """Ask for how long, with what that costs, then have it kept."""
+
+        def answered(minutes: int | None) -> None:
+            if minutes is None:
+                return
+
+            def go() -> Message:
+                until = self.launcher.keep(self.home, allocation.id, minutes)
+                when = f"until {clock(until)}" if parse_time(until) else until
+                return Done(f"It is kept {when}; `glasshouse run --allocation {allocation.id}` takes it.")
+
+            self._in_thread(go)
+
+        self.push_screen(KeepScreen(allocation), answered)
+
+    def ask_release(self, allocation: AllocationView) -> None:
+        """Ask whether to end it, then do it."""
+
+        def go() -> Message:
+            self.launcher.release(self.home, allocation.id)
+            return Done("It is being ended; its state turns to gone once that is proven.")
+
+        def answered(yes: bool | None) -> None:
+            if yes:
+                self._in_thread(go)
+
+        self.push_screen(
+            ConfirmScreen(
+                f"Release {plain(allocation.name, 60)}?",
+                f"It costs {price(allocation.price_per_hour)} and has cost {money(allocation.spent)}. Nothing on it "
+                "survives. Absence is then proven in two listings.",
+                "release it",
+                "leave it",
+            ),
+            answered,
+        )
+
+    def look(self) -> None:
+        """Ask the providers what is there, one asking at a time."""
+        if self._looking:
+            return
+        self._looking = True
+        self.notify("Asking the providers what is there.", timeout=3)
+
+        def go() -> Message:
+            try:
+                return Looked(self.launcher.look(self.home))
+            finally:
+                self._looking = False
+
+        self._in_thread(go)
 
     def copy(self, run_id: str, what: str) -> None:
         """Copy the id or the row of a run to the clipboard (OSC 52)."""

@@ -70,7 +70,8 @@ class Lease(_Record, frozen=True, kw_only=True):
 
     `address` is None until `wait_ready`. `python` and `site_paths` are the interpreter and the folders of
     third-party Python there; `environment` says where those come from: `own` are the operator's, `image` lie there
-    already, `lock` are yet to be installed from the hash-checked lock. `root` is a folder for run folders, below the
+    already, `lock` are yet to be installed from the hash-checked lock, by pip from its default index or from `index`.
+    `root` is a folder for run folders, below the
     login's home unless absolute. `machine` identifies the machine as the provider knows it. `heartbeat` is a file
     there that its dead-man's switch watches; `deadline` (UTC) is when the allocation ends at the latest.
     """
@@ -87,6 +88,7 @@ class Lease(_Record, frozen=True, kw_only=True):
     site_paths: tuple[str, ...]
     machine: dict[str, str]
     environment: Literal["own", "image", "lock"] = "own"
+    index: str | None = None
     heartbeat: str | None = None
     deadline: str | None = None
     address: Address | None = None
@@ -118,7 +120,7 @@ class EmptyProof(_Record, frozen=True, kw_only=True):
     lists.
 
     `listings` successful looks agreed, the last at `at` (UTC). `count` is None where nothing is ours to
-    delete.
+    delete. `unanswered` are names that were asked for without a clear answer, and may still appear.
     """
 
     scope: tuple[str, ...]
@@ -127,6 +129,7 @@ class EmptyProof(_Record, frozen=True, kw_only=True):
     others: int | None
     at: str
     statement: str
+    unanswered: tuple[str, ...] = ()
 
 
 class LedgerEntry(_Record, frozen=True, kw_only=True):

@@ -13,6 +13,7 @@ from engine.errors import UsageError
 
 FILE: Final = "config.toml"
 DEFAULT_IMAGE: Final = "runpod/pytorch:1.0.2-cu1281-torch280-ubuntu2404"
+_INDEX: Final = re.compile(r"(?:https?|file)://[\x21-\x7e]+")
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
@@ -45,7 +46,8 @@ class RunPodSettings(_Settings, frozen=True, kw_only=True):
     `api`: `sdk` is the `runpod` package (GraphQL), `rest` is REST v2. `image` must be one whose start command installs
     `PUBLIC_KEY` and starts sshd, such as RunPod's official ones. `python` is the interpreter in the image.
     `environment`: `lock` installs the hash-checked lock into a fresh environment, `image` uses the folders in `site`
-    as they are. `root` holds run folders on the pod, under the login's home unless absolute.
+    as they are. `index` is the package index that pip there asks instead of its default, without credentials. `root`
+    holds run folders on the pod, under the login's home unless absolute.
     """
 
     api: Literal["rest", "sdk"] = "rest"
@@ -58,6 +60,7 @@ class RunPodSettings(_Settings, frozen=True, kw_only=True):
     python: str = "python3"
     environment: Literal["lock", "image"] = "lock"
     site: tuple[str, ...] = ()
+    index: str | None = None
     root: str = "glasshouse"
     calls_per_minute: int = 30
     limits: RunPodLimits = RunPodLimits()
@@ -81,6 +84,7 @@ class HostSettings(_Settings, frozen=True, kw_only=True):
     python: str = "python3"
     environment: Literal["lock", "image"] = "lock"
     site: tuple[str, ...] = ()
+    index: str | None = None
     root: str = "glasshouse"
 
 
@@ -110,6 +114,28 @@ def load_settings(home: Path) -> Settings:
     return found
 
 
+def host_settings(settings: Settings, name: str | None) -> HostSettings:
+    """The static host called `name`, or the only one; raises `UsageError` (`host_unknown`) that lists them."""
+    found = [host for host in settings.host if name in (None, host.name)]
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(host.name for host in settings.host)
+    if not settings.host:
+        told, hint = "No host is configured", f"Add a [[host]] table to {FILE}; engine/providers/README.md shows one."
+    elif name is None:
+        told, hint = "More than one host is configured", f"Name one with --allocation: {names}."
+    else:
+        told, hint = f"No host called {name!r} is configured", f"Choose one of: {names}."
+    raise UsageError(f"{told}.", hint, code="host_unknown")
+
+
+def environment_of(settings: Settings, provider: str, host: str | None) -> Literal["own", "image", "lock"]:
+    """Where an allocation of `provider` has its Python environment from."""
+    if provider == "static":
+        return host_settings(settings, host).environment
+    return settings.runpod.environment if provider == "runpod" else "own"
+
+
 def _fault(settings: Settings) -> str:
     """What is wrong with settings that have the right types; empty when nothing is."""
     for name, value in msgspec.structs.asdict(settings.runpod.limits).items():
@@ -117,6 +143,8 @@ def _fault(settings: Settings) -> str:
             return f"runpod.limits.{name} is a number of seconds above zero"
     if not 1 <= settings.runpod.calls_per_minute <= 600:
         return "runpod.calls_per_minute lies between 1 and 600"
+    if _has_secret(settings.runpod.index):
+        return "runpod.index is no address of an index, or holds credentials"
     if len({host.name for host in settings.host}) != len(settings.host):
         return "two hosts have one name"
     return next(filter(None, map(_fault_of, settings.host)), "")
@@ -131,7 +159,14 @@ def _fault_of(host: HostSettings) -> str:
         return f"host {host.name} has no host key that it could be trusted by"
     if not 0 < host.port < 65536:
         return f"the port of host {host.name} is none"
+    if _has_secret(host.index):
+        return f"the index of host {host.name} is no address of one, or holds credentials"
     return ""
+
+
+def _has_secret(index: str | None) -> bool:
+    """True for what is no plain address: credentials would end up in the database and on the allocation."""
+    return index is not None and (_INDEX.fullmatch(index) is None or "@" in index)
 
 
 def _invalid(path: Path, why: str) -> UsageError:

@@ -77,7 +77,7 @@ def whole(chain: Chain, entries: list[Entry], log: list[Event]) -> bool:
 
 def row_of(facts: Facts, signed: dict[str, Any]) -> dict[str, Any]:
     """The row as this installation computes it from the facts, with `STATED` fields as they were signed."""
-    made, _ = build_row(facts, state=str(signed["state"]), reason=str(signed["reason"]))
+    made, _ = build_row(facts, state=str(signed["state"]), reason=str(signed["reason"]), cost_usd=signed.get("costUsd"))
     return made | {name: signed[name] for name in STATED if name in signed}
 
 

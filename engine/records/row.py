@@ -54,11 +54,18 @@ def live_row(view: RunView) -> dict[str, Any]:
     return _row(view, view.checks, clean=None)
 
 
-def build_row(facts: Facts, *, state: str, reason: str) -> tuple[dict[str, Any], tuple[Check, ...]]:
-    """The final row and its checks, for a run that ends in `state`."""
+def build_row(
+    facts: Facts, *, state: str, reason: str, cost_usd: float | None = None
+) -> tuple[dict[str, Any], tuple[Check, ...]]:
+    """The final row and its checks, for a run that ends in `state`.
+
+    `cost_usd`: what its rented allocation cost so far, None where that is unknown.
+    """
     checks = verdicts(facts)
     row = _row(facts.view, checks, clean=is_clean(checks) and state == "finished")
     row["state"], row["reason"], row["finishedAt"] = state, public_reason(reason), utc_now()
+    if row["costUsd"] is None:
+        row["costUsd"] = _rounded(cost_usd, 4)
     identities = facts.identities()
     row["sameAllocation"] = (
         identities["raw"] == identities["protected"] if {"raw", "protected"} <= set(identities) else None

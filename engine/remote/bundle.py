@@ -96,7 +96,7 @@ def worker_distributions() -> Mapping[str, metadata.Distribution]:
         for line in installed.requires or ():
             needed = Requirement(line)
             if needed.marker is None or needed.marker.evaluate({"extra": extra}):
-                waiting.extend((_normalised(needed.name), wanted) for wanted in ("", *sorted(needed.extras)))
+                waiting.extend((normalised(needed.name), wanted) for wanted in ("", *sorted(needed.extras)))
     return MappingProxyType(dict(sorted(found.items())))
 
 
@@ -113,7 +113,7 @@ def _distribution(name: str) -> metadata.Distribution | None:
         return None
 
 
-def _normalised(name: str) -> str:
+def normalised(name: str) -> str:
     """A distribution's name as PEP 503 normalises it."""
     return re.sub(r"[-_.]+", "-", name).lower()
 

@@ -42,7 +42,7 @@ def launch_command(python: str, bundle_path: str, sha256: str, run_dir: str, sit
 
     `site_paths` are the folders of third-party Python on the allocation; nothing else is importable there.
     """
-    return [python, "-I", "-S", "-c", launcher_source(), bundle_path, sha256, run_dir, *site_paths]
+    return [python, "-I", "-S", "-B", "-c", launcher_source(), bundle_path, sha256, run_dir, *site_paths]
 
 
 async def launch(

@@ -1,6 +1,6 @@
 """Starts the supervisor from measured bytes.
 
-Runs on the allocation as `python -I -S -c SOURCE BUNDLE SHA256 RUN_DIR [SITE...]`, on the standard library
+Runs on the allocation as `python -I -S -B -c SOURCE BUNDLE SHA256 RUN_DIR [SITE...]`, on the standard library
 alone. The bundle is read once into sealed memory, hashed there and run from there, in a session of its own. A
 second launch in the same run folder finds the first. Prints one JSON line: `{"pid", "start", "bundle"}` of
 the supervisor, or `{"error"}` with exit status 3 when the bytes differ, 4 when a supervisor ran here and

@@ -4,116 +4,136 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from typing import Final, Literal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
 
 import msgspec
 
-from engine.errors import GlasshouseError, StoreError
+from engine.errors import GlasshouseError, ProviderError, StoreError, UsageError
 from engine.plan import Plan
-from engine.providers.protocol import (
-    EmptyProof,
-    Lease,
-    LedgerEntry,
-    Provider,
-    Scope,
-    Spec,
-    allocation_name,
-)
+from engine.providers.protocol import EmptyProof, Lease, Provider, allocation_name
+from engine.providers.settings import load_settings
 from engine.runner.journal import Journal
-from engine.store.ledger import AllocationFields
+from engine.runner.leases import lease_of, with_keep, with_lease
+from engine.runner.needs import spec_for
+from engine.runner.release import ENDED, end_allocation, outcome_of
 from engine.store.reader import Reader
 from engine.store.views import AllocationView
 from engine.store.writer import Writer
 from engine.wire import ALLOCATION_GONE, utc_now
 
 INSTALL: Final = "install"
-ENDED: Final = ("gone", "not_ours")
-Outcome = Literal["gone", "not_ours", "leaked"]
+RENTED: Final = frozenset({"runpod"})
+"""Providers whose allocations cost money by the hour."""
 
 
 class Allocation:
-    """One allocation of one run, with its ledger entry."""
+    """One allocation of one run, with its ledger entry. `on_phase` hears what is waited for."""
 
     def __init__(
-        self, writer: Writer, reader: Reader, provider: Provider, plan: Plan, run_id: str, journal: Journal
-    ) -> None:
+        self, home: Path, writer: Writer, reader: Reader, provider: Provider, plan: Plan, run_id: str, journal: Journal,
+        on_phase: Callable[[str], None] | None = None,
+    ) -> None:  # fmt: skip
         self._writer = writer
         self._reader = reader
         self._provider = provider
         self._plan = plan
         self._run_id = run_id
         self._journal = journal
+        self._on_phase = on_phase
+        self._settings = load_settings(home)
 
     async def have(self) -> Lease:
-        """The run's lease, ready: acquired now, or taken up where an earlier runner left it."""
-        entry = self._entry()
-        if entry is None:
-            name = allocation_name(self._install(), self._run_id)
-            self._writer.allocation_intent(secrets.token_hex(6), self._provider.name, name, self._run_id)
-            entry = self._entry()
-            if entry is None:
-                raise RuntimeError("the ledger lost an entry")
-        lease = self._lease(entry)
+        """The run's lease, ready: acquired now, taken up where it was kept, or where an earlier runner left it."""
+        entry = self.entry() or self._take_up() or self._intend()
+        if entry.ledger_state in ENDED:
+            raise ProviderError(
+                "This run's allocation has been released meanwhile.", "Start the run again.", code="allocation_gone"
+            )
+        lease = lease_of(self._reader, entry.id)
         if lease is None:
-            request = self._plan.provider
-            spec = Spec(name=entry.name, gpus=request.gpus, max_price=request.max_price, max_cost=request.max_cost)
-            lease = await self._provider.acquire(spec, self._run_id)
-            self._writer.allocation_state(entry.id, "created", **_known(lease))
-        ready = await self._provider.wait_ready(lease)
-        self._writer.allocation_state(entry.id, "ready", **_known(ready))
+            lease = await self._acquire(entry)
+        ready = await self._provider.wait_ready(msgspec.structs.replace(lease, run_id=self._run_id), self._on_phase)
+        self._writer.allocation_state(entry.id, "ready", **with_lease(self._reader, entry.id, ready))
         return ready
 
-    async def end(self) -> None:
-        """Release and prove it; what cannot be released is recorded as leaked, loudly, and raises."""
-        entry = self._entry()
+    def anchored(self, lease: Lease) -> Lease:
+        """Keep a lease whose folders are absolute by now, so that a runner that takes over uses the same ones."""
+        entry = self.entry()
+        if entry is not None:
+            self._writer.allocation_state(entry.id, "ready", **with_lease(self._reader, entry.id, lease))
+        return lease
+
+    async def end(self, keep_minutes: int | None = None) -> None:
+        """Keep it for so many minutes, or release and prove it; what cannot be released is leaked, and raises."""
+        entry = self.entry()
         if entry is None:
             self._writer.transition(self._run_id, "cleanup", "gone", "nothing was acquired")
             nothing = "nothing was acquired"
-            self._record(EmptyProof(scope=(), listings=0, count=0, others=None, at=utc_now(), statement=nothing))
+            record_gone(
+                self._writer, self._journal, self._run_id,
+                EmptyProof(scope=(), listings=0, count=0, others=None, at=utc_now(), statement=nothing),
+            )  # fmt: skip
             return
         if entry.ledger_state in ENDED and "allocation_gone" in self._reader.evidence(self._run_id):
             return
+        if keep_minutes and entry.ledger_state in {"ready", "kept"}:
+            self._keep(entry, keep_minutes)
+            return
         if entry.ledger_state not in ENDED:
-            # A store that cannot be written must not keep a machine rented: it is released all the same.
-            with contextlib.suppress(StoreError):
+            with contextlib.suppress(StoreError):  # see `end_allocation`
                 self._writer.transition(self._run_id, "cleanup", "terminating")
-                self._writer.allocation_state(entry.id, "releasing")
         try:
-            proof = await self._release(entry)
+            proof = await end_allocation(self._writer, self._reader, self._provider, entry)
         except GlasshouseError as error:
-            self._move(entry, "leaked", error.message)
+            state = "active" if error.code == "create_unanswered" else "leaked"
+            self._writer.transition(self._run_id, "cleanup", state, f"{error.code}: {error.message}")
             raise
-        self._move(entry, _outcome(proof), proof.statement)
-        self._record(proof)
+        self._writer.transition(self._run_id, "cleanup", outcome_of(proof), proof.statement)
+        record_gone(self._writer, self._journal, self._run_id, proof)
 
-    async def _release(self, entry: AllocationView) -> EmptyProof:
-        lease = self._lease(entry) or await self._found(entry.name)
-        if lease is not None:
-            await self._provider.release(lease)
-        return await self._provider.prove_empty(Scope(names=(entry.name,), leases=() if lease is None else (lease,)))
+    @property
+    def is_rented(self) -> bool:
+        """True where it costs money by the hour."""
+        return self._provider.name in RENTED
 
-    def _move(self, entry: AllocationView, state: Outcome, reason: str) -> None:
-        if entry.ledger_state not in ENDED:
-            self._writer.allocation_state(entry.id, state, reason)
-        self._writer.transition(self._run_id, "cleanup", state, reason)
-
-    async def _found(self, name: str) -> Lease | None:
-        """The lease of an allocation that was asked for, but whose answer was lost."""
-        seen = await self._provider.reconcile([LedgerEntry(name=name)])
-        return next((found.lease for found in seen.ours if found.name == name), None)
-
-    def _record(self, proof: EmptyProof) -> None:
-        body = msgspec.to_builtins(proof)
-        self._writer.evidence(self._run_id, "allocation_gone", body)
-        self._journal.once(ALLOCATION_GONE, {"count": proof.count, "others": proof.others, "listings": proof.listings})
-
-    def _entry(self) -> AllocationView | None:
+    def entry(self) -> AllocationView | None:
         """The run's ledger entry; the ledger alone knows what was asked for, whatever becomes of the run folder."""
         return next((one for one in self._reader.allocations() if one.run_id == self._run_id), None)
 
-    def _lease(self, entry: AllocationView) -> Lease | None:
-        kept = self._reader.allocation_detail(entry.id).get("lease")
-        return None if kept is None else msgspec.convert(kept, Lease)
+    async def _acquire(self, entry: AllocationView) -> Lease:
+        spec = spec_for(self._plan, self._settings, entry.name)
+        try:
+            lease = await self._provider.acquire(spec, self._run_id, self._on_phase)
+        except GlasshouseError as error:
+            self._writer.allocation_state(entry.id, "intent", f"{error.code}: {error.message}")
+            raise
+        self._writer.allocation_state(entry.id, "created", **with_lease(self._reader, entry.id, lease))
+        return lease
+
+    def _intend(self) -> AllocationView:
+        name = allocation_name(self._install(), self._run_id)
+        self._writer.allocation_intent(secrets.token_hex(6), self._provider.name, name, self._run_id)
+        entry = self.entry()
+        if entry is None:
+            raise RuntimeError("the ledger lost an entry")
+        return entry
+
+    def _take_up(self) -> AllocationView | None:
+        """The kept allocation that the plan names, if it names one."""
+        wanted = self._plan.provider.allocation
+        if wanted is None or not self.is_rented:
+            return None
+        found = kept_allocation(self._reader, wanted)
+        self._writer.take_up(found.id, self._run_id)
+        return self.entry()
+
+    def _keep(self, entry: AllocationView, minutes: int) -> None:
+        fields = with_keep(self._reader, entry.id, minutes)
+        until = fields["keep_until"]
+        self._writer.allocation_state(entry.id, "kept", f"kept until {until}", **fields)
+        self._writer.transition(self._run_id, "cleanup", "kept", f"kept until {until}")
 
     def _install(self) -> str:
         found = self._reader.setting(INSTALL)
@@ -123,16 +143,21 @@ class Allocation:
         return found
 
 
-def _known(lease: Lease) -> AllocationFields:
-    known = AllocationFields(detail={"lease": msgspec.to_builtins(lease)})
-    if lease.gpu_model:
-        known["gpu_model"] = lease.gpu_model
-    if lease.price_per_hour is not None:
-        known["price_per_hour"] = lease.price_per_hour
-    return known
+def kept_allocation(reader: Reader, wanted: str) -> AllocationView:
+    """The kept allocation with this id, or a unique beginning of it; raises `UsageError` (`allocation_unknown`)."""
+    kept = [one for one in reader.allocations(open_only=True) if one.ledger_state == "kept"]
+    found = [one for one in kept if wanted in {one.id, one.name, one.provider_id}]
+    found = found or [one for one in kept if one.id.startswith(wanted)]
+    if len(found) != 1:
+        raise UsageError(
+            f"There is no kept allocation {wanted}." if not found else f"Several kept allocations begin with {wanted}.",
+            "List them with `glasshouse allocations`.",
+            code="allocation_unknown",
+        )
+    return found[0]
 
 
-def _outcome(proof: EmptyProof) -> Outcome:
-    if proof.count is None:
-        return "not_ours"
-    return "gone" if proof.count == 0 else "leaked"
+def record_gone(writer: Writer, journal: Journal, run_id: str, proof: EmptyProof) -> None:
+    """Put what was counted into the run's evidence and into the runner's log."""
+    writer.evidence(run_id, "allocation_gone", msgspec.to_builtins(proof))
+    journal.once(ALLOCATION_GONE, {"count": proof.count, "others": proof.others, "listings": proof.listings})

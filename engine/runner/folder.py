@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Final
 
@@ -70,6 +71,13 @@ class RunFolder:
     def adapters(self) -> Path:
         """Where the run's adapters stay after the folder is gone."""
         return self.home / ADAPTERS / self.run_id
+
+    def keep_only(self, names: Collection[str]) -> None:
+        """Remove everything but these files."""
+        for path in self.path.iterdir() if self.path.is_dir() else ():
+            if path.name not in names:
+                with contextlib.suppress(OSError):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def destroy(self) -> None:
         """Overwrite the keys and remove the folder."""

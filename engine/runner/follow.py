@@ -14,6 +14,7 @@ from engine.remote.reconnect import Reconnecting
 from engine.remote.session import SshSession
 from engine.remote.tail import Tail
 from engine.runner.context import RunContext
+from engine.runner.login import Heart
 from engine.runner.relying import RelyingParty
 from engine.wire import RUN_CLOSED, ChainReader, canonical
 
@@ -36,6 +37,7 @@ class Follower:
         self._run_dir = run_dir
         self._launched = launched
         self._relying = RelyingParty(context, link, run_dir, lease)
+        self._heart = Heart(lease.heartbeat)
         tail = context.writer.tail(context.run_id, "pod")
         reader = ChainReader(context.run_id, head=tail.head, next_seq=tail.next_seq)
         self._tail = Tail(link, f"{run_dir}/events.jsonl", tail.offset, reader)
@@ -44,12 +46,16 @@ class Follower:
 
     async def follow(self) -> None:
         """Until every segment is done or failed; raises `RunError` (`supervisor_died`) and what the log refuses."""
+        # A state is entered before its event is stored: a runner that died between left events behind final states.
+        while await self._take():
+            pass
         while not self._segments_over() and not self._ingest.closed:
             if not await self._take():
                 await self._check_liveness()
                 await asyncio.sleep(POLL_SECONDS)
             await self._relying.react()
             await self._forward_cancel()
+            await self._heart.beat(self._link)
         # An earlier runner may have taken in the last events and died before it acted on them.
         self._relying.conclude()
 

@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import sys
 import traceback
+from collections.abc import Coroutine
+from datetime import datetime
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from engine.errors import GlasshouseError, RunError, StoreError, UsageError
 from engine.plan import load_plan
@@ -24,18 +26,23 @@ from engine.runner.folder import RunFolder, left_behind
 from engine.runner.follow import Follower
 from engine.runner.ingest import Ingest
 from engine.runner.journal import Journal
+from engine.runner.login import anchored
 from engine.runner.occupancy import at_work, lock_name
+from engine.runner.sentinel import ensure_sentinel
 from engine.runner.signing import sign_row
-from engine.runner.staging import LAUNCHED, Staging
+from engine.runner.staging import BUNDLE, LAUNCHED, PREPARED, Staging
 from engine.runner.start import INPUTS
+from engine.sealing.runkey import RUN_KEY_FILES
 from engine.store.reader import Reader
-from engine.store.views import FINAL_RUN_STATES, RunState
+from engine.store.views import FINAL_RUN_STATES, RunState, RunSummary
 from engine.store.writer import Writer
 from engine.wire import utc_now
 
 RUN_ORDER: Final = ("queued", "allocating", "connecting", "staging", "running", "collecting", "cleaning")
 POLL_SECONDS: Final = 0.25
 LOCK_SECONDS: Final = 1.0
+SIGNING: Final = (*RUN_KEY_FILES, INPUTS, PREPARED, BUNDLE)
+"""What of a run's folder its row is signed with once more when its allocation is gone."""
 SEALING_SECONDS: Final = 5.0
 FinalState = Literal["finished", "failed", "cancelled"]
 
@@ -76,13 +83,23 @@ class Runner:
             self._keep_delegation()
             self.journal = Journal(self.writer, self.reader, self.run_id)
             self.ingest = Ingest(self.writer, self.reader, self.run_id)
-            self.allocation = Allocation(self.writer, self.reader, self.provider, self.plan, self.run_id, self.journal)
+            self.allocation = Allocation(
+                self.home,
+                self.writer,
+                self.reader,
+                self.provider,
+                self.plan,
+                self.run_id,
+                self.journal,
+                self._wait_reason,
+            )
             self._look_for_cancel()
             watch = asyncio.create_task(self._watch_requests())
             try:
                 await self._drive()
             finally:
                 watch.cancel()
+                await self.provider.close()
             final = self._finish()
             self._sweep()
             return final
@@ -119,11 +136,20 @@ class Runner:
             self.writer.receipt(self.run_id, "delegation", made)
 
     def _sweep(self) -> None:
-        """Destroy the folders of ended runs whose runner died before it came to that."""
+        """Destroy the folders of ended runs whose runner died before it came to that.
+
+        The keys of a run stay while its allocation does: its row is signed anew when that is gone.
+        """
+        unsettled = self._unsettled()
         for run_id in left_behind(self.home):
             with contextlib.suppress(UsageError):  # a run that is being entered at this moment
-                if self.reader.run(run_id).summary.state in FINAL_RUN_STATES:
+                if self.reader.run(run_id).summary.state in FINAL_RUN_STATES and run_id not in unsettled:
                     RunFolder(self.home, run_id).destroy()
+
+    def _unsettled(self) -> set[str]:
+        """The runs whose allocation is not gone yet."""
+        entries = self.reader.allocations(open_only=True)
+        return {run_id for entry in entries for run_id in self.reader.runs_served(entry.id)}
 
     def give_up_if_cancelled(self) -> None:
         """Raise `CancelledRun` once a person asked to end the run."""
@@ -155,7 +181,7 @@ class Runner:
         except StoreError as error:
             self._error = self._error or error
         try:
-            await self.allocation.end()
+            await self.allocation.end(self._keep_minutes())
         except Exception as error:
             self._error = self._error or self._typed(error)
 
@@ -210,15 +236,21 @@ class Runner:
             self.run_id, self.plan, self.writer, self.reader, self.journal, self.ingest, self.folder, staging
         )
         self.context.cancelled = self.cancelled
+        if self.allocation.is_rented:
+            ensure_sentinel(self.home)
         prepared = asyncio.create_task(asyncio.to_thread(staging.prepare))
         try:
-            lease = await self.allocation.have()
+            lease = await self._unless_cancelled(self.allocation.have())
             self._give_up_before_launch()
             self._enter("connecting")
             async with self._link(lease) as link:
-                await link.call(lambda session: session.mkdir(lease.root))
+                lease = self.allocation.anchored(await link.call(lambda session: anchored(session, lease)))
+                root = lease.root
+                await link.call(lambda session: session.mkdir(root))
                 self._enter("staging")
                 await self._until_prepared(staging, prepared)
+                self._give_up_before_launch()
+                lease = await staging.make_ready(link, lease, self._environment_phase)
                 self._give_up_before_launch()
                 self.ingest.expected = staging.expected(lease)
                 launched = await staging.deliver(link, lease)
@@ -244,6 +276,36 @@ class Runner:
         finally:
             await follower.stop()
 
+    def _wait_reason(self, phase: str) -> None:
+        """What the run waits for, shown with its state."""
+        self._enter("allocating", phase)
+
+    def _environment_phase(self, phase: str) -> None:
+        """How far the environment is, shown with the run's state; a cancel ends the installation."""
+        self._give_up_before_launch()
+        self._enter("staging", phase)
+
+    async def _unless_cancelled(self, having: Coroutine[Any, Any, Lease]) -> Lease:
+        """The lease, unless a person asks to end the run before it is there: then the asking is ended, whole."""
+        if self._is_launched():
+            return await having
+        task = asyncio.create_task(having)
+        while not task.done() and not self.cancelled:
+            await asyncio.wait({task}, timeout=POLL_SECONDS)
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+        if task.cancelled():
+            self.give_up_if_cancelled()
+        return await task
+
+    def _keep_minutes(self) -> int | None:
+        """For how long the allocation is to be kept after this run; None when it is to be released."""
+        if not self.allocation.is_rented or self.cancelled or self._error is not None:
+            return None
+        asked = [one.detail.get("minutes") for one in self.writer.pending_requests(self.run_id) if one.kind == "keep"]
+        return int(asked[-1]) if asked and asked[-1] else self.plan.provider.keep_for
+
     def _link(self, lease: Lease) -> Reconnecting:
         async def opener() -> SshSession:
             return await self.provider.open_session(await self.provider.wait_ready(lease))
@@ -267,15 +329,29 @@ class Runner:
                 failed[0].reason or f"segment_failed: the {failed[0].kind} segment {failed[0].state}",
             )
         facts = gather(self.reader, self.run_id)
-        row, checks = build_row(facts, state=state, reason=reason)
+        row, checks = build_row(facts, state=state, reason=reason, cost_usd=self._cost(view.summary))
         staging = self._staging()
         if staging is not None and staging.is_prepared and "delegation" in facts.receipts:
             self.writer.receipt(self.run_id, "run", sign_row(staging, facts, row), replace=True)
         self.writer.finish(self.run_id, row, checks, state=state, reason=reason)
         for request in self.writer.pending_requests(self.run_id):
             self.writer.complete_request(request.id)
-        self.folder.destroy()
+        if self.run_id in self._unsettled():
+            self.folder.keep_only(SIGNING)
+        else:
+            self.folder.destroy()
         return state
+
+    def _cost(self, summary: RunSummary) -> float | None:
+        """What the allocation cost while this run had it, in USD; None where that is unknown."""
+        entry = self.allocation.entry()
+        if entry is None:
+            return 0.0
+        if entry.price_per_hour is None:
+            return None
+        began = max(entry.created_at, summary.started_at or entry.created_at)
+        seconds = datetime.fromisoformat(entry.released_at or utc_now()) - datetime.fromisoformat(began)
+        return entry.price_per_hour * max(seconds.total_seconds(), 0.0) / 3600
 
     def _staging(self) -> Staging | None:
         """What was staged, also for a runner that came to nothing but the cleaning; None without the run's keys."""

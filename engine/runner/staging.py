@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import platform
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -15,13 +17,14 @@ from engine.attestation.policy import Policy, default_policy, policy_digest, pol
 from engine.payload.build import HUB, Payload, build_payload
 from engine.plan import Plan, dump_plan, plan_digest
 from engine.providers.protocol import Lease
-from engine.remote.bundle import build_bundle, bundle_digest, site_paths, worker_lock
+from engine.remote.bundle import build_bundle, bundle_digest, site_paths
 from engine.remote.launch import Launched, launch
 from engine.remote.reconnect import Reconnecting
 from engine.remote.session import SshSession
 from engine.runner.folder import ADAPTER_CONFIG, RunFolder
 from engine.runner.ingest import Expected
 from engine.runner.journal import Journal
+from engine.runner.preparation import REFERENCE, Pinned, Source, chosen_lock, lock_in, make_ready, pinned, placed
 from engine.runner.reference import EnvironmentReference
 from engine.runner.start import INPUTS
 from engine.sealing.keyring import read_public
@@ -29,6 +32,7 @@ from engine.sealing.manifest import Manifest
 from engine.sealing.memory import wipe
 from engine.sealing.package import SEALED_SUFFIX, read_manifest, seal_package
 from engine.sealing.runkey import RunKey
+from engine.store.reader import Reader
 from engine.store.writer import Writer
 from engine.wire import PACKAGE_SEALED, canonical, digest_of, parse, sha256_hex
 from engine.worker.job import JOB_FILE, Job
@@ -77,6 +81,7 @@ class Staging:
         stored = folder.read(PREPARED)
         self._prepared = None if stored is None else msgspec.json.decode(stored, type=Prepared)
         self._reference: EnvironmentReference | None = None
+        self._pinned: Pinned | None = pinned(folder)
         self._sealed: tuple[int, int] | None = None
 
     @property
@@ -110,16 +115,54 @@ class Staging:
         return f"sealing the package: {done * 100 // max(total, 1)} % of {total / 2**20:,.1f} MiB"
 
     def references(self, lease: Lease) -> References:
-        """The reference values for evidence from this lease; waits until the environment was measured."""
-        if self._reference is None:
-            raise RuntimeError("nothing was prepared yet")
+        """The reference values for evidence from this lease; waits until the environment was measured.
+
+        The local allocation's environment is this installation's own and measured here; any other was measured there
+        before anything of the run was staged (`make_ready`).
+        """
         return References(
             measurements=Measurements(
-                bundle=self.bundle_digest, lock=digest_of(worker_lock()), environment=self._reference.result()
+                bundle=self.bundle_digest, lock=digest_of(lock_in(self._bundle)), environment=self._environment(lease)
             ),
             pod_id=lease.allocation_id,
             ssh_host_key=host_key_digest(lease),
         )
+
+    def _environment(self, lease: Lease) -> str:
+        if lease.environment != "own":
+            found = self._pinned
+            if found is None or found.measured is None or found.allocation_id != lease.allocation_id:
+                raise RuntimeError("the allocation's environment was not measured yet")
+            return found.measured.digest
+        if self._reference is None:
+            raise RuntimeError("nothing was prepared yet")
+        digest = self._reference.result()
+        own: Source = "own"
+        self._writer.evidence(
+            self.run_id, "environment", {"source": own, "python": platform.python_version(), "digest": digest}
+        )
+        return digest
+
+    async def make_ready(
+        self, link: Reconnecting, lease: Lease, on_phase: Callable[[str], None] | None = None
+    ) -> Lease:
+        """Make the environment of the lease ready and pin its measurement; the lease with its absolute places.
+
+        After `prepare` and before `expected`. The local allocation's lease comes back as it is, and so does what an
+        earlier runner of this run made ready.
+        """
+        if lease.environment == "own":
+            return lease
+        found = self._pinned
+        if found is None or found.allocation_id != lease.allocation_id:
+            found = await make_ready(
+                link, lease, run_id=self.run_id, bundle=self._bundle, measured=self.plan.segments != "raw",
+                writer=self._writer, reader=Reader(self.folder.home), on_phase=on_phase,
+            )  # fmt: skip
+            self.folder.write(REFERENCE, msgspec.json.encode(found))
+            self._pinned = found
+        self._writer.evidence(self.run_id, "environment", found.evidence())
+        return placed(lease, found)
 
     def recipient_public(self) -> str:
         """The operator's raw public recipient key, in base64."""
@@ -134,10 +177,11 @@ class Staging:
         """Build bundle and payload, seal the package. A second call after a restart makes the same payload again."""
         if not self._bundle:
             # Kept, so that a runner of a newer version goes on with what was launched.
-            self._bundle = build_bundle()
+            lock = chosen_lock(self.plan, self.folder)
+            self._bundle = build_bundle(lock)
             self.folder.write(BUNDLE, self._bundle)
-            self._writer.evidence(self.run_id, "lock", worker_lock())
-        if self.plan.segments != "raw" and self._reference is None:
+            self._writer.evidence(self.run_id, "lock", dict(lock))
+        if self.plan.segments != "raw" and self._reference is None and self.plan.provider.name == "local":
             self._reference = EnvironmentReference(self.folder.home, site_paths())
         if self.is_launched:
             return  # nothing is sent any more, and the inputs may be gone by now

@@ -20,6 +20,7 @@ from engine.wire import canonical
 
 SIGNING_FILE: Final = "run_signing.pem"
 SEALING_FILE: Final = "run_sealing.pem"
+RUN_KEY_FILES: Final = (SIGNING_FILE, SEALING_FILE)
 _PROTOCOL: Final = "glasshouse/run-keys/1"
 
 
@@ -99,7 +100,7 @@ class RunKey:
 
 def destroy_run_key(folder: Path) -> None:
     """Overwrite and remove a run's key files. A file system that copies on write may keep the old blocks."""
-    for name in (SIGNING_FILE, SEALING_FILE):
+    for name in RUN_KEY_FILES:
         try:
             with (folder / name).open("r+b") as file:
                 file.write(bytes(os.fstat(file.fileno()).st_size))

@@ -18,7 +18,7 @@ from engine.errors import StoreError
 
 DATABASE: Final = "glasshouse.db"
 APPLICATION_ID: Final = 0x47_4C_41_53
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 BUSY_SECONDS: Final = 5.0
 _FOLDERS: Final = ("keys", "runs", "adapters", "logs")
 

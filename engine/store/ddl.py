@@ -187,7 +187,23 @@ def _make_tables(connection: sqlite3.Connection) -> None:
         connection.execute(statement)
 
 
+def _know_when_allocations_end(connection: sqlite3.Connection) -> None:
+    connection.execute("ALTER TABLE allocations ADD COLUMN keep_until TEXT")
+    connection.execute("ALTER TABLE allocations ADD COLUMN deadline TEXT")
+    # A kept allocation serves one run after another.
+    connection.execute(
+        """CREATE TABLE allocation_runs (
+            allocation TEXT NOT NULL REFERENCES allocations,
+            run INTEGER NOT NULL REFERENCES runs,
+            at TEXT NOT NULL,
+            PRIMARY KEY (allocation, run)) WITHOUT ROWID"""
+    )
+    connection.execute("INSERT INTO allocation_runs SELECT id, run, created_at FROM allocations WHERE run IS NOT NULL")
+    connection.execute("CREATE INDEX allocation_runs_by_run ON allocation_runs (run)")
+
+
 STEPS: Final[tuple[tuple[str, Callable[[sqlite3.Connection], None]], ...]] = (
     ("0001_tables", _make_tables),
     ("0002_published_rows", insert_published),
+    ("0003_allocation_ends", _know_when_allocations_end),
 )

@@ -28,12 +28,14 @@ _RELEASED: Final = ("gone", "not_ours")
 
 
 class AllocationFields(TypedDict, total=False):
-    """What may become known of an allocation later. Prices in USD."""
+    """What may become known of an allocation later. Prices in USD; `keep_until` and `deadline` in UTC."""
 
     provider_id: str
     gpu_model: str
     price_per_hour: float
     spent: float
+    keep_until: str | None
+    deadline: str
     detail: dict[str, Any]
 
 
@@ -47,15 +49,20 @@ def intend(
         VALUES (?, ?, ?, 'intent', ?, ?)""",
         (allocation_id, provider, name, at, run),
     )
+    if run is not None:
+        _serve(connection, allocation_id, run, at)
     _record(connection, allocation_id, "intent", at, "")
     _set(connection, allocation_id, fields)
 
 
 def move(
     connection: sqlite3.Connection, allocation_id: str, state: LedgerState, reason: str, at: str,
-    fields: AllocationFields,
+    fields: AllocationFields, only_from: LedgerState | None = None,
 ) -> None:  # fmt: skip
-    """Enter the next state, or the present one again; raises `StoreError` (`ledger_move`) for any other."""
+    """Enter the next state, or the present one again; raises `StoreError` (`ledger_move`) for any other.
+
+    `only_from`: the state that whoever moves it has seen; another one is refused too.
+    """
     row = connection.execute("SELECT state, reason FROM allocations WHERE id = ?", (allocation_id,)).fetchone()
     if row is None:
         raise UsageError(
@@ -63,7 +70,8 @@ def move(
             "List them with `glasshouse allocations`.",
             code="allocation_unknown",
         )
-    if state not in get_args(LedgerState) or (state != row["state"] and state not in _MOVES[row["state"]]):
+    seen = only_from is None or row["state"] in (only_from, state)
+    if not seen or state not in get_args(LedgerState) or (state != row["state"] and state not in _MOVES[row["state"]]):
         raise StoreError(
             f"Allocation {allocation_id} cannot go from {row['state']} to {state}.",
             "Report this with the log file.",
@@ -78,6 +86,36 @@ def move(
     _set(connection, allocation_id, fields)
 
 
+def take_up(connection: sqlite3.Connection, allocation_id: str, run: int, at: str) -> None:
+    """Give a kept allocation to another run; raises `StoreError` (`allocation_in_use`) when it is not free."""
+    row = connection.execute("SELECT state, run FROM allocations WHERE id = ?", (allocation_id,)).fetchone()
+    if row is not None and row["state"] != "kept" and row["run"] == run:
+        return
+    if row is None or row["state"] != "kept":
+        raise StoreError(
+            f"Allocation {allocation_id} is not kept for a run.",
+            "List those that are with `glasshouse allocations`.",
+            code="allocation_in_use",
+        )
+    connection.execute("UPDATE allocations SET run = ?, keep_until = NULL WHERE id = ?", (run, allocation_id))
+    _serve(connection, allocation_id, run, at)
+    move(connection, allocation_id, "ready", "taken up by another run", at, AllocationFields())
+
+
+def served(connection: sqlite3.Connection, allocation_id: str) -> list[str]:
+    """The ids of the runs that an allocation has served, oldest first."""
+    rows = connection.execute(
+        """SELECT runs.id FROM allocation_runs JOIN runs ON runs.key = allocation_runs.run
+        WHERE allocation = ? ORDER BY allocation_runs.at, runs.key""",
+        (allocation_id,),
+    )
+    return [row["id"] for row in rows]
+
+
+def _serve(connection: sqlite3.Connection, allocation_id: str, run: int, at: str) -> None:
+    connection.execute("INSERT OR IGNORE INTO allocation_runs VALUES (?, ?, ?)", (allocation_id, run, at))
+
+
 def _record(connection: sqlite3.Connection, allocation_id: str, state: str, at: str, reason: str) -> None:
     connection.execute(
         "INSERT INTO allocation_moves (allocation, state, at, reason) VALUES (?, ?, ?, ?)",
@@ -88,14 +126,17 @@ def _record(connection: sqlite3.Connection, allocation_id: str, state: str, at: 
 def _set(connection: sqlite3.Connection, allocation_id: str, fields: AllocationFields) -> None:
     connection.execute(
         """UPDATE allocations SET provider_id = ifnull(?, provider_id), gpu_model = ifnull(?, gpu_model),
-            price_per_hour = ifnull(?, price_per_hour), spent = ifnull(?, spent), detail = ifnull(?, detail)
+            price_per_hour = ifnull(?, price_per_hour), spent = ifnull(?, spent), detail = ifnull(?, detail),
+            deadline = ifnull(?, deadline)
         WHERE id = ?""",
         (
             fields.get("provider_id"), fields.get("gpu_model"), fields.get("price_per_hour"),
             fields.get("spent"), canonical(fields["detail"]).decode() if "detail" in fields else None,
-            allocation_id,
+            fields.get("deadline"), allocation_id,
         ),
     )  # fmt: skip
+    if "keep_until" in fields:
+        connection.execute("UPDATE allocations SET keep_until = ? WHERE id = ?", (fields["keep_until"], allocation_id))
 
 
 def read(connection: sqlite3.Connection, *, open_only: bool = False) -> list[AllocationView]:
@@ -131,6 +172,8 @@ def _view(row: sqlite3.Row) -> AllocationView:
         spent=row["spent"] if row["spent"] is not None else _spent_by_age(row),
         run_id=row["run_id"],
         run_state=row["run_state"],
+        keep_until=row["keep_until"],
+        deadline=row["deadline"],
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 import msgspec
 
 from engine.errors import UsageError
-from engine.store import chains, ledger, listing, progress, requests, states
+from engine.store import chains, ledger, listing, locks, progress, requests, states
 from engine.store.chains import Chain, Tail
 from engine.store.database import database_path, has_database, open_for_reading, translated
 from engine.store.listing import Filter, Sort
@@ -285,6 +285,19 @@ class Reader:
         """What the provider keeps with an allocation."""
         with self._reading() as db:
             return ledger.detail(db, allocation_id)
+
+    def runs_served(self, allocation_id: str) -> list[str]:
+        """The ids of the runs that an allocation has served, oldest first."""
+        with self._reading() as db:
+            return ledger.served(db, allocation_id)
+
+    def is_claimed(self, allocation: str) -> bool:
+        """Whether a living process has claimed a machine under this name."""
+        with self._reading() as db:
+            row = db.execute(
+                "SELECT pid, start_ticks, boot FROM locks WHERE name = ?", (f"allocation:{allocation}",)
+            ).fetchone()
+        return row is not None and locks.is_alive(*row)
 
     def pending_requests(self, run_id: str | None) -> list[Request]:
         """What was asked of a run's runner and is not answered yet, oldest first."""

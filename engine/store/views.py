@@ -146,7 +146,11 @@ class LogLine(_View, frozen=True, kw_only=True):
 
 
 class AllocationView(_View, frozen=True, kw_only=True):
-    """One allocation of the ledger. Prices in USD; None is unknown."""
+    """One allocation of the ledger. Prices in USD; None is unknown.
+
+    `run_id`: the run that has it, or had it last. `keep_until`, `deadline`: when it is ended if nobody uses it, and
+    when at the latest.
+    """
 
     id: str
     provider: str
@@ -162,6 +166,8 @@ class AllocationView(_View, frozen=True, kw_only=True):
     spent: float | None
     run_id: str | None
     run_state: RunState | None
+    keep_until: str | None = None
+    deadline: str | None = None
 
 
 class Request(_View, frozen=True, kw_only=True):

@@ -313,14 +313,20 @@ class Writer:
             ledger.intend(db, allocation_id, provider, name, run, self._clock(), fields)
 
     def allocation_state(
-        self, allocation_id: str, state: LedgerState, reason: str = "", **fields: Unpack[AllocationFields]
-    ) -> None:
+        self, allocation_id: str, state: LedgerState, reason: str = "", *, only_from: LedgerState | None = None,
+        **fields: Unpack[AllocationFields],
+    ) -> None:  # fmt: skip
         """Enter an allocation's next state, on the disk when this returns.
 
-        Raises `StoreError` (`ledger_move`) for a state that cannot follow.
+        Raises `StoreError` (`ledger_move`) for a state that cannot follow, or when it has left `only_from`.
         """
         with self._transaction(durable=True) as db:
-            ledger.move(db, allocation_id, state, reason, self._clock(), fields)
+            ledger.move(db, allocation_id, state, reason, self._clock(), fields, only_from)
+
+    def take_up(self, allocation_id: str, run_id: str) -> None:
+        """Give a kept allocation to another run; raises `StoreError` (`allocation_in_use`) when it is not free."""
+        with self._transaction(durable=True) as db:
+            ledger.take_up(db, allocation_id, states.key_of(db, run_id), self._clock())
 
     # Requests and settings
 

@@ -12,6 +12,7 @@ ROLES: Final = {
     "trainer": "engine.worker.trainer",
     "keyproc": "engine.worker.keyproc",
     "scanner": "engine.worker.scanner",
+    "measuring": "engine.worker.measuring",
 }
 
 

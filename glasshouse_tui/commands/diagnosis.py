@@ -9,16 +9,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final
 
 import engine
 from engine.errors import GlasshouseError
-
-Status = Literal["ok", "missing", "unknown"]
+from glasshouse_tui.commands.diagnosis_rented import examine_rented
+from glasshouse_tui.commands.finding import Finding, Status, installed
 
 PYTHON: Final = (3, 11)
 ROOM_BYTES: Final = 500_000_000
@@ -34,27 +31,6 @@ sys.stdout.flush()
 """
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One line: what was looked at, what was found, what to do. `needed`: the demo cannot run without it."""
-
-    name: str
-    status: Status
-    detail: str
-    hint: str = ""
-    needed: bool = False
-
-    def as_document(self) -> dict[str, Any]:
-        """For `--json`."""
-        return {
-            "name": self.name,
-            "status": self.status,
-            "detail": self.detail,
-            "hint": self.hint,
-            "needed": self.needed,
-        }
-
-
 def examine(home: Path) -> list[Finding]:
     """Every finding about this machine and this home, in the order in which a person reads them."""
     findings: list[Finding] = []
@@ -62,13 +38,13 @@ def examine(home: Path) -> list[Finding]:
         _python,
         _base,
         _local_extra,
-        _runpod_extra,
         lambda: _home(home),
         lambda: _database(home),
         _loopback,
         _memfd,
         _hardening,
         _terminal,
+        lambda: examine_rented(home),
     )
     for probe in probes:
         findings += probe()
@@ -82,18 +58,10 @@ def _python() -> list[Finding]:
     return [Finding("python", "missing", found, "Install Python 3.11 or newer.", needed=True)]
 
 
-def _installed(name: str) -> str | None:
-    """A distribution's version when its module can be imported, without importing it."""
-    try:
-        return version(name) if find_spec(name) is not None else None
-    except (PackageNotFoundError, ValueError):
-        return None
-
-
 def _packages(names: tuple[str, ...], *, hint: str, needed: bool) -> list[Finding]:
     findings = []
     for name in names:
-        found = _installed(name)
+        found = installed(name)
         status: Status = "ok" if found else "missing"
         findings.append(Finding(name, status, found or "not installed", "" if found else hint, needed))
     return findings
@@ -112,14 +80,6 @@ def _local_extra() -> list[Finding]:
         ("torch", "transformers", "peft"),
         hint="Training on this machine needs the extra `local`: pip install 'glasshouse[local]'",
         needed=True,
-    )
-
-
-def _runpod_extra() -> list[Finding]:
-    return _packages(
-        ("runpod",),
-        hint="Only for rented pods, which arrive with a later version; the demo does not use it.",
-        needed=False,
     )
 
 

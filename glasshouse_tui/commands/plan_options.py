@@ -24,8 +24,7 @@ from engine.plan import (
     presets,
 )
 
-AVAILABLE_PROVIDERS: Final = ("local",)
-LATER_PROVIDERS: Final = ("static", "runpod")
+PROVIDERS: Final = ("local", "static", "runpod")
 OWN_MODEL: Final = "own-model"  # a plan is published: it names no file or folder of the operator's
 OWN_DATA: Final = "own-data"
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -146,7 +145,7 @@ def _changes(base: Plan, options: RunOptions, model: Model | None) -> dict[str, 
         ),
         "provider": _given(
             name=options.provider,
-            gpus=_gpus(options.gpu),
+            gpus=gpu_names(options.gpu),
             allocation=options.allocation,
             max_price=options.max_price,
             max_cost=options.max_cost,
@@ -159,7 +158,8 @@ def _changes(base: Plan, options: RunOptions, model: Model | None) -> dict[str, 
     return changes
 
 
-def _gpus(text: str | None) -> tuple[str, ...] | None:
+def gpu_names(text: str | None) -> tuple[str, ...] | None:
+    """The names between commas; None where none are given; raises `UsageError` for an empty list."""
     if text is None:
         return None
     names = tuple(name.strip() for name in text.split(",") if name.strip())
@@ -225,18 +225,26 @@ def _pinned() -> dict[str, str]:
 
 
 def _check_provider(request: ProviderRequest, options: RunOptions) -> None:
-    if request.name not in AVAILABLE_PROVIDERS:
-        what = (
-            f"The provider {request.name} arrives with a later version."
-            if request.name in LATER_PROVIDERS
-            else f"There is no provider called {request.name!r}."
+    if request.name not in PROVIDERS:
+        raise UsageError(
+            f"There is no provider called {request.name!r}.",
+            f"Choose one of: {', '.join(PROVIDERS)}.",
+            code="provider_unknown",
         )
-        hint = f"Available now: {', '.join(AVAILABLE_PROVIDERS)} (this machine); give --provider local."
-        raise UsageError(what, hint, code="provider_unavailable")
-    rented = {"--gpu": options.gpu, "--allocation": options.allocation, "--keep-for": options.keep_for}
-    for flag, value in rented.items():
+    rented: dict[str, object] = {"--gpu": options.gpu, "--keep-for": options.keep_for}
+    wishes: dict[str, dict[str, object]] = {
+        "local": {**rented, "--allocation": options.allocation},
+        "static": rented,
+        "runpod": {"--gpu": options.gpu} if options.allocation is not None else {},
+    }
+    place = {
+        "local": "this run takes the local one",
+        "static": "a static host is your own",
+        "runpod": "--allocation names one that there is already",
+    }
+    for flag, value in wishes[request.name].items():
         if value is not None:
             raise UsageError(
-                f"{flag} speaks of a rented allocation, and this run takes the local one.",
-                f"Leave {flag} out.",
+                f"{flag} speaks of a rented allocation, and {place[request.name]}.",
+                f"Leave {flag} out{', or add --provider' if request.name == 'local' else ''}.",
             )

@@ -15,6 +15,7 @@ from glasshouse_tui.commands.home import open_reader
 from glasshouse_tui.commands.output import emit_json, emit_text
 from glasshouse_tui.commands.passphrase import passphrase_if_needed, passphrase_option
 from glasshouse_tui.commands.plan_options import Asked, RunOptions, asked_for
+from glasshouse_tui.commands.quoting import agree_to_price, check_ceiling
 from glasshouse_tui.commands.terminal import on_terminal
 
 
@@ -106,24 +107,35 @@ def _preset_names(_context: click.Context, _parameter: click.Parameter, typed: s
 @click.option("--challenge", metavar="TEXT", help="A buyer's text, bound into plan, evidence and receipts.")
 @click.option("--policy", metavar="FILE", type=click.Path(path_type=Path), help="A stricter appraisal policy.")
 @click.option("--label", metavar="TEXT", help="The run's name in lists and exports.")
-@click.option("--provider", metavar="NAME", help="Where to run; `local` is this machine.")
+@click.option("--provider", metavar="local/static/runpod", help="This machine, your own SSH host, or a rented pod.")
 @click.option("--gpu", metavar="A,B", help="Approved GPUs, best first.")
-@click.option("--allocation", metavar="ID", help="Run on an allocation that is kept.")
+@click.option("--allocation", metavar="ID", help="A kept allocation to run on, or the name of a static host.")
 @click.option("--max-price", type=float, metavar="USD", help="Ceiling for an hour.")
-@click.option("--max-cost", type=float, metavar="USD", help="Ceiling for the run.")
-@click.option("--keep-for", type=int, metavar="MIN", help="Keep the allocation for so many minutes afterwards.")
+@click.option("--max-cost", type=float, metavar="USD", help="Ceiling for the run; the pod ends itself when it is used.")
+@click.option("--keep-for", type=int, metavar="MIN", help="Keep the pod for so many minutes afterwards; it bills on.")
+@click.option("--yes", is_flag=True, help="Do not ask about the price; the ceilings hold all the same.")
 @click.option("--detach", is_flag=True, help="Print the run's id at once and leave it running.")
 @passphrase_option
 @click.pass_context
 def run(
-    context: click.Context, /, detach: bool, policy: Path | None, passphrase_file: Path | None, **options: Any
+    context: click.Context,
+    /,
+    detach: bool,
+    policy: Path | None,
+    passphrase_file: Path | None,
+    yes: bool,
+    **options: Any,
 ) -> int:
     """Run a pair, or one segment, from a preset or from your own model and data.
 
-    Progress goes to stderr and the row to stdout. Ctrl-C cancels the run and waits until it is clean.
+    Progress goes to stderr and the row to stdout. Ctrl-C cancels the run and waits until it is clean. Before a GPU is
+    rented, a person at a terminal sees its price and is asked; a script is not, and its ceilings hold.
     """
     session = session_of(context)
-    start = _starter(session, asked_for(RunOptions(**options)), passphrase_file, policy)
+    asked = asked_for(RunOptions(**options))
+    check_ceiling(session, asked.plan)
+    start = _starter(session, asked, passphrase_file, policy)
+    agree_to_price(session, asked.plan, ask=not (yes or detach))
     if not detach:
         return start_and_follow(session, start)
     run_id = start()

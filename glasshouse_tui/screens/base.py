@@ -28,7 +28,7 @@ class ConsoleScreen(Screen[None]):
         super().__init__()
         self.HORIZONTAL_BREAKPOINTS = [(0, "-tiny"), (70, "-narrow"), (110, "-wide")]
         self.VERTICAL_BREAKPOINTS = [(0, "-short"), (36, "-tall")]
-        self._applies = (False, False, False)
+        self._applies: tuple[bool, ...] = ()
 
     @property
     def console(self) -> GlasshouseApp:
@@ -92,9 +92,13 @@ class ConsoleScreen(Screen[None]):
             return None
         return super().check_action(action, parameters)
 
+    def applies(self) -> tuple[bool, ...]:
+        """Which of the actions that come and go apply now."""
+        return (self.subject() is not None, self.can_cancel(), self.can_resume())
+
     def refresh_keys(self) -> None:
         """Have the key bar drawn again when other actions apply than before; called when what is shown changed."""
-        applies = (self.subject() is not None, self.can_cancel(), self.can_resume())
+        applies = self.applies()
         if applies != self._applies:
             self._applies = applies
             self.refresh_bindings()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+from textual import events
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Vertical
@@ -18,9 +19,7 @@ from glasshouse_tui.format import (
     clock,
     day,
     duration,
-    gpu,
     loss,
-    money,
     percent,
     plain,
     rate,
@@ -30,9 +29,24 @@ from glasshouse_tui.format import (
 )
 from glasshouse_tui.messages import FleetData, FleetRead
 from glasshouse_tui.screens.base import ConsoleScreen
+from glasshouse_tui.screens.fleet_allocations import (
+    ALLOCATION_COLUMNS,
+    can_keep,
+    can_release,
+    detail,
+    left_alone,
+    living,
+    notices,
+    ordered,
+    rows,
+    title,
+)
 from glasshouse_tui.states import clean_look, look
 from glasshouse_tui.widgets.paint import Line, Lines, bar, line
 from glasshouse_tui.widgets.table import Column, Row, RowTable
+
+if TYPE_CHECKING:
+    from engine.runner.tending import Overview
 
 RUN_COLUMNS: Final = (
     Column("run", "RUN", 8, drop=8),
@@ -46,16 +60,6 @@ RUN_COLUMNS: Final = (
     Column("overhead", "OVERHEAD", 9, align="right", drop=9),
     Column("when", "WHEN", 9, align="right"),
 )
-ALLOCATION_COLUMNS: Final = (
-    Column("name", "ALLOCATION", 20, flex=2, drop=1),
-    Column("provider", "PROVIDER", 8),
-    Column("gpu", "GPU", 8, flex=1),
-    Column("state", "STATE", 13),
-    Column("price", "PRICE", 8, align="right"),
-    Column("age", "AGE", 7, align="right"),
-    Column("spent", "SPENT", 8, align="right"),
-    Column("run", "RUN", 8),
-)
 _BAR: Final = 6
 
 
@@ -67,7 +71,9 @@ class FleetScreen(ConsoleScreen):
     def __init__(self) -> None:
         super().__init__()
         self._data: FleetData | None = None
+        self._seen: Overview | None = None
         self._wanted: str | None = None
+        self._mentioned = False
 
     def compose(self) -> ComposeResult:
         """Both tables, or what to press first."""
@@ -77,7 +83,9 @@ class FleetScreen(ConsoleScreen):
             yield Lines(id="runs-title", classes="title")
             yield RowTable(RUN_COLUMNS, id="runs")
             yield Lines(id="allocations-title", classes="title")
+            yield Lines(id="allocations-notice", classes="wraps")
             yield RowTable(ALLOCATION_COLUMNS, id="allocations")
+            yield Lines(id="allocation-detail", classes="wraps")
         yield self.key_bar()
 
     def on_mount(self) -> None:
@@ -94,9 +102,20 @@ class FleetScreen(ConsoleScreen):
         self._data = message.data
         self._redraw()
 
+    def show_look(self, seen: Overview) -> None:
+        """Show what the providers listed, ours and foreign."""
+        self._seen = seen
+        self._redraw()
+
     def on_row_table_moved(self, _message: RowTable.Moved) -> None:
         """Other keys may apply to another row."""
+        self._show_detail()
         self.refresh_keys()
+
+    def on_descendant_focus(self, event: events.DescendantFocus) -> None:
+        """The allocation under the cursor is told of while its table has the focus."""
+        self._show_detail()
+        super().on_descendant_focus(event)
 
     def on_row_table_opened(self, _message: RowTable.Opened) -> None:
         """A second click opens."""
@@ -111,14 +130,41 @@ class FleetScreen(ConsoleScreen):
         """Start the demo run."""
         self.console.start_demo()
 
+    def action_keep(self) -> None:
+        """Ask for how long the allocation under the cursor is kept."""
+        if allocation := self._allocation():
+            self.console.ask_keep(allocation)
+
+    def action_release(self) -> None:
+        """Ask, then end the allocation under the cursor."""
+        if allocation := self._allocation():
+            self.console.ask_release(allocation)
+
+    def action_look(self) -> None:
+        """Ask the providers what is there."""
+        self.console.look()
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Keeping and releasing apply to some allocations only."""
+        if action in ("keep", "release"):
+            allocation, fits = self._allocation(), can_keep if action == "keep" else can_release
+            if allocation is None or not fits(allocation, self._living()):
+                return False
+        return super().check_action(action, parameters)
+
+    def applies(self) -> tuple[bool, ...]:
+        """Also whether the allocation under the cursor can be kept or released."""
+        allocation, runs = self._allocation(), self._living()
+        ours = allocation is not None and (can_keep(allocation, runs), can_release(allocation, runs))
+        return (*super().applies(), *(ours or (False, False)))
+
     def subject(self) -> tuple[str, str] | None:
         """The run under the cursor of the table that has the focus."""
         if self._data is None:
             return None
         key = self.query_one("#runs", RowTable).cursor_key
-        allocations = self.query_one("#allocations", RowTable)
-        if allocations.has_focus:
-            found = next((a for a in self._data.allocations if a.id == allocations.cursor_key), None)
+        if self.query_one("#allocations", RowTable).has_focus:
+            found = self._allocation()
             key = found.run_id if found else None
         summary = self._summary(key)
         return (key, summary.label if summary else "") if key else None
@@ -142,6 +188,16 @@ class FleetScreen(ConsoleScreen):
         self._wanted = state.get("run") if isinstance(state.get("run"), str) else None
         self._redraw()
 
+    def _allocation(self) -> AllocationView | None:
+        """Ours under the cursor, while its table has the focus."""
+        table = self.query_one("#allocations", RowTable)
+        if self._data is None or not table.has_focus:
+            return None
+        return next((one for one in self._data.allocations if one.id == table.cursor_key), None)
+
+    def _living(self) -> frozenset[str]:
+        return living(self._data.runs if self._data else ())
+
     def _summary(self, run_id: str | None) -> RunSummary | None:
         runs = self._data.runs if self._data else ()
         return next((run for run in runs if run.id == run_id), None)
@@ -150,7 +206,8 @@ class FleetScreen(ConsoleScreen):
         if self._data is None or not self.in_front:
             return
         data, now = self._data, self.console.now()
-        empty = not data.runs and not data.allocations
+        foreign = self._seen is not None and (self._seen.troubles or self._seen.allocations)
+        empty = not data.runs and not data.allocations and not foreign
         self.set_class(empty, "-empty")
         if empty:
             self.query_one("#welcome", Lines).show(self._welcome())
@@ -161,11 +218,42 @@ class FleetScreen(ConsoleScreen):
         table = self.query_one("#runs", RowTable)
         table.show([run_row(data.views[run.id], now) for run in data.runs], cursor=self._wanted)
         self._wanted = None
-        self.query_one("#allocations-title", Lines).show([_allocations_title(data.allocations)])
-        self.query_one("#allocations", RowTable).show([allocation_row(a, now) for a in data.allocations])
-        if not empty and self.focused is None:
+        alone = left_alone(ordered(data.allocations), self._living())
+        mention = bool(alone) and not self._mentioned and not self.console.acted
+        allocations = self.query_one("#allocations", RowTable)
+        self.query_one("#allocations-title", Lines).show([title(data.allocations)])
+        self._show_lines("#allocations-notice", notices(data.allocations, self._living(), self._seen))
+        allocations.show(rows(data.allocations, self._seen, now), cursor=alone[0].id if mention else None)
+        if mention:
+            allocations.focus()
+        elif not empty and self.focused is None:
             table.focus()
+        if alone and not self._mentioned:
+            self._mention(len(alone))
+        self._mentioned = True
+        self._show_detail()
         self.refresh_keys()
+
+    def _mention(self, count: int) -> None:
+        """Say once, on opening, that something rented has nobody."""
+        which = "1 allocation is" if count == 1 else f"{count} allocations are"
+        self.notify(
+            f"{which} open without a living run. Resume the run, or release the allocation.",
+            title="Rented and left alone",
+            severity="warning",
+            timeout=10,
+            markup=False,
+        )
+
+    def _show_detail(self) -> None:
+        allocation = self._allocation()
+        self._show_lines("#allocation-detail", [detail(allocation)] if allocation else [])
+
+    def _show_lines(self, selector: str, lines: list[Line]) -> None:
+        """Lines that take no room while there are none."""
+        widget = self.query_one(selector, Lines)
+        widget.display = bool(lines)
+        widget.show(lines)
 
     def _under_cursor(self) -> RunSummary | None:
         subject = self.subject()
@@ -239,29 +327,3 @@ def _outcome(summary: RunSummary) -> Line:
         return line((plain(summary.reason) or DASH, "muted"))
     shown = clean_look(summary.clean)
     return line((shown.text, shown.tone))
-
-
-def _allocations_title(allocations: tuple[AllocationView, ...]) -> Line:
-    known = [a.spent for a in allocations if a.spent is not None]
-    open_now = sum(a.released_at is None for a in allocations)
-    spent = f", {money(sum(known))} spent" if known else ""
-    return line(("Allocations", "strong"), (f"   {open_now} open{spent}", "muted"))
-
-
-def allocation_row(allocation: AllocationView, now: datetime) -> Row:
-    """One allocation as a row of `ALLOCATION_COLUMNS`."""
-    shown = look("cleanup", allocation.state)
-    age = seconds_between(allocation.created_at, allocation.released_at or now)
-    return Row(
-        allocation.id,
-        {
-            "name": line((plain(allocation.name.removeprefix("glasshouse-"), 80), "strong")),
-            "provider": line(plain(allocation.provider, 20)),
-            "gpu": line((gpu(allocation.gpu_model), "plain")),
-            "state": line((shown.text, shown.tone)),
-            "price": line((money(allocation.price_per_hour, "/h"), "plain")),
-            "age": line((duration(age), "muted")),
-            "spent": line((money(allocation.spent), "plain")),
-            "run": line((short_id(allocation.run_id) if allocation.run_id else DASH, "muted")),
-        },
-    )

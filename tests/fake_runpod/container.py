@@ -178,6 +178,7 @@ class Container:
         (folder / "etc" / "other_key").unlink(missing_ok=True)
         for name in ("enter.sh", "start.sh"):
             shutil.copy(IMAGE / name, folder / name)
+            (folder / name).chmod(0o755)
         passwd = Path("/etc/passwd").read_text(encoding="utf-8")
         home = f"root:x:0:0:root:{folder / 'root'}:/bin/bash"
         (folder / "etc" / "passwd").write_text(re.sub(r"(?m)^root:.*$", lambda _: home, passwd), encoding="utf-8")

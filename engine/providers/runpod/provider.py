@@ -112,19 +112,18 @@ class RunPodProvider:
         ids = {lease.allocation_id for lease in scope.leases}
         listed = {pod.id: pod for pod in (*first.pods, *second.pods)}
         ours = {pod_id for pod_id, pod in listed.items() if pod.name in names or pod_id in ids}
-        statement = "two listings of the account's pods were counted"
+        unanswered: tuple[str, ...] = ()
         if not ours:
             answered = {lease.name for lease in scope.leases}
-            parked = [name for name in sorted(names) if not self._forget(name, name in answered)]
-            if parked:
-                statement += f"; whether {', '.join(parked)} was made is not known yet"
+            unanswered = tuple(name for name in sorted(names) if not self._forget(name, name in answered))
         return EmptyProof(
             scope=tuple(sorted(names)),
             listings=2,
             count=len(ours),
             others=sum(pod.id not in ours for pod in second.pods),
             at=second.at_utc,
-            statement=statement,
+            statement="two listings of the account's pods were counted",
+            unanswered=unanswered,
         )
 
     async def reconcile(self, ledger: Sequence[LedgerEntry]) -> Reconciliation:

@@ -22,7 +22,9 @@ from engine.remote.bundle import build_bundle, site_paths
 from engine.runner.reference import CACHE
 from engine.store.reader import Reader
 from engine.store.views import RunView
+from tests.fake_runpod.client import FakeRunPod
 from tests.functional.runs.pod import Patches, Pod, reference_of, with_small_training
+from tests.functional.runs.renter import Renter
 from tests.functional.runs.support import Operator, short_plan
 
 
@@ -73,6 +75,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory, reference_cache: Path) ->
         if (operator.home / CACHE).exists() and not reference_cache.exists():
             shutil.copy(operator.home / CACHE, reference_cache)
         yield operator, view
+
+
+@pytest.fixture
+def renter(operator: Operator, fake_runpod: FakeRunPod, monkeypatch: pytest.MonkeyPatch) -> Iterator[Renter]:
+    """An operator who rents from the fake, and has lost track of nothing when the test ends."""
+    for name, value in fake_runpod.environment().items():
+        monkeypatch.setenv(name, value)
+    made = Renter(operator.home, fake_runpod)
+    made.configure()
+    yield made
+    made.check_ledger()
 
 
 SHORT = Target(steps=10)

@@ -1,17 +1,22 @@
 """A runner that kills itself right after it committed something: `dying.py POINT --home DIR --run ID`.
 
-Points: `evidence:KIND`, `event:NAME` (of the allocation's log), `state:SUBJECT:STATE`.
+Points: `evidence:KIND`, `event:NAME` (of the allocation's log), `state:SUBJECT:STATE`, and `next`: whatever state of
+the run, its parts or its allocation is entered that was never entered before.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sqlite3
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from engine.runner.__main__ import main
+from engine.store.database import database_path
 from engine.store.writer import Writer
 
 
@@ -27,9 +32,40 @@ def _die_after(method: str, is_the_point: Callable[..., bool]) -> None:
     setattr(Writer, method, wrapped)
 
 
+def _die_at_the_next_state(home: str, run_id: str) -> None:
+    """After the commit of any state that this run, or its allocation, has not been in."""
+    path = database_path(Path(home))
+
+    def entered() -> set[tuple[str, str]]:
+        with contextlib.closing(sqlite3.connect(path)) as db:
+            return set(
+                db.execute(
+                    """SELECT subject, transitions.state FROM transitions JOIN runs ON runs.key = run WHERE runs.id = ?1
+                    UNION ALL SELECT 'allocation', allocation_moves.state FROM allocation_moves
+                    JOIN allocations ON allocations.id = allocation JOIN runs ON runs.key = allocations.run
+                    WHERE runs.id = ?1""",
+                    (run_id,),
+                )
+            )
+
+    before = entered()
+    for method in ("transition", "allocation_intent", "allocation_state", "finish", "ingest"):
+        real = getattr(Writer, method)
+
+        def wrapped(self: Writer, *args: Any, real: Any = real, **fields: Any) -> Any:
+            result = real(self, *args, **fields)
+            if entered() - before:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        setattr(Writer, method, wrapped)
+
+
 if __name__ == "__main__":
     how, *what = sys.argv.pop(1).split(":")
-    if how == "evidence":
+    if how == "next":
+        _die_at_the_next_state(sys.argv[2], sys.argv[4])
+    elif how == "evidence":
         _die_after("evidence", lambda kind, body: kind == what[0])
     elif how == "event":
         _die_after("ingest", lambda events, offset: any(event.event == what[0] for event in events))

@@ -38,7 +38,7 @@ def writer(tmp_path: Path, plan: Plan) -> Writer:
 
 async def test_a_store_that_cannot_be_written_keeps_no_machine(tmp_path: Path, plan: Plan, writer: Writer) -> None:
     reader, provider = Reader(tmp_path), LocalProvider(tmp_path)
-    allocation = Allocation(writer, reader, provider, plan, RUN, Journal(writer, reader, RUN))
+    allocation = Allocation(tmp_path, writer, reader, provider, plan, RUN, Journal(writer, reader, RUN))
     lease = await allocation.have()
     assert await provider.observe(lease) == "alive"
     writer._connection.execute("PRAGMA query_only = ON")

@@ -24,7 +24,7 @@ Child = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture
 def older(home: Path) -> Path:
-    """A database as the version before made it: without the published rows, with a run."""
+    """A database as the version before made it, with a run and the allocation that it had."""
     prepare_home(home)
     path = database_path(home)
     create_file(path)
@@ -36,6 +36,11 @@ def older(home: Path) -> Path:
             runtime_state, cleanup, search)
         VALUES ('old1', 'mine', 'old', 'local', 'tiny', 'raw', 'finished', '2026-01-01T00:00:00.000Z',
             'not_requested', 'withheld', 'pending', 'gone', 'old')"""
+    )
+    connection.execute(
+        """INSERT INTO allocations (id, provider, name, state, created_at, run)
+        VALUES ('a1', 'local', 'glasshouse-1', 'ready', '2026-01-01T00:00:00.000Z',
+            (SELECT key FROM runs WHERE id = 'old1'))"""
     )
     connection.close()
     return path
@@ -68,12 +73,14 @@ def test_older_database_is_updated_after_a_copy(
     with Reader(home) as reader:
         assert [run.id for run in reader.runs()] == ["old1"]
         assert reader.count(("published",)) == 17
+        assert reader.runs_served("a1") == ["old1"]
     copy = older.with_name(f"glasshouse.db.before-{SCHEMA_VERSION}")
     assert version(older) == SCHEMA_VERSION
     assert version(copy) == SCHEMA_VERSION - 1
     assert copy.stat().st_mode & 0o777 == 0o600
     with sqlite3.connect(copy) as connection:
-        assert connection.execute("SELECT id, source FROM runs").fetchall() == [("old1", "mine")]
+        found = connection.execute("SELECT id, source FROM runs WHERE source = 'mine'").fetchall()
+    assert found == [("old1", "mine")]
 
 
 def test_first_creation_leaves_no_copy(home: Path) -> None:
@@ -109,14 +116,14 @@ def test_update_goes_on_when_the_runner_is_dead(home: Path, older: Path) -> None
 
 def test_failed_update_changes_nothing(home: Path, older: Path) -> None:
     with sqlite3.connect(older) as connection:
-        connection.execute("UPDATE runs SET id = 'pub-lora-05b-15m'")
+        connection.execute("UPDATE allocations SET run = 999")
     connection.close()
     with pytest.raises(StoreError) as caught:
         Writer(home)
-    assert caught.value.code == "store_conflict"
+    assert caught.value.code == "store_corrupt"
     assert version(older) == SCHEMA_VERSION - 1
     with sqlite3.connect(older) as connection:
-        assert connection.execute("SELECT count(*) FROM runs").fetchone() == (1,)
+        assert connection.execute("SELECT run FROM allocations").fetchall() == [(999,)]
 
 
 def test_copy_that_cannot_be_made_stops_the_update(home: Path, older: Path) -> None:

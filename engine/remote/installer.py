@@ -1,0 +1,262 @@
+"""Looks at an allocation's Python and installs a lock there, on the standard library and the allocation's own pip.
+
+Runs on the allocation as `python -I -B -c SOURCE VERB ...` and prints one JSON line:
+
+`probe ROOT`: the interpreter, the machine and the room at ROOT.
+`inventory SITE...`: the distributions in these folders.
+`begin FOLDER SHA256 [INDEX]`: installs FOLDER/lock.txt into FOLDER/venv, detached, unless that is done or under way.
+`look FOLDER`: how far that is.
+`end FOLDER`: ends an installation that is under way.
+
+Whoever installs holds FOLDER/install.lock until the end, so that a look tells a live installation from a dead one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+KEPT = (
+    "HTTPS_PROXY",
+    "HTTP_PROXY",
+    "NO_PROXY",
+    "LD_LIBRARY_PATH",
+    "REQUESTS_CA_BUNDLE",
+    "SSL_CERT_DIR",
+    "SSL_CERT_FILE",
+)
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+READY, STATE, LOG, LOCK, HELD = "ready.json", "state.json", "install.log", "lock.txt", "install.lock"
+TAIL_BYTES = 4000
+BUSY_SECONDS = 2.0
+MOST_DISTRIBUTIONS = 4000
+
+
+def tell(**told: Any) -> int:
+    """Print the answer."""
+    print(json.dumps(told), flush=True)
+    return 0
+
+
+def pip_version() -> str | None:
+    """The version of this interpreter's pip, None without one."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version("pip")
+    return None
+
+
+def cuda_version() -> str | None:
+    """The newest CUDA that the GPU's driver knows; empty where its tool does not tell, None without a GPU."""
+    tool = shutil.which("nvidia-smi", path=f"{PATH}:{os.environ.get('PATH', '')}")
+    if tool is None:
+        return None
+    try:
+        told = subprocess.run([tool], capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    if told.returncode != 0:
+        return None
+    found = re.search(r"CUDA[^:|]*Version:\s*([0-9.]+)", told.stdout)
+    return found[1] if found else ""
+
+
+def probe(root: str) -> int:
+    """What an environment there must fit."""
+    folder = Path(root).absolute()
+    Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+    room = os.statvfs(folder)
+    return tell(
+        root=str(folder),
+        executable=sys.executable,
+        version=platform.python_version(),
+        implementation=sys.implementation.name,
+        machine=platform.machine(),
+        glibc=platform.libc_ver()[1],
+        free=room.f_bavail * room.f_frsize,
+        pip=pip_version(),
+        sites=[
+            path for path in sys.path if path.endswith(("/site-packages", "/dist-packages")) and Path(path).is_dir()
+        ],
+        cuda=cuda_version(),
+    )
+
+
+def inventory(sites: list[str]) -> int:
+    """Name, version and needs of every distribution; of two with one name the first, as an import finds it."""
+    found: dict[str, Any] = {}
+    for one in importlib.metadata.distributions(path=sites):
+        name = re.sub(r"[-_.]+", "-", one.metadata["Name"] or "").lower()
+        found.setdefault(name, {"version": one.version, "requires": list(one.requires or ())})
+        if len(found) > MOST_DISTRIBUTIONS:
+            break
+    return tell(distributions=found)
+
+
+def held(folder: Path, kind: int) -> int | None:
+    """A descriptor that holds the lock, None where somebody installs."""
+    descriptor = os.open(folder / HELD, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    until = time.monotonic() + (BUSY_SECONDS if kind == fcntl.LOCK_EX else 0.0)
+    while True:
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                os.close(descriptor)
+                return None
+            time.sleep(0.02)
+        else:
+            return descriptor
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A JSON file's value, empty where there is none."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def write(path: Path, **told: Any) -> None:
+    """Put a JSON file in place, whole."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(told), encoding="ascii")
+    part.replace(path)
+
+
+def log_of(folder: Path) -> bytes:
+    """What the installation wrote."""
+    with contextlib.suppress(OSError):
+        return (folder / LOG).read_bytes()
+    return b""
+
+
+def look(folder: Path) -> int:
+    """How far the installation is."""
+    if not folder.is_dir():
+        return tell(state="absent")
+    ready = read(folder / READY)
+    if ready:
+        return tell(state="ready", **ready)
+    log = log_of(folder)
+    lock = held(folder, fcntl.LOCK_SH)
+    if lock is not None:
+        os.close(lock)
+        state = read(folder / STATE)
+        told = "failed" if state else "absent"
+        return tell(state=told, why=str(state.get("why", "ended")), tail=log[-TAIL_BYTES:].decode("utf-8", "replace"))
+    fetched = len(re.findall(rb"^Collecting ", log, re.MULTILINE))
+    unpacking = b"\nInstalling collected packages" in log
+    there = len(list(folder.glob("venv/lib/python*/site-packages/*.dist-info")))
+    phase = "compiling" if b"\ncompiling" in log else "installing" if unpacking else "fetching"
+    return tell(state="installing", phase=phase, done=there if unpacking else fetched)
+
+
+def begin(folder: Path, digest: str, index: str) -> int:
+    """Start the installation, or find the one that is done or under way."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = held(folder, fcntl.LOCK_EX)
+    if lock is None or read(folder / READY):
+        return look(folder)
+    if sha256((folder / LOCK).read_bytes()).hexdigest() != digest:
+        return tell(state="failed", why="lock_differs", tail="")
+    for old in (LOG, STATE):
+        (folder / old).unlink(missing_ok=True)
+    write(folder / STATE, state="installing", pid=0)
+    if os.fork() == 0:
+        try:
+            detach(folder)
+            install(folder, digest, index, lock)
+        finally:
+            os._exit(1)
+    return tell(state="installing", phase="fetching", done=0)
+
+
+def detach(folder: Path) -> None:
+    """Leave the SSH server's session and its descriptors; the lock's descriptor stays."""
+    os.setsid()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+    null = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((null, 0), (log, 1), (log, 2)):
+        os.dup2(source, target)
+    write(folder / STATE, state="installing", pid=os.getpid())
+
+
+def install(folder: Path, digest: str, index: str, lock: int) -> None:
+    """Everything, in the detached process; how it ended is in `ready.json` or `state.json`.
+
+    Each step holds the lock too, so that none is left at work unseen when this process is killed.
+    """
+    began = time.monotonic()
+    venv, temporary = folder / "venv", folder / "tmp"
+    for old in (venv, temporary):
+        shutil.rmtree(old, ignore_errors=True)
+    temporary.mkdir(mode=0o700)
+    env = {name: value for name, value in os.environ.items() if name in KEPT}
+    env |= {"PATH": PATH, "HOME": str(temporary), "TMPDIR": str(temporary), "LANG": "C.UTF-8"}
+    env |= {"PIP_CONFIG_FILE": os.devnull, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONNOUSERSITE": "1"}
+    python = str(venv / "bin" / "python")
+    pip = [sys.executable, "-I", "-B", "-m", "pip", "--isolated", "--python", python, "install", "--require-hashes"]
+    pip += ["--only-binary", ":all:", "--no-deps", "--no-compile", "--no-cache-dir", "--no-input"]
+    pip += ["--disable-pip-version-check", "--progress-bar", "off", "-r", str(folder / LOCK)]
+    pip += ["--index-url", index] if index else []
+    steps = (
+        ("venv", [sys.executable, "-I", "-B", "-m", "venv", "--without-pip", "--symlinks", str(venv)]),
+        ("pip", pip),
+    )
+    for step, command in steps:
+        if subprocess.run(command, env=env, cwd=folder, pass_fds=[lock], check=False).returncode != 0:
+            write(folder / STATE, state="failed", why=step)
+            return
+    site = next((venv / "lib").glob("python*/site-packages"))
+    # Caches that depend on the sources alone, so that the same environment has the same digest on every allocation.
+    print("\ncompiling", flush=True)
+    caches = [python, "-I", "-B", "-m", "compileall", "-qq", "-j", "0", "-s", str(site)]
+    subprocess.run([*caches, "--invalidation-mode", "unchecked-hash", str(site)], env=env, cwd=folder, check=False)
+    shutil.rmtree(temporary, ignore_errors=True)
+    write(folder / READY, lock=digest, python=python, site=str(site), seconds=time.monotonic() - began)
+
+
+def end(folder: Path) -> int:
+    """End a live installation and all that it started."""
+    pid = int(read(folder / STATE).get("pid", 0))
+    lock = held(folder, fcntl.LOCK_SH)
+    if lock is None and pid > 1:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
+    return tell(state="ended")
+
+
+def main(verb: str, *words: str) -> int:
+    """One verb."""
+    os.umask(0o077)
+    if verb == "probe":
+        return probe(words[0])
+    if verb == "inventory":
+        return inventory(list(words))
+    folder = Path(words[0])
+    if verb == "begin":
+        return begin(folder, words[1], words[2] if len(words) > 2 else "")
+    return look(folder) if verb == "look" else end(folder)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(*sys.argv[1:]))
+    except OSError as failure:
+        tell(error=os.strerror(failure.errno or 0))
+        sys.exit(5)

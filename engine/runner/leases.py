@@ -1,0 +1,68 @@
+"""What the ledger keeps with an allocation: its lease, and the moments at which it ends."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from engine.providers.protocol import Lease
+from engine.runner.deadline import Deadline
+from engine.store.ledger import AllocationFields
+from engine.store.reader import Reader
+
+_LEASE: Final = "lease"
+_DEADLINE: Final = "deadline"
+_KEEP: Final = "keepUntil"
+
+
+def lease_of(reader: Reader, allocation_id: str) -> Lease | None:
+    """The lease of a ledger entry, None when only the intent was written."""
+    kept = reader.allocation_detail(allocation_id).get(_LEASE)
+    return None if kept is None else msgspec.convert(kept, Lease)
+
+
+def ends_at(reader: Reader, allocation_id: str) -> Deadline | None:
+    """When an allocation is to be ended whatever runs on it; None where nothing limits it."""
+    return _moment(reader, allocation_id, _DEADLINE)
+
+
+def kept_until(reader: Reader, allocation_id: str) -> Deadline | None:
+    """When a kept allocation is to be ended; None for one that is not kept."""
+    return _moment(reader, allocation_id, _KEEP)
+
+
+def with_lease(reader: Reader, allocation_id: str, lease: Lease) -> AllocationFields:
+    """What becomes known with a lease; a deadline that is known already stays."""
+    detail = {**reader.allocation_detail(allocation_id), _LEASE: msgspec.to_builtins(lease)}
+    if lease.deadline is not None and _DEADLINE not in detail:
+        detail[_DEADLINE] = msgspec.to_builtins(Deadline.of(lease.deadline))
+    known = AllocationFields(provider_id=lease.allocation_id, detail=detail)
+    if lease.gpu_model:
+        known["gpu_model"] = lease.gpu_model
+    if lease.price_per_hour is not None:
+        known["price_per_hour"] = lease.price_per_hour
+    if lease.deadline is not None:
+        known["deadline"] = lease.deadline
+    return known
+
+
+def with_end(seconds: float) -> AllocationFields:
+    """What becomes known when an allocation is to be ended so many seconds from now, whatever its lease will say."""
+    moment = Deadline.after(seconds)
+    return AllocationFields(deadline=moment.utc, detail={_DEADLINE: msgspec.to_builtins(moment)})
+
+
+def with_keep(reader: Reader, allocation_id: str, minutes: int) -> AllocationFields:
+    """What becomes known when an allocation is kept for so many minutes from now, its own end at the latest."""
+    moment = Deadline.after(minutes * 60.0)
+    end = ends_at(reader, allocation_id)
+    if end is not None and end.left() < moment.left():
+        moment = end
+    detail = {**reader.allocation_detail(allocation_id), _KEEP: msgspec.to_builtins(moment)}
+    return AllocationFields(keep_until=moment.utc, detail=detail)
+
+
+def _moment(reader: Reader, allocation_id: str, name: str) -> Deadline | None:
+    stored: Any = reader.allocation_detail(allocation_id).get(name)
+    return None if stored is None else msgspec.convert(stored, Deadline)

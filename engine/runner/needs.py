@@ -1,0 +1,49 @@
+"""What a run asks of a provider: disk, time and ceilings, from its plan and the operator's settings."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from engine.plan import Plan
+from engine.providers.protocol import Quote, Spec
+from engine.providers.settings import Settings
+
+ENVIRONMENT_GB: Final = 28
+"""Wheels and installation of a CUDA build of torch with what it needs, and room for logs and adapters."""
+WEIGHTS_GB: Final = {"Qwen/Qwen2.5-0.5B-Instruct": 1, "Qwen/Qwen2.5-7B-Instruct": 16}
+UNKNOWN_WEIGHTS_GB: Final = 40
+PREPARATION_SECONDS: Final = 3600.0
+MARGIN: Final = 1.25
+STEPS_SECONDS: Final = 12 * 3600.0
+"""How long a segment may take whose end is a number of steps: their rate is not known before."""
+
+
+def spec_for(plan: Plan, settings: Settings, name: str) -> Spec:
+    """What to acquire for a plan under this name. The plan's own wishes come before the settings'."""
+    asked, rented = plan.provider, settings.runpod
+    return Spec(
+        name=name,
+        gpus=asked.gpus or rented.gpus,
+        host=asked.allocation if asked.name == "static" else None,
+        max_price=asked.max_price if asked.max_price is not None else rented.max_price,
+        max_cost=asked.max_cost if asked.max_cost is not None else rented.max_cost,
+        disk_gb=rented.disk_gb or _disk_gb(plan),
+        max_seconds=_seconds(plan),
+    )
+
+
+def most_it_costs(quote: Quote, spec: Spec) -> float:
+    """The most that an allocation can cost in USD before it ends itself."""
+    by_time = quote.price_per_hour * spec.max_seconds / 3600
+    return by_time if spec.max_cost is None else min(by_time, spec.max_cost)
+
+
+def _disk_gb(plan: Plan) -> int:
+    weights = WEIGHTS_GB.get(plan.model.name, UNKNOWN_WEIGHTS_GB) if plan.model.source == "hub" else 2
+    return ENVIRONMENT_GB + 2 * weights
+
+
+def _seconds(plan: Plan) -> float:
+    segment = plan.target.seconds if plan.target.seconds is not None else STEPS_SECONDS
+    training = segment * len(plan.kinds()) * MARGIN
+    return PREPARATION_SECONDS + training + (plan.provider.keep_for or 0) * 60.0

@@ -1,0 +1,146 @@
+"""The environment on a rented or static allocation: made ready, measured there, and pinned for the verifier."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable, Mapping
+from typing import Final, Literal
+
+import msgspec
+
+from engine.errors import MissingExtraError, RunError
+from engine.plan import Plan
+from engine.providers.protocol import Lease
+from engine.providers.settings import environment_of, load_settings
+from engine.remote.bundle import LOCK_NAME, worker_lock
+from engine.remote.environment import Measured, Prepared, measure, prepare
+from engine.remote.locks import Lock, lock_of, shipped_lock
+from engine.remote.reconnect import Reconnecting
+from engine.runner.folder import RunFolder
+from engine.store.reader import Reader
+from engine.store.writer import Writer
+from engine.wire import parse
+
+REFERENCE: Final = "reference.json"
+Source = Literal["own", "image", "lock"]
+
+
+class Pinned(msgspec.Struct, frozen=True, kw_only=True):
+    """What was found on an allocation before anything of the run was there. `measured` is None for a raw run."""
+
+    allocation_id: str
+    source: Source
+    lock: str
+    lock_digest: str
+    prepared: Prepared
+    measured: Measured | None
+
+    def evidence(self) -> dict[str, object]:
+        """What the run's evidence says of it: no path and no address."""
+        measured = self.measured
+        return {
+            "source": self.source,
+            "python": self.prepared.python_version,
+            "lock": self.lock,
+            "lockDigest": self.lock_digest,
+            "installed": self.prepared.installed,
+            "seconds": round(self.prepared.seconds, 3),
+            "digest": None if measured is None else measured.digest,
+            "files": None if measured is None else measured.files,
+            "bytes": None if measured is None else measured.bytes,
+        }
+
+
+def chosen_lock(plan: Plan, folder: RunFolder) -> Mapping[str, str]:
+    """Names and versions for the run's bundle: what is installed here, or the shipped lock's.
+
+    The shipped lock is for allocations that install from it, and for images where the operator has no torch.
+    Raises `MissingExtraError` for a run on this machine without the `local` extra.
+    """
+    source = environment_of(load_settings(folder.home), plan.provider.name, plan.provider.allocation)
+    if source == "lock":
+        return shipped_lock().versions
+    try:
+        return worker_lock()
+    except MissingExtraError:
+        if source == "own":
+            raise
+        return shipped_lock().versions
+
+
+def lock_in(bundle: bytes) -> dict[str, str]:
+    """The names and versions in a bundle."""
+    with zipfile.ZipFile(io.BytesIO(bundle)) as archive:
+        return msgspec.convert(parse(archive.read(LOCK_NAME)), dict[str, str])
+
+
+def pinned(folder: RunFolder) -> Pinned | None:
+    """What an earlier runner of this run found, None before."""
+    stored = folder.read(REFERENCE)
+    return None if stored is None else msgspec.json.decode(stored, type=Pinned)
+
+
+def placed(lease: Lease, found: Pinned) -> Lease:
+    """The lease with the absolute places of what was prepared."""
+    ready = found.prepared
+    return msgspec.structs.replace(lease, root=ready.root, python=ready.python, site_paths=ready.site_paths)
+
+
+async def make_ready(
+    link: Reconnecting, lease: Lease, *, run_id: str, bundle: bytes, measured: bool, writer: Writer, reader: Reader,
+    on_phase: Callable[[str], None] | None = None,
+) -> Pinned:  # fmt: skip
+    """Prepare and measure; bears repeating. Raises what `prepare` and `measure` raise, and `RunError`:
+    `lock_changed` (the bundle holds another lock than the one to install), `environment_changed` (an earlier run found
+    another digest on this allocation).
+    """
+    lock = _lock_for(lease, bundle)
+    ready = await prepare(link, lease, lock=lock, on_phase=on_phase)
+    found = None
+    if measured:
+        if on_phase is not None:
+            on_phase("environment: measuring")
+        found = await measure(link, ready, bundle, f"{ready.root}/{run_id}")
+        _compare(lease, lock, ready, found, writer, reader)
+    return Pinned(
+        allocation_id=lease.allocation_id,
+        source=lease.environment,
+        lock=lock.name,
+        lock_digest=lock.digest,
+        prepared=ready,
+        measured=found,
+    )
+
+
+def _lock_for(lease: Lease, bundle: bytes) -> Lock:
+    held = lock_in(bundle)
+    if lease.environment != "lock":
+        return lock_of(held)
+    lock = shipped_lock()
+    if lock.versions != held:
+        raise RunError(
+            "The lock to install is not the one in this run's bundle: settings or version changed since it began.",
+            "Start the run again.",
+            code="lock_changed",
+        )
+    return lock
+
+
+def _compare(lease: Lease, lock: Lock, ready: Prepared, found: Measured, writer: Writer, reader: Reader) -> None:
+    """A later run on a kept allocation must find what the first one found.
+
+    Not where it was installed afresh by now, and not for the image of a static host, which is its owner's to change.
+    """
+    if lease.provider == "static" and lease.environment == "image":
+        return
+    name = f"environment:{lease.provider}:{lease.allocation_id}:{lock.digest[:16]}:{ready.python_version}"
+    known = None if ready.installed else reader.setting(name)
+    if known is None:
+        writer.set_setting(name, found.digest)
+    elif known != found.digest:
+        raise RunError(
+            "The environment on this allocation is not the one that an earlier run measured there.",
+            "Somebody changed it: release the allocation, or remove its env- folder to install it anew.",
+            code="environment_changed",
+        )

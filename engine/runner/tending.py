@@ -1,0 +1,340 @@
+"""Allocations seen from outside a run: what there is, ending what is ours, keeping one for the next run."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+
+from engine.errors import GlasshouseError, RunError, StoreError, UsageError
+from engine.providers import provider_for
+from engine.providers.protocol import Found, LedgerEntry, Provider, Reconciliation
+from engine.runner.allocation import RENTED
+from engine.runner.leases import lease_of, with_keep
+from engine.runner.release import end_allocation, outcome_of
+from engine.runner.settle import settle_runs
+from engine.store.reader import Reader
+from engine.store.views import FINAL_RUN_STATES, AllocationView
+from engine.store.writer import Writer
+from engine.wire import utc_now
+
+MAX_KEEP_MINUTES: Final = 7 * 24 * 60
+_BUSY: Final = ("allocating", "connecting", "staging", "running", "collecting", "cleaning", "queued")
+OnPhase = Callable[[str], None]
+
+
+class _View(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    pass
+
+
+class Listed(_View, frozen=True, kw_only=True):
+    """One allocation: the ledger's, joined with what its provider lists; or a foreign one, which is only shown.
+
+    `id` is the ledger's. `state` is the ledger's word, or `foreign`. `observation` is None when the provider was not
+    asked, or did not answer. Prices in USD, times in UTC.
+    """
+
+    ours: bool
+    id: str | None
+    provider: str
+    name: str
+    allocation_id: str | None
+    gpu_model: str | None
+    state: str
+    observation: str | None
+    price_per_hour: float | None
+    since: str | None
+    spent: float | None
+    run_id: str | None
+    run_state: str | None
+    keep_until: str | None
+    deadline: str | None
+    reason: str
+
+
+class Trouble(_View, frozen=True, kw_only=True):
+    """A provider that could not be asked, and why."""
+
+    provider: str
+    code: str
+    message: str
+    hint: str
+
+
+class Overview(_View, frozen=True, kw_only=True):
+    """Everything that is open, or foreign, at one moment."""
+
+    at: str
+    allocations: tuple[Listed, ...]
+    troubles: tuple[Trouble, ...]
+
+
+class Ended(_View, frozen=True, kw_only=True):
+    """What became of one allocation, with what was counted. `unknown`: the provider gave no certain answer."""
+
+    id: str
+    name: str
+    provider: str
+    outcome: Literal["gone", "not_ours", "leaked", "unknown"]
+    listings: int
+    others: int | None
+    reason: str
+    price_per_hour: float | None
+
+
+def overview(home: Path, *, look: bool = True, ended: bool = False) -> Overview:
+    """What there is. `look` asks the providers; without it the ledger speaks alone. `ended`: also what is gone."""
+    with Reader(home) as reader:
+        entries = reader.allocations(open_only=not ended)
+        found, troubles = asyncio.run(_look(home, reader, entries)) if look else ({}, [])
+        listed = [_ours(entry, found.get(entry.provider)) for entry in entries]
+    foreign = [_foreign(provider, one) for provider, seen in found.items() for one in seen.foreign]
+    return Overview(at=utc_now(), allocations=(*listed, *foreign), troubles=tuple(troubles))
+
+
+async def _look(
+    home: Path, reader: Reader, entries: Sequence[AllocationView]
+) -> tuple[dict[str, Reconciliation], list[Trouble]]:
+    found: dict[str, Reconciliation] = {}
+    troubles: list[Trouble] = []
+    for name in _providers(entries):
+        mine = [
+            LedgerEntry(name=one.name, lease=lease_of(reader, one.id))
+            for one in entries
+            if one.provider == name and one.released_at is None
+        ]
+        try:
+            provider = provider_for(name, home)
+            try:
+                found[name] = await provider.reconcile(mine)
+            finally:
+                await provider.close()
+        except GlasshouseError as error:
+            if mine or error.code not in {"api_key_missing", "extra_missing"}:
+                troubles.append(Trouble(provider=name, code=error.code, message=error.message, hint=error.hint))
+    return found, troubles
+
+
+def _providers(entries: Sequence[AllocationView]) -> list[str]:
+    """Whoever has something open, and whoever may have something that we do not know of."""
+    return sorted({one.provider for one in entries if one.released_at is None} | RENTED)
+
+
+def _ours(entry: AllocationView, seen: Reconciliation | None) -> Listed:
+    listed = next((one for one in seen.ours if one.name == entry.name), None) if seen else None
+    observation = None if seen is None or entry.released_at else "gone" if listed is None else listed.observation
+    if seen is not None and listed is None and entry.name not in seen.gone and entry.released_at is None:
+        observation = "unknown"
+    return Listed(
+        ours=True,
+        id=entry.id,
+        provider=entry.provider,
+        name=entry.name,
+        allocation_id=entry.provider_id or (listed.allocation_id if listed else None),
+        gpu_model=entry.gpu_model or (listed.gpu_model if listed else None),
+        state=entry.state,
+        observation=observation,
+        price_per_hour=entry.price_per_hour,
+        since=entry.created_at,
+        spent=entry.spent,
+        run_id=entry.run_id,
+        run_state=entry.run_state,
+        keep_until=entry.keep_until,
+        deadline=entry.deadline,
+        reason=entry.reason,
+    )
+
+
+def _foreign(provider: str, found: Found) -> Listed:
+    spent = None
+    if found.since is not None and found.price_per_hour is not None:
+        age = datetime.now(UTC) - datetime.fromisoformat(found.since)
+        spent = round(found.price_per_hour * max(age.total_seconds(), 0.0) / 3600, 6)
+    return Listed(
+        ours=False,
+        id=None,
+        provider=provider,
+        name=found.name,
+        allocation_id=found.allocation_id,
+        gpu_model=found.gpu_model,
+        state="foreign",
+        observation=found.observation,
+        price_per_hour=found.price_per_hour,
+        since=found.since,
+        spent=spent,
+        run_id=None,
+        run_state=None,
+        keep_until=None,
+        deadline=None,
+        reason="",
+    )
+
+
+def clean_up(home: Path, ids: Sequence[str] | None = None, on_phase: OnPhase | None = None) -> tuple[Ended, ...]:
+    """End allocations of ours and prove it: those named (the ledger's ids), or every open one that no runner has.
+
+    Raises `UsageError` (`allocation_unknown`, `allocation_in_use`) before anything is ended.
+    """
+    with Writer(home) as writer, Reader(home) as reader:
+        return asyncio.run(_clean_up(home, writer, reader, _chosen(reader, ids), on_phase))
+
+
+async def _clean_up(
+    home: Path, writer: Writer, reader: Reader, entries: Sequence[AllocationView], on_phase: OnPhase | None
+) -> tuple[Ended, ...]:
+    providers: dict[str, Provider] = {}
+    ended = []
+    try:
+        for entry in entries:
+            if on_phase:
+                on_phase(f"ending {entry.name}")
+            provider = providers.setdefault(entry.provider, provider_for(entry.provider, home))
+            ended.append(await end_one(home, writer, reader, provider, entry))
+    finally:
+        for provider in providers.values():
+            await provider.close()
+    return tuple(ended)
+
+
+async def end_one(home: Path, writer: Writer, reader: Reader, provider: Provider, entry: AllocationView) -> Ended:
+    """End one allocation and settle the rows of the ended runs that it served; an orphan learns it when resumed."""
+    try:
+        proof = await end_allocation(writer, reader, provider, entry)
+    except GlasshouseError as error:
+        leaked = error.code != "create_unanswered"
+        return _ended(entry, "leaked" if leaked else "unknown", 0, None, f"{error.code}: {error.message} {error.hint}")
+    settle_runs(home, writer, reader, entry, proof)
+    return _ended(entry, outcome_of(proof), proof.listings, proof.others, proof.statement)
+
+
+def _ended(
+    entry: AllocationView,
+    outcome: Literal["gone", "not_ours", "leaked", "unknown"],
+    listings: int,
+    others: int | None,
+    reason: str,
+) -> Ended:
+    return Ended(
+        id=entry.id,
+        name=entry.name,
+        provider=entry.provider,
+        outcome=outcome,
+        listings=listings,
+        others=others,
+        reason=reason.strip(),
+        price_per_hour=entry.price_per_hour,
+    )
+
+
+def _chosen(reader: Reader, ids: Sequence[str] | None) -> list[AllocationView]:
+    entries = reader.allocations(open_only=True)
+    if ids is None:
+        return [entry for entry in entries if not in_use(reader, entry)]
+    chosen = [_named(entries, wanted) for wanted in ids]
+    for entry in chosen:
+        if in_use(reader, entry):
+            raise UsageError(
+                f"{'A self-test' if entry.run_id is None else f'Run {entry.run_id}'} is at work on {entry.name}.",
+                "Interrupt it: that ends the allocation too."
+                if entry.run_id is None
+                else f"Cancel it with `glasshouse cancel {entry.run_id}`: that ends the allocation too.",
+                code="allocation_in_use",
+            )
+    return chosen
+
+
+def _named(entries: Sequence[AllocationView], wanted: str) -> AllocationView:
+    found = [one for one in entries if wanted in {one.id, one.name, one.provider_id}]
+    found = found or [one for one in entries if one.id.startswith(wanted)]
+    if len(found) != 1:
+        raise UsageError(
+            f"There is no open allocation {wanted} of ours." if not found else f"{wanted} is the beginning of several.",
+            "List them with `glasshouse allocations`; those of others are never ended here.",
+            code="allocation_unknown",
+        )
+    return found[0]
+
+
+def in_use(reader: Reader, entry: AllocationView) -> bool:
+    """True when a living runner has the allocation, or a self-test, which claims it by its id."""
+    if entry.run_id is None:
+        return reader.is_claimed(entry.id)
+    if entry.run_state in FINAL_RUN_STATES:
+        return False
+    return not reader.run(entry.run_id).summary.orphaned
+
+
+def keep(home: Path, allocation_id: str, minutes: int) -> str:
+    """Keep an allocation for the next run: at the end of the run that has it, or for longer when it is kept already.
+
+    Returns until when, in UTC; for one in use, the sentence of what will happen. Raises `UsageError`
+    (`allocation_unknown`, `keep_refused`).
+    """
+    if not 1 <= minutes <= MAX_KEEP_MINUTES:
+        raise UsageError(
+            f"An allocation cannot be kept for {minutes} minutes.",
+            f"Give a number from 1 to {MAX_KEEP_MINUTES}.",
+            code="keep_refused",
+        )
+    with Writer(home) as writer, Reader(home) as reader:
+        entry = _named(reader.allocations(open_only=True), allocation_id)
+        if entry.provider not in RENTED:
+            raise UsageError(
+                f"{entry.name} is not rented, so there is nothing to keep.", "Start the next run.", code="keep_refused"
+            )
+        if entry.ledger_state == "kept":
+            fields = with_keep(reader, entry.id, minutes)
+            writer.allocation_state(entry.id, "kept", f"kept until {fields['keep_until']}", **fields)
+            return str(fields["keep_until"])
+        if entry.run_id is None or not in_use(reader, entry):
+            raise UsageError(
+                f"{entry.name} is {entry.state}, and nobody is running its run.",
+                f"Resume the run with `glasshouse resume {entry.run_id}`, or end it with `glasshouse cleanup`.",
+                code="keep_refused",
+            )
+        writer.request(entry.run_id, "keep", {"minutes": minutes})
+    return f"{minutes} minutes after its run"
+
+
+def release_in_background(home: Path, allocation_id: str) -> None:
+    """End an allocation in a process of its own; the ledger shows what becomes of it.
+
+    Raises `UsageError` as `clean_up`, and `RunError` (`tender_not_started`).
+    """
+    with Reader(home) as reader:
+        (entry,) = _chosen(reader, [allocation_id])
+    command = [sys.executable, "-m", "engine.runner.tending", str(home), entry.id]
+    try:
+        subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            cwd="/",
+        )
+    except OSError as error:
+        raise RunError(
+            f"The process that would end the allocation cannot be started: {error.strerror}.",
+            "Use `glasshouse cleanup`.",
+            code="tender_not_started",
+        ) from error
+
+
+def main(home: str, allocation_id: str) -> int:
+    """`python -m engine.runner.tending HOME ID`: end one allocation."""
+    with contextlib.suppress(StoreError, UsageError):
+        ended = clean_up(Path(home), [allocation_id])
+        return 0 if all(one.outcome in {"gone", "not_ours"} for one in ended) else 1
+    return 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(*sys.argv[1:]))

@@ -1,0 +1,25 @@
+"""Measures the environment once, as a segment will: what the operator pins before anything of a run is there."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from engine.errors import GlasshouseError
+from engine.wire import canonical
+from engine.worker.attester import listed_environment
+
+
+def main(argv: Sequence[str]) -> int:
+    """`measuring --site PATH...`: prints `{"digest", "files", "bytes"}`; exit status 1 when something is unreadable."""
+    parser = argparse.ArgumentParser("measuring")
+    parser.add_argument("--site", action="append", default=[])
+    options = parser.parse_args(argv)
+    try:
+        found = listed_environment(tuple(options.site)).measure()
+    except GlasshouseError as error:
+        sys.stderr.write(f"{error.code}: {error.message}\n")
+        return 1
+    sys.stdout.write(canonical({"digest": found.digest, "files": found.files, "bytes": found.bytes}).decode())
+    return 0

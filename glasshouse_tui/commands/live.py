@@ -1,0 +1,125 @@
+"""The live self-test as a person meets it: the ceiling, the question, each step with its time and cost."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import click
+
+from engine.errors import UsageError
+from glasshouse_tui.commands.home import open_reader
+from glasshouse_tui.commands.output import as_builtins, emit_json, emit_text, plain, say
+from glasshouse_tui.commands.plan_options import gpu_names
+from glasshouse_tui.commands.terminal import can_ask
+from glasshouse_tui.format import duration, money
+from glasshouse_tui.rented import by_hand
+
+if TYPE_CHECKING:
+    from engine.providers.protocol import Quote
+    from engine.runner.selftest import Outcome, Step, Wish
+    from glasshouse_tui.commands.base import Session
+
+
+def wish_of(
+    session: Session, max_cost: float, max_price: float | None, gpu: str | None, self_destruct: float | None
+) -> Wish:
+    """What the options and the settings allow; raises `UsageError`."""
+    from engine.providers.settings import load_settings
+    from engine.runner.selftest import CHEAP, Wish
+
+    own = load_settings(session.home).runpod
+    return Wish(
+        max_cost=max_cost,
+        max_price=own.max_price if max_price is None else max_price,
+        gpus=gpu_names(gpu) or own.gpus or CHEAP,
+        self_destruct=self_destruct,
+    )
+
+
+def live_test(session: Session, provider: str, wish: Wish, *, yes: bool) -> int:
+    """Quote, ask, rent, look, end and prove; exits 0 when every step passed and the pod is proven gone."""
+    if not yes and (session.json or not can_ask()):
+        raise UsageError(
+            "--live costs money, and nobody is at a terminal to agree.", "Add --yes.", code="confirmation_needed"
+        )
+    open_reader(session).data_version()
+    with session.writer():
+        pass  # the home and its database are there, and sound, before anything is asked for
+    quote, gpus = asyncio.run(_quoted(session, provider, wish))
+    if not session.json:
+        for line in ceiling_lines(quote, wish):
+            say(line)
+    if not yes:
+        click.confirm("Rent it?", abort=True, err=True)
+    outcome = asyncio.run(_tested(session, provider, wish, gpus))
+    if session.json:
+        emit_json(as_builtins(outcome))
+    else:
+        emit_text(verdict(outcome, provider))
+    return 0 if outcome.passed else 1
+
+
+def ceiling_lines(quote: Quote, wish: Wish) -> list[str]:
+    """What is about to be rented, and the most that it can cost."""
+    return [
+        f"ceiling  {money(wish.max_cost)}: the pod ends itself before it costs more",
+        f"quote    {plain(quote.gpu_model)} at {money(quote.price_per_hour)} an hour",
+    ]
+
+
+def step_text(step: Step) -> str:
+    """`ok       login   2.4 s  $0.00  what was seen`."""
+    mark = "ok" if step.passed else "FAILED"
+    cost = "" if step.spent is None else f"  {money(step.spent)}"
+    return f"{mark:<9}{step.name:<14}{duration(step.seconds):>7}{cost}  {plain(step.detail)}"
+
+
+def verdict(outcome: Outcome, provider: str) -> str:
+    """The last line."""
+    cost = "nothing" if outcome.cost is None else f"at most {money(outcome.cost)}"
+    if outcome.passed:
+        return f"Renting, trust and ending work with {provider}; it cost {cost}."
+    if outcome.gone:
+        return f"The self-test failed, and nothing is left of it; it cost {cost}."
+    return (
+        f"The self-test failed, and {plain(outcome.name)} IS NOT PROVEN GONE; it has cost {cost}.\n"
+        f"`glasshouse cleanup` tries again; or end it {by_hand(provider, outcome.allocation_id)}."
+    )
+
+
+async def _quoted(session: Session, provider: str, wish: Wish) -> tuple[Quote, tuple[str, ...]]:
+    from engine.providers import provider_for
+    from engine.runner.selftest import cheapest
+
+    member = provider_for(provider, session.home)
+    try:
+        return await cheapest(member, wish)
+    finally:
+        await member.close()
+
+
+async def _tested(session: Session, provider: str, wish: Wish, gpus: tuple[str, ...]) -> Outcome:
+    from engine.providers import provider_for
+    from engine.runner.selftest import SelfTest
+
+    def on_phase(text: str) -> None:
+        say(f"         {plain(text)}")
+
+    def on_step(step: Step) -> None:
+        say(step_text(step))
+
+    member = provider_for(provider, session.home)
+    quiet = session.json
+    try:
+        test = SelfTest(
+            session.home,
+            member,
+            wish,
+            gpus,
+            on_step=(lambda _: None) if quiet else on_step,
+            on_phase=None if quiet else on_phase,
+        )
+        return await test.run()
+    finally:
+        await member.close()

@@ -1,0 +1,85 @@
+"""What a run may cost: the ceiling that it needs, and the price that a person sees before it starts."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from engine.errors import UsageError
+from glasshouse_tui.commands.output import plain, say
+from glasshouse_tui.commands.terminal import can_ask
+from glasshouse_tui.format import duration, money
+
+if TYPE_CHECKING:
+    from engine.plan import Plan
+    from engine.providers.protocol import Quote, Spec
+    from glasshouse_tui.commands.base import Session
+
+RENTED: Final = "runpod"
+
+
+def check_ceiling(session: Session, plan: Plan) -> None:
+    """Refuse to rent a GPU without a ceiling in options, preset or settings.
+
+    Raises `UsageError`: `ceiling_missing`, `config_invalid`.
+    """
+    if not _rents(plan):
+        return
+    from engine.providers.settings import FILE, load_settings
+
+    if plan.provider.max_cost is None and load_settings(session.home).runpod.max_cost is None:
+        raise UsageError(
+            "A rented GPU needs a ceiling for what it may cost, and none is given.",
+            f"Add --max-cost USD, or max_cost below [runpod] in {session.home / FILE}.",
+            code="ceiling_missing",
+        )
+
+
+def _rents(plan: Plan) -> bool:
+    return plan.provider.name == RENTED and plan.provider.allocation is None
+
+
+def agree_to_price(session: Session, plan: Plan, *, ask: bool) -> None:
+    """Show what a rented GPU costs now and have a person agree; without a terminal nobody is asked.
+
+    Raises `ProviderError` where there is no quote, `click.Abort` on no.
+    """
+    if not _rents(plan) or session.json or not can_ask():
+        return
+    from engine.providers.settings import load_settings
+    from engine.runner.needs import spec_for
+
+    spec = spec_for(plan, load_settings(session.home), "quote")
+    quote = asyncio.run(_quote(session, spec))
+    for line in quote_lines(quote, spec, plan.provider.keep_for):
+        say(line)
+    if ask:
+        click.confirm("Rent it?", abort=True, err=True)
+
+
+async def _quote(session: Session, spec: Spec) -> Quote:
+    from engine.providers import provider_for
+
+    provider = provider_for(RENTED, session.home)
+    try:
+        return await provider.quote(spec)
+    finally:
+        await provider.close()
+
+
+def quote_lines(quote: Quote, spec: Spec, keep_minutes: int | None) -> list[str]:
+    """The price, the most that the run can cost, when the pod ends itself, and what keeping it means."""
+    from engine.runner.needs import most_it_costs
+
+    most = most_it_costs(quote, spec)
+    seconds = most / quote.price_per_hour * 3600 if quote.price_per_hour > 0 else spec.max_seconds
+    lines = [
+        f"{plain(quote.gpu_model)} at {money(quote.price_per_hour)} an hour",
+        f"at most {money(most)}: the pod ends itself {duration(seconds)} after it was made, or with the run",
+    ]
+    if keep_minutes:
+        kept = quote.price_per_hour * keep_minutes / 60
+        lines.append(f"kept for {keep_minutes} min after the run: up to {money(kept)} of that")
+    return lines

@@ -1,0 +1,194 @@
+"""Whole runs on rented pods: real OpenSSH servers behind a fake RunPod, rented and ended as the real ones would be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from engine.store.views import RunView
+from tests.functional.runs.renter import Renter
+from tests.functional.runs.support import checks_of
+
+
+def is_training(view: RunView) -> bool:
+    """True while the raw segment takes steps."""
+    return any(one.state == "training" and one.steps > 0 for one in view.segments)
+
+
+@pytest.mark.parametrize("api", ["rest", "sdk"])
+def test_the_demo_on_a_pod_is_clean_and_leaves_none(renter: Renter, api: str) -> None:
+    renter.configure(api)
+    told = renter.glasshouse(
+        "run", "--preset", "demo", "--provider", "runpod", "--steps", "20", "--warmup", "5", "--json"
+    )
+    assert told.returncode == 0, told.stderr
+    row = json.loads(told.stdout)
+    assert row["clean"] is True
+    assert row["cleanup"] == {"activeRunPodPodsAfterRun": 0, "otherActivePods": 0}
+    assert row["provider"] == "runpod"
+    assert 0 < row["costUsd"] < 0.1
+    assert renter.fake.pods() == []
+    assert len(renter.fake.ever()) == 1
+
+
+def test_a_runner_killed_at_every_transition_leaves_no_pod_and_a_finished_row(
+    renter: Renter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = renter.die_at("next", monkeypatch, lambda: renter.start(renter.plan("pair")))
+    deaths = 0
+    while True:
+        view = renter.wait(run_id, lambda view: view.summary.orphaned)
+        if not view.summary.orphaned:
+            break
+        deaths += 1
+        assert deaths < 60, ([(one.subject, one.state) for one in view.transitions], renter.log_of(run_id)[-3000:])
+        renter.die_at("next", monkeypatch, lambda: renter.resume(run_id))
+    entered = {(one.subject, one.state) for one in view.transitions}
+    assert deaths >= 30, sorted(entered)
+    assert {state for subject, state in entered if subject == "run"} >= {
+        "queued", "allocating", "connecting", "staging", "running", "collecting", "cleaning", "finished",
+    }  # fmt: skip
+    assert view.row is not None
+    history = "\n".join(f"{one.subject} {one.state} {one.reason}" for one in view.transitions)
+    assert view.row["clean"] is True, history
+    assert renter.fake.pods() == []
+    assert len(renter.fake.ever()) == 1
+    assert [one.ledger_state for one in renter.ledger()] == ["gone"]
+
+
+def test_dropped_links_and_a_new_address_lose_no_step(renter: Renter) -> None:
+    run_id = renter.start(renter.long_plan(6.0))
+    renter.wait(run_id, is_training)
+    (pod,) = renter.fake.pods()
+    assert renter.fake.drop_links(pod.id) > 0
+    renter.fake.move(pod.id)
+    view = renter.finish(run_id)
+    assert view.summary.state == "finished", view.summary.reason
+    assert view.segments[0].steps > 0
+    assert checks_of(view)["chains_whole"] == "passed"
+    assert renter.fake.pods() == []
+
+
+def test_a_pod_that_vanishes_fails_its_run_and_no_other_is_rented(renter: Renter) -> None:
+    run_id = renter.start(renter.long_plan(60.0))
+    renter.wait(run_id, is_training)
+    renter.fake.vanish(renter.fake.pods()[0].id)
+    view = renter.finish(run_id)
+    assert view.summary.state == "failed"
+    assert view.summary.reason.startswith("allocation_gone"), view.summary.reason
+    assert len(renter.fake.ever()) == 1
+
+
+def test_a_restarted_container_is_no_longer_the_same_allocation(renter: Renter) -> None:
+    run_id = renter.start(renter.long_plan(60.0))
+    renter.wait(run_id, is_training)
+    renter.fake.restart(renter.fake.pods()[0].id)
+    view = renter.finish(run_id)
+    assert view.summary.state == "failed", view.summary.reason
+    assert view.row is not None
+    assert view.row["clean"] is False
+    assert renter.fake.pods() == []
+
+
+def test_a_pod_that_stays_listed_is_leaked_loudly_and_ended_later(renter: Renter) -> None:
+    renter.configure(terminate=2.0)
+    renter.fake.fault("terminate", "ignored", times=None)
+    told = renter.glasshouse(
+        "run", "--preset", "demo", "--provider", "runpod", "--steps", "5", "--segments", "raw", "--json"
+    )
+    assert told.returncode == 1, told.stderr
+    row = json.loads(told.stdout)
+    assert row["clean"] is False
+    assert row["cleanupState"] == "leaked"
+    (pod,) = renter.fake.pods()
+    listed = renter.glasshouse("allocations")
+    assert pod.id in listed.stdout
+    assert "leaked" in listed.stdout
+    renter.fake.clear()
+    ended = renter.glasshouse("cleanup", "--yes", "--json")
+    assert ended.returncode == 0, ended.stderr
+    assert renter.fake.pods() == []
+    view = renter.view(row["id"])
+    assert view.summary.cleanup == "gone"
+    assert checks_of(view)["allocation_gone"] == "passed"
+
+
+def test_a_pod_whose_runner_died_is_ended_by_its_deadline(renter: Renter) -> None:
+    renter.configure(max_cost=0.0035)  # about 18 seconds
+    run_id = renter.start(renter.long_plan(600.0))
+    renter.wait(run_id, is_training)
+    renter.kill_runner(run_id)
+    renter.until(lambda: not renter.fake.pods())
+    renter.until(lambda: renter.ledger()[0].ledger_state == "gone")
+    renter.resume(run_id)
+    view = renter.finish(run_id)
+    assert view.summary.state == "failed"
+    assert view.summary.reason.startswith("allocation_gone"), view.summary.reason
+
+
+def test_a_kept_pod_serves_the_next_run_and_both_rows_are_settled(renter: Renter) -> None:
+    first = renter.start(renter.plan("protected", keep_for=10))
+    kept = renter.finish(first)
+    assert kept.summary.cleanup == "kept"
+    assert checks_of(kept)["allocation_gone"] == "pending"
+    assert not kept.summary.clean
+    (entry,) = renter.ledger()
+    assert entry.keep_until is not None
+    second = renter.start(renter.plan("protected", allocation=entry.id[:6]))
+    last = renter.finish(second)
+    assert last.summary.state == "finished", last.summary.reason
+    assert len(renter.fake.ever()) == 1
+    assert renter.fake.pods() == []
+    for run_id in (first, second):
+        view = renter.view(run_id)
+        assert view.summary.clean is True, checks_of(view)
+        assert renter.verified(run_id).clean is True
+        assert not (renter.home / "runs" / run_id).exists()
+
+
+def test_a_run_cancelled_while_it_waits_for_its_pod_leaves_none(renter: Renter) -> None:
+    renter.fake.fault("create", "pull_forever")
+    run_id = renter.start(renter.plan())
+    renter.wait(run_id, lambda view: view.summary.reason.startswith("image"))
+    renter.cancel(run_id)
+    view = renter.finish(run_id)
+    assert view.summary.state == "cancelled"
+    assert view.summary.cleanup == "gone"
+    assert renter.fake.pods() == []
+
+
+def test_eight_runs_at_once_share_the_api_and_leave_no_pod(renter: Renter) -> None:
+    renter.configure(poll=4.0, calls=30)
+    runs = [renter.start(renter.plan(steps=5)) for _ in range(8)]
+    for run_id in runs:
+        renter.wait(run_id, lambda view: view.summary.state in {"running", "collecting", "cleaning"})
+    memory = [_proportional_bytes(run_id, renter) for run_id in runs]
+    for run_id in runs:
+        view = renter.finish(run_id)
+        assert view.summary.state == "finished", view.summary.reason
+    assert max(memory) < 80e6, memory
+    assert renter.fake.pods() == []
+    assert len({one.name for one in renter.fake.ever()}) == 8
+    times = sorted(call.at for call in renter.fake.calls())
+    assert max(sum(begin <= at < begin + 60 for at in times) for begin in times) <= 30
+
+
+def _proportional_bytes(run_id: str, renter: Renter) -> int:
+    """The runner's share of memory (PSS), 0 when it has ended."""
+    for process in renter.processes(run_id, "engine.runner"):
+        lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("Pss:")).split()[1]) * 1024
+    return 0
+
+
+def test_nothing_secret_is_left_in_the_home(renter: Renter) -> None:
+    run_id = renter.start(renter.plan(steps=5))
+    renter.finish(run_id)
+    key = renter.fake.key.encode()
+    for path in renter.home.rglob("*"):
+        if path.is_file():
+            data = path.read_bytes()
+            assert key not in data, path
+            assert b"OPENSSH PRIVATE" not in data, path
