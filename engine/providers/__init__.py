@@ -40,4 +40,11 @@ def provider_for(name: str, home: Path) -> Provider:
 
 def preflight(name: str, home: Path) -> None:
     """`Provider.preflight` for callers without an event loop."""
-    asyncio.run(provider_for(name, home).preflight())
+    asyncio.run(_preflight(provider_for(name, home)))
+
+
+async def _preflight(provider: Provider) -> None:
+    try:
+        await provider.preflight()
+    finally:
+        await provider.close()

@@ -65,8 +65,11 @@ class Allocation:
             self._writer.allocation_state(entry.id, "ready", **with_lease(self._reader, entry.id, lease))
         return lease
 
-    async def end(self, keep_minutes: int | None = None) -> None:
-        """Keep it for so many minutes, or release and prove it; what cannot be released is leaked, and raises."""
+    async def end(self, keep_minutes: int | None = None) -> EmptyProof | None:
+        """Keep it for so many minutes, or release and prove it; what cannot be released is leaked, and raises.
+
+        Returns what was counted, where something was.
+        """
         entry = self.entry()
         if entry is None:
             self._writer.transition(self._run_id, "cleanup", "gone", "nothing was acquired")
@@ -75,12 +78,12 @@ class Allocation:
                 self._writer, self._journal, self._run_id,
                 EmptyProof(scope=(), listings=0, count=0, others=None, at=utc_now(), statement=nothing),
             )  # fmt: skip
-            return
+            return None
         if entry.ledger_state in ENDED and "allocation_gone" in self._reader.evidence(self._run_id):
-            return
+            return None
         if keep_minutes and entry.ledger_state in {"ready", "kept"}:
             self._keep(entry, keep_minutes)
-            return
+            return None
         if entry.ledger_state not in ENDED:
             with contextlib.suppress(StoreError):  # see `end_allocation`
                 self._writer.transition(self._run_id, "cleanup", "terminating")
@@ -92,6 +95,7 @@ class Allocation:
             raise
         self._writer.transition(self._run_id, "cleanup", outcome_of(proof), proof.statement)
         record_gone(self._writer, self._journal, self._run_id, proof)
+        return proof
 
     @property
     def is_rented(self) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 from engine.errors import GlasshouseError, RunError, StoreError, UsageError
 from engine.plan import load_plan
 from engine.providers import provider_for
-from engine.providers.protocol import Lease, Provider
+from engine.providers.protocol import EmptyProof, Lease, Provider
 from engine.records import build_row
 from engine.records.facts import gather
 from engine.remote.reconnect import Reconnecting
@@ -30,6 +30,7 @@ from engine.runner.journal import Journal
 from engine.runner.login import anchored
 from engine.runner.occupancy import at_work, lock_name
 from engine.runner.sentinel import ensure_sentinel
+from engine.runner.settle import settle_runs
 from engine.runner.signing import sign_row
 from engine.runner.staging import BUNDLE, LAUNCHED, PREPARED, Staging
 from engine.runner.start import INPUTS
@@ -70,6 +71,7 @@ class Runner:
         self.cancelled = False
         self.context: RunContext | None = None
         self._error: GlasshouseError | None = None
+        self._proof: EmptyProof | None = None
 
     async def execute(self) -> str:
         """Claim the run and bring it to its end; returns the final state."""
@@ -103,6 +105,7 @@ class Runner:
                 watch.cancel()
                 await self.provider.close()
             final = self._finish()
+            self._settle_others()
             self._sweep()
             return final
         finally:
@@ -148,6 +151,12 @@ class Runner:
                 if self.reader.run(run_id).summary.state in FINAL_RUN_STATES and run_id not in unsettled:
                     RunFolder(self.home, run_id).destroy()
 
+    def _settle_others(self) -> None:
+        """Bring up to date the rows of earlier runs for which the allocation was kept."""
+        entry = self.allocation.entry()
+        if entry is not None and self._proof is not None:
+            settle_runs(self.home, self.writer, self.reader, entry, self._proof)
+
     def _unsettled(self) -> set[str]:
         """The runs whose allocation is not gone yet."""
         entries = self.reader.allocations(open_only=True)
@@ -185,7 +194,7 @@ class Runner:
         try:
             if self.allocation.entry() is None:
                 await self.claim.let_go()
-            await self.allocation.end(self._keep_minutes())
+            self._proof = await self.allocation.end(self._keep_minutes())
         except Exception as error:
             self._error = self._error or self._typed(error)
 

@@ -25,7 +25,7 @@ async def end_allocation(writer: Writer, reader: Reader, provider: Provider, ent
     at again. Any other failure leaves the entry `leaked`.
     """
     lease = lease_of(reader, entry.id) or await _found(provider, entry.name)
-    if lease is not None and entry.ledger_state not in ENDED:
+    if lease is not None and entry.ledger_state not in (*ENDED, "leaked"):  # what leaked stays loud until it is gone
         _announce(writer, entry)
     try:
         if lease is not None:

@@ -9,6 +9,9 @@ import pytest
 
 from tests.fake_runpod.client import FakeRunPod
 from tests.fake_runpod.needs import missing
+from tests.functional.providers.renting import place, renting
+
+__all__ = ["fake_runpod", "place", "renting"]
 
 
 @pytest.fixture(scope="session")

@@ -11,18 +11,16 @@ import msgspec
 from engine.errors import GlasshouseError, ProviderError
 from engine.providers.protocol import Lease, Spec
 from engine.providers.runpod.account import HOPELESS, Account
-from engine.providers.runpod.api import Order, Pod, RateLimitedError, is_ambiguous
+from engine.providers.runpod.api import GpuOffer, Order, Pod, RateLimitedError, is_ambiguous
 from engine.providers.runpod.clock import boot_id, boot_seconds
 from engine.providers.runpod.folder import AllocationFolder, Ask, Asked, Keys
 from engine.providers.runpod.image import order
 from engine.providers.runpod.leases import age, lease_of
-from engine.providers.runpod.offers import Choice, choices, life, max_price
+from engine.providers.runpod.offers import Choice, above_quote, choices, life, max_price
 from engine.providers.runpod.shielding import to_the_end
 from engine.providers.settings import RunPodSettings
 from engine.wire import utc_now
 
-ROUNDING: Final = 0.001
-"""USD an hour by which a price may differ from the quote: the APIs round differently."""
 NEXT_GPU: Final = frozenset({"no_capacity", "order_refused"})
 """Refusals after which another type of GPU is asked for."""
 
@@ -61,7 +59,7 @@ class Acquisition:
             pod = await self._searched(max(self._limits.search - age(earlier.open), self._limits.listings_apart))
             return await self._checked(pod, earlier.open)
         self._say("asking for prices")
-        offered = choices(await self._account.api.list_gpus(), self._spec, self._settings)
+        offered = choices(await self._offers(), self._spec, self._settings)
         keys = self._folder.make()
         refusals: list[GlasshouseError] = []
         for choice in offered:
@@ -74,6 +72,15 @@ class Acquisition:
                 self._say(f"{choice.model}: {error.message}")
         self._folder.destroy()
         raise next((error for error in refusals if error.code != "no_capacity"), refusals[-1])
+
+    async def _offers(self) -> tuple[GpuOffer, ...]:
+        """The types of GPU with their prices, after any pause that RunPod asks for."""
+        give_up = boot_seconds() + self._limits.provisioning
+        while True:
+            try:
+                return await self._account.api.list_gpus()
+            except RateLimitedError as error:
+                await self._pause(error, give_up)
 
     async def undo(self) -> None:
         """End what a cancelled `run` made or may have made; raises `leaked` where that cannot be proven."""
@@ -131,23 +138,27 @@ class Acquisition:
 
     async def _after_pause(self, error: RateLimitedError, give_up: float) -> Pod | None:
         """Wait as long as RunPod asks; then the pod that was made all the same, or None."""
+        await self._pause(error, give_up)
+        while True:
+            try:
+                pods = self._named((await self._account.listed()).pods)
+            except RateLimitedError as again:
+                return await self._after_pause(again, give_up)
+            except GlasshouseError as failed:
+                if failed.code in HOPELESS or boot_seconds() > give_up:
+                    raise self._unanswered() from failed
+                await asyncio.sleep(self._limits.poll)
+                continue
+            return await self._single(pods) if pods else None
+
+    async def _pause(self, error: RateLimitedError, give_up: float) -> None:
+        """Wait as long as RunPod asks, counting down; raises `error` where that is beyond `give_up`."""
         until = boot_seconds() + error.retry_after
         if until > give_up:
             raise error
         while (left := until - boot_seconds()) > 0:
             self._say(f"RunPod asks for a pause: {left:.0f} s left")
             await asyncio.sleep(min(1.0, left))
-        while True:
-            try:
-                pods = self._named((await self._account.listed()).pods)
-            except RateLimitedError as again:
-                return await self._after_pause(again, give_up)
-            except ProviderError as failed:
-                if failed.code in HOPELESS or boot_seconds() > give_up:
-                    raise self._unanswered() from failed
-                await asyncio.sleep(self._limits.poll)
-                continue
-            return await self._single(pods) if pods else None
 
     async def _searched(self, seconds: float) -> Pod:
         """The one pod of this name, looked for `seconds` long; raises `create_unanswered`, `create_duplicated`."""
@@ -162,7 +173,7 @@ class Acquisition:
         while True:
             try:
                 pods = self._named((await self._account.listed()).pods, pod_id)
-            except ProviderError as error:
+            except GlasshouseError as error:
                 if error.code in HOPELESS:
                     raise self._unanswered() from error
                 pods = []
@@ -206,13 +217,10 @@ class Acquisition:
                 f"RunPod does not tell what pod {pod.id} costs; it was ended.", "Try again.", code="price_unknown"
             )
         limit = ask.price_per_hour if ceiling is None else min(ask.price_per_hour, ceiling)
-        if price > limit + ROUNDING:
+        fault = above_quote(pod.id, price, limit)
+        if fault is not None:
             await self._end(pod.id, ask)
-            raise ProviderError(
-                f"Pod {pod.id} costs ${price:.2f} an hour and ${limit:.2f} was quoted; it was ended.",
-                "Raise --max-price, or accept another GPU.",
-                code="price_above_quote",
-            )
+            raise fault
         if self._folder.host_key() is None:
             await self._end(pod.id, ask)
             raise ProviderError(

@@ -110,7 +110,7 @@ def kill_all() -> None:
 
 
 def main() -> None:
-    """Say `armed` on stdout, let go of the terminal and wait."""
+    """Settle the deadline, let whoever started this go on, and wait."""
     seconds, silence, heartbeat, state = float(sys.argv[1]), float(sys.argv[2]), sys.argv[3], sys.argv[4]
     key = sys.stdin.readline().strip()
     pod = os.environ.get("RUNPOD_POD_ID", "")

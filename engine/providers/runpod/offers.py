@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from engine.errors import ProviderError
 from engine.providers.protocol import Spec
 from engine.providers.runpod.api import GpuOffer
 from engine.providers.settings import RunPodSettings
+
+ROUNDING: Final = 0.001
+"""USD an hour by which a price may differ from the quote: the APIs round differently."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +22,17 @@ class Choice:
     gpu: str
     model: str
     price: float
+
+
+def above_quote(pod_id: str, price: float, quoted: float) -> ProviderError | None:
+    """The error of a pod that costs more than was quoted, in USD an hour; None where it does not."""
+    if price <= quoted + ROUNDING:
+        return None
+    return ProviderError(
+        f"Pod {pod_id} costs ${price:.2f} an hour and ${quoted:.2f} was quoted; it is not kept.",
+        "Raise --max-price, or accept another GPU.",
+        code="price_above_quote",
+    )
 
 
 def max_price(spec: Spec, settings: RunPodSettings) -> float | None:

@@ -8,6 +8,7 @@ mkdir -p "$base" /etc/ssh
 fail() { echo "The pod does not start: $1."; exit 1; }
 
 printf '%s' "${GLASSHOUSE_HOST_KEY:-}" | base64 -d > /etc/ssh/ssh_host_ed25519_key || fail "its host key cannot be installed"
+[ -s /etc/ssh/ssh_host_ed25519_key ] || fail "it was given no host key"
 chmod 600 /etc/ssh/ssh_host_ed25519_key
 printf '%s' '@HOST_PUBLIC@' | base64 -d > /etc/ssh/ssh_host_ed25519_key.pub || fail "its host key cannot be installed"
 chmod 644 /etc/ssh/ssh_host_ed25519_key.pub
@@ -25,4 +26,4 @@ python3 -I "$base/deadman.py" @SECONDS@ @SILENCE@ "$base/heartbeat" "$base/deadl
   || fail "the dead-man's switch cannot be armed"
 unset key
 umask 022
-exec env -u RUNPOD_API_KEY -u GLASSHOUSE_HOST_KEY -u GLASSHOUSE_START -u GLASSHOUSE_IMAGE_START "$start"
+if [ -x "$start" ]; then exec "$start"; else exec bash "$start"; fi

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from engine.errors import ProviderError
+from engine.errors import GlasshouseError, ProviderError
 from engine.providers.protocol import (
     EmptyProof,
     Found,
@@ -23,6 +23,7 @@ from engine.providers.runpod.account import Account
 from engine.providers.runpod.acquisition import Acquisition
 from engine.providers.runpod.api import Pod
 from engine.providers.runpod.choose import make_api
+from engine.providers.runpod.clock import boot_seconds
 from engine.providers.runpod.folder import AllocationFolder
 from engine.providers.runpod.leases import NAME, age, found, lease_of, observation
 from engine.providers.runpod.listing import SharedListing
@@ -87,15 +88,15 @@ class RunPodProvider:
         return await SshSession.connect(lease.endpoint(), self._limits)
 
     async def observe(self, lease: Lease) -> Observation:
-        """The pod's state; `gone` after two listings, `unknown` when RunPod does not tell."""
-        account = self._account()
+        """The pod's state, at most one poll old; `gone` after two listings, `unknown` when RunPod does not tell."""
         try:
-            listing = await account.listed()
+            account = self._account()
+            listing = await account.listed(boot_seconds() - self._settings.limits.poll)
             pod = _by_id(listing.pods, lease.allocation_id)
             if pod is not None:
                 return observation(pod)
             return "gone" if await account.is_gone(lease.allocation_id, listing) else "unknown"
-        except ProviderError:
+        except GlasshouseError:
             return "unknown"
 
     async def release(self, lease: Lease) -> None:

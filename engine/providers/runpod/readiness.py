@@ -9,7 +9,7 @@ from typing import Final
 import asyncssh
 import msgspec
 
-from engine.errors import ProviderError
+from engine.errors import GlasshouseError, ProviderError
 from engine.providers.protocol import Address, Lease
 from engine.providers.runpod import api
 from engine.providers.runpod.account import HOPELESS, Account
@@ -17,6 +17,7 @@ from engine.providers.runpod.clock import boot_seconds
 from engine.providers.runpod.folder import AllocationFolder
 from engine.providers.runpod.leases import observation
 from engine.providers.runpod.listing import Listing
+from engine.providers.runpod.offers import above_quote
 from engine.providers.settings import RunPodLimits
 from engine.remote.connect import HOST_KEY_ALGORITHMS
 
@@ -51,8 +52,8 @@ class Readiness:
     async def run(self) -> Lease:
         """The lease with its address.
 
-        Raises `allocation_gone`, `allocation_stopped`, `provisioning_timeout`, `port_not_public`, `ssh_timeout`,
-        `host_key_mismatch`, `allocation_unknown` (its keys are not here).
+        Raises `allocation_gone`, `allocation_stopped`, `price_above_quote`, `provisioning_timeout`,
+        `port_not_public`, `ssh_timeout`, `host_key_mismatch`, `allocation_unknown` (its keys are not here).
         """
         pinned = self._folder.host_key()
         if pinned is None:
@@ -85,7 +86,7 @@ class Readiness:
             listing = await self._account.listed(after)
             pod = next((pod for pod in listing.pods if pod.id == self._lease.allocation_id), None)
             is_gone = pod is None and await self._account.is_gone(self._lease.allocation_id, listing)
-        except ProviderError as error:
+        except GlasshouseError as error:
             if error.code in HOPELESS:
                 raise
             self._say_phase(f"RunPod does not answer ({error.code})")
@@ -97,6 +98,11 @@ class Readiness:
                 code="allocation_gone",
             )
         self._seen = listing
+        quoted = self._lease.price_per_hour
+        if pod is not None and pod.price_per_hour is not None and quoted is not None:
+            fault = above_quote(pod.id, pod.price_per_hour, quoted)
+            if fault is not None:
+                raise fault
         if pod is not None and observation(pod) == "stopped":
             raise ProviderError(
                 f"Pod {pod.id} does not run any more (it is {pod.status}); its disk still bills.",
@@ -145,7 +151,7 @@ class Readiness:
         waited = boot_seconds() - self._began
         if waited <= self._limits.provisioning:
             return
-        if pod is not None and pod.has_ports:
+        if pod is not None and (pod.has_ports or pod.status == "running"):
             raise ProviderError(
                 f"Port 22 of pod {pod.id} did not become public within {waited:.0f} s.",
                 "Release it; a machine of the secure cloud has public ports.",

@@ -14,13 +14,13 @@ from engine.providers.protocol import EmptyProof, Lease, Scope, Spec
 from engine.providers.runpod.provider import RunPodProvider
 from engine.providers.settings import RunPodLimits, RunPodSettings, Settings
 from tests.fake_runpod.client import FakeRunPod
-from tests.fake_runpod.needs import why_not
 
 Api = Literal["rest", "sdk"]
-RUN: str = "0123456789ab"
-APART = 0.2
+RUN = "0123456789ab"
+APART = 0.1
 CHEAP, NEXT = "RTX A2000", "L4"
-needs_pods = pytest.mark.skipif(bool(why_not()), reason=why_not() or "pods can be made")
+either_api = pytest.mark.parametrize("place", ["rest"], indirect=True)
+"""What happens after the pod was made, the same over both APIs."""
 
 
 @dataclass
@@ -34,6 +34,10 @@ class Renting:
     said: list[str] = field(default_factory=list)
 
     def provider(self, home: Path | None = None, **limits: float) -> RunPodProvider:
+        return RunPodProvider(home or self.home, self.settings(**limits))
+
+    def settings(self, **limits: float) -> Settings:
+        """Short limits, but for those that are given."""
         short = {
             "api": 10.0,
             "provisioning": 20.0,
@@ -45,13 +49,15 @@ class Renting:
             "helper_idle": 5.0,
         }
         runpod = RunPodSettings(api=self.api, calls_per_minute=600, limits=RunPodLimits(**{**short, **limits}))
-        return RunPodProvider(home or self.home, Settings(runpod=runpod))
+        return Settings(runpod=runpod)
 
-    def spec(self, *gpus: str, max_price: float | None = None, max_seconds: float = 600.0) -> Spec:
+    def spec(
+        self, *gpus: str, max_price: float | None = None, max_cost: float | None = None, max_seconds: float = 600.0
+    ) -> Spec:
         """A spec under a new name, which goes into the ledger with it."""
         name = f"glasshouse-test-{RUN}-{secrets.token_hex(4)}"
         self.known.append(name)
-        return Spec(name=name, gpus=gpus or (CHEAP,), max_price=max_price, max_seconds=max_seconds)
+        return Spec(name=name, gpus=gpus or (CHEAP,), max_price=max_price, max_cost=max_cost, max_seconds=max_seconds)
 
     async def lease(self, provider: RunPodProvider, spec: Spec | None = None) -> Lease:
         return await provider.acquire(spec or self.spec(), RUN, self.said.append)
@@ -82,7 +88,9 @@ class Place:
 
 
 @pytest.fixture(scope="module", params=["rest", "sdk"])
-def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def place(
+    request: pytest.FixtureRequest, can_run_pods: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("fake")
     fake = FakeRunPod.start(folder, pull_seconds=0.05)
     yield Place(fake, tmp_path_factory.mktemp("home"), request.param)
@@ -98,6 +106,7 @@ def renting(place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[Renting]:
     before = {pod.id for pod in place.fake.ever()}
     yield found
     place.fake.clear()
+    place.fake.configure(pod_key="terminate")
     made = [pod for pod in place.fake.ever() if pod.id not in before and not pod.foreign]
     left = place.fake.pods()
     for pod in left:

@@ -229,6 +229,12 @@ def test_a_restarted_container_gains_no_new_deadline(pods: Pods) -> None:
     assert second.wait_for(".glasshouse/deadline") == kept
 
 
+def test_a_pod_without_a_host_key_starts_nothing(pods: Pods) -> None:
+    pod = pods.start(GLASSHOUSE_HOST_KEY="")
+    assert pod.process.wait(LIMIT) != 0
+    assert not (pod.home / "image_env").exists()
+
+
 def test_an_image_in_which_the_switch_cannot_be_armed_starts_nothing(pods: Pods, tmp_path: Path) -> None:
     few = tmp_path / "bin"
     few.mkdir()

@@ -1,0 +1,115 @@
+"""The life of a rented pod beside its faults: taken up, ended by itself, and what is kept of it on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from engine.errors import ProviderError
+from engine.providers.protocol import LedgerEntry
+from tests.functional.providers.renting import RUN, Renting, either_api
+
+
+@either_api
+async def test_a_restart_takes_up_what_an_earlier_attempt_made(renting: Renting) -> None:
+    spec = renting.spec()
+    lease = await renting.lease(renting.provider(), spec)
+    before = renting.asked("create")
+    provider = renting.provider()
+    assert await provider.acquire(spec, RUN) == lease
+    assert renting.asked("create") == before
+    rebuilt = await provider.reconcile([LedgerEntry(name=spec.name)])
+    assert [found.lease for found in rebuilt.ours] == [lease]
+    await provider.release(lease)
+
+
+@either_api
+async def test_a_pod_whose_keys_are_lost_can_still_be_ended(renting: Renting) -> None:
+    provider = renting.provider()
+    lease = await renting.lease(provider)
+    for file in (renting.home / "allocations" / lease.name).iterdir():
+        file.unlink()
+    (found,) = (await provider.reconcile([LedgerEntry(name=lease.name)])).ours
+    assert found.lease is not None
+    with pytest.raises(ProviderError) as raised:
+        await provider.wait_ready(found.lease)
+    assert raised.value.code == "allocation_unknown"
+    await provider.release(found.lease)
+
+
+@either_api
+async def test_a_pod_ends_itself_when_its_cost_ceiling_is_reached(renting: Renting) -> None:
+    provider = renting.provider()
+    lease = await renting.lease(provider, renting.spec(max_cost=0.12 * 0.5 / 3600))
+    assert lease.deadline is not None
+    life = datetime.fromisoformat(lease.deadline) - datetime.fromisoformat(lease.acquired_at)
+    assert life.total_seconds() == pytest.approx(0.5, abs=0.01)
+    until = time.monotonic() + 15
+    while renting.ours():
+        assert time.monotonic() < until, "it did not end itself"
+        await asyncio.sleep(0.05)
+    assert next(pod.ended_by for pod in renting.fake.ever() if pod.id == lease.allocation_id) == "pod"
+    assert await provider.observe(lease) == "gone"
+    await provider.release(lease)
+
+
+@either_api
+async def test_a_pod_whose_key_may_only_stop_it_stops_itself(renting: Renting) -> None:
+    renting.fake.configure(pod_key="stop")
+    provider = renting.provider()
+    lease = await renting.lease(provider, renting.spec(max_seconds=0.5))
+    until = time.monotonic() + 15
+    while renting.fake.pod(lease.allocation_id).status != "exited":
+        assert time.monotonic() < until, "it did not stop itself"
+        await asyncio.sleep(0.05)
+    assert await renting.provider(poll=1e-6).observe(lease) == "stopped"
+    await provider.release(lease)
+
+
+@either_api
+async def test_an_unwritable_home_asks_for_nothing(renting: Renting, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    provider = renting.provider(home=home)
+    await provider.preflight()
+    spec = renting.spec()
+    (home / "allocations" / spec.name / "client_key" / "in the way").mkdir(parents=True)
+    before = renting.asked("create")
+    with pytest.raises(ProviderError) as raised:
+        await provider.acquire(spec, RUN)
+    assert raised.value.code == "acquire_failed"
+    assert renting.asked("create") == before
+
+
+@either_api
+async def test_no_private_half_of_a_host_key_is_kept(renting: Renting) -> None:
+    provider = renting.provider()
+    lease = await renting.lease(provider)
+    folder = renting.home / "allocations" / lease.name
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "asked.json",
+        "client_key",
+        "client_key.pub",
+        "host_key.pub",
+    ]
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert all(file.stat().st_mode & 0o777 == 0o600 for file in folder.iterdir())
+    handed = base64.b64decode(renting.fake.pod(lease.allocation_id).env["GLASSHOUSE_HOST_KEY"])
+    secrets = (handed.splitlines()[3], renting.fake.key.encode())
+    kept = [file.read_bytes() for file in renting.home.rglob("*") if file.is_file()]
+    assert not any(secret in text for secret in secrets for text in kept)
+    await provider.release(lease)
+
+
+@either_api
+async def test_a_session_before_the_pod_is_ready_is_refused(renting: Renting) -> None:
+    provider = renting.provider()
+    lease = await renting.lease(provider)
+    with pytest.raises(ProviderError) as raised:
+        await provider.open_session(lease)
+    assert raised.value.code == "allocation_not_ready"
+    await provider.release(lease)
