@@ -79,8 +79,9 @@ class Allocation:
                 EmptyProof(scope=(), listings=0, count=0, others=None, at=utc_now(), statement=nothing),
             )  # fmt: skip
             return None
-        if entry.ledger_state in ENDED and "allocation_gone" in self._reader.evidence(self._run_id):
-            return None
+        recorded = self._reader.evidence(self._run_id).get("allocation_gone")
+        if entry.ledger_state in ENDED and recorded is not None:
+            return msgspec.convert(recorded, EmptyProof)
         if keep_minutes and entry.ledger_state in {"ready", "kept"}:
             self._keep(entry, keep_minutes)
             return None

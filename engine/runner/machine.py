@@ -104,8 +104,8 @@ class Runner:
             finally:
                 watch.cancel()
                 await self.provider.close()
-            final = self._finish()
             self._settle_others()
+            final = self._finish()
             self._sweep()
             return final
         finally:

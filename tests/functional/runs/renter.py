@@ -22,6 +22,7 @@ from tests.functional.runs.support import Operator, short_plan
 GPU: Final = "NVIDIA GeForce RTX 4090"
 LIMITS: Final = {"poll": 0.3, "listings_apart": 0.3, "search": 4.0, "terminate": 20.0}
 MANY_CALLS: Final = 600
+SMALL_RUNNER: Final = Path(__file__).with_name("small_runner.py")
 
 
 class Renter(Operator):
@@ -63,6 +64,19 @@ class Renter(Operator):
         """The command line on this home."""
         command = [sys.executable, "-m", "glasshouse_tui.cli", "--home", str(self.home), *words]
         return subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+
+    def start_small(self, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> str:
+        """Start a run whose trainer needs no torch, where the training is not what is looked at."""
+
+        def spawn(home: Path, run_id: str) -> int:
+            command = [sys.executable, str(SMALL_RUNNER), "--home", str(home), "--run", run_id]
+            (home / "logs").mkdir(exist_ok=True)
+            with (home / "logs" / f"runner-{run_id}.log").open("ab") as log:
+                return subprocess.Popen(command, stderr=log, start_new_session=True, cwd=SMALL_RUNNER.parents[3]).pid
+
+        with monkeypatch.context() as patch:
+            patch.setattr("engine.runner.start.spawn_runner", spawn)
+            return self.start(plan)
 
     def ledger(self) -> list[AllocationView]:
         """Every allocation that the ledger ever knew, newest first."""

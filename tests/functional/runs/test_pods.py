@@ -58,8 +58,8 @@ def test_a_runner_killed_at_every_transition_leaves_no_pod_and_a_finished_row(
     assert [one.ledger_state for one in renter.ledger()] == ["gone"]
 
 
-def test_dropped_links_and_a_new_address_lose_no_step(renter: Renter) -> None:
-    run_id = renter.start(renter.long_plan(6.0))
+def test_dropped_links_and_a_new_address_lose_no_step(renter: Renter, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_id = renter.start_small(renter.long_plan(6.0), monkeypatch)
     renter.wait(run_id, is_training)
     (pod,) = renter.fake.pods()
     assert renter.fake.drop_links(pod.id) > 0
@@ -71,8 +71,10 @@ def test_dropped_links_and_a_new_address_lose_no_step(renter: Renter) -> None:
     assert renter.fake.pods() == []
 
 
-def test_a_pod_that_vanishes_fails_its_run_and_no_other_is_rented(renter: Renter) -> None:
-    run_id = renter.start(renter.long_plan(60.0))
+def test_a_pod_that_vanishes_fails_its_run_and_no_other_is_rented(
+    renter: Renter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = renter.start_small(renter.long_plan(60.0), monkeypatch)
     renter.wait(run_id, is_training)
     renter.fake.vanish(renter.fake.pods()[0].id)
     view = renter.finish(run_id)
@@ -81,8 +83,10 @@ def test_a_pod_that_vanishes_fails_its_run_and_no_other_is_rented(renter: Renter
     assert len(renter.fake.ever()) == 1
 
 
-def test_a_restarted_container_is_no_longer_the_same_allocation(renter: Renter) -> None:
-    run_id = renter.start(renter.long_plan(60.0))
+def test_a_restarted_container_is_no_longer_the_same_allocation(
+    renter: Renter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = renter.start_small(renter.long_plan(60.0), monkeypatch)
     renter.wait(run_id, is_training)
     renter.fake.restart(renter.fake.pods()[0].id)
     view = renter.finish(run_id)
@@ -115,9 +119,9 @@ def test_a_pod_that_stays_listed_is_leaked_loudly_and_ended_later(renter: Renter
     assert checks_of(view)["allocation_gone"] == "passed"
 
 
-def test_a_pod_whose_runner_died_is_ended_by_its_deadline(renter: Renter) -> None:
+def test_a_pod_whose_runner_died_is_ended_by_its_deadline(renter: Renter, monkeypatch: pytest.MonkeyPatch) -> None:
     renter.configure(max_cost=0.0035)  # about 18 seconds
-    run_id = renter.start(renter.long_plan(600.0))
+    run_id = renter.start_small(renter.long_plan(600.0), monkeypatch)
     renter.wait(run_id, is_training)
     renter.kill_runner(run_id)
     renter.until(lambda: not renter.fake.pods())
@@ -148,9 +152,11 @@ def test_a_kept_pod_serves_the_next_run_and_both_rows_are_settled(renter: Renter
         assert not (renter.home / "runs" / run_id).exists()
 
 
-def test_a_run_cancelled_while_it_waits_for_its_pod_leaves_none(renter: Renter) -> None:
+def test_a_run_cancelled_while_it_waits_for_its_pod_leaves_none(
+    renter: Renter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     renter.fake.fault("create", "pull_forever")
-    run_id = renter.start(renter.plan())
+    run_id = renter.start_small(renter.plan(), monkeypatch)
     renter.wait(run_id, lambda view: view.summary.reason.startswith("image"))
     renter.cancel(run_id)
     view = renter.finish(run_id)
@@ -159,9 +165,9 @@ def test_a_run_cancelled_while_it_waits_for_its_pod_leaves_none(renter: Renter) 
     assert renter.fake.pods() == []
 
 
-def test_eight_runs_at_once_share_the_api_and_leave_no_pod(renter: Renter) -> None:
+def test_eight_runs_at_once_share_the_api_and_leave_no_pod(renter: Renter, monkeypatch: pytest.MonkeyPatch) -> None:
     renter.configure(poll=4.0, calls=30)
-    runs = [renter.start(renter.plan(steps=5)) for _ in range(8)]
+    runs = [renter.start_small(renter.plan(steps=5), monkeypatch) for _ in range(8)]
     for run_id in runs:
         renter.wait(run_id, lambda view: view.summary.state in {"running", "collecting", "cleaning"})
     memory = [_proportional_bytes(run_id, renter) for run_id in runs]
@@ -183,8 +189,8 @@ def _proportional_bytes(run_id: str, renter: Renter) -> int:
     return 0
 
 
-def test_nothing_secret_is_left_in_the_home(renter: Renter) -> None:
-    run_id = renter.start(renter.plan(steps=5))
+def test_nothing_secret_is_left_in_the_home(renter: Renter, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_id = renter.start_small(renter.plan(steps=5), monkeypatch)
     renter.finish(run_id)
     key = renter.fake.key.encode()
     for path in renter.home.rglob("*"):

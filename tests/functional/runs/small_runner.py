@@ -1,0 +1,12 @@
+"""The runner with a bundle whose trainer needs no torch: `small_runner.py --home DIR --run ID` on `engine.runner`."""
+
+from __future__ import annotations
+
+from engine.remote.bundle import build_bundle
+from engine.runner import staging
+from engine.runner.__main__ import main
+from tests.functional.runs.pod import with_small_training
+
+if __name__ == "__main__":
+    staging.build_bundle = lambda lock=None: with_small_training(build_bundle(lock))
+    raise SystemExit(main())
