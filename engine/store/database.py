@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
+import stat
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -192,17 +193,37 @@ def _unusable(home: Path, error: OSError) -> StoreError:
 def create_file(path: Path) -> None:
     """Make an empty file unless it is there, and 0600 whatever the umask.
 
-    sqlite3 gives its side files the mode of the database. Raises `StoreError` (`store_unwritable`).
+    One that is there is never opened: closing it would take this process's sqlite3 locks on it away, and with them the
+    database (https://sqlite.org/howtocorrupt.html, 2.2). sqlite3 gives its side files the mode of the database. Raises
+    `StoreError` (`store_unwritable`).
     """
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            if os.fstat(descriptor).st_mode & 0o777 != 0o600:
-                os.fchmod(descriptor, 0o600)
-        finally:
-            os.close(descriptor)
+        _make_private(path)
+    except FileNotFoundError:
+        _create(path)
     except OSError as error:
         raise _unusable(path.parent, error) from error
+
+
+def _make_private(path: Path) -> None:
+    found = path.lstat()
+    if stat.S_ISLNK(found.st_mode):
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    if stat.S_IMODE(found.st_mode) != 0o600:
+        path.chmod(0o600)
+
+
+def _create(path: Path) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        return  # another process was first
+    except OSError as error:
+        raise _unusable(path.parent, error) from error
+    try:
+        os.fchmod(descriptor, 0o600)
+    finally:
+        os.close(descriptor)
 
 
 def open_for_writing(home: Path) -> sqlite3.Connection:

@@ -10,6 +10,7 @@ from engine.errors import GlasshouseError, ProviderError
 from engine.providers.runpod.api import Pod, PodApi
 from engine.providers.runpod.clock import boot_seconds
 from engine.providers.runpod.listing import Listing, SharedListing
+from engine.providers.runpod.prices import SharedPrices
 from engine.providers.settings import RunPodLimits
 
 HOPELESS: Final = frozenset({"api_key_missing", "api_key_rejected", "api_gone", "extra_missing"})
@@ -24,8 +25,9 @@ BY_HAND: Final = "https://console.runpod.io/pods"
 class Account:
     """The pods of one RunPod account."""
 
-    def __init__(self, api: PodApi, listing: SharedListing, limits: RunPodLimits) -> None:
+    def __init__(self, api: PodApi, listing: SharedListing, prices: SharedPrices, limits: RunPodLimits) -> None:
         self.api = api
+        self.prices = prices
         self._listing = listing
         self._limits = limits
 

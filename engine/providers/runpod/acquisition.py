@@ -78,7 +78,7 @@ class Acquisition:
         give_up = boot_seconds() + self._limits.provisioning
         while True:
             try:
-                return await self._account.api.list_gpus()
+                return await self._account.prices.offers()
             except RateLimitedError as error:
                 await self._pause(error, give_up)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Final
 
 from engine.errors import GlasshouseError, ProviderError
 from engine.providers.protocol import (
@@ -28,11 +29,14 @@ from engine.providers.runpod.folder import AllocationFolder
 from engine.providers.runpod.leases import NAME, age, found, lease_of, observation
 from engine.providers.runpod.listing import SharedListing
 from engine.providers.runpod.offers import choices
+from engine.providers.runpod.prices import SharedPrices
 from engine.providers.runpod.readiness import Readiness
 from engine.providers.runpod.shielding import to_the_end
 from engine.providers.settings import Settings
 from engine.remote.endpoint import LinkLimits
 from engine.remote.session import SshSession
+
+RECENT_SECONDS: Final = 30.0
 
 
 class RunPodProvider:
@@ -52,12 +56,15 @@ class RunPodProvider:
         return NAME
 
     async def preflight(self) -> None:
-        """Raise `api_key_missing`, `api_key_rejected`, `api_gone` or why RunPod does not answer. Spends nothing."""
-        await self._account().listed()
+        """Raise `api_key_missing`, `api_key_rejected`, `api_gone` or why RunPod does not answer. Spends nothing.
+
+        An answer that another process of this home got a moment ago is as good.
+        """
+        await self._account().listed(boot_seconds() - RECENT_SECONDS)
 
     async def quote(self, spec: Spec) -> Quote:
         """The first acceptable GPU in stock and its price; raises as `offers.choices`."""
-        offers = await self._account().api.list_gpus()
+        offers = await self._account().prices.offers()
         first = choices(offers, spec, self._settings)[0]
         return Quote(provider=NAME, gpu_model=first.model, price_per_hour=first.price)
 
@@ -156,8 +163,8 @@ class RunPodProvider:
     def _account(self) -> Account:
         if self._opened is None:
             api = make_api(self._all, self._home, self._waits)
-            listing = SharedListing(api, self._home)
-            self._opened = Account(api, listing, self._settings.limits)
+            listing, prices = SharedListing(api, self._home), SharedPrices(api, self._home)
+            self._opened = Account(api, listing, prices, self._settings.limits)
         return self._opened
 
     def _waits(self, seconds: float, why: str) -> None:

@@ -28,6 +28,8 @@ SMALL_RUNNER: Final = Path(__file__).with_name("small_runner.py")
 class Renter(Operator):
     """Pods are rented at the fake; they use this machine's environment as an image would bring it."""
 
+    runner_word = "runner"
+
     def __init__(self, home: Path, fake: FakeRunPod) -> None:
         super().__init__(home)
         self.fake = fake

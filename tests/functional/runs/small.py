@@ -94,21 +94,23 @@ def warm_up(trainer: Trainer, reporter: Any) -> None:
 
 
 def measure(trainer: Trainer, reporter: Any, *, with_evidence: bool) -> Outcome:
-    """Steps of five milliseconds, until the target or a stop."""
-    began = time.perf_counter_ns()
+    """Steps of five milliseconds, until the target or a stop; each is reported with the time it took."""
     target = trainer.plan.target
-    steps, stop = 0, None
+    nanos: list[int] = []
+    told, stop = 0, None
     while stop is None:
+        began = time.perf_counter_ns()
         time.sleep(0.005)
-        steps += 1
-        if steps % 10 == 0:
-            reporter.progress(steps - 10, [1.0] * 10, [5_000_000] * 10)
-            stop = reporter.should_stop()
-        if stop is None and target.steps is not None and steps >= target.steps:
+        nanos.append(time.perf_counter_ns() - began)
+        if target.steps is not None and len(nanos) >= target.steps:
             stop = "step_budget"
-        if stop is None and target.seconds is not None and time.perf_counter_ns() - began > target.seconds * 1e9:
+        elif target.seconds is not None and sum(nanos) > target.seconds * 1e9:
             stop = "target_seconds"
-    return Outcome(steps, time.perf_counter_ns() - began, stop, 1.0)
+        if stop is not None or len(nanos) % 10 == 0:
+            reporter.progress(told, [1.0] * (len(nanos) - told), nanos[told:])
+            told = len(nanos)
+            stop = stop or reporter.should_stop()
+    return Outcome(len(nanos), sum(nanos), stop, 1.0)
 
 
 def digest(trainable: dict[str, bytearray]) -> str:

@@ -37,7 +37,9 @@ def short_plan(segments: Segments = "pair", *, steps: int = 60, **changes: Any) 
 
 
 class Operator:
-    """A home, and what a person does with it."""
+    """A home, and what a person does with it. `runner_word` is on the command line of each runner."""
+
+    runner_word = "engine.runner"
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -96,7 +98,7 @@ class Operator:
         """Wait for the run's end, and for its runner's."""
         view = self.wait(run_id, lambda view: view.row is not None)
         until = time.monotonic() + 20
-        while self.processes(run_id, "engine.runner") and time.monotonic() < until:
+        while self.processes(run_id, self.runner_word) and time.monotonic() < until:
             time.sleep(0.05)
         return view
 
@@ -139,7 +141,7 @@ class Operator:
 
     def runner(self, run_id: str) -> psutil.Process:
         """The runner's process."""
-        (process,) = self.processes(run_id, "engine.runner")
+        (process,) = self.processes(run_id, self.runner_word)
         return process
 
 

@@ -183,7 +183,7 @@ def test_eight_runs_at_once_share_the_api_and_leave_no_pod(renter: Renter, monke
 
 def _proportional_bytes(run_id: str, renter: Renter) -> int:
     """The runner's share of memory (PSS), 0 when it has ended."""
-    for process in renter.processes(run_id, "engine.runner"):
+    for process in renter.processes(run_id, renter.runner_word):
         lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("Pss:")).split()[1]) * 1024
     return 0
