@@ -35,6 +35,7 @@ T = TypeVar("T")
 POLL_SECONDS: Final = 1.0
 INSTALL_SECONDS: Final = 3600.0
 MEASURE_SECONDS: Final = 900.0
+ATTEMPTS: Final = 3
 BUNDLE: Final = "bundle.pyz"
 OLDEST_PIP: Final = (22, 3)  # the first that installs into another environment than its own
 _TEXT: Final = 300
@@ -293,7 +294,10 @@ async def _mismatches(source: Caller, place: Place, probe: _Probe, sites: tuple[
 async def _ask(source: Caller, python: str, kind: type[T], *words: str) -> T:
     """One verb of `installer.py` on the allocation."""
     text = Path(__file__).with_name("installer.py").read_text(encoding="utf-8")
-    told = await source.call(lambda session: session.run([python, "-I", "-B", "-c", text, *words]))
+    for _ in range(ATTEMPTS):
+        told = await source.call(lambda session: session.run([python, "-I", "-B", "-c", text, *words]))
+        if told.stdout or told.exit_status not in (0, None):
+            break  # a server that is being ended can lose an answer; every verb bears repeating
     if told.exit_status in (126, 127):
         raise RemoteError(
             f"The allocation has no Python called {python}.",

@@ -155,6 +155,9 @@ def look(folder: Path) -> int:
     lock = held(folder, fcntl.LOCK_SH)
     if lock is not None:
         os.close(lock)
+        ready = read(folder / READY)  # it may have ended between the two looks
+        if ready:
+            return tell(state="ready", **ready)
         state = read(folder / STATE)
         told = "failed" if state else "absent"
         return tell(state=told, why=str(state.get("why", "ended")), tail=log[-TAIL_BYTES:].decode("utf-8", "replace"))

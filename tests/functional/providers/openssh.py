@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import shutil
@@ -63,8 +64,9 @@ class Sshd:
     def cut(self) -> None:
         """Kill every connection, as when the network goes; what was detached lives on."""
         for child in psutil.Process(self.process.pid).children(recursive=True):
-            if "sshd" in child.name():
-                child.send_signal(signal.SIGKILL)
+            with contextlib.suppress(psutil.NoSuchProcess):  # a command that ended meanwhile
+                if "sshd" in child.name():
+                    child.send_signal(signal.SIGKILL)
 
 
 def _free_port() -> int:
