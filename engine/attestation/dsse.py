@@ -12,14 +12,17 @@ from typing import Any, Final
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from securesystemslib.dsse import Envelope
-from securesystemslib.exceptions import VerificationError
-from securesystemslib.signer import CryptoSigner, SSlibKey
 
 from engine.attestation.reasons import refusal
 from engine.errors import WireError
+from engine.lean import without
 from engine.sealing.pem import key_id
 from engine.wire import parse
+
+with without("boto3", "botocore"):  # 14 MB for signers in a cloud, which are not used
+    from securesystemslib.dsse import Envelope
+    from securesystemslib.exceptions import VerificationError
+    from securesystemslib.signer import CryptoSigner, SSlibKey
 
 MAX_PAYLOAD_BASE64: Final = 6 * 1024 * 1024
 MAX_SIGNATURES: Final = 8

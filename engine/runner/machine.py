@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import sys
+import time
 import traceback
 from collections.abc import Coroutine
 from datetime import datetime
@@ -46,6 +48,8 @@ LOCK_SECONDS: Final = 1.0
 SIGNING: Final = (*RUN_KEY_FILES, INPUTS, PREPARED, BUNDLE)
 """What of a run's folder its row is signed with once more when its allocation is gone."""
 SEALING_SECONDS: Final = 5.0
+PHASE_SECONDS: Final = 10.0
+_COUNT: Final = re.compile(r"\d+ s")
 FinalState = Literal["finished", "failed", "cancelled"]
 
 
@@ -72,6 +76,7 @@ class Runner:
         self.context: RunContext | None = None
         self._error: GlasshouseError | None = None
         self._proof: EmptyProof | None = None
+        self._phase = "", 0.0
 
     async def execute(self) -> str:
         """Claim the run and bring it to its end; returns the final state."""
@@ -294,8 +299,11 @@ class Runner:
             await follower.stop()
 
     def _wait_reason(self, phase: str) -> None:
-        """What the run waits for, shown with its state."""
-        self._enter("allocating", phase)
+        """What the run waits for, shown with its state; a countdown is told anew every few seconds only."""
+        label = _COUNT.sub("", phase)
+        if label != self._phase[0] or time.monotonic() - self._phase[1] > PHASE_SECONDS:
+            self._phase = label, time.monotonic()
+            self._enter("allocating", phase)
 
     def _environment_phase(self, phase: str) -> None:
         """How far the environment is, shown with the run's state; a cancel ends the installation."""

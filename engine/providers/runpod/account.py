@@ -53,6 +53,11 @@ class Account:
         await _Ending(self, self._limits, name, ids, price).run()
 
 
+def together(limits: RunPodLimits) -> float:
+    """Seconds to wait before a listing that comes right after a change, so that runs at the same point share one."""
+    return min(1.0, limits.poll / 4)
+
+
 class _Ending:
     """One release: termination asked for again and again while the pod is listed, until two clean listings."""
 
@@ -71,6 +76,7 @@ class _Ending:
 
     async def run(self) -> None:
         await self._terminate(self._ids)
+        await asyncio.sleep(together(self._limits))
         absent: Listing | None = None
         after, pause = boot_seconds(), FIRST_PAUSE
         while True:

@@ -10,7 +10,7 @@ import msgspec
 
 from engine.errors import GlasshouseError, ProviderError
 from engine.providers.protocol import Lease, Spec
-from engine.providers.runpod.account import HOPELESS, Account
+from engine.providers.runpod.account import HOPELESS, Account, together
 from engine.providers.runpod.api import GpuOffer, Order, Pod, RateLimitedError, is_ambiguous
 from engine.providers.runpod.clock import boot_id, boot_seconds
 from engine.providers.runpod.folder import AllocationFolder, Ask, Asked, Keys
@@ -184,6 +184,7 @@ class Acquisition:
 
     async def _seen(self, pod_id: str, ask: Ask) -> Pod:
         """The made pod as it is listed; one that is not listed in time is ended."""
+        await asyncio.sleep(together(self._limits))
         pods = await self._appeared(self._limits.search, pod_id)
         if pods:
             return await self._single(pods)

@@ -7,14 +7,17 @@ import re
 from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import quote
 
-import httpx
 import msgspec
 
 from engine.errors import ProviderError
+from engine.lean import without
 from engine.providers.runpod import failures, rest_wire
 from engine.providers.runpod.api import GpuOffer, Order, Pod
 from engine.providers.runpod.key import ApiKey
 from engine.providers.settings import RunPodLimits
+
+with without("click", "pygments", "rich"):  # 4 MB for a command line of its own
+    import httpx
 
 LONGEST_ANSWER: Final = 8 * 1024 * 1024
 LONGEST_LOG: Final = 1024 * 1024
