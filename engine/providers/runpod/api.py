@@ -62,7 +62,10 @@ class GpuOffer(_Record, frozen=True, kw_only=True):
 
 
 class Order(_Record, frozen=True, kw_only=True):
-    """One pod to make: one GPU, 22/tcp open. `environment` holds secrets; `start` replaces the image's command."""
+    """One pod to make: one GPU, 22/tcp open. `environment` holds secrets; `start` replaces the image's command.
+
+    `min_cuda`: the oldest CUDA version that the machine's driver may know, as `major.minor`.
+    """
 
     name: str
     image: str
@@ -71,6 +74,7 @@ class Order(_Record, frozen=True, kw_only=True):
     disk_gb: int
     environment: dict[str, str]
     start: str
+    min_cuda: str | None = None
 
     def __repr__(self) -> str:
         return f"Order(name={self.name!r})"

@@ -13,6 +13,7 @@ from engine.providers.runpod.api import Order
 from engine.providers.runpod.folder import Keys
 from engine.providers.runpod.offers import Choice
 from engine.providers.settings import RunPodSettings
+from engine.remote.locks import shipped_lock
 
 START: Final = (
     "bash -c 'printenv GLASSHOUSE_START | base64 -d > $HOME/.glasshouse-start && exec bash $HOME/.glasshouse-start'"
@@ -37,7 +38,14 @@ def order(spec: Spec, settings: RunPodSettings, choice: Choice, keys: Keys, seco
             "GLASSHOUSE_START": _encoded(start_script(keys, seconds, settings.limits.silence).encode()),
         },
         start=START,
+        min_cuda=_cuda_of_the_lock() if settings.environment == "lock" else None,
     )
+
+
+def _cuda_of_the_lock() -> str | None:
+    """What the machine's driver must know, so that no pod is paid for on which the locked torch does not start."""
+    needed = shipped_lock().cuda
+    return None if needed is None else ".".join(map(str, needed))
 
 
 def start_script(keys: Keys, seconds: float, silence: float) -> str:

@@ -148,7 +148,7 @@ def request(order: Order) -> dict[str, Any]:
         "name": order.name,
         "image": order.image,
         "args": order.start,
-        "gpu": {"id": order.gpu, "count": 1},
+        "gpu": {"id": order.gpu, "count": 1, **({"minCudaVersion": order.min_cuda} if order.min_cuda else {})},
         "cloud": order.cloud,
         "disk": order.disk_gb,
         "ports": ["22/tcp"],

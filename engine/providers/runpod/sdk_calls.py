@@ -21,6 +21,7 @@ from engine.providers.runpod import failures, sdk_rows
 from engine.providers.runpod.api import SAFE, GpuOffer, Order, Pod, RateLimitedError
 
 LONGEST_ANSWER: Final = 8 * 1024 * 1024
+_LAST_MINOR: Final = 9
 _BLOCK: Final = 64 * 1024
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _START: Final = re.compile(r'[^"\\\x00-\x1f\x7f-\x9f\u2028\u2029]*')
@@ -215,7 +216,14 @@ def _create(order: Order) -> Any:
         ports="22/tcp",
         docker_args=order.start,
         env=order.environment,
+        allowed_cuda_versions=None if order.min_cuda is None else _from(order.min_cuda),
     )
+
+
+def _from(least: str) -> list[str]:
+    """This CUDA version and those of the same major version that may follow: the API wants them by name."""
+    major, minor = map(int, least.split("."))
+    return [f"{major}.{number}" for number in range(minor, _LAST_MINOR + 1)]
 
 
 def _whole(response: requests.Response, call: Call) -> bytes:
