@@ -19,7 +19,7 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """One way in which an attack fails, and what proves it.
 
     `code` is a reason code or the name of a check of the row; None where the attack has no `effect` at all.
-    `vectors` are folders beside the matrix, `tests` node ids. `pending` says with what a proof is to come.
+    `vectors` are folders beside the matrix, `tests` node ids.
     """
 
     stage: str
@@ -27,7 +27,6 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     vectors: tuple[str, ...]
     tests: tuple[str, ...]
     effect: str = ""
-    pending: str = ""
 
 
 class Attack(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

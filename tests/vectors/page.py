@@ -27,8 +27,6 @@ def _proof(refusal: Refusal) -> str:
     for test in refusal.tests:
         file, name = test.split("::")
         parts.append(f"[{name.removeprefix('test_').replace('_', ' ')}](../../{file})")
-    if refusal.pending:
-        parts.append(f"pending: {refusal.pending}")
     return "; ".join(parts)
 
 

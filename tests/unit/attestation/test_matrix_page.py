@@ -14,18 +14,13 @@ def test_every_attack_is_there_once_and_is_refused_somewhere() -> None:
     assert len({attack.title for attack in attacks}) == len(attacks)
 
 
-def test_every_refusal_has_a_known_stage_and_a_proof_or_says_what_it_waits_for() -> None:
+def test_every_refusal_has_a_known_stage_and_a_proof() -> None:
     whole = matrix()
     for attack, refusal in whole.refusals():
         where = (attack.number, refusal.stage, refusal.code)
         assert refusal.stage in whole.stages, where
-        assert bool(refusal.vectors or refusal.tests) != bool(refusal.pending), where
+        assert refusal.vectors or refusal.tests, where
         assert bool(refusal.code) != bool(refusal.effect), where
-
-
-def test_only_exported_rows_and_the_providers_halves_wait_for_their_proof() -> None:
-    waiting = {(attack.number, one.stage) for attack, one in matrix().refusals() if one.pending}
-    assert {number for number, stage in waiting if stage != "artifact"} <= {29, 30}
 
 
 def test_the_vectors_of_an_attack_show_exactly_what_the_matrix_says() -> None:
