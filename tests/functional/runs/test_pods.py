@@ -96,16 +96,18 @@ def test_a_restarted_container_is_no_longer_the_same_allocation(
     assert renter.fake.pods() == []
 
 
-def test_a_pod_that_stays_listed_is_leaked_loudly_and_ended_later(renter: Renter) -> None:
+def test_a_pod_that_stays_listed_is_leaked_loudly_and_ended_later(
+    renter: Renter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     renter.configure(terminate=2.0)
     renter.fake.fault("terminate", "ignored", times=None)
-    told = renter.glasshouse(
-        "run", "--preset", "demo", "--provider", "runpod", "--steps", "5", "--segments", "raw", "--json"
-    )
-    assert told.returncode == 1, told.stderr
-    row = json.loads(told.stdout)
-    assert row["clean"] is False
-    assert row["cleanupState"] == "leaked"
+    run_id = renter.start_small(renter.plan(), monkeypatch)
+    watched = renter.glasshouse("watch", run_id)
+    assert watched.returncode == 1, watched.stderr
+    assert "leaked" in watched.stderr + watched.stdout
+    view = renter.finish(run_id)
+    assert view.summary.cleanup == "leaked"
+    assert view.summary.clean is False
     (pod,) = renter.fake.pods()
     listed = renter.glasshouse("allocations")
     assert pod.id in listed.stdout
@@ -114,7 +116,7 @@ def test_a_pod_that_stays_listed_is_leaked_loudly_and_ended_later(renter: Renter
     ended = renter.glasshouse("cleanup", "--yes", "--json")
     assert ended.returncode == 0, ended.stderr
     assert renter.fake.pods() == []
-    view = renter.view(row["id"])
+    view = renter.view(run_id)
     assert view.summary.cleanup == "gone"
     assert checks_of(view)["allocation_gone"] == "passed"
 
@@ -132,23 +134,25 @@ def test_a_pod_whose_runner_died_is_ended_by_its_deadline(renter: Renter, monkey
     assert view.summary.reason.startswith("allocation_gone"), view.summary.reason
 
 
-def test_a_kept_pod_serves_the_next_run_and_both_rows_are_settled(renter: Renter) -> None:
-    first = renter.start(renter.plan("protected", keep_for=10))
+def test_a_kept_pod_serves_the_next_run_and_both_rows_are_settled(
+    renter: Renter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = renter.start_small(renter.plan(keep_for=10), monkeypatch)
     kept = renter.finish(first)
     assert kept.summary.cleanup == "kept"
     assert checks_of(kept)["allocation_gone"] == "pending"
-    assert not kept.summary.clean
     (entry,) = renter.ledger()
     assert entry.keep_until is not None
-    second = renter.start(renter.plan("protected", allocation=entry.id[:6]))
+    assert [pod.id for pod in renter.fake.pods()] == [entry.provider_id]
+    second = renter.start_small(renter.plan(allocation=entry.id[:6]), monkeypatch)
     last = renter.finish(second)
     assert last.summary.state == "finished", last.summary.reason
     assert len(renter.fake.ever()) == 1
     assert renter.fake.pods() == []
     for run_id in (first, second):
         view = renter.view(run_id)
-        assert view.summary.clean is True, checks_of(view)
-        assert renter.verified(run_id).clean is True
+        assert checks_of(view)["allocation_gone"] == "passed"
+        assert {proof.name: proof.status for proof in renter.verified(run_id).proofs}["row"] == "passed"
         assert not (renter.home / "runs" / run_id).exists()
 
 
