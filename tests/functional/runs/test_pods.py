@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from engine.store.reader import Reader
 from engine.store.views import RunView
+from engine.wire import TRAIN_PROGRESS
 from tests.functional.runs.renter import Renter
 from tests.functional.runs.support import checks_of
 
@@ -202,3 +205,30 @@ def test_nothing_secret_is_left_in_the_home(renter: Renter, monkeypatch: pytest.
             data = path.read_bytes()
             assert key not in data, path
             assert b"OPENSSH PRIVATE" not in data, path
+
+
+def test_a_disk_that_is_too_small_stops_the_run_before_it_is_staged(
+    renter: Renter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renter.fake.fault("create", "small_disk", mib=2)
+    run_id = renter.start_small(renter.plan(), monkeypatch)
+    view = renter.finish(run_id)
+    assert view.summary.state == "failed"
+    assert view.summary.reason.startswith("remote_disk_full"), view.summary.reason
+    assert renter.fake.pods() == []
+
+
+def test_a_disk_that_fills_in_training_ends_the_run_with_its_log(
+    renter: Renter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renter.fake.fault("create", "small_disk", mib=64)
+    run_id = renter.start_small(renter.long_plan(120.0), monkeypatch)
+    renter.wait(run_id, is_training)
+    (pod,) = renter.fake.pods()
+    fill = ["nsenter", "-t", str(pod.pid), "-m", "dd", "if=/dev/zero", f"of={pod.folder}/root/fill", "bs=1M"]
+    assert b"No space left" in subprocess.run(fill, capture_output=True, check=False).stderr
+    view = renter.finish(run_id)
+    assert view.summary.state == "failed", view.summary.reason
+    with Reader(renter.home) as reader:
+        assert any(event.event == TRAIN_PROGRESS for event in reader.events(run_id, "pod"))
+    assert renter.fake.pods() == []
