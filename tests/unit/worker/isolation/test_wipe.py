@@ -34,7 +34,22 @@ class Secret:
         wipe(laid)
 
     def counts(self):
-        return {name: count - 1 for name, count in Scan(self.store).run([me])["me"]["hits"].items()}
+        # From a process of its own, as the scanner is: what it reads lies in its window for a while, not in ours.
+        read, write = os.pipe()
+        try:
+            child = os.fork()
+        except OSError:  # hardened
+            os.close(read)
+            os.close(write)
+            return {name: count - 1 for name, count in Scan(self.store).run([me])["me"]["hits"].items()}
+        if child == 0:
+            os.write(write, json.dumps(Scan(self.store).run([me])["me"]["hits"]).encode())
+            os._exit(0)
+        os.close(write)
+        hits = json.loads(os.read(read, 65536))
+        os.close(read)
+        os.waitpid(child, 0)
+        return {name: count - 1 for name, count in hits.items()}
 
     def count(self):
         return self.counts()["secret"]
