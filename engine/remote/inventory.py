@@ -39,8 +39,7 @@ def mismatches(found: Mapping[str, Distribution], locked: Mapping[str, str], mar
 
 def _needed(found: Mapping[str, Distribution], markers: Mapping[str, str]) -> set[str]:
     """The worker's requirements and what they need in turn there."""
-    from packaging.markers import UndefinedComparison, UndefinedEnvironmentName  # noqa: PLC0415  # for images alone
-    from packaging.requirements import InvalidRequirement, Requirement  # noqa: PLC0415
+    from packaging.requirements import Requirement  # noqa: PLC0415  # for images alone
 
     seen: set[tuple[str, str]] = set()
     waiting = [(name, "") for name in REQUIREMENTS]
@@ -53,7 +52,7 @@ def _needed(found: Mapping[str, Distribution], markers: Mapping[str, str]) -> se
             try:
                 needed = Requirement(line)
                 wanted_here = needed.marker is None or needed.marker.evaluate({**markers, "extra": extra})
-            except (InvalidRequirement, UndefinedComparison, UndefinedEnvironmentName):
+            except (ValueError, RecursionError):  # of packaging's own and of the numbers in a version
                 continue  # what cannot be read cannot be needed by an installer either
             if wanted_here:
                 waiting.extend((normalised(needed.name), wanted) for wanted in ("", *sorted(needed.extras)))
@@ -61,9 +60,9 @@ def _needed(found: Mapping[str, Distribution], markers: Mapping[str, str]) -> se
 
 
 def _release(version: str) -> str:
-    from packaging.version import InvalidVersion, Version  # noqa: PLC0415  # for images alone
+    from packaging.version import Version  # noqa: PLC0415  # for images alone
 
     try:
         return Version(version).public
-    except InvalidVersion:
+    except ValueError:  # no version, or one with a number of thousands of digits
         return version
