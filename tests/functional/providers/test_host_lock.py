@@ -90,7 +90,7 @@ async def test_a_root_that_others_may_write_to_is_refused(session: SshSession, r
     with pytest.raises(RemoteError, match="Other users") as caught:
         await acquire_lock(session, root, "run-1", PYTHON)
     assert caught.value.code == "host_lock_failed"
-    shared.chmod(0o755)
+    await asyncio.to_thread(shared.chmod, 0o755)
     assert isinstance(await acquire_lock(session, root, "run-1", PYTHON), Held)
 
 
