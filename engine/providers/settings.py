@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import posixpath
 import re
 import tomllib
 from pathlib import Path
@@ -13,7 +15,9 @@ from engine.errors import UsageError
 
 FILE: Final = "config.toml"
 DEFAULT_IMAGE: Final = "runpod/pytorch:1.0.2-cu1281-torch280-ubuntu2404"
+_ROOT_RULE: Final = "is a folder without `~`, `.`, `..` and a slash at its end"
 _INDEX: Final = re.compile(r"(?:https?|file)://[\x21-\x7e]+")
+_VALUE: Final = re.compile(r"value '.*'", re.DOTALL)
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
@@ -106,8 +110,11 @@ def load_settings(home: Path) -> Settings:
         raise _invalid(path, "it cannot be read as text") from error
     try:
         found = msgspec.convert(tomllib.loads(text), Settings, strict=True)
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+    except tomllib.TOMLDecodeError as error:
         raise _invalid(path, str(error)) from error
+    except msgspec.ValidationError as error:
+        told = _VALUE.sub("value", str(error))
+        raise _invalid(path, told) from None  # its text repeats the value, which may be a key in the wrong place
     fault = _fault(found)
     if fault:
         raise _invalid(path, fault)
@@ -143,11 +150,16 @@ def _fault(settings: Settings) -> str:
             return f"runpod.limits.{name} is a number of seconds above zero"
     if not 1 <= settings.runpod.calls_per_minute <= 600:
         return "runpod.calls_per_minute lies between 1 and 600"
+    for ceiling in (settings.runpod.max_price, settings.runpod.max_cost):
+        if ceiling is not None and not 0 < ceiling < math.inf:
+            return "runpod.max_price and runpod.max_cost are numbers of USD above zero"
     if _has_secret(settings.runpod.index):
         return "runpod.index is no address of an index, or holds credentials"
     if len({host.name for host in settings.host}) != len(settings.host):
         return "two hosts have one name"
-    return next(filter(None, map(_fault_of, settings.host)), "")
+    places = {"runpod.root": settings.runpod.root} | {f"the root of host {one.name}": one.root for one in settings.host}
+    roots = (f"{where} {_ROOT_RULE}" for where, root in places.items() if not _is_root(root))
+    return next(filter(None, (*map(_fault_of, settings.host), *roots)), "")
 
 
 def _fault_of(host: HostSettings) -> str:
@@ -162,6 +174,12 @@ def _fault_of(host: HostSettings) -> str:
     if _has_secret(host.index):
         return f"the index of host {host.name} is no address of one, or holds credentials"
     return ""
+
+
+def _is_root(root: str) -> bool:
+    """False for what a run's folder could not be removed from again, or is not where it seems."""
+    plain = root.isprintable() and posixpath.normpath(root) == root
+    return plain and root not in {".", "/", "//"} and not root.startswith(("~", ".."))
 
 
 def _has_secret(index: str | None) -> bool:

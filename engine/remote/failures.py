@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 LINK_CODES: Final = frozenset({"connect_failed", "link_lost"})
 """Codes after which another attempt on a new connection may succeed."""
 
+MOST_WORDS: Final = 200
 _SFTP_LOST: Final = (asyncssh.SFTPConnectionLost, asyncssh.SFTPNoConnection)
 _SFTP_FULL: Final = (asyncssh.SFTPNoSpaceOnFilesystem, asyncssh.SFTPQuotaExceeded)
 
@@ -48,6 +49,11 @@ def not_a_file(path: str) -> RemoteError:
     return RemoteError(f"{path} on the allocation is not a regular file.", code="remote_not_a_file")
 
 
+def _shown(reason: str) -> str:
+    """What a server says of an error: printable and short."""
+    return "".join(one if one.isprintable() else " " for one in reason[:MOST_WORDS]).strip()
+
+
 @contextmanager
 def translated(doing: str, path: str = "") -> Iterator[None]:
     """Turn the errors of one operation into `RemoteError`.
@@ -69,7 +75,7 @@ def translated(doing: str, path: str = "") -> Iterator[None]:
     except _SFTP_FULL as error:
         raise disk_full(path, 0, None) from error
     except asyncssh.SFTPError as error:
-        raise RemoteError(f"The allocation failed at {what}: {error.reason}.", code="remote_failed") from error
+        raise RemoteError(f"The allocation failed at {what}: {_shown(error.reason)}.", code="remote_failed") from error
     except asyncssh.ChannelOpenError as error:
         if error.code == asyncssh.OPEN_CONNECT_FAILED:
             raise link_lost(what) from error

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 LEASE_SECONDS: Final = 900.0
 """How long a holder waits for its runner before there is a supervisor: as long as a runner looks for a lost link."""
 RENEW_SECONDS: Final = 60.0
+_UNSAFE: Final = 6  # as in lock_holder.py
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 
@@ -94,6 +95,12 @@ async def _ask(session: SshSession, python: str, *words: str) -> dict[str, objec
         answer = parse(told.stdout)
     except WireError as error:
         raise _failed(f"exit {told.exit_status}") from error
+    if told.exit_status == _UNSAFE:
+        raise RemoteError(
+            f"Other users of the host may write to {words[1]}, where runs would lie.",
+            "Make it the login's own with chmod 700, or choose another root.",
+            code="host_lock_failed",
+        )
     if told.exit_status != 0 or not isinstance(answer, dict) or "error" in answer:
         raise _failed(f"exit {told.exit_status}")
     return answer

@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import signal
+import stat
 import sys
 import time
 from datetime import UTC, datetime
@@ -22,6 +23,7 @@ from typing import Any
 FILE = ".lock"
 POLL_SECONDS = 0.5
 RECORD_SECONDS = 2.0
+UNSAFE = 6
 
 
 def tell(**told: Any) -> int:
@@ -98,9 +100,18 @@ def recorded(lock: Path) -> dict[str, Any]:
         time.sleep(0.02)
 
 
+def is_safe(root: Path) -> bool:
+    """False where another user of this host could put something else in the place of what is run here."""
+    found = root.stat()
+    return found.st_uid in (0, os.geteuid()) and not found.st_mode & stat.S_IWOTH
+
+
 def take(root: Path, run: str, seconds: float) -> int:
     """Hold, renew, or say who holds."""
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not is_safe(root):
+        tell(error="others may write to the root")
+        return UNSAFE
     lock = os.open(root / FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -56,7 +56,9 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class References(msgspec.Struct, frozen=True, kw_only=True):
-    """What evidence from this run's allocation is compared with. `ssh_host_key` is the digest of the pinned key."""
+    """What evidence from this run's allocation is compared with: `pod_id` is the digest of the provider's id for it,
+    `ssh_host_key` that of the pinned key.
+    """
 
     measurements: Measurements
     pod_id: str
@@ -124,7 +126,7 @@ class Staging:
             measurements=Measurements(
                 bundle=self.bundle_digest, lock=digest_of(lock_in(self._bundle)), environment=self._environment(lease)
             ),
-            pod_id=lease.allocation_id,
+            pod_id=allocation_digest(lease),
             ssh_host_key=host_key_digest(lease),
         )
 
@@ -258,7 +260,7 @@ class Staging:
         prepared = self.prepared
         job = Job(
             run_id=self.run_id,
-            allocation_id=lease.allocation_id,
+            allocation_id=allocation_digest(lease),
             plan=dump_plan(self.plan),
             plan_digest=plan_digest(self.plan),
             policy=msgspec.to_builtins(self.policy),
@@ -316,6 +318,13 @@ class Staging:
                 name = f"{entry.name}{SEALED_SUFFIX}"
                 await session.upload(package / name, f"{run_dir}/package/{name}")
             await session.upload(package / "manifest.json", f"{run_dir}/package/manifest.json")
+
+
+def allocation_digest(lease: Lease) -> str:
+    """SHA-256 over the provider's id. Evidence is published: a pod's addresses are made from its id, and a static
+    host's id is its name in the settings.
+    """
+    return sha256_hex(lease.allocation_id.encode())
 
 
 def host_key_digest(lease: Lease) -> str:

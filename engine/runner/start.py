@@ -50,6 +50,7 @@ def start_run(
     plan = checked(plan)
     chosen = default_policy() if policy is None else checked_policy(policy, default_policy())
     preflight(plan.provider.name, home)
+    plan = _with_own_name(home, plan)
     plan = checked(plan_with_digests(plan, data_file=data_file, model_folder=model_folder))
     run_id = secrets.token_hex(6)
     with Writer(home) as writer:
@@ -86,6 +87,20 @@ def start_run(
                 folder.destroy()
             raise
     return run_id
+
+
+def _with_own_name(home: Path, plan: Plan) -> Plan:
+    """The plan with a kept allocation under the ledger's id: plans are published, and a pod's addresses are made from
+    the provider's.
+    """
+    from engine.runner.allocation import RENTED, kept_allocation
+
+    wanted = plan.provider.allocation
+    if wanted is None or plan.provider.name not in RENTED:
+        return plan
+    with Reader(home) as reader:
+        found = kept_allocation(reader, wanted)
+    return msgspec.structs.replace(plan, provider=msgspec.structs.replace(plan.provider, allocation=found.id))
 
 
 def resume_run(home: Path, run_id: str) -> None:

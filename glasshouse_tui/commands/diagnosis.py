@@ -173,6 +173,7 @@ def _hardening() -> list[Finding]:
             timeout=PROBE_SECONDS,
             check=True,
             stdin=subprocess.DEVNULL,
+            cwd="/",  # with -c the folder comes first among those that modules are imported from
         )
         seen: dict[str, dict[str, str]] = json.loads(done.stdout)
     except (OSError, subprocess.SubprocessError, ValueError) as error:

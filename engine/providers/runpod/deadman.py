@@ -68,26 +68,37 @@ def wait(until: float, silence: float, heartbeat: str) -> str:
         time.sleep(min(pause, left))
 
 
+class NoRedirect(urllib.request.HTTPRedirectHandler):
+    """The key goes to RunPod and nowhere else."""
+
+    def redirect_request(self, *_args: object) -> None:
+        """None: the answer is then an error."""
+
+
+def late(*_: object) -> None:
+    """The alarm of a request that takes too long."""
+    raise TimeoutError
+
+
 def ask(url: str, key: str, method: str, body: bytes | None) -> bool:
-    """One request; True when RunPod took it."""
+    """One request; True when RunPod took it. Whatever a server answers, and however slowly, this returns."""
     request = urllib.request.Request(url, data=body, method=method)  # noqa: S310
     request.add_header("Authorization", f"Bearer {key}")
     request.add_header("User-Agent", "glasshouse-deadman")
     if body is not None:
         request.add_header("Content-Type", "application/json")
     # No proxy of the image's environment stands between the switch and RunPod.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), NoRedirect())
+    signal.signal(signal.SIGALRM, late)
     try:
+        signal.setitimer(signal.ITIMER_REAL, TIMEOUT)  # the timeout below starts anew with every byte
         with opener.open(request, timeout=TIMEOUT) as reply:
             answer = reply.read(65536)
-    except (OSError, ValueError):
+        return method == "DELETE" or not json.loads(answer).get("errors")
+    except Exception:  # an answer that is no HTTP or no JSON raises nearly anything; the switch outlives it
         return False
-    if method == "DELETE":
-        return True
-    try:
-        return not json.loads(answer).get("errors")
-    except (ValueError, AttributeError):
-        return False
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
 
 
 def end(base: str, key: str, pod: str) -> None:
@@ -127,7 +138,8 @@ def main() -> None:
     tries, pause = 0, 1.0
     while True:
         if key and pod:
-            end(base, key, pod)
+            with contextlib.suppress(OSError):  # an alarm at the last moment
+                end(base, key, pod)
         time.sleep(pause)
         tries, pause = tries + 1, min(2 * pause, MOST_PAUSE)
         if pod and (tries >= TRIES or not key):

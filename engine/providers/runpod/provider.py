@@ -20,12 +20,12 @@ from engine.providers.protocol import (
     Scope,
     Spec,
 )
-from engine.providers.runpod.account import Account
+from engine.providers.runpod.account import BY_HAND, Account
 from engine.providers.runpod.acquisition import Acquisition
 from engine.providers.runpod.api import Pod
-from engine.providers.runpod.choose import make_api
+from engine.providers.runpod.choose import account_mark, make_api
 from engine.providers.runpod.clock import boot_seconds
-from engine.providers.runpod.folder import AllocationFolder
+from engine.providers.runpod.folder import ASKED, AllocationFolder
 from engine.providers.runpod.leases import NAME, age, found, lease_of, observation
 from engine.providers.runpod.listing import SharedListing
 from engine.providers.runpod.offers import choices
@@ -77,7 +77,8 @@ class RunPodProvider:
         """
         folder = AllocationFolder(self._home, spec.name)
         self._say = on_phase or _silent
-        attempt = Acquisition(self._account(), self._settings, folder, spec, run_id, self._say)
+        mark = account_mark(self._home)
+        attempt = Acquisition(self._account(), self._settings, folder, spec, run_id, self._say, mark)
         try:
             return await attempt.run()
         except asyncio.CancelledError:
@@ -102,16 +103,22 @@ class RunPodProvider:
             pod = _by_id(listing.pods, lease.allocation_id)
             if pod is not None:
                 return observation(pod)
-            return "gone" if await account.is_gone(lease.allocation_id, listing) else "unknown"
+            is_gone = await account.is_gone(lease.allocation_id, listing)
+            return "gone" if is_gone and not self._is_elsewhere(lease.name) else "unknown"
         except GlasshouseError:
             return "unknown"
 
     async def release(self, lease: Lease) -> None:
-        """End the pod and prove it by two listings; goes on to its end when cancelled. Raises `leaked`."""
+        """End the pod and prove it by two listings; goes on to its end when cancelled.
+
+        Raises `leaked`, and `account_changed` where another key or server than it was rented with lacks it.
+        """
         await to_the_end(self._release(lease))
 
     async def prove_empty(self, scope: Scope) -> EmptyProof:
-        """Count what two listings show of the scope; a listing that fails is an error, never zero."""
+        """Count what two listings show of the scope; a listing that fails is an error, never zero, and so is one with
+        another key or server than the scope was rented with (`account_changed`).
+        """
         account = self._account()
         first = await account.listed()
         second = await account.later(first)
@@ -121,6 +128,8 @@ class RunPodProvider:
         ours = {pod_id for pod_id, pod in listed.items() if pod.name in names or pod_id in ids}
         unanswered: tuple[str, ...] = ()
         if not ours:
+            for name in sorted(names):
+                self._require_here(name)
             answered = {lease.name for lease in scope.leases}
             unanswered = tuple(name for name in sorted(names) if not self._forget(name, name in answered))
         return EmptyProof(
@@ -172,11 +181,20 @@ class RunPodProvider:
         self._say(f"{why}: {seconds:.0f} s")
 
     async def _release(self, lease: Lease) -> None:
+        if self._is_elsewhere(lease.name):
+            pods = (await self._account().listed()).pods
+            if not any(pod.name == lease.name or pod.id == lease.allocation_id for pod in pods):
+                self._require_here(lease.name)
         await self._account().end(lease.name, (lease.allocation_id,), lease.price_per_hour)
         AllocationFolder(self._home, lease.name).destroy()
 
     def _forget(self, name: str, answered: bool) -> bool:
-        """Remove what is kept for a name that two listings lack; False while its creation is still unanswered."""
+        """Remove what is kept for a name that two listings lack.
+
+        False while its creation is still unanswered, and where the listings are those of another account.
+        """
+        if self._is_elsewhere(name):
+            return False
         folder = AllocationFolder(self._home, name)
         if not answered:
             asked = folder.asked()
@@ -184,6 +202,25 @@ class RunPodProvider:
                 return False
         folder.destroy()
         return True
+
+    def _is_elsewhere(self, name: str) -> bool:
+        """True where it was asked for with another key or server: that this one does not list it proves nothing."""
+        try:
+            asked = AllocationFolder(self._home, name).asked()
+        except ProviderError:
+            return False
+        return asked is not None and asked.account not in ("", account_mark(self._home))
+
+    def _require_here(self, name: str) -> None:
+        if self._is_elsewhere(name):
+            path = AllocationFolder(self._home, name).path / ASKED
+            raise ProviderError(
+                f"{name} was rented with another API key or at another server, and is not listed with this one: that "
+                "does not prove it gone.",
+                "Run `glasshouse cleanup` with the key that it was rented with. If that key was replaced by this one, "
+                f"look at {BY_HAND}, remove {path}, and clean up again.",
+                code="account_changed",
+            )
 
     def _found(self, pod: Pod, entry: LedgerEntry) -> Found:
         """With the ledger's lease, or one made anew."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
 from engine.providers.runpod.api import Address, GpuOffer, Order, Pod, PodStatus
+from engine.wire import utc_text
 
 _STATUSES: Final[dict[str, PodStatus]] = {
     "PROVISIONING": "provisioning",
@@ -123,7 +125,7 @@ def pod(found: _Pod) -> Pod:
         price_per_hour=found.cost,
         gpu_model=found.gpu.id if found.gpu else None,
         gpu_count=found.gpu.count if found.gpu else None,
-        created_at=found.created_at,
+        created_at=_moment(found.created_at),
         has_runtime=status == "running" or runtime.uptime is not None or bool(ports),
         has_ports=bool(ports),
         ssh=_address(found.ssh.direct if found.ssh else None),
@@ -174,6 +176,15 @@ def log_line(line: bytes) -> str:
         return msgspec.json.decode(line[5:], type=_LogEvent).line
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return ""
+
+
+def _moment(text: str | None) -> str | None:
+    """A time in UTC as ours are written; None for what is none or lacks its zone."""
+    try:
+        found = datetime.fromisoformat(text or "")
+        return None if found.tzinfo is None else utc_text(found.astimezone(UTC))
+    except (ValueError, OverflowError):
+        return None
 
 
 def _address(found: _Endpoint | None) -> Address | None:

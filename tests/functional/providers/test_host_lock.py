@@ -78,6 +78,22 @@ def _ended(pid: int, seconds: float = PATIENCE) -> bool:
         os.close(descriptor)
 
 
+@pytest.fixture
+def shared(root: str) -> Path:
+    """A root that everybody may write to, as /tmp."""
+    Path(root).mkdir()
+    Path(root).chmod(0o1777)
+    return Path(root)
+
+
+async def test_a_root_that_others_may_write_to_is_refused(session: SshSession, root: str, shared: Path) -> None:
+    with pytest.raises(RemoteError, match="Other users") as caught:
+        await acquire_lock(session, root, "run-1", PYTHON)
+    assert caught.value.code == "host_lock_failed"
+    await asyncio.to_thread(shared.chmod, 0o755)
+    assert isinstance(await acquire_lock(session, root, "run-1", PYTHON), Held)
+
+
 async def test_a_second_run_is_told_who_has_the_host_and_gets_it_afterwards(
     sshd: Sshd, session: SshSession, root: str
 ) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from engine.errors import ProviderError
-from engine.providers.protocol import LedgerEntry
+from engine.providers.protocol import LedgerEntry, Scope
+from tests.fake_runpod.client import FakeRunPod
 from tests.functional.providers.renting import RUN, Renting, either_api
 
 
@@ -103,6 +104,33 @@ async def test_no_private_half_of_a_host_key_is_kept(renting: Renting) -> None:
     kept = [file.read_bytes() for file in renting.home.rglob("*") if file.is_file()]
     assert not any(secret in text for secret in secrets for text in kept)
     await provider.release(lease)
+
+
+@either_api
+async def test_another_account_proves_nothing_gone(
+    renting: Renting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease = await renting.lease(renting.provider())
+    other = FakeRunPod.start(tmp_path / "other")
+    try:
+        with monkeypatch.context() as patch:
+            for name, value in other.environment().items():
+                patch.setenv(name, value)
+            provider = renting.provider()
+            assert (await provider.reconcile([LedgerEntry(name=lease.name, lease=lease)])).gone == ()
+            assert await provider.observe(lease) == "unknown"
+            for asked in (provider.release(lease), provider.prove_empty(Scope(names=(lease.name,), leases=(lease,)))):
+                with pytest.raises(ProviderError) as raised:
+                    await asked
+                assert raised.value.code == "account_changed"
+            assert other.calls("terminate") == []
+    finally:
+        other.stop()
+    assert renting.ours() == [lease.allocation_id]
+    provider = renting.provider()
+    assert (await provider.wait_ready(lease)).address is not None
+    await provider.release(lease)
+    assert (await renting.proof(provider, lease)).count == 0
 
 
 @either_api

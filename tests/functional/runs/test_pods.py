@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from engine.records.export import export_run
+from engine.records.formats import render
 from engine.store.reader import Reader
 from engine.store.views import RunView
 from engine.wire import TRAIN_PROGRESS
+from tests.functional import canaries
 from tests.functional.runs.renter import Renter
 from tests.functional.runs.support import checks_of
 
@@ -18,6 +21,16 @@ from tests.functional.runs.support import checks_of
 def is_training(view: RunView) -> bool:
     """True while the raw segment takes steps."""
     return any(one.state == "training" and one.steps > 0 for one in view.segments)
+
+
+def places_in_export(renter: Renter, run_id: str) -> list[tuple[str, str]]:
+    """Where a run's export, with all that is encoded in it, tells where its pod or its home is."""
+    with Reader(renter.home) as reader:
+        published = canaries.opened(render(export_run(reader, run_id), "json"))
+    assert b'"_type":"https://in-toto.io' in published, "what is encoded is read"
+    (entry,) = renter.ledger()
+    places = {"the pod": str(entry.provider_id), "its name": entry.name, "an address": "127.0.0.1"}
+    return canaries.found({**places, "the home": str(renter.home)}, iter([("export", published)]))
 
 
 @pytest.mark.parametrize("api", ["rest", "sdk"])
@@ -34,6 +47,7 @@ def test_the_demo_on_a_pod_is_clean_and_leaves_none(renter: Renter, api: str) ->
     assert 0 < row["costUsd"] < 0.1
     assert renter.fake.pods() == []
     assert len(renter.fake.ever()) == 1
+    assert places_in_export(renter, row["id"]) == []
 
 
 def test_a_runner_killed_at_every_transition_leaves_no_pod_and_a_finished_row(
@@ -147,7 +161,7 @@ def test_a_kept_pod_serves_the_next_run_and_both_rows_are_settled(
     (entry,) = renter.ledger()
     assert entry.keep_until is not None
     assert [pod.id for pod in renter.fake.pods()] == [entry.provider_id]
-    second = renter.start_small(renter.plan(allocation=entry.id[:6]), monkeypatch)
+    second = renter.start_small(renter.plan(allocation=entry.provider_id), monkeypatch)
     last = renter.finish(second)
     assert last.summary.state == "finished", last.summary.reason
     assert len(renter.fake.ever()) == 1
@@ -157,6 +171,7 @@ def test_a_kept_pod_serves_the_next_run_and_both_rows_are_settled(
         assert checks_of(view)["allocation_gone"] == "passed"
         assert {proof.name: proof.status for proof in renter.verified(run_id).proofs}["row"] == "passed"
         assert not (renter.home / "runs" / run_id).exists()
+        assert places_in_export(renter, run_id) == []
 
 
 def test_a_run_cancelled_while_it_waits_for_its_pod_leaves_none(

@@ -47,6 +47,14 @@ def test_hosts_are_read_and_found_by_name(tmp_path: Path) -> None:
         (HOST.replace("SHA256:abc", "tower.lan"), "no host key"),
         (HOST.replace('"tower"', '"To wer"'), "host name"),
         (HOST + "port = 0\n", "port"),
+        ('[runpod]\napi = "rpa_secret"\n', "runpod.api"),
+        ("[runpod]\nmax_cost = nan\n", "max_cost"),
+        ("[runpod]\nmax_price = inf\n", "max_price"),
+        ('[runpod]\nroot = "~/runs"\n', "runpod.root"),
+        (HOST + 'root = "/srv/../etc"\n', "root of host"),
+        (HOST + 'root = "/"\n', "root of host"),
+        (HOST + 'root = "/srv/runs/"\n', "root of host"),
+        (HOST + 'root = ""\n', "root of host"),
     ],
 )
 def test_what_makes_no_sense_is_refused_without_repeating_a_secret(tmp_path: Path, text: str, told: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from engine.errors import RemoteError
 from engine.remote.inventory import Distribution, mismatches
 
 MARKERS = {"python_version": "3.12", "platform_machine": "x86_64", "sys_platform": "linux"}
@@ -15,6 +16,8 @@ NEEDED = {
     )
 }  # fmt: skip
 LOCKED = dict.fromkeys(NEEDED, "1.0")
+DIGITS = f"a; python_version >= '{'1' * 5000}'"
+NESTED = f"a; {'(' * 20_000}os_name == 'posix'{')' * 20_000}"
 
 
 def test_what_is_needed_there_must_be_there_at_the_locked_version() -> None:
@@ -34,7 +37,11 @@ def test_an_extra_is_followed() -> None:
     assert mismatches(found, {**LOCKED, "o": "1"}, MARKERS) == ["o 1 is absent"]
 
 
-@pytest.mark.parametrize("line", ["", "???", "a; b == 'c'", "a; python_version ~= 'x'", "a" * 10_000 + "["])
+@pytest.mark.parametrize(
+    "line",
+    ["", "???", "a; b == 'c'", "a; python_version ~= 'x'", "a" * 10_000 + "[", DIGITS, NESTED],
+    ids=["empty", "signs", "unknown name", "no version", "long", "digits", "nested"],
+)
 def test_needs_that_cannot_be_read_are_passed_over(line: str) -> None:
     assert mismatches({**NEEDED, "torch": Distribution("1.0", [line])}, LOCKED, MARKERS) == []
 
@@ -42,3 +49,14 @@ def test_needs_that_cannot_be_read_are_passed_over(line: str) -> None:
 def test_a_version_that_is_none_is_shown_without_its_control_characters() -> None:
     found = {**NEEDED, "torch": Distribution("\x1b[2J1\n", [])}
     assert mismatches(found, LOCKED, MARKERS) == ["torch is [2J1 and not 1.0"]
+
+
+def test_a_version_of_thousands_of_digits_is_another_one() -> None:
+    found = {**NEEDED, "torch": Distribution("1" * 5000, [])}
+    assert mismatches(found, LOCKED, MARKERS) == [f"torch is {'1' * 32} and not 1.0"]
+
+
+def test_an_image_cannot_keep_the_runner_busy_with_extras() -> None:
+    needs = [f"torch[{','.join(f'e{number}' for number in range(500))}]", *["x"] * 500]
+    with pytest.raises(RemoteError, match="more of each other"):
+        mismatches({**NEEDED, "torch": Distribution("1.0", needs)}, LOCKED, MARKERS)

@@ -19,6 +19,7 @@ from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
 
 from engine.errors import ProviderError
+from engine.providers.runpod import rest_wire
 from engine.providers.runpod.api import Order
 from engine.providers.runpod.rest import RestApi
 from engine.providers.settings import RunPodLimits
@@ -173,3 +174,19 @@ def test_rest_loads_neither_the_sdk_nor_what_it_needs() -> None:
 def test_an_order_shows_nothing_of_its_environment() -> None:
     order = Order(**{**msgspec.structs.asdict(ORDER), "environment": {"A": "canary-in-env"}})
     assert "canary" not in repr(order) + str(order) + repr(list(order.__rich_repr__()))
+
+
+@pytest.mark.parametrize(
+    ("told", "kept"),
+    [
+        ("2026-06-01T14:00:00+02:00", "2026-06-01T12:00:00.000Z"),
+        ("2026-06-01T12:00:00", None),
+        ("2026-06-01 12:00:00.1 +0000 UTC", None),
+        ("\x1b]0;gone\x07", None),
+        ("0001-01-01T00:00:00+14:00", None),
+    ],
+)
+def test_a_time_that_is_none_is_not_told(told: str, kept: str | None) -> None:
+    listed = {"pods": [{"id": "p", "name": "theirs", "status": "RUNNING", "createdAt": told}]}
+    [found] = msgspec.convert(listed, rest_wire.Pods).pods
+    assert rest_wire.pod(found).created_at == kept
