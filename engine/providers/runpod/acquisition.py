@@ -44,7 +44,7 @@ class Acquisition:
         self._limits = settings.limits
         self._folder = folder
         self._spec = spec
-        self._asked = Asked(name=spec.name, run_id=run_id)
+        self._asked = Asked(name=spec.name, run_id=run_id, account=account.identity)
         self._say = say
         self._call: asyncio.Task[str] | None = None
         """The creation that was asked for last."""

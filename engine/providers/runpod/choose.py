@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from engine.errors import UsageError
+from engine.providers.runpod import shared
 from engine.providers.runpod.key import api_key
 from engine.providers.runpod.pace import OnWait, Pace, PacedApi
 from engine.providers.settings import Settings
@@ -45,6 +46,13 @@ def make_api(
 
     api = RestApi(url, key, runpod.limits, runpod.cloud)
     return PacedApi(api, pace)
+
+
+def account_of(home: Path, environ: Mapping[str, str] | None = None) -> str:
+    """A keyed digest of server and API key, the same over both APIs: whose pods a listing shows. Raises as `make_api`.
+    """
+    environ = os.environ if environ is None else environ
+    return api_key(environ).account(shared.salt_of(home), base_url(environ))
 
 
 def base_url(environ: Mapping[str, str]) -> str:

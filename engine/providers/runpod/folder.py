@@ -49,10 +49,11 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
-    """What was asked for under one name, in order."""
+    """What was asked for under one name, in order. `account`: whom it was asked of, as `account_of` tells it."""
 
     name: str
     run_id: str
+    account: str = ""
     asks: tuple[Ask, ...] = ()
 
     @property

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from engine.errors import GlasshouseError, ProviderError
 from engine.providers.protocol import (
@@ -20,10 +23,10 @@ from engine.providers.protocol import (
     Scope,
     Spec,
 )
-from engine.providers.runpod.account import Account
+from engine.providers.runpod.account import BY_HAND, Account
 from engine.providers.runpod.acquisition import Acquisition
 from engine.providers.runpod.api import Pod
-from engine.providers.runpod.choose import make_api
+from engine.providers.runpod.choose import account_of, make_api
 from engine.providers.runpod.clock import boot_seconds
 from engine.providers.runpod.folder import AllocationFolder
 from engine.providers.runpod.leases import NAME, age, found, lease_of, observation
@@ -119,6 +122,8 @@ class RunPodProvider:
         ids = {lease.allocation_id for lease in scope.leases}
         listed = {pod.id: pod for pod in (*first.pods, *second.pods)}
         ours = {pod_id for pod_id, pod in listed.items() if pod.name in names or pod_id in ids}
+        for name in sorted(names):
+            self._check_account(name, [pod for pod in listed.values() if pod.name == name])
         unanswered: tuple[str, ...] = ()
         if not ours:
             answered = {lease.name for lease in scope.leases}
@@ -145,7 +150,9 @@ class RunPodProvider:
             gone = [
                 entry.name
                 for entry in absent
-                if not _of(entry, pods.values()) and self._forget(entry.name, entry.lease is not None)
+                if not _of(entry, pods.values())
+                and not self._is_elsewhere(entry.name)
+                and self._forget(entry.name, entry.lease is not None)
             ]
         ours = {pod.id: self._found(pod, entry) for entry in ledger for pod in _of(entry, pods.values())}
         return Reconciliation(
@@ -164,7 +171,7 @@ class RunPodProvider:
         if self._opened is None:
             api = make_api(self._all, self._home, self._waits)
             listing, prices = SharedListing(api, self._home), SharedPrices(api, self._home)
-            self._opened = Account(api, listing, prices, self._settings.limits)
+            self._opened = Account(api, listing, prices, self._settings.limits, account_of(self._home))
         return self._opened
 
     def _waits(self, seconds: float, why: str) -> None:
@@ -172,8 +179,37 @@ class RunPodProvider:
         self._say(f"{why}: {seconds:.0f} s")
 
     async def _release(self, lease: Lease) -> None:
+        if self._is_elsewhere(lease.name):
+            pods = (await self._account().listed()).pods
+            self._check_account(lease.name, [pod for pod in pods if lease.name == pod.name])
         await self._account().end(lease.name, (lease.allocation_id,), lease.price_per_hour)
         AllocationFolder(self._home, lease.name).destroy()
+
+    def _is_elsewhere(self, name: str) -> bool:
+        """True when this was asked of another server, or with another key: these listings may be of other pods."""
+        try:
+            asked = AllocationFolder(self._home, name).asked()
+        except ProviderError:
+            return False
+        return asked is not None and asked.account not in {"", self._account().identity}
+
+    def _check_account(self, name: str, pods: Sequence[Pod]) -> None:
+        """Raise `account_differs` where what is listed proves nothing about a name; a new key that sees its pod does.
+        """
+        if not self._is_elsewhere(name):
+            return
+        folder = AllocationFolder(self._home, name)
+        if not pods:
+            raise ProviderError(
+                f"{name} was asked for with another RunPod key or at another server, so nothing here tells whether it "
+                "is gone.",
+                f"Set the key and the server that it was rented with. If that key is no more, look at {BY_HAND}; when "
+                f"it is gone there, remove {folder.path} and run `glasshouse cleanup`.",
+                code="account_differs",
+            )
+        with contextlib.suppress(ProviderError):
+            if (asked := folder.asked()) is not None:
+                folder.write_asked(msgspec.structs.replace(asked, account=self._account().identity))
 
     def _forget(self, name: str, answered: bool) -> bool:
         """Remove what is kept for a name that two listings lack; False while its creation is still unanswered."""

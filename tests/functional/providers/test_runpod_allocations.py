@@ -8,10 +8,13 @@ import time
 from datetime import datetime
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from engine.errors import ProviderError
 from engine.providers.protocol import LedgerEntry
+from engine.providers.runpod.folder import AllocationFolder
+from tests.fake_runpod.client import FakeRunPod
 from tests.functional.providers.renting import RUN, Renting, either_api
 
 
@@ -113,3 +116,42 @@ async def test_a_session_before_the_pod_is_ready_is_refused(renting: Renting) ->
         await provider.open_session(lease)
     assert raised.value.code == "allocation_not_ready"
     await provider.release(lease)
+
+
+@either_api
+async def test_another_account_proves_nothing_about_a_pod(
+    renting: Renting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease = await renting.lease(renting.provider())
+    entry = LedgerEntry(name=lease.name, lease=lease)
+    empty = FakeRunPod.start(tmp_path / "other")
+    try:
+        with monkeypatch.context() as other:
+            for name, value in empty.environment().items():
+                other.setenv(name, value)
+            provider = renting.provider()
+            assert (await provider.reconcile([entry])).gone == ()
+            for work in (provider.release(lease), renting.proof(provider, lease), renting.proof(provider)):
+                with pytest.raises(ProviderError) as raised:
+                    await work
+                assert raised.value.code == "account_differs"
+    finally:
+        empty.stop()
+    assert renting.ours() == [lease.allocation_id]
+    assert renting.folders() == [lease.name]
+    provider = renting.provider()
+    await provider.release(lease)
+    assert (await renting.proof(provider, lease)).count == 0
+
+
+@either_api
+async def test_a_new_key_of_the_same_account_can_end_a_pod_and_prove_it(renting: Renting) -> None:
+    lease = await renting.lease(renting.provider())
+    folder = AllocationFolder(renting.home, lease.name)
+    asked = folder.asked()
+    assert asked is not None
+    folder.write_asked(msgspec.structs.replace(asked, account="a key that is no more"))
+    provider = renting.provider()
+    await provider.release(lease)
+    assert (await renting.proof(provider, lease)).count == 0
+    assert renting.ours() == []
