@@ -16,9 +16,9 @@ import msgspec
 from engine.errors import GlasshouseError, RunError, StoreError, UsageError
 from engine.providers import provider_for
 from engine.providers.protocol import Found, LedgerEntry, Provider, Reconciliation
-from engine.runner.allocation import RENTED
+from engine.runner.guard import RENTED, ensure_sentinel
 from engine.runner.leases import lease_of, with_keep
-from engine.runner.release import end_allocation, outcome_of
+from engine.runner.release import ENDED, end_allocation, outcome_of
 from engine.runner.settle import settle_runs
 from engine.store.reader import Reader
 from engine.store.views import FINAL_RUN_STATES, AllocationView
@@ -114,12 +114,21 @@ async def _look(
             provider = provider_for(name, home)
             try:
                 found[name] = await provider.reconcile(mine)
+                if mine:
+                    _watched(home, name)
             finally:
                 await provider.close()
         except GlasshouseError as error:
             if mine or error.code not in {"api_key_missing", "extra_missing"}:
                 troubles.append(Trouble(provider=name, code=error.code, message=error.message, hint=error.hint))
     return found, troubles
+
+
+def _watched(home: Path, provider: str) -> None:
+    """See to it that the sentinel watches what is rented: it may have died, or this machine was started anew."""
+    if provider in RENTED:
+        with contextlib.suppress(OSError):
+            ensure_sentinel(home)
 
 
 def _providers(entries: Sequence[AllocationView]) -> list[str]:
@@ -197,6 +206,8 @@ async def _clean_up(
                 on_phase(f"ending {entry.name}")
             provider = providers.setdefault(entry.provider, provider_for(entry.provider, home))
             ended.append(await end_one(home, writer, reader, provider, entry))
+            if ended[-1].outcome not in ENDED:
+                _watched(home, entry.provider)
     finally:
         for provider in providers.values():
             await provider.close()

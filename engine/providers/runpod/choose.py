@@ -49,8 +49,7 @@ def make_api(
 
 
 def account_of(home: Path, environ: Mapping[str, str] | None = None) -> str:
-    """A keyed digest of server and API key, the same over both APIs: whose pods a listing shows. Raises as `make_api`.
-    """
+    """A keyed digest of server and key, the same over both APIs: whose pods a listing shows. Raises as `make_api`."""
     environ = os.environ if environ is None else environ
     return api_key(environ).account(shared.salt_of(home), base_url(environ))
 

@@ -194,8 +194,7 @@ class RunPodProvider:
         return asked is not None and asked.account not in {"", self._account().identity}
 
     def _check_account(self, name: str, pods: Sequence[Pod]) -> None:
-        """Raise `account_differs` where what is listed proves nothing about a name; a new key that sees its pod does.
-        """
+        """Raise `account_differs` where listings prove nothing about a name; those of a new key that sees its pod do."""
         if not self._is_elsewhere(name):
             return
         folder = AllocationFolder(self._home, name)
