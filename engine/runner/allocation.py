@@ -84,6 +84,9 @@ class Allocation:
         recorded = self._reader.evidence(self._run_id).get("allocation_gone")
         if entry.ledger_state in ENDED and recorded is not None:
             return msgspec.convert(recorded, EmptyProof)
+        if entry.run_id != self._run_id and entry.ledger_state not in ENDED:
+            self._writer.transition(self._run_id, "cleanup", "kept", f"taken up by run {entry.run_id}")
+            return None
         if keep_minutes and entry.ledger_state in {"ready", "kept"}:
             self._keep(entry, keep_minutes)
             return None
@@ -107,8 +110,14 @@ class Allocation:
         return self._provider.name in RENTED
 
     def entry(self) -> AllocationView | None:
-        """The run's ledger entry; the ledger alone knows what was asked for, whatever becomes of the run folder."""
-        return next((one for one in self._reader.allocations() if one.run_id == self._run_id), None)
+        """The run's ledger entry; the ledger alone knows what was asked for, whatever becomes of the run folder.
+
+        One that it kept may be another run's by now.
+        """
+        entries = self._reader.allocations()
+        own = (one for one in entries if one.run_id == self._run_id)
+        served = (one for one in entries if self._run_id in self._reader.runs_served(one.id))
+        return next(own, None) or next(served, None)
 
     async def _acquire(self, entry: AllocationView) -> Lease:
         spec = spec_for(self._plan, self._settings, entry.name)

@@ -204,6 +204,10 @@ async def _clean_up(
         for entry in entries:
             if on_phase:
                 on_phase(f"ending {entry.name}")
+            if any(one.id == entry.id and in_use(reader, one) for one in reader.allocations(open_only=True)):
+                reason = "allocation_in_use: a run took it up, or was resumed on it, meanwhile."
+                ended.append(_ended(entry, "unknown", 0, None, reason))
+                continue
             provider = providers.setdefault(entry.provider, provider_for(entry.provider, home))
             ended.append(await end_one(home, writer, reader, provider, entry))
             if ended[-1].outcome not in ENDED:

@@ -152,7 +152,7 @@ class RunPodProvider:
                 for entry in absent
                 if not _of(entry, pods.values())
                 and not self._is_elsewhere(entry.name)
-                and self._forget(entry.name, entry.lease is not None)
+                and not self._may_appear(entry.name, entry.lease is not None)
             ]
         ours = {pod.id: self._found(pod, entry) for entry in ledger for pod in _of(entry, pods.values())}
         return Reconciliation(
@@ -194,7 +194,7 @@ class RunPodProvider:
         return asked is not None and asked.account not in {"", self._account().identity}
 
     def _check_account(self, name: str, pods: Sequence[Pod]) -> None:
-        """Raise `account_differs` where listings prove nothing about a name; those of a new key that sees its pod do."""
+        """Raise `account_differs` where listings prove nothing of a name; those of a new key that sees its pod do."""
         if not self._is_elsewhere(name):
             return
         folder = AllocationFolder(self._home, name)
@@ -213,12 +213,21 @@ class RunPodProvider:
     def _forget(self, name: str, answered: bool) -> bool:
         """Remove what is kept for a name that two listings lack; False while its creation is still unanswered."""
         folder = AllocationFolder(self._home, name)
-        if not answered:
-            asked = folder.asked()
-            if asked is not None and asked.open is not None and age(asked.open) < self._settings.limits.parked:
-                return False
+        if self._may_appear(name, answered):
+            return False
         folder.destroy()
         return True
+
+    def _may_appear(self, name: str, answered: bool) -> bool:
+        """True while a creation under this name is unanswered, and too young to be given up."""
+        if answered:
+            return False
+        folder = AllocationFolder(self._home, name)
+        try:
+            asked = folder.asked()
+        except ProviderError:
+            return folder.since_written() < self._settings.limits.parked
+        return asked is not None and asked.open is not None and age(asked.open) < self._settings.limits.parked
 
     def _found(self, pod: Pod, entry: LedgerEntry) -> Found:
         """With the ledger's lease, or one made anew."""

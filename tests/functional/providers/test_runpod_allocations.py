@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
 import time
 from datetime import datetime
 from pathlib import Path
@@ -155,3 +156,20 @@ async def test_a_new_key_of_the_same_account_can_end_a_pod_and_prove_it(renting:
     await provider.release(lease)
     assert (await renting.proof(provider, lease)).count == 0
     assert renting.ours() == []
+
+
+@either_api
+async def test_a_look_destroys_no_key_and_a_record_that_cannot_be_read_hides_no_other(renting: Renting) -> None:
+    provider = renting.provider()
+    vanished, torn = await renting.lease(provider), renting.spec()
+    renting.fake.vanish(vanished.allocation_id)
+    folder = AllocationFolder(renting.home, torn.name)
+    folder.make()
+    (folder.path / "asked.json").write_bytes(b"{")
+    ledger = [LedgerEntry(name=vanished.name, lease=vanished), LedgerEntry(name=torn.name)]
+    assert (await provider.reconcile(ledger)).gone == (vanished.name,)
+    assert renting.folders() == [vanished.name, torn.name]
+    assert (await renting.proof(provider, vanished)).unanswered == (torn.name,)
+    os.utime(folder.path / "asked.json", (0, 0))
+    assert (await renting.proof(provider, vanished)).unanswered == ()
+    assert renting.folders() == []

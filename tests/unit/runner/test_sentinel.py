@@ -16,7 +16,7 @@ import pytest
 
 from engine.plan import ProviderRequest, preset
 from engine.providers.protocol import EmptyProof, Found, Lease, LedgerEntry, Reconciliation, Scope
-from engine.runner import guard, sentinel
+from engine.runner import guard, sentinel, tending
 from engine.runner.leases import with_asked, with_end, with_keep, with_lease
 from engine.runner.sentinel import Sentinel
 from engine.store.reader import Reader
@@ -170,3 +170,22 @@ def test_a_sentinel_is_started_where_none_holds_the_lock(tmp_path: Path, monkeyp
     guard.ensure_sentinel(tmp_path)
     os.close(fd)
     assert len(started) == 1
+
+
+def test_a_cleanup_leaves_alone_what_a_run_was_resumed_on_meanwhile(
+    tmp_path: Path, pods: Pods, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("second", "first"):
+        writer.allocation_intent(name, "runpod", name, RUN)
+    pods.there = {"first", "second"}
+    release = pods.release
+
+    async def resumed(lease: Lease) -> None:
+        await release(lease)
+        writer.claim_runner(RUN)
+
+    monkeypatch.setattr(pods, "release", resumed)
+    monkeypatch.setattr(tending, "provider_for", lambda *_: pods)
+    ended = tending.clean_up(tmp_path, ["first", "second"])
+    assert [one.outcome for one in ended] == ["gone", "unknown"]
+    assert pods.there == {"second"}
