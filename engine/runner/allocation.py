@@ -150,7 +150,7 @@ class Allocation:
     def _keep(self, entry: AllocationView, minutes: int) -> None:
         fields = with_keep(self._reader, entry.id, minutes)
         until = fields["keep_until"]
-        self._writer.allocation_state(entry.id, "kept", f"kept until {until}", **fields)
+        self._writer.allocation_state(entry.id, "kept", f"kept until {until}", only_from=entry.ledger_state, **fields)
         self._watch_on()
         self._writer.transition(self._run_id, "cleanup", "kept", f"kept until {until}")
 

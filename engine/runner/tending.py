@@ -306,7 +306,7 @@ def keep(home: Path, allocation_id: str, minutes: int) -> str:
             )
         if entry.ledger_state == "kept":
             fields = with_keep(reader, entry.id, minutes)
-            writer.allocation_state(entry.id, "kept", f"kept until {fields['keep_until']}", **fields)
+            writer.allocation_state(entry.id, "kept", f"kept until {fields['keep_until']}", only_from="kept", **fields)
             return str(fields["keep_until"])
         if entry.run_id is None or not in_use(reader, entry):
             raise UsageError(

@@ -14,11 +14,14 @@ from typing import Any
 
 import pytest
 
+from engine.errors import ProviderError, StoreError
 from engine.plan import ProviderRequest, preset
 from engine.providers.protocol import EmptyProof, Found, Lease, LedgerEntry, Reconciliation, Scope
 from engine.runner import guard, sentinel, tending
 from engine.runner.leases import with_asked, with_end, with_keep, with_lease
+from engine.runner.release import end_allocation
 from engine.runner.sentinel import Sentinel
+from engine.store.ledger import AllocationFields
 from engine.store.reader import Reader
 from engine.store.writer import Writer
 from engine.wire import utc_now
@@ -189,3 +192,54 @@ def test_a_cleanup_leaves_alone_what_a_run_was_resumed_on_meanwhile(
     ended = tending.clean_up(tmp_path, ["first", "second"])
     assert [one.outcome for one in ended] == ["gone", "unknown"]
     assert pods.there == {"second"}
+
+
+async def test_an_unanswered_creation_that_was_called_leaked_is_told_as_what_it_is(
+    tmp_path: Path, pods: Pods, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unanswered(scope: Scope) -> EmptyProof:
+        return EmptyProof(
+            scope=scope.names, listings=2, count=0, others=0, at=utc_now(), statement="counted", unanswered=scope.names
+        )
+
+    writer.allocation_intent("a", "runpod", "asked", RUN)
+    writer.allocation_state("a", "leaked", "api_unavailable")
+    monkeypatch.setattr(pods, "prove_empty", unanswered)
+    with Reader(tmp_path) as reader:
+        (entry,) = reader.allocations()
+        with pytest.raises(ProviderError) as raised:
+            await end_allocation(writer, reader, pods, entry)  # type: ignore[arg-type]  # what it calls is there
+        assert raised.value.code == "create_unanswered"
+        assert reader.allocations()[0].reason.startswith("create_unanswered")
+
+
+def test_keeping_for_longer_does_not_take_a_pod_from_the_run_that_took_it_up(
+    tmp_path: Path, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer.allocation_intent("a", "runpod", "kept", None)
+    writer.allocation_state("a", "created")
+    writer.allocation_state("a", "kept")
+
+    def meanwhile(reader: Reader, allocation_id: str, minutes: int) -> AllocationFields:
+        writer.take_up(allocation_id, RUN)
+        return with_keep(reader, allocation_id, minutes)
+
+    monkeypatch.setattr(tending, "with_keep", meanwhile)
+    with pytest.raises(StoreError):
+        tending.keep(tmp_path, "a", 10)
+    assert _states(tmp_path) == {"kept": "ready"}
+
+
+def test_a_look_at_what_is_rented_starts_a_sentinel_that_died(
+    tmp_path: Path, pods: Pods, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[object] = []
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **_: started.append(command))
+    monkeypatch.setattr(tending, "provider_for", lambda *_: pods)
+    assert tending.overview(tmp_path).troubles == ()
+    assert started == []
+    writer.allocation_intent("a", "runpod", "asked", RUN)
+    tending.overview(tmp_path, look=False)
+    assert started == []
+    tending.overview(tmp_path)
+    assert len(started) == 1
