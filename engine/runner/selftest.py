@@ -163,7 +163,7 @@ class SelfTest:
 
     async def run(self) -> Outcome:
         """Go through every step; the pod is ended and proven even when this is cancelled meanwhile."""
-        # Nobody else ends what a living process has claimed; should this one die, the sentinel does.
+        # Nobody else ends what a living process has claimed; should this one die, the sentinel does at the deadline.
         self._writer.claim_allocation(self._id)
         self._writer.allocation_intent(self._id, self._provider.name, self._name, None, **self._end_by_others())
         try:

@@ -94,8 +94,11 @@ class Sentinel:
         asked = asked_until(reader, entry.id)
         if end is None and asked is not None and asked.left() <= 0:
             return True
-        ended_run = entry.run_id is None or reader.run(entry.run_id).row is not None
-        return ended_run or entry.ledger_state == "leaked"
+        if entry.ledger_state == "leaked":
+            return True
+        if entry.run_id is None:
+            return entry.ledger_state in {"intent", "releasing"}
+        return reader.run(entry.run_id).row is not None
 
     async def _end(self, entry: AllocationView) -> None:
         self._tried[entry.id] = time.monotonic()
