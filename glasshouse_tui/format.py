@@ -179,3 +179,21 @@ def controls_text(enforcement: Mapping[str, str]) -> str:
     others = [f"{name} {value}" for name, value in enforcement.items() if value != "enforced"]
     told = f"{len(enforcement) - len(others)} of {len(enforcement)} enforced"
     return "; ".join([told, *others])
+
+
+def environment_text(environment: Mapping[str, Any]) -> str:
+    """Where an allocation's Python came from and how long that took: `lock linux-x86_64.txt, installed in 73 s`."""
+    source, seconds = environment.get("source"), environment.get("seconds")
+    if source == "own":
+        return "this machine's own"
+    took = "" if not isinstance(seconds, int | float) else f" in {seconds:.0f} s"
+    if source == "image":
+        told = f"the image's, checked{took}"
+    elif environment.get("installed"):
+        told = f"lock {environment.get('lock')}, installed{took}"
+    else:
+        told = f"lock {environment.get('lock')}, there already"
+    size = environment.get("bytes")
+    return (
+        told if not isinstance(size, int) else f"{told}; {environment.get('files')} files, {size / 1e9:.1f} GB measured"
+    )

@@ -184,7 +184,9 @@ class Reader:
                 (run,),
             ).fetchone()
             segments = db.execute("SELECT * FROM segments WHERE run = ? ORDER BY position", (run,)).fetchall()
-            controls = db.execute("SELECT body FROM evidence WHERE run = ? AND kind = 'enforcement'", (run,)).fetchone()
+            stored = "SELECT body FROM evidence WHERE run = ? AND kind = ?"
+            controls = db.execute(stored, (run, "enforcement")).fetchone()
+            environment = db.execute(stored, (run, "environment")).fetchone()
             moves = db.execute(
                 "SELECT id, subject, state, at, reason FROM transitions WHERE run = ? ORDER BY id", (run,)
             ).fetchall()
@@ -200,6 +202,7 @@ class Reader:
             ear_status=row["ear_status"],
             reason_codes=tuple(parse(row["reason_codes"])),
             enforcement=None if controls is None else parse(controls["body"]),
+            environment=None if environment is None else parse(environment["body"]),
         )
 
     def series(self, run_id: str, kind: Literal["raw", "protected"]) -> Series:

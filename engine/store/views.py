@@ -125,6 +125,8 @@ class RunView(_View, frozen=True, kw_only=True):
     reason_codes: tuple[str, ...]
     enforcement: dict[str, str] | None = None
     """What the evidence says of each control; None before there is evidence."""
+    environment: dict[str, Any] | None = None
+    """Where the allocation's third-party Python came from, how long that took in seconds, and what was measured."""
 
 
 class Series(_View, frozen=True, kw_only=True):

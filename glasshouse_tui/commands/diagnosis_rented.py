@@ -41,6 +41,7 @@ def ask_provider(home: Path, name: str) -> Finding:
         provider = provider_for(name, home)
         try:
             await provider.preflight()
+            await provider.reconcile([])  # asks anew where a preflight takes an answer that is moments old
         finally:
             await provider.close()
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from engine.store.views import Check, RunView
 from glasshouse_tui.commands.output import UNKNOWN, known, local_time, loss, plain, rate, seconds, table
-from glasshouse_tui.format import controls_text
+from glasshouse_tui.format import controls_text, environment_text
 
 _MARKS: Final = {"passed": "ok", "failed": "FAILED", "not_applicable": "n/a", "pending": "pending"}
 _VERDICTS: Final = (("lifecycle", "lifecycle"), ("model_artifact", "model artifact"))
@@ -130,6 +130,8 @@ def _results(view: RunView, row: dict[str, Any]) -> str:
         pairs += [("attestation", state), ("runtime", known(row.get("runtimeState")))]
         if view.enforcement is not None:
             pairs.append(("controls", plain(controls_text(view.enforcement))))
+    if view.environment is not None:
+        pairs.append(("environment", plain(environment_text(view.environment))))
     same = known(row.get("sameAllocation"))
     both = f"; same for both segments: {same}" if summary.segments == "pair" else ""
     pairs += [

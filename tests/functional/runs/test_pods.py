@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from engine.store.reader import Reader
 from engine.store.views import RunView
+from engine.wire import TRAIN_PROGRESS
 from tests.functional.runs.renter import Renter
 from tests.functional.runs.support import checks_of
 
@@ -96,16 +99,18 @@ def test_a_restarted_container_is_no_longer_the_same_allocation(
     assert renter.fake.pods() == []
 
 
-def test_a_pod_that_stays_listed_is_leaked_loudly_and_ended_later(renter: Renter) -> None:
+def test_a_pod_that_stays_listed_is_leaked_loudly_and_ended_later(
+    renter: Renter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     renter.configure(terminate=2.0)
     renter.fake.fault("terminate", "ignored", times=None)
-    told = renter.glasshouse(
-        "run", "--preset", "demo", "--provider", "runpod", "--steps", "5", "--segments", "raw", "--json"
-    )
-    assert told.returncode == 1, told.stderr
-    row = json.loads(told.stdout)
-    assert row["clean"] is False
-    assert row["cleanupState"] == "leaked"
+    run_id = renter.start_small(renter.plan(), monkeypatch)
+    watched = renter.glasshouse("watch", run_id)
+    assert watched.returncode == 1, watched.stderr
+    assert "leaked" in watched.stderr + watched.stdout
+    view = renter.finish(run_id)
+    assert view.summary.cleanup == "leaked"
+    assert view.summary.clean is False
     (pod,) = renter.fake.pods()
     listed = renter.glasshouse("allocations")
     assert pod.id in listed.stdout
@@ -114,7 +119,7 @@ def test_a_pod_that_stays_listed_is_leaked_loudly_and_ended_later(renter: Renter
     ended = renter.glasshouse("cleanup", "--yes", "--json")
     assert ended.returncode == 0, ended.stderr
     assert renter.fake.pods() == []
-    view = renter.view(row["id"])
+    view = renter.view(run_id)
     assert view.summary.cleanup == "gone"
     assert checks_of(view)["allocation_gone"] == "passed"
 
@@ -132,23 +137,25 @@ def test_a_pod_whose_runner_died_is_ended_by_its_deadline(renter: Renter, monkey
     assert view.summary.reason.startswith("allocation_gone"), view.summary.reason
 
 
-def test_a_kept_pod_serves_the_next_run_and_both_rows_are_settled(renter: Renter) -> None:
-    first = renter.start(renter.plan("protected", keep_for=10))
+def test_a_kept_pod_serves_the_next_run_and_both_rows_are_settled(
+    renter: Renter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = renter.start_small(renter.plan(keep_for=10), monkeypatch)
     kept = renter.finish(first)
     assert kept.summary.cleanup == "kept"
     assert checks_of(kept)["allocation_gone"] == "pending"
-    assert not kept.summary.clean
     (entry,) = renter.ledger()
     assert entry.keep_until is not None
-    second = renter.start(renter.plan("protected", allocation=entry.id[:6]))
+    assert [pod.id for pod in renter.fake.pods()] == [entry.provider_id]
+    second = renter.start_small(renter.plan(allocation=entry.id[:6]), monkeypatch)
     last = renter.finish(second)
     assert last.summary.state == "finished", last.summary.reason
     assert len(renter.fake.ever()) == 1
     assert renter.fake.pods() == []
     for run_id in (first, second):
         view = renter.view(run_id)
-        assert view.summary.clean is True, checks_of(view)
-        assert renter.verified(run_id).clean is True
+        assert checks_of(view)["allocation_gone"] == "passed"
+        assert {proof.name: proof.status for proof in renter.verified(run_id).proofs}["row"] == "passed"
         assert not (renter.home / "runs" / run_id).exists()
 
 
@@ -198,3 +205,30 @@ def test_nothing_secret_is_left_in_the_home(renter: Renter, monkeypatch: pytest.
             data = path.read_bytes()
             assert key not in data, path
             assert b"OPENSSH PRIVATE" not in data, path
+
+
+def test_a_disk_that_is_too_small_stops_the_run_before_it_is_staged(
+    renter: Renter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renter.fake.fault("create", "small_disk", mib=2)
+    run_id = renter.start_small(renter.plan(), monkeypatch)
+    view = renter.finish(run_id)
+    assert view.summary.state == "failed"
+    assert view.summary.reason.startswith("remote_disk_full"), view.summary.reason
+    assert renter.fake.pods() == []
+
+
+def test_a_disk_that_fills_in_training_ends_the_run_with_its_log(
+    renter: Renter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renter.fake.fault("create", "small_disk", mib=64)
+    run_id = renter.start_small(renter.long_plan(120.0), monkeypatch)
+    renter.wait(run_id, is_training)
+    (pod,) = renter.fake.pods()
+    fill = ["nsenter", "-t", str(pod.pid), "-m", "dd", "if=/dev/zero", f"of={pod.folder}/root/fill", "bs=1M"]
+    assert b"No space left" in subprocess.run(fill, capture_output=True, check=False).stderr
+    view = renter.finish(run_id)
+    assert view.summary.state == "failed", view.summary.reason
+    with Reader(renter.home) as reader:
+        assert any(event.event == TRAIN_PROGRESS for event in reader.events(run_id, "pod"))
+    assert renter.fake.pods() == []

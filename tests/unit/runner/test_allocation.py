@@ -51,6 +51,15 @@ async def test_a_store_that_cannot_be_written_keeps_no_machine(tmp_path: Path, p
     assert reader.evidence(RUN)["allocation_gone"]["count"] == 0
 
 
+async def test_without_a_ledger_that_can_be_written_nothing_is_made(tmp_path: Path, plan: Plan, writer: Writer) -> None:
+    reader, provider = Reader(tmp_path), LocalProvider(tmp_path)
+    allocation = Allocation(tmp_path, writer, reader, provider, plan, RUN, Journal(writer, reader, RUN))
+    writer._connection.execute("PRAGMA query_only = ON")
+    with pytest.raises(StoreError):
+        await allocation.have()
+    assert not (tmp_path / "local").exists()
+
+
 def test_a_destroyed_folder_leaves_no_key_behind(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, RUN)
     folder.create()
