@@ -194,7 +194,7 @@ class RunPodProvider:
         return asked is not None and asked.account not in {"", self._account().identity}
 
     def _check_account(self, name: str, pods: Sequence[Pod]) -> None:
-        """Raise `account_differs` where listings prove nothing of a name; those of a new key that sees its pod do."""
+        """Raise `account_differs` where listings prove nothing of a name; a new key that sees its pod does."""
         if not self._is_elsewhere(name):
             return
         folder = AllocationFolder(self._home, name)
