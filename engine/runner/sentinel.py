@@ -87,18 +87,7 @@ class Sentinel:
             return True
         if entry.ledger_state == "kept":
             return kept is None or kept.left() <= 0
-        if in_use(reader, entry):
-            return False
-        # What a runner left half done is ended by its resumption, or by its deadline; before there is a lease, by that
-        # of the asking.
-        asked = asked_until(reader, entry.id)
-        if end is None and asked is not None and asked.left() <= 0:
-            return True
-        if entry.ledger_state == "leaked":
-            return True
-        if entry.run_id is None:
-            return entry.ledger_state in {"intent", "releasing"}
-        return reader.run(entry.run_id).row is not None
+        return not in_use(reader, entry) and _is_abandoned(reader, entry, has_end=end is not None)
 
     async def _end(self, entry: AllocationView) -> None:
         self._tried[entry.id] = time.monotonic()
@@ -147,6 +136,20 @@ def _told() -> Iterator[None]:
         _say(f"{error.code}: {error.message}")
     except Exception:
         traceback.print_exc()
+
+
+def _is_abandoned(reader: Reader, entry: AllocationView, *, has_end: bool) -> bool:
+    """Whether one that nobody is at work on is to be ended now.
+
+    What a runner left half done is ended by its resumption, or by its deadline; before there is a lease, by that of
+    the asking.
+    """
+    asked = asked_until(reader, entry.id)
+    if entry.ledger_state == "leaked" or (not has_end and asked is not None and asked.left() <= 0):
+        return True
+    if entry.run_id is None:
+        return entry.ledger_state in {"intent", "releasing"}
+    return reader.run(entry.run_id).row is not None
 
 
 def _open(reader: Reader) -> list[AllocationView]:
