@@ -14,8 +14,9 @@ from engine.errors import GlasshouseError, ProviderError, StoreError, UsageError
 from engine.plan import Plan
 from engine.providers.protocol import EmptyProof, Lease, Provider, allocation_name
 from engine.providers.settings import load_settings
+from engine.runner.guard import RENTED, ensure_sentinel
 from engine.runner.journal import Journal
-from engine.runner.leases import lease_of, with_keep, with_lease
+from engine.runner.leases import lease_of, with_asked, with_keep, with_lease
 from engine.runner.needs import spec_for
 from engine.runner.release import ENDED, end_allocation, outcome_of
 from engine.store.reader import Reader
@@ -24,8 +25,6 @@ from engine.store.writer import Writer
 from engine.wire import ALLOCATION_GONE, utc_now
 
 INSTALL: Final = "install"
-RENTED: Final = frozenset({"runpod"})
-"""Providers whose allocations cost money by the hour."""
 
 
 class Allocation:
@@ -35,6 +34,7 @@ class Allocation:
         self, home: Path, writer: Writer, reader: Reader, provider: Provider, plan: Plan, run_id: str, journal: Journal,
         on_phase: Callable[[str], None] | None = None,
     ) -> None:  # fmt: skip
+        self._home = home
         self._writer = writer
         self._reader = reader
         self._provider = provider
@@ -51,6 +51,8 @@ class Allocation:
             raise ProviderError(
                 "This run's allocation has been released meanwhile.", "Start the run again.", code="allocation_gone"
             )
+        if self.is_rented:
+            ensure_sentinel(self._home)
         lease = lease_of(self._reader, entry.id)
         if lease is None:
             lease = await self._acquire(entry)
@@ -82,6 +84,9 @@ class Allocation:
         recorded = self._reader.evidence(self._run_id).get("allocation_gone")
         if entry.ledger_state in ENDED and recorded is not None:
             return msgspec.convert(recorded, EmptyProof)
+        if entry.run_id != self._run_id and entry.ledger_state not in ENDED:
+            self._writer.transition(self._run_id, "cleanup", "kept", f"taken up by run {entry.run_id}")
+            return None
         if keep_minutes and entry.ledger_state in {"ready", "kept"}:
             self._keep(entry, keep_minutes)
             return None
@@ -91,6 +96,7 @@ class Allocation:
         try:
             proof = await end_allocation(self._writer, self._reader, self._provider, entry)
         except GlasshouseError as error:
+            self._watch_on()
             state = "active" if error.code == "create_unanswered" else "leaked"
             self._writer.transition(self._run_id, "cleanup", state, f"{error.code}: {error.message}")
             raise
@@ -104,8 +110,14 @@ class Allocation:
         return self._provider.name in RENTED
 
     def entry(self) -> AllocationView | None:
-        """The run's ledger entry; the ledger alone knows what was asked for, whatever becomes of the run folder."""
-        return next((one for one in self._reader.allocations() if one.run_id == self._run_id), None)
+        """The run's ledger entry; the ledger alone knows what was asked for, whatever becomes of the run folder.
+
+        One that it kept may be another run's by now.
+        """
+        entries = self._reader.allocations()
+        own = (one for one in entries if one.run_id == self._run_id)
+        served = (one for one in entries if self._run_id in self._reader.runs_served(one.id))
+        return next(own, None) or next(served, None)
 
     async def _acquire(self, entry: AllocationView) -> Lease:
         spec = spec_for(self._plan, self._settings, entry.name)
@@ -119,7 +131,8 @@ class Allocation:
 
     def _intend(self) -> AllocationView:
         name = allocation_name(self._install(), self._run_id)
-        self._writer.allocation_intent(secrets.token_hex(6), self._provider.name, name, self._run_id)
+        asked = with_asked(spec_for(self._plan, self._settings, name).max_seconds)
+        self._writer.allocation_intent(secrets.token_hex(6), self._provider.name, name, self._run_id, **asked)
         entry = self.entry()
         if entry is None:
             raise RuntimeError("the ledger lost an entry")
@@ -137,8 +150,15 @@ class Allocation:
     def _keep(self, entry: AllocationView, minutes: int) -> None:
         fields = with_keep(self._reader, entry.id, minutes)
         until = fields["keep_until"]
-        self._writer.allocation_state(entry.id, "kept", f"kept until {until}", **fields)
+        self._writer.allocation_state(entry.id, "kept", f"kept until {until}", only_from=entry.ledger_state, **fields)
+        self._watch_on()
         self._writer.transition(self._run_id, "cleanup", "kept", f"kept until {until}")
+
+    def _watch_on(self) -> None:
+        """Somebody must look at what this run leaves behind, should the sentinel have died meanwhile."""
+        if self.is_rented:
+            with contextlib.suppress(OSError):
+                ensure_sentinel(self._home)
 
     def _install(self) -> str:
         found = self._reader.setting(INSTALL)

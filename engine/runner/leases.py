@@ -14,6 +14,7 @@ from engine.store.reader import Reader
 _LEASE: Final = "lease"
 _DEADLINE: Final = "deadline"
 _KEEP: Final = "keepUntil"
+_ASKED: Final = "askedUntil"
 
 
 def lease_of(reader: Reader, allocation_id: str) -> Lease | None:
@@ -32,6 +33,11 @@ def kept_until(reader: Reader, allocation_id: str) -> Deadline | None:
     return _moment(reader, allocation_id, _KEEP)
 
 
+def asked_until(reader: Reader, allocation_id: str) -> Deadline | None:
+    """When one that nobody is at work on is to be ended although no lease says so; None for an older entry."""
+    return _moment(reader, allocation_id, _ASKED)
+
+
 def with_lease(reader: Reader, allocation_id: str, lease: Lease) -> AllocationFields:
     """What becomes known with a lease; a deadline that is known already stays."""
     detail = {**reader.allocation_detail(allocation_id), _LEASE: msgspec.to_builtins(lease)}
@@ -45,6 +51,11 @@ def with_lease(reader: Reader, allocation_id: str, lease: Lease) -> AllocationFi
     if lease.deadline is not None:
         known["deadline"] = lease.deadline
     return known
+
+
+def with_asked(seconds: float) -> AllocationFields:
+    """What is known before it is asked for: that it is to live no longer than so many seconds."""
+    return AllocationFields(detail={_ASKED: msgspec.to_builtins(Deadline.after(seconds))})
 
 
 def with_end(seconds: float) -> AllocationFields:

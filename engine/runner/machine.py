@@ -31,7 +31,6 @@ from engine.runner.ingest import Ingest
 from engine.runner.journal import Journal
 from engine.runner.login import anchored
 from engine.runner.occupancy import at_work, lock_name
-from engine.runner.sentinel import ensure_sentinel
 from engine.runner.settle import settle_runs
 from engine.runner.signing import sign_row
 from engine.runner.staging import BUNDLE, LAUNCHED, PREPARED, Staging
@@ -257,8 +256,6 @@ class Runner:
             self.run_id, self.plan, self.writer, self.reader, self.journal, self.ingest, self.folder, staging
         )
         self.context.cancelled = self.cancelled
-        if self.allocation.is_rented:
-            ensure_sentinel(self.home)
         prepared = asyncio.create_task(asyncio.to_thread(staging.prepare))
         try:
             lease = await self._unless_cancelled(self.allocation.have())

@@ -21,8 +21,8 @@ Outcome = Literal["gone", "not_ours", "leaked"]
 async def end_allocation(writer: Writer, reader: Reader, provider: Provider, entry: AllocationView) -> EmptyProof:
     """Release one allocation and prove that nothing of its name is left; the ledger says so when this returns.
 
-    Raises `create_unanswered` while one that was asked for may still appear: its entry stays an intent, and is looked
-    at again. Any other failure leaves the entry `leaked`.
+    Raises `create_unanswered` while one that was asked for may still appear: its entry stays open, and is looked at
+    again. Any other failure leaves the entry `leaked`.
     """
     lease = lease_of(reader, entry.id) or await _found(provider, entry.name)
     if lease is not None and entry.ledger_state not in (*ENDED, "leaked"):  # what leaked stays loud until it is gone
@@ -36,7 +36,8 @@ async def end_allocation(writer: Writer, reader: Reader, provider: Provider, ent
         raise
     if proof.unanswered:
         reason = "it was asked for and no clear answer came; its name is looked for until that is certain"
-        writer.allocation_state(entry.id, "intent", f"create_unanswered: {reason}")
+        present = _present(reader, entry)
+        writer.allocation_state(entry.id, present.ledger_state, f"create_unanswered: {reason}")
         raise ProviderError(f"{entry.name}: {reason}.", "See `glasshouse allocations`.", code="create_unanswered")
     move(writer, reader, entry, outcome_of(proof), proof.statement)
     return proof
@@ -61,13 +62,17 @@ def outcome_of(proof: EmptyProof) -> Outcome:
 
 def move(writer: Writer, reader: Reader, entry: AllocationView, state: Outcome, reason: str) -> None:
     """Enter how it ended, with what it cost up to now."""
-    present = next((one for one in reader.allocations() if one.id == entry.id), entry)
+    present = _present(reader, entry)
     if present.ledger_state in ENDED:
         return
     if present.spent is not None and state in ENDED:
         writer.allocation_state(entry.id, state, reason, spent=present.spent)
     else:
         writer.allocation_state(entry.id, state, reason)
+
+
+def _present(reader: Reader, entry: AllocationView) -> AllocationView:
+    return next((one for one in reader.allocations() if one.id == entry.id), entry)
 
 
 async def _found(provider: Provider, name: str) -> Lease | None:

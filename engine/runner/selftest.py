@@ -19,9 +19,9 @@ from engine.errors import GlasshouseError, ProviderError
 from engine.providers.protocol import Lease, Provider, Quote, Spec, allocation_name
 from engine.providers.runpod.shielding import to_the_end
 from engine.runner.allocation import INSTALL
+from engine.runner.guard import ensure_sentinel
 from engine.runner.leases import with_end, with_lease
 from engine.runner.release import end_allocation
-from engine.runner.sentinel import ensure_sentinel
 from engine.store.ledger import AllocationFields
 from engine.store.reader import Reader
 from engine.store.views import AllocationView
@@ -163,11 +163,11 @@ class SelfTest:
 
     async def run(self) -> Outcome:
         """Go through every step; the pod is ended and proven even when this is cancelled meanwhile."""
-        ensure_sentinel(self._home)
         # Nobody else ends what a living process has claimed; should this one die, the sentinel does at the deadline.
         self._writer.claim_allocation(self._id)
         self._writer.allocation_intent(self._id, self._provider.name, self._name, None, **self._end_by_others())
         try:
+            ensure_sentinel(self._home)
             with contextlib.suppress(GlasshouseError):  # told as a step; what follows is ending it
                 await self._look()
         finally:

@@ -12,51 +12,32 @@ import asyncio
 import contextlib
 import fcntl
 import os
-import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from engine.errors import GlasshouseError
 from engine.providers import provider_for
 from engine.providers.protocol import Lease, Provider
 from engine.remote.session import SshSession
-from engine.runner.allocation import RENTED
-from engine.runner.folder import LOGS
-from engine.runner.leases import ends_at, kept_until, lease_of
+from engine.runner.guard import FOLDER, LOCK, RENTED
+from engine.runner.leases import asked_until, ends_at, kept_until, lease_of
 from engine.runner.tending import end_one, in_use
 from engine.store.reader import Reader
 from engine.store.views import AllocationView
 from engine.store.writer import Writer
 from engine.wire import utc_now
 
-FOLDER: Final = "allocations"
-LOCK: Final = "sentinel.lock"
-LOG: Final = "sentinel.log"
 TICK_SECONDS: Final = 5.0
 AGAIN_SECONDS: Final = 120.0
 """Between two attempts on one allocation that leaked or was never answered."""
 BEAT_SECONDS: Final = 300.0
 IDLE_TICKS: Final = 6
-
-
-def ensure_sentinel(home: Path) -> None:
-    """Start this home's sentinel where it does not run; called before anything is rented."""
-    folder = home / FOLDER
-    folder.mkdir(mode=0o700, exist_ok=True)
-    (home / LOGS).mkdir(mode=0o700, exist_ok=True)
-    fd = os.open(home / LOGS / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    with os.fdopen(fd, "ab") as log:
-        subprocess.Popen(
-            [sys.executable, "-m", "engine.runner.sentinel", "--home", str(home)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            cwd="/",
-        )
+LOCK_SECONDS: Final = 1.0
+"""How long one that starts tries for the lock: somebody may be looking whether it is held."""
 
 
 class Sentinel:
@@ -66,29 +47,37 @@ class Sentinel:
         self._home = home
         self._tried: dict[str, float] = {}
         self._beaten: dict[str, float] = {}
+        self._work: dict[tuple[str, str], asyncio.Task[None]] = {}
+        """What goes on, by its kind and allocation: one that takes long keeps no other waiting."""
 
     async def watch(self) -> None:
         """Until nothing rented is open."""
         idle = 0
-        while idle < IDLE_TICKS:
-            try:
-                idle = 0 if await self._look() else idle + 1
-            except GlasshouseError as error:
-                _say(f"{error.code}: {error.message}")
-            except Exception:
-                # Whatever it was, the deadlines stand.
-                traceback.print_exc()
+        while True:
+            with _told():
+                idle = 0 if self._look() else idle + 1
+            if idle >= IDLE_TICKS:
+                return
             await asyncio.sleep(TICK_SECONDS)
 
-    async def _look(self) -> bool:
+    def _look(self) -> bool:
         with Reader(self._home) as reader:
-            entries = [one for one in reader.allocations(open_only=True) if one.provider in RENTED]
+            entries = _open(reader)
             for entry in entries:
-                if self._is_due(reader, entry):
-                    await self._end(reader, entry)
-                elif entry.ledger_state == "kept":
-                    await self._beat(reader, entry)
-        return bool(entries)
+                with _told():
+                    if self._is_due(reader, entry):
+                        self._begin("end", entry, self._end(entry))
+                    elif entry.ledger_state == "kept":
+                        self._begin("beat", entry, self._beat(entry))
+        return bool(entries) or any(not task.done() for task in self._work.values())
+
+    def _begin(self, kind: str, entry: AllocationView, work: Coroutine[Any, Any, None]) -> None:
+        """Do it beside everything else, unless it is being done."""
+        earlier = self._work.get((kind, entry.id))
+        if earlier is not None and not earlier.done():
+            work.close()
+            return
+        self._work[kind, entry.id] = asyncio.create_task(_telling(work))
 
     def _is_due(self, reader: Reader, entry: AllocationView) -> bool:
         if time.monotonic() - self._tried.get(entry.id, float("-inf")) < AGAIN_SECONDS:
@@ -98,25 +87,22 @@ class Sentinel:
             return True
         if entry.ledger_state == "kept":
             return kept is None or kept.left() <= 0
-        if in_use(reader, entry):
-            return False
-        # What a runner left half done is ended by its resumption, or by its deadline.
-        ended_run = entry.run_id is None or reader.run(entry.run_id).row is not None
-        return entry.ledger_state == "leaked" or (ended_run and entry.ledger_state in {"intent", "releasing"})
+        return not in_use(reader, entry) and _is_abandoned(reader, entry, has_end=end is not None)
 
-    async def _end(self, reader: Reader, entry: AllocationView) -> None:
+    async def _end(self, entry: AllocationView) -> None:
         self._tried[entry.id] = time.monotonic()
         provider = provider_for(entry.provider, self._home)
         try:
-            with Writer(self._home) as writer:
+            with Writer(self._home) as writer, Reader(self._home) as reader:
                 ended = await end_one(self._home, writer, reader, provider, entry)
         finally:
             await provider.close()
         _say(f"{entry.name}: {ended.outcome}")
 
-    async def _beat(self, reader: Reader, entry: AllocationView) -> None:
+    async def _beat(self, entry: AllocationView) -> None:
         """A kept allocation hears that somebody is there until its time is over."""
-        lease = lease_of(reader, entry.id)
+        with Reader(self._home) as reader:
+            lease = lease_of(reader, entry.id)
         due = time.monotonic() - self._beaten.get(entry.id, float("-inf")) >= BEAT_SECONDS
         if lease is None or lease.heartbeat is None or not due:
             return
@@ -136,6 +122,40 @@ async def _touch(provider: Provider, lease: Lease, path: str) -> None:
         await session.run(["touch", "--", path])
 
 
+async def _telling(work: Coroutine[Any, Any, None]) -> None:
+    with _told():
+        await work
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Whatever goes wrong is told, and the deadlines stand."""
+    try:
+        yield
+    except GlasshouseError as error:
+        _say(f"{error.code}: {error.message}")
+    except Exception:
+        traceback.print_exc()
+
+
+def _is_abandoned(reader: Reader, entry: AllocationView, *, has_end: bool) -> bool:
+    """Whether one that nobody is at work on is to be ended now.
+
+    What a runner left half done is ended by its resumption, or by its deadline; before there is a lease, by that of
+    the asking.
+    """
+    asked = asked_until(reader, entry.id)
+    if entry.ledger_state == "leaked" or (not has_end and asked is not None and asked.left() <= 0):
+        return True
+    if entry.run_id is None:
+        return entry.ledger_state in {"intent", "releasing"}
+    return reader.run(entry.run_id).row is not None
+
+
+def _open(reader: Reader) -> list[AllocationView]:
+    return [one for one in reader.allocations(open_only=True) if one.provider in RENTED]
+
+
 def _say(text: str) -> None:
     sys.stderr.write(f"{utc_now()} {text}\n")
     sys.stderr.flush()
@@ -147,11 +167,27 @@ def main() -> int:
     parser.add_argument("--home", type=Path, required=True)
     home: Path = parser.parse_args().home
     fd = os.open(home / FOLDER / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    with contextlib.suppress(BlockingIOError):
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    while _locked(fd):
         asyncio.run(Sentinel(home).watch())
+        fcntl.flock(fd, fcntl.LOCK_UN)
+        # What was entered after the last look found the lock held, and started no other one.
+        with Reader(home) as reader:
+            if not _open(reader):
+                break
     os.close(fd)
     return 0
+
+
+def _locked(fd: int) -> bool:
+    until = time.monotonic() + LOCK_SECONDS
+    while time.monotonic() < until:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.05)
+        else:
+            return True
+    return False
 
 
 if __name__ == "__main__":

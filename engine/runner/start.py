@@ -93,7 +93,8 @@ def _with_own_name(home: Path, plan: Plan) -> Plan:
     """The plan with a kept allocation under the ledger's id: plans are published, and a pod's addresses are made from
     the provider's.
     """
-    from engine.runner.allocation import RENTED, kept_allocation
+    from engine.runner.allocation import kept_allocation
+    from engine.runner.guard import RENTED
 
     wanted = plan.provider.allocation
     if wanted is None or plan.provider.name not in RENTED:

@@ -16,9 +16,9 @@ import msgspec
 from engine.errors import GlasshouseError, RunError, StoreError, UsageError
 from engine.providers import provider_for
 from engine.providers.protocol import Found, LedgerEntry, Provider, Reconciliation
-from engine.runner.allocation import RENTED
+from engine.runner.guard import RENTED, ensure_sentinel
 from engine.runner.leases import lease_of, with_keep
-from engine.runner.release import end_allocation, outcome_of
+from engine.runner.release import ENDED, end_allocation, outcome_of
 from engine.runner.settle import settle_runs
 from engine.store.reader import Reader
 from engine.store.views import FINAL_RUN_STATES, AllocationView
@@ -114,12 +114,21 @@ async def _look(
             provider = provider_for(name, home)
             try:
                 found[name] = await provider.reconcile(mine)
+                if mine:
+                    _watched(home, name)
             finally:
                 await provider.close()
         except GlasshouseError as error:
             if mine or error.code not in {"api_key_missing", "extra_missing"}:
                 troubles.append(Trouble(provider=name, code=error.code, message=error.message, hint=error.hint))
     return found, troubles
+
+
+def _watched(home: Path, provider: str) -> None:
+    """See to it that the sentinel watches what is rented: it may have died, or this machine was started anew."""
+    if provider in RENTED:
+        with contextlib.suppress(OSError):
+            ensure_sentinel(home)
 
 
 def _providers(entries: Sequence[AllocationView]) -> list[str]:
@@ -195,8 +204,14 @@ async def _clean_up(
         for entry in entries:
             if on_phase:
                 on_phase(f"ending {entry.name}")
+            if any(one.id == entry.id and in_use(reader, one) for one in reader.allocations(open_only=True)):
+                reason = "allocation_in_use: a run took it up, or was resumed on it, meanwhile."
+                ended.append(_ended(entry, "unknown", 0, None, reason))
+                continue
             provider = providers.setdefault(entry.provider, provider_for(entry.provider, home))
             ended.append(await end_one(home, writer, reader, provider, entry))
+            if ended[-1].outcome not in ENDED:
+                _watched(home, entry.provider)
     finally:
         for provider in providers.values():
             await provider.close()
@@ -291,7 +306,7 @@ def keep(home: Path, allocation_id: str, minutes: int) -> str:
             )
         if entry.ledger_state == "kept":
             fields = with_keep(reader, entry.id, minutes)
-            writer.allocation_state(entry.id, "kept", f"kept until {fields['keep_until']}", **fields)
+            writer.allocation_state(entry.id, "kept", f"kept until {fields['keep_until']}", only_from="kept", **fields)
             return str(fields["keep_until"])
         if entry.run_id is None or not in_use(reader, entry):
             raise UsageError(

@@ -23,10 +23,13 @@ BY_HAND: Final = "https://console.runpod.io/pods"
 
 
 class Account:
-    """The pods of one RunPod account."""
+    """The pods of one RunPod account. `identity` tells it from another, as `account_of` does."""
 
-    def __init__(self, api: PodApi, listing: SharedListing, prices: SharedPrices, limits: RunPodLimits) -> None:
+    def __init__(
+        self, api: PodApi, listing: SharedListing, prices: SharedPrices, limits: RunPodLimits, identity: str
+    ) -> None:
         self.api = api
+        self.identity = identity
         self.prices = prices
         self._listing = listing
         self._limits = limits

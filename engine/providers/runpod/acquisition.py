@@ -38,14 +38,13 @@ class Acquisition:
         spec: Spec,
         run_id: str,
         say: Say,
-        mark: str = "",
     ) -> None:
         self._account = account
         self._settings = settings
         self._limits = settings.limits
         self._folder = folder
         self._spec = spec
-        self._asked = Asked(name=spec.name, run_id=run_id, account=mark)
+        self._asked = Asked(name=spec.name, run_id=run_id, account=account.identity)
         self._say = say
         self._call: asyncio.Task[str] | None = None
         """The creation that was asked for last."""

@@ -48,10 +48,10 @@ def make_api(
     return PacedApi(api, pace)
 
 
-def account_mark(home: Path, environ: Mapping[str, str] | None = None) -> str:
-    """A keyed digest of API key and server, the same over both APIs: what another one lacks may still exist."""
+def account_of(home: Path, environ: Mapping[str, str] | None = None) -> str:
+    """A keyed digest of server and key, the same over both APIs: whose pods a listing shows. Raises as `make_api`."""
     environ = os.environ if environ is None else environ
-    return api_key(environ).account(shared.salt_of(home), "rented", base_url(environ))
+    return api_key(environ).account(shared.salt_of(home), base_url(environ))
 
 
 def base_url(environ: Mapping[str, str]) -> str:

@@ -13,6 +13,7 @@ import contextlib
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,7 +50,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
-    """What was asked for under one name, in order, and of which account: a digest, see `choose.account_mark`."""
+    """What was asked for under one name, in order. `account`: whom it was asked of, as `account_of` tells it."""
 
     name: str
     run_id: str
@@ -117,6 +118,13 @@ class AllocationFolder:
                 "Run `glasshouse cleanup`; the allocation is looked for by its name.",
                 code="allocation_unknown",
             ) from error
+
+    def since_written(self) -> float:
+        """Seconds of the wall clock since the record was written, for one that cannot be read."""
+        try:
+            return time.time() - (self.path / ASKED).stat().st_mtime
+        except OSError:
+            return 0.0
 
     def write_asked(self, asked: Asked) -> None:
         """Put the record on the disk; it is there when this returns."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from engine.errors import GlasshouseError, ProviderError
 from engine.providers.protocol import (
@@ -23,9 +26,9 @@ from engine.providers.protocol import (
 from engine.providers.runpod.account import BY_HAND, Account
 from engine.providers.runpod.acquisition import Acquisition
 from engine.providers.runpod.api import Pod
-from engine.providers.runpod.choose import account_mark, make_api
+from engine.providers.runpod.choose import account_of, make_api
 from engine.providers.runpod.clock import boot_seconds
-from engine.providers.runpod.folder import ASKED, AllocationFolder
+from engine.providers.runpod.folder import AllocationFolder
 from engine.providers.runpod.leases import NAME, age, found, lease_of, observation
 from engine.providers.runpod.listing import SharedListing
 from engine.providers.runpod.offers import choices
@@ -77,8 +80,7 @@ class RunPodProvider:
         """
         folder = AllocationFolder(self._home, spec.name)
         self._say = on_phase or _silent
-        mark = account_mark(self._home)
-        attempt = Acquisition(self._account(), self._settings, folder, spec, run_id, self._say, mark)
+        attempt = Acquisition(self._account(), self._settings, folder, spec, run_id, self._say)
         try:
             return await attempt.run()
         except asyncio.CancelledError:
@@ -103,22 +105,18 @@ class RunPodProvider:
             pod = _by_id(listing.pods, lease.allocation_id)
             if pod is not None:
                 return observation(pod)
-            is_gone = await account.is_gone(lease.allocation_id, listing)
-            return "gone" if is_gone and not self._is_elsewhere(lease.name) else "unknown"
+            if self._is_elsewhere(lease.name):
+                return "unknown"
+            return "gone" if await account.is_gone(lease.allocation_id, listing) else "unknown"
         except GlasshouseError:
             return "unknown"
 
     async def release(self, lease: Lease) -> None:
-        """End the pod and prove it by two listings; goes on to its end when cancelled.
-
-        Raises `leaked`, and `account_changed` where another key or server than it was rented with lacks it.
-        """
+        """End the pod and prove it by two listings; goes on to its end when cancelled. Raises `leaked`."""
         await to_the_end(self._release(lease))
 
     async def prove_empty(self, scope: Scope) -> EmptyProof:
-        """Count what two listings show of the scope; a listing that fails is an error, never zero, and so is one with
-        another key or server than the scope was rented with (`account_changed`).
-        """
+        """Count what two listings show of the scope; a listing that fails is an error, never zero."""
         account = self._account()
         first = await account.listed()
         second = await account.later(first)
@@ -126,10 +124,10 @@ class RunPodProvider:
         ids = {lease.allocation_id for lease in scope.leases}
         listed = {pod.id: pod for pod in (*first.pods, *second.pods)}
         ours = {pod_id for pod_id, pod in listed.items() if pod.name in names or pod_id in ids}
+        for name in sorted(names):
+            self._check_account(name, [pod for pod in listed.values() if pod.name == name])
         unanswered: tuple[str, ...] = ()
         if not ours:
-            for name in sorted(names):
-                self._require_here(name)
             answered = {lease.name for lease in scope.leases}
             unanswered = tuple(name for name in sorted(names) if not self._forget(name, name in answered))
         return EmptyProof(
@@ -154,7 +152,9 @@ class RunPodProvider:
             gone = [
                 entry.name
                 for entry in absent
-                if not _of(entry, pods.values()) and self._forget(entry.name, entry.lease is not None)
+                if not _of(entry, pods.values())
+                and not self._is_elsewhere(entry.name)
+                and not self._may_appear(entry.name, entry.lease is not None)
             ]
         ours = {pod.id: self._found(pod, entry) for entry in ledger for pod in _of(entry, pods.values())}
         return Reconciliation(
@@ -173,7 +173,7 @@ class RunPodProvider:
         if self._opened is None:
             api = make_api(self._all, self._home, self._waits)
             listing, prices = SharedListing(api, self._home), SharedPrices(api, self._home)
-            self._opened = Account(api, listing, prices, self._settings.limits)
+            self._opened = Account(api, listing, prices, self._settings.limits, account_of(self._home))
         return self._opened
 
     def _waits(self, seconds: float, why: str) -> None:
@@ -183,44 +183,53 @@ class RunPodProvider:
     async def _release(self, lease: Lease) -> None:
         if self._is_elsewhere(lease.name):
             pods = (await self._account().listed()).pods
-            if not any(pod.name == lease.name or pod.id == lease.allocation_id for pod in pods):
-                self._require_here(lease.name)
+            self._check_account(lease.name, [pod for pod in pods if lease.name == pod.name])
         await self._account().end(lease.name, (lease.allocation_id,), lease.price_per_hour)
         AllocationFolder(self._home, lease.name).destroy()
 
-    def _forget(self, name: str, answered: bool) -> bool:
-        """Remove what is kept for a name that two listings lack.
-
-        False while its creation is still unanswered, and where the listings are those of another account.
-        """
-        if self._is_elsewhere(name):
-            return False
-        folder = AllocationFolder(self._home, name)
-        if not answered:
-            asked = folder.asked()
-            if asked is not None and asked.open is not None and age(asked.open) < self._settings.limits.parked:
-                return False
-        folder.destroy()
-        return True
-
     def _is_elsewhere(self, name: str) -> bool:
-        """True where it was asked for with another key or server: that this one does not list it proves nothing."""
+        """True when this was asked of another server, or with another key: these listings may be of other pods."""
         try:
             asked = AllocationFolder(self._home, name).asked()
         except ProviderError:
             return False
-        return asked is not None and asked.account not in ("", account_mark(self._home))
+        return asked is not None and asked.account not in {"", self._account().identity}
 
-    def _require_here(self, name: str) -> None:
-        if self._is_elsewhere(name):
-            path = AllocationFolder(self._home, name).path / ASKED
+    def _check_account(self, name: str, pods: Sequence[Pod]) -> None:
+        """Raise `account_differs` where listings prove nothing of a name; a new key that sees its pod does."""
+        if not self._is_elsewhere(name):
+            return
+        folder = AllocationFolder(self._home, name)
+        if not pods:
             raise ProviderError(
-                f"{name} was rented with another API key or at another server, and is not listed with this one: that "
-                "does not prove it gone.",
-                "Run `glasshouse cleanup` with the key that it was rented with. If that key was replaced by this one, "
-                f"look at {BY_HAND}, remove {path}, and clean up again.",
-                code="account_changed",
+                f"{name} was asked for with another RunPod key or at another server, so nothing here tells whether it "
+                "is gone.",
+                f"Set the key and the server that it was rented with. If that key is no more, look at {BY_HAND}; when "
+                f"it is gone there, remove {folder.path} and run `glasshouse cleanup`.",
+                code="account_differs",
             )
+        with contextlib.suppress(ProviderError):
+            if (asked := folder.asked()) is not None:
+                folder.write_asked(msgspec.structs.replace(asked, account=self._account().identity))
+
+    def _forget(self, name: str, answered: bool) -> bool:
+        """Remove what is kept for a name that two listings lack; False while its creation is still unanswered."""
+        folder = AllocationFolder(self._home, name)
+        if self._may_appear(name, answered):
+            return False
+        folder.destroy()
+        return True
+
+    def _may_appear(self, name: str, answered: bool) -> bool:
+        """True while a creation under this name is unanswered, and too young to be given up."""
+        if answered:
+            return False
+        folder = AllocationFolder(self._home, name)
+        try:
+            asked = folder.asked()
+        except ProviderError:
+            return folder.since_written() < self._settings.limits.parked
+        return asked is not None and asked.open is not None and age(asked.open) < self._settings.limits.parked
 
     def _found(self, pod: Pod, entry: LedgerEntry) -> Found:
         """With the ledger's lease, or one made anew."""

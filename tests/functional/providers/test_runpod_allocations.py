@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
 import time
 from datetime import datetime
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from engine.errors import ProviderError
 from engine.providers.protocol import LedgerEntry, Scope
+from engine.providers.runpod.folder import AllocationFolder
 from tests.fake_runpod.client import FakeRunPod
 from tests.functional.providers.renting import RUN, Renting, either_api
 
@@ -122,11 +125,12 @@ async def test_another_account_proves_nothing_gone(
             for asked in (provider.release(lease), provider.prove_empty(Scope(names=(lease.name,), leases=(lease,)))):
                 with pytest.raises(ProviderError) as raised:
                     await asked
-                assert raised.value.code == "account_changed"
+                assert raised.value.code == "account_differs"
             assert other.calls("terminate") == []
     finally:
         other.stop()
     assert renting.ours() == [lease.allocation_id]
+    assert renting.folders() == [lease.name]
     provider = renting.provider()
     assert (await provider.wait_ready(lease)).address is not None
     await provider.release(lease)
@@ -141,3 +145,33 @@ async def test_a_session_before_the_pod_is_ready_is_refused(renting: Renting) ->
         await provider.open_session(lease)
     assert raised.value.code == "allocation_not_ready"
     await provider.release(lease)
+
+
+@either_api
+async def test_a_new_key_of_the_same_account_can_end_a_pod_and_prove_it(renting: Renting) -> None:
+    lease = await renting.lease(renting.provider())
+    folder = AllocationFolder(renting.home, lease.name)
+    asked = folder.asked()
+    assert asked is not None
+    folder.write_asked(msgspec.structs.replace(asked, account="a key that is no more"))
+    provider = renting.provider()
+    await provider.release(lease)
+    assert (await renting.proof(provider, lease)).count == 0
+    assert renting.ours() == []
+
+
+@either_api
+async def test_a_look_destroys_no_key_and_a_record_that_cannot_be_read_hides_no_other(renting: Renting) -> None:
+    provider = renting.provider()
+    vanished, torn = await renting.lease(provider), renting.spec()
+    renting.fake.vanish(vanished.allocation_id)
+    folder = AllocationFolder(renting.home, torn.name)
+    folder.make()
+    (folder.path / "asked.json").write_bytes(b"{")
+    ledger = [LedgerEntry(name=vanished.name, lease=vanished), LedgerEntry(name=torn.name)]
+    assert (await provider.reconcile(ledger)).gone == (vanished.name,)
+    assert renting.folders() == [vanished.name, torn.name]
+    assert (await renting.proof(provider, vanished)).unanswered == (torn.name,)
+    os.utime(folder.path / "asked.json", (0, 0))
+    assert (await renting.proof(provider, vanished)).unanswered == ()
+    assert renting.folders() == []

@@ -170,7 +170,9 @@ async def test_09_a_creation_without_an_answer_is_never_repeated_and_looked_at_a
     assert proof.count == 0
     assert proof.unanswered == (spec.name,)
     assert renting.folders() == [spec.name]
-    assert (await renting.provider(parked=0.1).reconcile(ledger)).gone == (spec.name,)
+    provider = renting.provider(parked=0.1)
+    assert (await provider.reconcile(ledger)).gone == (spec.name,)
+    assert (await renting.proof(provider)).unanswered == ()
     assert renting.folders() == []
 
 

@@ -94,3 +94,26 @@ def test_an_environment_that_vanishes_while_it_is_measured_is_refused(tmp_path: 
     with pytest.raises(RefusedError) as caught:
         EnvironmentReference(tmp_path, (str(tmp_path / "absent"),)).result()
     assert caught.value.code == "environment_unreadable"
+
+
+async def test_a_run_that_died_after_keeping_does_not_call_gone_what_another_run_has(
+    tmp_path: Path, plan: Plan, writer: Writer
+) -> None:
+    reader, provider = Reader(tmp_path), LocalProvider(tmp_path)
+    allocation = Allocation(tmp_path, writer, reader, provider, plan, RUN, Journal(writer, reader, RUN))
+    await allocation.have()
+    await allocation.end(keep_minutes=10)
+    entry = allocation.entry()
+    assert entry is not None
+    writer.create_run("ba9876543210", plan)
+    writer.take_up(entry.id, "ba9876543210")
+    assert await allocation.end(keep_minutes=10) is None
+    assert reader.run(RUN).summary.cleanup == "kept"
+    assert "allocation_gone" not in reader.evidence(RUN)
+    other = Allocation(
+        tmp_path, writer, reader, provider, plan, "ba9876543210", Journal(writer, reader, "ba9876543210")
+    )
+    await other.end()
+    proof = await allocation.end(keep_minutes=10)
+    assert proof is not None
+    assert (proof.count, proof.scope) == (0, (entry.name,))

@@ -1,0 +1,53 @@
+"""Starting the sentinel, for whoever rents, keeps or looks at what is rented; light enough for every command."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+from engine.runner.folder import LOGS
+
+RENTED: Final = frozenset({"runpod"})
+"""Providers whose allocations cost money by the hour."""
+FOLDER: Final = "allocations"
+LOCK: Final = "sentinel.lock"
+LOG: Final = "sentinel.log"
+
+
+def ensure_sentinel(home: Path) -> None:
+    """Start this home's sentinel where it does not run.
+
+    Called when what it is to watch is in the ledger and before it is asked for: one that is about to leave looks at
+    the ledger once more after it has let go of its lock.
+    """
+    folder = home / FOLDER
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if _runs(folder / LOCK):
+        return
+    (home / LOGS).mkdir(mode=0o700, exist_ok=True)
+    fd = os.open(home / LOGS / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    with os.fdopen(fd, "ab") as log:
+        subprocess.Popen(
+            [sys.executable, "-m", "engine.runner.sentinel", "--home", str(home)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            cwd="/",
+        )
+
+
+def _runs(lock: Path) -> bool:
+    """True where a sentinel holds its lock; a shared look does not keep another one from looking."""
+    fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False

@@ -1,0 +1,245 @@
+"""The sentinel over a ledger and a provider that counts: what is due, what is not, and who watches at its end."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.errors import ProviderError, StoreError
+from engine.plan import ProviderRequest, preset
+from engine.providers.protocol import EmptyProof, Found, Lease, LedgerEntry, Reconciliation, Scope
+from engine.runner import guard, sentinel, tending
+from engine.runner.leases import with_asked, with_end, with_keep, with_lease
+from engine.runner.release import end_allocation
+from engine.runner.sentinel import Sentinel
+from engine.store.ledger import AllocationFields
+from engine.store.reader import Reader
+from engine.store.writer import Writer
+from engine.wire import utc_now
+
+RUN = "0123456789ab"
+
+
+def a_lease(name: str) -> Lease:
+    return Lease(
+        allocation_id=f"pod-{name}", provider="runpod", name=name, run_id=RUN, gpu_model=None, price_per_hour=1.0,
+        acquired_at=utc_now(), root="r", python="p", site_paths=(), machine={},
+    )  # fmt: skip
+
+
+class Pods:
+    """Pods by name; releasing one called `slow` takes for ever."""
+
+    name = "runpod"
+
+    def __init__(self) -> None:
+        self.there: set[str] = set()
+
+    async def reconcile(self, ledger: list[LedgerEntry]) -> Reconciliation:
+        ours = [Found(name=e.name, observation="alive", lease=a_lease(e.name)) for e in ledger if e.name in self.there]
+        return Reconciliation(ours=tuple(ours))
+
+    async def release(self, lease: Lease) -> None:
+        if lease.name == "slow":
+            await asyncio.sleep(3600)
+        self.there.discard(lease.name)
+
+    async def prove_empty(self, scope: Scope) -> EmptyProof:
+        count = len(self.there & set(scope.names))
+        return EmptyProof(scope=scope.names, listings=2, count=count, others=0, at=utc_now(), statement="counted")
+
+    async def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def pods(monkeypatch: pytest.MonkeyPatch) -> Pods:
+    made = Pods()
+    monkeypatch.setattr(sentinel, "provider_for", lambda *_: made)
+    monkeypatch.setattr(sentinel, "TICK_SECONDS", 0.02)
+    return made
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> Iterator[Writer]:
+    plan = preset("demo")
+    with Writer(tmp_path) as made:
+        made.create_run(RUN, plan.__class__(**{**_fields(plan), "provider": ProviderRequest(name="runpod")}))
+        yield made
+
+
+def _fields(plan: Any) -> dict[str, Any]:
+    return {name: getattr(plan, name) for name in plan.__struct_fields__}
+
+
+async def _watches(home: Path, until: Callable[[], bool], seconds: float = 3.0) -> bool:
+    """Whether the sentinel brings it about in time."""
+    watching = asyncio.create_task(Sentinel(home).watch())
+    end = time.monotonic() + seconds
+    while not (reached := until()) and time.monotonic() < end:  # noqa: ASYNC110  it is in the store
+        await asyncio.sleep(0.02)
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+    return reached
+
+
+def _states(home: Path) -> dict[str, str]:
+    with Reader(home) as reader:
+        return {one.name: one.ledger_state for one in reader.allocations()}
+
+
+async def test_what_was_asked_for_by_a_runner_that_died_is_ended_when_its_time_is_over(
+    tmp_path: Path, pods: Pods, writer: Writer
+) -> None:
+    writer.allocation_intent("a", "runpod", "late", RUN, **with_asked(-1.0))
+    writer.allocation_intent("b", "runpod", "early", RUN, **with_asked(60.0))
+    pods.there = {"late", "early"}
+    assert await _watches(tmp_path, lambda: _states(tmp_path)["late"] == "gone")
+    assert pods.there == {"early"}
+
+
+async def test_a_pod_that_an_ended_run_left_is_ended_before_its_deadline(
+    tmp_path: Path, pods: Pods, writer: Writer
+) -> None:
+    writer.allocation_intent("a", "runpod", "left", RUN)
+    with Reader(tmp_path) as reader:
+        writer.allocation_state("a", "created", **with_lease(reader, "a", a_lease("left")))
+        writer.allocation_state("a", "ready")
+    writer.finish(RUN, {}, [], state="failed")
+    pods.there = {"left"}
+    assert await _watches(tmp_path, lambda: not pods.there)
+
+
+async def test_one_that_takes_long_and_one_that_cannot_be_read_keep_no_other_waiting(
+    tmp_path: Path, pods: Pods, writer: Writer
+) -> None:
+    for name in ("overdue", "slow", "odd"):  # the newest is looked at first
+        writer.allocation_intent(name, "runpod", name, RUN, **with_end(-1.0))
+    writer.allocation_state("odd", "intent", detail={"deadline": "never"})
+    pods.there = {"overdue", "slow", "odd"}
+    assert await _watches(tmp_path, lambda: "overdue" not in pods.there)
+
+
+async def test_a_kept_pod_is_left_alone_until_its_time_is_over(tmp_path: Path, pods: Pods, writer: Writer) -> None:
+    for name in ("over", "kept"):
+        writer.allocation_intent(name, "runpod", name, RUN)
+        with Reader(tmp_path) as reader:
+            writer.allocation_state(name, "created", **with_lease(reader, name, a_lease(name)))
+            writer.allocation_state(name, "kept", **with_keep(reader, name, -1 if name == "over" else 10))
+    pods.there = {"over", "kept"}
+    assert await _watches(tmp_path, lambda: "over" not in pods.there)
+    assert pods.there == {"kept"}
+
+
+def test_what_is_entered_after_the_last_look_is_still_watched(
+    tmp_path: Path, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = []
+
+    async def watch(_: Sentinel) -> None:
+        watched.append(len(_states(tmp_path)))
+        if len(watched) == 1:  # it has seen nothing and is about to go: a run enters what it rents, and starts no other
+            writer.allocation_intent("a", "runpod", "new", RUN)
+            guard.ensure_sentinel(tmp_path)
+        else:
+            writer.allocation_state("a", "gone")
+
+    (tmp_path / "allocations").mkdir()
+    monkeypatch.setattr(Sentinel, "watch", watch)
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("another one was started"))
+    monkeypatch.setattr(sys, "argv", ["sentinel", "--home", str(tmp_path)])
+    assert sentinel.main() == 0
+    assert watched == [0, 1]
+
+
+def test_a_sentinel_is_started_where_none_holds_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **_: started.append(command))
+    guard.ensure_sentinel(tmp_path)
+    assert len(started) == 1
+    fd = os.open(tmp_path / guard.FOLDER / guard.LOCK, os.O_RDWR)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    guard.ensure_sentinel(tmp_path)
+    os.close(fd)
+    assert len(started) == 1
+
+
+def test_a_cleanup_leaves_alone_what_a_run_was_resumed_on_meanwhile(
+    tmp_path: Path, pods: Pods, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("second", "first"):
+        writer.allocation_intent(name, "runpod", name, RUN)
+    pods.there = {"first", "second"}
+    release = pods.release
+
+    async def resumed(lease: Lease) -> None:
+        await release(lease)
+        writer.claim_runner(RUN)
+
+    monkeypatch.setattr(pods, "release", resumed)
+    monkeypatch.setattr(tending, "provider_for", lambda *_: pods)
+    ended = tending.clean_up(tmp_path, ["first", "second"])
+    assert [one.outcome for one in ended] == ["gone", "unknown"]
+    assert pods.there == {"second"}
+
+
+async def test_an_unanswered_creation_that_was_called_leaked_is_told_as_what_it_is(
+    tmp_path: Path, pods: Pods, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unanswered(scope: Scope) -> EmptyProof:
+        return EmptyProof(
+            scope=scope.names, listings=2, count=0, others=0, at=utc_now(), statement="counted", unanswered=scope.names
+        )
+
+    writer.allocation_intent("a", "runpod", "asked", RUN)
+    writer.allocation_state("a", "leaked", "api_unavailable")
+    monkeypatch.setattr(pods, "prove_empty", unanswered)
+    with Reader(tmp_path) as reader:
+        (entry,) = reader.allocations()
+        with pytest.raises(ProviderError) as raised:
+            await end_allocation(writer, reader, pods, entry)  # type: ignore[arg-type]  # what it calls is there
+        assert raised.value.code == "create_unanswered"
+        assert reader.allocations()[0].reason.startswith("create_unanswered")
+
+
+def test_keeping_for_longer_does_not_take_a_pod_from_the_run_that_took_it_up(
+    tmp_path: Path, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer.allocation_intent("a", "runpod", "kept", None)
+    writer.allocation_state("a", "created")
+    writer.allocation_state("a", "kept")
+
+    def meanwhile(reader: Reader, allocation_id: str, minutes: int) -> AllocationFields:
+        writer.take_up(allocation_id, RUN)
+        return with_keep(reader, allocation_id, minutes)
+
+    monkeypatch.setattr(tending, "with_keep", meanwhile)
+    with pytest.raises(StoreError):
+        tending.keep(tmp_path, "a", 10)
+    assert _states(tmp_path) == {"kept": "ready"}
+
+
+def test_a_look_at_what_is_rented_starts_a_sentinel_that_died(
+    tmp_path: Path, pods: Pods, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[object] = []
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **_: started.append(command))
+    monkeypatch.setattr(tending, "provider_for", lambda *_: pods)
+    assert tending.overview(tmp_path).troubles == ()
+    assert started == []
+    writer.allocation_intent("a", "runpod", "asked", RUN)
+    tending.overview(tmp_path, look=False)
+    assert started == []
+    tending.overview(tmp_path)
+    assert len(started) == 1
