@@ -120,7 +120,7 @@ class Allocation:
         return next(own, None) or next(served, None)
 
     async def _acquire(self, entry: AllocationView) -> Lease:
-        spec = spec_for(self._plan, self._settings, entry.name)
+        spec = spec_for(self._home, self._plan, self._settings, entry.name)
         try:
             lease = await self._provider.acquire(spec, self._run_id, self._on_phase)
         except GlasshouseError as error:
@@ -131,7 +131,7 @@ class Allocation:
 
     def _intend(self) -> AllocationView:
         name = allocation_name(self._install(), self._run_id)
-        asked = with_asked(spec_for(self._plan, self._settings, name).max_seconds)
+        asked = with_asked(spec_for(self._home, self._plan, self._settings, name).max_seconds)
         self._writer.allocation_intent(secrets.token_hex(6), self._provider.name, name, self._run_id, **asked)
         entry = self.entry()
         if entry is None:

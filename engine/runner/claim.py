@@ -52,4 +52,4 @@ class Claim:
                 await self._provider.let_go(self._spec(), self._run_id)
 
     def _spec(self) -> Spec:
-        return spec_for(self._plan, load_settings(self._home), self._run_id)
+        return spec_for(self._home, self._plan, load_settings(self._home), self._run_id)

@@ -140,7 +140,9 @@ class Runner:
 
     def _keep_delegation(self) -> None:
         """The operator's delegation, should the process that started the run have died before it was stored."""
-        made = (self.folder.read_json(INPUTS) or {}).get("delegation")
+        made = None
+        with contextlib.suppress(ValueError):  # a damaged folder fails the run later on, when it can be cleaned up
+            made = (self.folder.read_json(INPUTS) or {}).get("delegation")
         if made is not None and "delegation" not in self.reader.receipts(self.run_id):
             self.writer.receipt(self.run_id, "delegation", made)
 
@@ -193,8 +195,8 @@ class Runner:
             self.ingest.settle()
             # With its code, so that a runner that takes over here knows how the run ends.
             self._enter("cleaning", f"{self._error.code}: {self._error.message}" if self._error else "")
-        except StoreError as error:
-            self._error = self._error or error
+        except Exception as error:  # whatever it is, the allocation is ended
+            self._error = self._error or self._typed(error)
         try:
             if self.allocation.entry() is None:
                 await self.claim.let_go()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
 
 from engine.plan import Plan
 from engine.providers.protocol import Quote, Spec
 from engine.providers.settings import Settings
+from engine.runner.hosts import host_in
 
 ENVIRONMENT_GB: Final = 28
 """Wheels and installation of a CUDA build of torch with what it needs, and room for logs and adapters."""
@@ -18,13 +20,13 @@ STEPS_SECONDS: Final = 12 * 3600.0
 """How long a segment may take whose end is a number of steps: their rate is not known before."""
 
 
-def spec_for(plan: Plan, settings: Settings, name: str) -> Spec:
+def spec_for(home: Path, plan: Plan, settings: Settings, name: str) -> Spec:
     """What to acquire for a plan under this name. The plan's own wishes come before the settings'."""
     asked, rented = plan.provider, settings.runpod
     return Spec(
         name=name,
         gpus=asked.gpus or rented.gpus,
-        host=asked.allocation if asked.name == "static" else None,
+        host=host_in(home, settings, asked.allocation) if asked.name == "static" else None,
         max_price=asked.max_price if asked.max_price is not None else rented.max_price,
         max_cost=asked.max_cost if asked.max_cost is not None else rented.max_cost,
         disk_gb=rented.disk_gb or _disk_gb(plan),

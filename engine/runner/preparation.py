@@ -18,6 +18,7 @@ from engine.remote.environment import Measured, Prepared, measure, prepare
 from engine.remote.locks import Lock, lock_of, shipped_lock
 from engine.remote.reconnect import Reconnecting
 from engine.runner.folder import RunFolder
+from engine.runner.hosts import host_in
 from engine.store.reader import Reader
 from engine.store.writer import Writer
 from engine.wire import parse
@@ -58,7 +59,9 @@ def chosen_lock(plan: Plan, folder: RunFolder) -> Mapping[str, str]:
     The shipped lock is for allocations that install from it, and for images where the operator has no torch.
     Raises `MissingExtraError` for a run on this machine without the `local` extra.
     """
-    source = environment_of(load_settings(folder.home), plan.provider.name, plan.provider.allocation)
+    settings = load_settings(folder.home)
+    host = host_in(folder.home, settings, plan.provider.allocation)
+    source = environment_of(settings, plan.provider.name, host)
     if source == "lock":
         return shipped_lock().versions
     try:

@@ -26,6 +26,7 @@ from engine.remote.session import SshSession
 from engine.runner.guard import FOLDER, LOCK, RENTED
 from engine.runner.leases import asked_until, ends_at, kept_until, lease_of
 from engine.runner.tending import end_one, in_use
+from engine.store.database import has_database
 from engine.store.reader import Reader
 from engine.store.views import AllocationView
 from engine.store.writer import Writer
@@ -49,11 +50,17 @@ class Sentinel:
         self._beaten: dict[str, float] = {}
         self._work: dict[tuple[str, str], asyncio.Task[None]] = {}
         """What goes on, by its kind and allocation: one that takes long keeps no other waiting."""
+        self._is_useless = False
+
+    @property
+    def is_useless(self) -> bool:
+        """True once its API key was of no use."""
+        return self._is_useless
 
     async def watch(self) -> None:
-        """Until nothing rented is open."""
+        """Until nothing rented is open, the home is no more, or its API key is of no use."""
         idle = 0
-        while True:
+        while has_database(self._home) and not self._is_useless:
             with _told():
                 idle = 0 if self._look() else idle + 1
             if idle >= IDLE_TICKS:
@@ -94,10 +101,14 @@ class Sentinel:
         provider = provider_for(entry.provider, self._home)
         try:
             with Writer(self._home) as writer, Reader(self._home) as reader:
-                ended = await end_one(self._home, writer, reader, provider, entry)
+                end = ends_at(reader, entry.id)
+                overdue = end is not None and end.left() <= 0
+                ended = await end_one(self._home, writer, reader, provider, entry, overdue=overdue)
         finally:
             await provider.close()
         _say(f"{entry.name}: {ended.outcome}")
+        # Another key was set since this process began: whoever is started next may have it.
+        self._is_useless = ended.reason.partition(":")[0] in {"account_differs", "api_key_rejected"}
 
     async def _beat(self, entry: AllocationView) -> None:
         """A kept allocation hears that somebody is there until its time is over."""
@@ -168,8 +179,11 @@ def main() -> int:
     home: Path = parser.parse_args().home
     fd = os.open(home / FOLDER / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     while _locked(fd):
-        asyncio.run(Sentinel(home).watch())
+        sentinel = Sentinel(home)
+        asyncio.run(sentinel.watch())
         fcntl.flock(fd, fcntl.LOCK_UN)
+        if sentinel.is_useless or not has_database(home):
+            break
         # What was entered after the last look found the lock held, and started no other one.
         with Reader(home) as reader:
             if not _open(reader):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from engine.errors import GlasshouseError, StoreError
+from engine.errors import GlasshouseError
 from engine.plan import load_plan
 from engine.providers.protocol import EmptyProof
 from engine.records import build_row
@@ -27,7 +27,7 @@ def settle_runs(home: Path, writer: Writer, reader: Reader, entry: AllocationVie
     for run_id in reader.runs_served(entry.id):
         summary = reader.run(run_id).summary
         if summary.state in FINAL_RUN_STATES and summary.cleanup not in {"gone", "not_ours"}:
-            with contextlib.suppress(StoreError):  # somebody else is at it
+            with contextlib.suppress(GlasshouseError, OSError):  # somebody else is at it, or its folder is damaged
                 _settle(home, writer, reader, run_id, proof)
                 settled.append(run_id)
     return settled

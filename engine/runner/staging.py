@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import platform
+import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +44,8 @@ JOB: Final = "job.json"
 PACKAGE: Final = "package"
 BUNDLE: Final = "bundle.pyz"
 LAUNCHED: Final = "launched.json"
+SALT: Final = "salt"
+SALT_BYTES: Final = 32
 
 
 class Prepared(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,7 +130,7 @@ class Staging:
                 bundle=self.bundle_digest, lock=digest_of(lock_in(self._bundle)), environment=self._environment(lease)
             ),
             pod_id=allocation_digest(lease),
-            ssh_host_key=host_key_digest(lease),
+            ssh_host_key=host_key_digest(lease, self._salt()),
         )
 
     def _environment(self, lease: Lease) -> str:
@@ -249,6 +252,14 @@ class Staging:
         self._job = self._make_job(lease)
         return Expected(self.bundle_digest, sha256_hex(self._job))
 
+    def _salt(self) -> bytes:
+        """Of this run's own digests, made once."""
+        found = self.folder.read(SALT)
+        if found is None:
+            found = secrets.token_bytes(SALT_BYTES)
+            self.folder.write(SALT, found)
+        return found
+
     def run_dir(self, lease: Lease) -> str:
         """The run's folder on the allocation."""
         return f"{lease.root}/{self.run_id}"
@@ -273,7 +284,7 @@ class Staging:
             noise_seed=prepared.noise_seed,
             run_public_key=base64.b64encode(self.run_key.public).decode(),
             recipient_public_key=self.recipient_public(),
-            ssh_host_key_digest=host_key_digest(lease),
+            ssh_host_key_digest=host_key_digest(lease, self._salt()),
         )
         made = canonical(msgspec.to_builtins(job))
         self.folder.write(JOB, made)
@@ -327,9 +338,12 @@ def allocation_digest(lease: Lease) -> str:
     return sha256_hex(lease.allocation_id.encode())
 
 
-def host_key_digest(lease: Lease) -> str:
-    """SHA-256 over the pinned host key's line, which the nonce binds."""
-    return sha256_hex((lease.address.host_key if lease.address else "").strip().encode())
+def host_key_digest(lease: Lease, salt: bytes) -> str:
+    """SHA-256 over the run's salt and the pinned host key's line, which the nonce binds.
+
+    It is published: the digest of a key alone would lead whoever scans the internet's servers to the address.
+    """
+    return sha256_hex(salt + (lease.address.host_key if lease.address else "").strip().encode())
 
 
 def _path(text: str | None) -> Path | None:

@@ -90,18 +90,23 @@ def start_run(
 
 
 def _with_own_name(home: Path, plan: Plan) -> Plan:
-    """The plan with a kept allocation under the ledger's id: plans are published, and a pod's addresses are made from
-    the provider's.
+    """The plan with what it runs on under a name of our own: plans are published, a pod's addresses are made from the
+    provider's id, and a static host's name may be its address.
     """
+    from engine.providers.settings import load_settings
     from engine.runner.allocation import kept_allocation
     from engine.runner.guard import RENTED
+    from engine.runner.hosts import chosen_host
 
     wanted = plan.provider.allocation
-    if wanted is None or plan.provider.name not in RENTED:
+    if plan.provider.name == "static":
+        name = chosen_host(home, load_settings(home), wanted)
+    elif wanted is not None and plan.provider.name in RENTED:
+        with Reader(home) as reader:
+            name = kept_allocation(reader, wanted).id
+    else:
         return plan
-    with Reader(home) as reader:
-        found = kept_allocation(reader, wanted)
-    return msgspec.structs.replace(plan, provider=msgspec.structs.replace(plan.provider, allocation=found.id))
+    return msgspec.structs.replace(plan, provider=msgspec.structs.replace(plan.provider, allocation=name))
 
 
 def resume_run(home: Path, run_id: str) -> None:

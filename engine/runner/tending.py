@@ -94,6 +94,9 @@ def overview(home: Path, *, look: bool = True, ended: bool = False) -> Overview:
     with Reader(home) as reader:
         entries = reader.allocations(open_only=not ended)
         found, troubles = asyncio.run(_look(home, reader, entries)) if look else ({}, [])
+        if look:
+            found = {name: _taken_back(home, reader, name, seen) for name, seen in found.items()}
+            entries = reader.allocations(open_only=not ended)
         listed = [_ours(entry, found.get(entry.provider)) for entry in entries]
     foreign = [_foreign(provider, one) for provider, seen in found.items() for one in seen.foreign]
     return Overview(at=utc_now(), allocations=(*listed, *foreign), troubles=tuple(troubles))
@@ -122,6 +125,25 @@ async def _look(
             if mine or error.code not in {"api_key_missing", "extra_missing"}:
                 troubles.append(Trouble(provider=name, code=error.code, message=error.message, hint=error.hint))
     return found, troubles
+
+
+def _taken_back(home: Path, reader: Reader, provider: str, seen: Reconciliation) -> Reconciliation:
+    """What the provider lists, with what was believed gone and is listed again among what is ours: it bills."""
+    ended = {one.name: one for one in reader.allocations() if one.provider == provider and one.released_at is not None}
+    back = tuple(one for one in seen.foreign if one.name in ended)
+    if not back:
+        return seen
+    reason = "it is listed again, although two listings lacked it"
+    with Writer(home) as writer:
+        for one in back:
+            entry = ended[one.name]
+            writer.allocation_state(entry.id, "leaked", reason)
+            for run_id in reader.runs_served(entry.id):
+                writer.transition(run_id, "cleanup", "leaked", reason)
+    _watched(home, provider)
+    return msgspec.structs.replace(
+        seen, ours=(*seen.ours, *back), foreign=tuple(one for one in seen.foreign if one not in back)
+    )
 
 
 def _watched(home: Path, provider: str) -> None:
@@ -218,15 +240,36 @@ async def _clean_up(
     return tuple(ended)
 
 
-async def end_one(home: Path, writer: Writer, reader: Reader, provider: Provider, entry: AllocationView) -> Ended:
-    """End one allocation and settle the rows of the ended runs that it served; an orphan learns it when resumed."""
+async def end_one(
+    home: Path, writer: Writer, reader: Reader, provider: Provider, entry: AllocationView, *, overdue: bool = False
+) -> Ended:
+    """End one allocation and settle the rows of the ended runs that it served; an orphan learns it when resumed.
+
+    Meanwhile nobody resumes the run that has it. One that is `overdue` is ended whoever runs on it.
+    """
+    going_on = not overdue and entry.run_id is not None and entry.run_state not in FINAL_RUN_STATES
+    if going_on and entry.run_id is not None and not _claimed(writer, entry.run_id):
+        return _ended(entry, "unknown", 0, None, "allocation_in_use: its run was resumed meanwhile.")
     try:
         proof = await end_allocation(writer, reader, provider, entry)
     except GlasshouseError as error:
         leaked = error.code != "create_unanswered"
         return _ended(entry, "leaked" if leaked else "unknown", 0, None, f"{error.code}: {error.message} {error.hint}")
+    finally:
+        if going_on and entry.run_id is not None:
+            writer.release_runner(entry.run_id)
     settle_runs(home, writer, reader, entry, proof)
     return _ended(entry, outcome_of(proof), proof.listings, proof.others, proof.statement)
+
+
+def _claimed(writer: Writer, run_id: str) -> bool:
+    try:
+        writer.claim_runner(run_id)
+    except StoreError as error:
+        if error.code == "run_locked":
+            return False
+        raise
+    return True
 
 
 def _ended(

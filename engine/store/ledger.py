@@ -17,7 +17,7 @@ _MOVES: Final[dict[str, tuple[str, ...]]] = {
     "kept": ("ready", "releasing", "gone", "leaked", "not_ours"),
     "releasing": ("gone", "leaked", "not_ours"),
     "leaked": ("releasing", "gone", "not_ours"),
-    "gone": (),
+    "gone": ("leaked",),  # a provider may list again what two of its listings lacked
     "not_ours": (),
 }
 _SHOWN: Final[dict[str, CleanupState]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -141,6 +142,10 @@ def mention_allocations(session: Session) -> None:
     except (GlasshouseError, OSError):
         return  # a command that needs the store says what is wrong with it
     if found:
+        from engine.runner.guard import ensure_sentinel
+
+        with contextlib.suppress(OSError):
+            ensure_sentinel(session.home)  # it may have died, or this machine was started anew
         which = "1 allocation is" if len(found) == 1 else f"{len(found)} allocations are"
         cost = totals(found)
         least = "" if cost.complete else "at least "

@@ -56,7 +56,7 @@ def agree_to_price(session: Session, plan: Plan, *, ask: bool) -> None:
     from engine.providers.settings import load_settings
     from engine.runner.needs import spec_for
 
-    spec = spec_for(plan, load_settings(session.home), "quote")
+    spec = spec_for(session.home, plan, load_settings(session.home), "quote")
     quote = asyncio.run(_quote(session, spec))
     for line in quote_lines(quote, spec, plan.provider.keep_for):
         say(line)

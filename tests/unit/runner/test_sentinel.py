@@ -46,7 +46,9 @@ class Pods:
 
     async def reconcile(self, ledger: list[LedgerEntry]) -> Reconciliation:
         ours = [Found(name=e.name, observation="alive", lease=a_lease(e.name)) for e in ledger if e.name in self.there]
-        return Reconciliation(ours=tuple(ours))
+        known = {entry.name for entry in ledger}
+        foreign = [Found(name=name, observation="alive") for name in sorted(self.there - known)]
+        return Reconciliation(ours=tuple(ours), foreign=tuple(foreign))
 
     async def release(self, lease: Lease) -> None:
         if lease.name == "slow":
@@ -178,14 +180,14 @@ def test_a_sentinel_is_started_where_none_holds_the_lock(tmp_path: Path, monkeyp
 def test_a_cleanup_leaves_alone_what_a_run_was_resumed_on_meanwhile(
     tmp_path: Path, pods: Pods, writer: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("second", "first"):
-        writer.allocation_intent(name, "runpod", name, RUN)
+    writer.allocation_intent("second", "runpod", "second", RUN)
+    writer.allocation_intent("first", "runpod", "first", None)
     pods.there = {"first", "second"}
     release = pods.release
 
     async def resumed(lease: Lease) -> None:
         await release(lease)
-        writer.claim_runner(RUN)
+        writer.claim_runner(RUN, os.getppid())
 
     monkeypatch.setattr(pods, "release", resumed)
     monkeypatch.setattr(tending, "provider_for", lambda *_: pods)
@@ -243,3 +245,17 @@ def test_a_look_at_what_is_rented_starts_a_sentinel_that_died(
     assert started == []
     tending.overview(tmp_path)
     assert len(started) == 1
+
+
+def test_a_pod_that_is_listed_again_is_ours_and_loud(
+    tmp_path: Path, pods: Pods, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer.allocation_intent("again", "runpod", "again", None)
+    monkeypatch.setattr(tending, "provider_for", lambda *_: pods)
+    monkeypatch.setattr(tending, "ensure_sentinel", lambda _home: None)
+    assert [one.outcome for one in tending.clean_up(tmp_path, ["again"])] == ["gone"]
+    pods.there = {"again"}
+    (seen,) = tending.overview(tmp_path).allocations
+    assert (seen.ours, seen.name, seen.state) == (True, "again", "leaked")
+    assert [one.outcome for one in tending.clean_up(tmp_path)] == ["gone"]
+    assert pods.there == set()

@@ -1,0 +1,35 @@
+"""Static hosts in plans: under names that tell nobody what they are called, or where they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from engine.errors import UsageError
+from engine.providers.settings import HostSettings, Settings
+from engine.runner.hosts import chosen_host, host_in, published_name
+
+HOST = HostSettings(name="gpu1.lab.example.org", address="192.0.2.7", user="me", host_key="SHA256:x", agent=True)
+SETTINGS = Settings(host=(HOST,))
+
+
+def test_a_published_name_leads_back_to_the_host_at_home_only(tmp_path: Path) -> None:
+    home, other = tmp_path / "home", tmp_path / "other"
+    for folder in (home, other):
+        folder.mkdir()
+    name = chosen_host(home, SETTINGS, None)
+    assert name == chosen_host(home, SETTINGS, HOST.name) == published_name(home, HOST.name)
+    assert "gpu1" not in name
+    assert name != published_name(other, HOST.name)
+    assert host_in(home, SETTINGS, name) == HOST.name
+    assert host_in(home, SETTINGS, HOST.name) == HOST.name
+    assert host_in(other, SETTINGS, name) == name
+    assert host_in(home, SETTINGS, None) is None
+
+
+def test_without_a_name_there_must_be_one_host(tmp_path: Path) -> None:
+    two = Settings(host=(HOST, msgspec.structs.replace(HOST, name="another")))
+    with pytest.raises(UsageError):
+        chosen_host(tmp_path, two, None)
