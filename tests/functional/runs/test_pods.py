@@ -68,6 +68,9 @@ def test_a_runner_killed_at_every_transition_leaves_no_pod_and_a_finished_row(
         "queued", "allocating", "connecting", "staging", "running", "collecting", "cleaning", "finished",
     }  # fmt: skip
     assert view.row is not None
+    for kind in ("raw", "protected"):
+        states = [one.state for one in view.transitions if one.subject == f"segment:{kind}"]
+        assert len(states) == len(set(states))
     history = "\n".join(f"{one.subject} {one.state} {one.reason}" for one in view.transitions)
     assert view.row["clean"] is True, history
     assert renter.fake.pods() == []

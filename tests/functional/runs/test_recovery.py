@@ -36,25 +36,6 @@ def test_killing_the_ssh_server_twice_loses_no_step(operator: Operator) -> None:
     assert view.row["protectedElapsedSec"] >= 6.0
 
 
-@pytest.mark.parametrize(
-    ("kind", "state"), [("raw", "launching"), ("protected", "training"), ("protected", "zeroizing")]
-)
-def test_a_killed_runner_is_followed_by_another_and_the_row_is_clean(operator: Operator, kind: str, state: str) -> None:
-    run_id = operator.start(short_plan(steps=150))
-    operator.wait(run_id, lambda view: segment_state(view, kind) == state)
-    runner = operator.runner(run_id)
-    runner.send_signal(signal.SIGKILL)
-    runner.wait(10)
-    assert operator.view(run_id).summary.orphaned
-    operator.resume(run_id)
-    view = operator.finish(run_id)
-    assert view.row is not None, operator.log_of(run_id)
-    assert view.row["clean"] is True, [check for check in view.row["checks"] if check["status"] == "failed"]
-    assert view.row["protectedSteps"] == 150
-    states = [t.state for t in view.transitions if t.subject == "segment:protected"]
-    assert len(states) == len(set(states))
-
-
 def test_a_runner_that_dies_at_one_commit_after_another_leaves_nothing_undone(
     operator: Operator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
