@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
 from engine.errors import UsageError
@@ -85,6 +86,10 @@ def desk(cli: CommandLine, fake_runpod: FakeRunPod, monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv(name, value)
     fake_runpod.configure(pull_seconds=0.05)
     yield Desk(cli, fake_runpod)
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or ()
+        if "engine.runner.sentinel" in words and str(cli.home) in words:
+            process.kill()
     everything = "".join(path.read_text(errors="replace") for path in (cli.home / "logs").glob("*"))
     assert fake_runpod.key not in everything
 
