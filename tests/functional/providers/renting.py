@@ -102,6 +102,8 @@ def renting(place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[Renting]:
     """Ends with the check that every test shares: no pod exists that the ledger does not know, nor any of ours."""
     for name, value in place.fake.environment().items():
         monkeypatch.setenv(name, value)
+    for name in ("prices.json", "listing.json"):  # what an earlier test was told is news again
+        (place.home / "allocations" / name).unlink(missing_ok=True)
     found = Renting(place.fake, place.home, place.api)
     before = {pod.id for pod in place.fake.ever()}
     yield found
