@@ -21,6 +21,7 @@ PLAN_VERSION: Final = 1
 LORA_TARGETS: Final = ("q_proj", "k_proj", "v_proj", "o_proj")
 MAX_SECONDS: Final = 7 * 24 * 3600
 MAX_STEPS: Final = 100_000_000
+MAX_KEEP_MINUTES: Final = 7 * 24 * 60
 MAX_SEED: Final = 2**53 - 1
 """The largest integer that canonical JSON carries exactly."""
 _COMMIT: Final = re.compile("[0-9a-f]{40}")
@@ -203,7 +204,7 @@ def _check_inputs(plan: Plan) -> None:
 def _check_figures(plan: Plan) -> None:
     _positive("price ceiling", plan.provider.max_price, flag="--max-price")
     _positive("cost ceiling", plan.provider.max_cost, flag="--max-cost")
-    _positive("keep time", plan.provider.keep_for, flag="--keep-for", most=7 * 24 * 60)
+    _positive("keep time", plan.provider.keep_for, flag="--keep-for", most=MAX_KEEP_MINUTES)
     _positive("margin", plan.margin_pct, flag="the preset's marginPct", most=100)
     if not 0 <= plan.inject_overhead_pct <= 100:
         raise PlanError("An injected overhead lies between 0 and 100 percent.", "Change injectOverheadPct.")

@@ -12,10 +12,7 @@ OPEN: Final = ("active", "kept", "terminating", "leaked")
 """States of the ledger in which an allocation may cost money."""
 FOREIGN: Final = "foreign"
 UNANSWERED: Final = "create_unanswered"
-RENTED: Final = ("runpod",)
-"""Providers whose allocations cost money by the hour."""
 BY_HAND: Final = {"runpod": "https://console.runpod.io/pods"}
-MAX_KEEP_MINUTES: Final = 7 * 24 * 60
 
 
 class Rented(Protocol):

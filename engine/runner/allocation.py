@@ -14,13 +14,13 @@ from engine.errors import GlasshouseError, ProviderError, StoreError, UsageError
 from engine.plan import Plan
 from engine.providers.protocol import EmptyProof, Lease, Provider, allocation_name
 from engine.providers.settings import load_settings
-from engine.runner.guard import RENTED, ensure_sentinel
+from engine.runner.guard import ensure_sentinel, watch_on
 from engine.runner.journal import Journal
-from engine.runner.leases import lease_of, with_asked, with_keep, with_lease
+from engine.runner.leases import lease_of, matching, with_asked, with_keep, with_lease
 from engine.runner.needs import spec_for
 from engine.runner.release import ENDED, end_allocation, outcome_of
 from engine.store.reader import Reader
-from engine.store.views import AllocationView
+from engine.store.views import RENTED, AllocationView
 from engine.store.writer import Writer
 from engine.wire import ALLOCATION_GONE, utc_now
 
@@ -96,7 +96,7 @@ class Allocation:
         try:
             proof = await end_allocation(self._writer, self._reader, self._provider, entry)
         except GlasshouseError as error:
-            self._watch_on()
+            watch_on(self._home, self._provider.name)
             state = "active" if error.code == "create_unanswered" else "leaked"
             self._writer.transition(self._run_id, "cleanup", state, f"{error.code}: {error.message}")
             raise
@@ -151,14 +151,8 @@ class Allocation:
         fields = with_keep(self._reader, entry.id, minutes)
         until = fields["keep_until"]
         self._writer.allocation_state(entry.id, "kept", f"kept until {until}", only_from=entry.ledger_state, **fields)
-        self._watch_on()
+        watch_on(self._home, self._provider.name)
         self._writer.transition(self._run_id, "cleanup", "kept", f"kept until {until}")
-
-    def _watch_on(self) -> None:
-        """Somebody must look at what this run leaves behind, should the sentinel have died meanwhile."""
-        if self.is_rented:
-            with contextlib.suppress(OSError):
-                ensure_sentinel(self._home)
 
     def _install(self) -> str:
         found = self._reader.setting(INSTALL)
@@ -171,8 +165,7 @@ class Allocation:
 def kept_allocation(reader: Reader, wanted: str) -> AllocationView:
     """The kept allocation with this id, or a unique beginning of it; raises `UsageError` (`allocation_unknown`)."""
     kept = [one for one in reader.allocations(open_only=True) if one.ledger_state == "kept"]
-    found = [one for one in kept if wanted in {one.id, one.name, one.provider_id}]
-    found = found or [one for one in kept if one.id.startswith(wanted)]
+    found = matching(kept, wanted)
     if len(found) != 1:
         raise UsageError(
             f"There is no kept allocation {wanted}." if not found else f"Several kept allocations begin with {wanted}.",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from datetime import UTC, datetime, timedelta
 from typing import Self
 
 import msgspec
 
+from engine.providers.runpod.clock import boot_seconds
 from engine.store.locks import boot_id
 from engine.wire import utc_text
 
@@ -23,7 +23,7 @@ class Deadline(msgspec.Struct, frozen=True, kw_only=True):
     def after(cls, seconds: float) -> Self:
         """The moment `seconds` from now."""
         utc = datetime.now(UTC) + timedelta(seconds=seconds)
-        return cls(utc=utc_text(utc), boot=boot_id(), at=time.clock_gettime(time.CLOCK_BOOTTIME) + seconds)
+        return cls(utc=utc_text(utc), boot=boot_id(), at=boot_seconds() + seconds)
 
     @classmethod
     def of(cls, utc: str) -> Self:
@@ -33,5 +33,5 @@ class Deadline(msgspec.Struct, frozen=True, kw_only=True):
     def left(self) -> float:
         """Seconds until it comes; negative once it has."""
         if self.boot and self.boot == boot_id():
-            return self.at - time.clock_gettime(time.CLOCK_BOOTTIME)
+            return self.at - boot_seconds()
         return (datetime.fromisoformat(self.utc) - datetime.now(UTC)).total_seconds()

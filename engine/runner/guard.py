@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import subprocess
@@ -10,9 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from engine.runner.folder import LOGS
+from engine.store.views import RENTED
 
-RENTED: Final = frozenset({"runpod"})
-"""Providers whose allocations cost money by the hour."""
 FOLDER: Final = "allocations"
 LOCK: Final = "sentinel.lock"
 LOG: Final = "sentinel.log"
@@ -39,6 +39,15 @@ def ensure_sentinel(home: Path) -> None:
             start_new_session=True,
             cwd="/",
         )
+
+
+def watch_on(home: Path, provider: str) -> None:
+    """See to it that what is left of a rented allocation is watched: the sentinel may have died, or this machine was
+    started anew.
+    """
+    if provider in RENTED:
+        with contextlib.suppress(OSError):
+            ensure_sentinel(home)
 
 
 def _runs(lock: Path) -> bool:

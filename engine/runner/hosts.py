@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import secrets
 from pathlib import Path
 from typing import Final
 
-from engine.errors import StoreError
+from engine.providers.runpod.shared import salt_of
 from engine.providers.settings import Settings, host_settings
 
-SALT: Final = "hosts.salt"
-_SALT_BYTES: Final = 32
 _LENGTH: Final = 16
 
 
 def published_name(home: Path, name: str) -> str:
     """The name of a host in plans: the same for all runs of this home, and telling nothing to others.
 
-    Raises `StoreError` (`store_unwritable`).
+    Raises `StoreError` as `salt_of`.
     """
-    return "host-" + hashlib.sha256(_salt(home) + name.encode()).hexdigest()[:_LENGTH]
+    return "host-" + hashlib.sha256(salt_of(home) + name.encode()).hexdigest()[:_LENGTH]
 
 
 def host_in(home: Path, settings: Settings, published: str | None) -> str | None:
@@ -37,26 +33,3 @@ def chosen_host(home: Path, settings: Settings, wanted: str | None) -> str:
     Raises `UsageError` as `host_settings`.
     """
     return published_name(home, host_settings(settings, wanted).name)
-
-
-def _salt(home: Path) -> bytes:
-    path = home / SALT
-    try:
-        if not path.exists():
-            part = path.with_name(f".{SALT}.{secrets.token_hex(4)}")
-            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(secrets.token_bytes(_SALT_BYTES))
-            try:
-                path.hardlink_to(part)
-            except FileExistsError:
-                pass  # another process was first
-            finally:
-                part.unlink()
-        return path.read_bytes()
-    except OSError as error:
-        raise StoreError(
-            f"{path} cannot be made or read: {error.strerror}.",
-            "Free some space or choose another --home.",
-            code="store_unwritable",
-        ) from error

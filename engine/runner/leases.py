@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -10,6 +11,7 @@ from engine.providers.protocol import Lease
 from engine.runner.deadline import Deadline
 from engine.store.ledger import AllocationFields
 from engine.store.reader import Reader
+from engine.store.views import AllocationView
 
 _LEASE: Final = "lease"
 _DEADLINE: Final = "deadline"
@@ -72,6 +74,12 @@ def with_keep(reader: Reader, allocation_id: str, minutes: int) -> AllocationFie
         moment = end
     detail = {**reader.allocation_detail(allocation_id), _KEEP: msgspec.to_builtins(moment)}
     return AllocationFields(keep_until=moment.utc, detail=detail)
+
+
+def matching(entries: Sequence[AllocationView], wanted: str) -> list[AllocationView]:
+    """The entries with this id, name or provider's id; where there is none, those whose id begins so."""
+    exact = [one for one in entries if wanted in {one.id, one.name, one.provider_id}]
+    return exact or [one for one in entries if one.id.startswith(wanted)]
 
 
 def _moment(reader: Reader, allocation_id: str, name: str) -> Deadline | None:

@@ -95,8 +95,8 @@ def _with_own_name(home: Path, plan: Plan) -> Plan:
     """
     from engine.providers.settings import load_settings
     from engine.runner.allocation import kept_allocation
-    from engine.runner.guard import RENTED
     from engine.runner.hosts import chosen_host
+    from engine.store.views import RENTED
 
     wanted = plan.provider.allocation
     if plan.provider.name == "static":

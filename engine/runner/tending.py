@@ -14,18 +14,18 @@ from typing import Final, Literal
 import msgspec
 
 from engine.errors import GlasshouseError, RunError, StoreError, UsageError
+from engine.plan import MAX_KEEP_MINUTES
 from engine.providers import provider_for
 from engine.providers.protocol import Found, LedgerEntry, Provider, Reconciliation
-from engine.runner.guard import RENTED, ensure_sentinel
-from engine.runner.leases import lease_of, with_keep
+from engine.runner.guard import watch_on
+from engine.runner.leases import lease_of, matching, with_keep
 from engine.runner.release import ENDED, end_allocation, outcome_of
 from engine.runner.settle import settle_runs
 from engine.store.reader import Reader
-from engine.store.views import FINAL_RUN_STATES, AllocationView
+from engine.store.views import FINAL_RUN_STATES, RENTED, AllocationView
 from engine.store.writer import Writer
 from engine.wire import utc_now
 
-MAX_KEEP_MINUTES: Final = 7 * 24 * 60
 _BUSY: Final = ("allocating", "connecting", "staging", "running", "collecting", "cleaning", "queued")
 OnPhase = Callable[[str], None]
 
@@ -118,7 +118,7 @@ async def _look(
             try:
                 found[name] = await provider.reconcile(mine)
                 if mine:
-                    _watched(home, name)
+                    watch_on(home, name)
             finally:
                 await provider.close()
         except GlasshouseError as error:
@@ -140,17 +140,10 @@ def _taken_back(home: Path, reader: Reader, provider: str, seen: Reconciliation)
             writer.allocation_state(entry.id, "leaked", reason)
             for run_id in reader.runs_served(entry.id):
                 writer.transition(run_id, "cleanup", "leaked", reason)
-    _watched(home, provider)
+    watch_on(home, provider)
     return msgspec.structs.replace(
         seen, ours=(*seen.ours, *back), foreign=tuple(one for one in seen.foreign if one not in back)
     )
-
-
-def _watched(home: Path, provider: str) -> None:
-    """See to it that the sentinel watches what is rented: it may have died, or this machine was started anew."""
-    if provider in RENTED:
-        with contextlib.suppress(OSError):
-            ensure_sentinel(home)
 
 
 def _providers(entries: Sequence[AllocationView]) -> list[str]:
@@ -233,7 +226,7 @@ async def _clean_up(
             provider = providers.setdefault(entry.provider, provider_for(entry.provider, home))
             ended.append(await end_one(home, writer, reader, provider, entry))
             if ended[-1].outcome not in ENDED:
-                _watched(home, entry.provider)
+                watch_on(home, entry.provider)
     finally:
         for provider in providers.values():
             await provider.close()
@@ -309,8 +302,7 @@ def _chosen(reader: Reader, ids: Sequence[str] | None) -> list[AllocationView]:
 
 
 def _named(entries: Sequence[AllocationView], wanted: str) -> AllocationView:
-    found = [one for one in entries if wanted in {one.id, one.name, one.provider_id}]
-    found = found or [one for one in entries if one.id.startswith(wanted)]
+    found = matching(entries, wanted)
     if len(found) != 1:
         raise UsageError(
             f"There is no open allocation {wanted} of ours." if not found else f"{wanted} is the beginning of several.",

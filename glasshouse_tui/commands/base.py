@@ -13,9 +13,10 @@ import click
 from click.shell_completion import CompletionItem
 
 from engine.errors import GlasshouseError
+from engine.store.views import RENTED
 from glasshouse_tui.commands.output import note
 from glasshouse_tui.format import money
-from glasshouse_tui.rented import RENTED, is_left_alone, totals
+from glasshouse_tui.rented import is_left_alone, totals
 
 if TYPE_CHECKING:
     from engine.store.reader import Reader

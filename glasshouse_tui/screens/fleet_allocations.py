@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
-from engine.store.views import AllocationView, RunSummary
+from engine.store.views import RENTED, AllocationView, RunSummary
 from glasshouse_tui.figures import is_final
 from glasshouse_tui.format import (
     DASH,
@@ -21,7 +21,6 @@ from glasshouse_tui.format import (
     short_id,
 )
 from glasshouse_tui.rented import (
-    RENTED,
     by_hand,
     is_left_alone,
     is_open,

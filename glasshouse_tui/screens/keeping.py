@@ -10,8 +10,8 @@ from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.widgets import Input
 
+from engine.plan import MAX_KEEP_MINUTES
 from glasshouse_tui.format import money, plain
-from glasshouse_tui.rented import MAX_KEEP_MINUTES
 from glasshouse_tui.widgets.paint import Line, Lines, line
 
 if TYPE_CHECKING:

@@ -12,13 +12,14 @@ from engine.errors import GlasshouseError, ProviderError
 from engine.providers.protocol import Lease, Spec
 from engine.providers.runpod.account import HOPELESS, Account, together
 from engine.providers.runpod.api import GpuOffer, Order, Pod, RateLimitedError, is_ambiguous
-from engine.providers.runpod.clock import boot_id, boot_seconds
+from engine.providers.runpod.clock import boot_seconds
 from engine.providers.runpod.folder import AllocationFolder, Ask, Asked, Keys
 from engine.providers.runpod.image import order
 from engine.providers.runpod.leases import age, lease_of
 from engine.providers.runpod.offers import Choice, above_quote, choices, life, max_price
 from engine.providers.runpod.shielding import to_the_end
 from engine.providers.settings import RunPodSettings
+from engine.store.locks import boot_id
 from engine.wire import utc_now
 
 NEXT_GPU: Final = frozenset({"no_capacity", "order_refused"})

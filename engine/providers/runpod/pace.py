@@ -12,7 +12,8 @@ import msgspec
 
 from engine.providers.runpod import failures, shared
 from engine.providers.runpod.api import GpuOffer, Order, Pod, PodApi, RateLimitedError
-from engine.providers.runpod.clock import boot_id, boot_seconds
+from engine.providers.runpod.clock import boot_seconds
+from engine.store.locks import boot_id
 
 FILE: Final = "api_calls.json"
 _LOCK: Final = "api_calls.lock"

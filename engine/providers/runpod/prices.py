@@ -9,7 +9,8 @@ import msgspec
 
 from engine.providers.runpod import shared
 from engine.providers.runpod.api import GpuOffer, PodApi
-from engine.providers.runpod.clock import boot_id, boot_seconds
+from engine.providers.runpod.clock import boot_seconds
+from engine.store.locks import boot_id
 
 FILE: Final = "prices.json"
 FRESH_SECONDS: Final = 30.0

@@ -39,7 +39,7 @@ def folder_of(home: Path) -> Path:
 
 
 def salt_of(home: Path) -> bytes:
-    """This home's salt for digests of keys, made once; raises `StoreError`."""
+    """This home's salt for digests of keys and of names, made once; raises `StoreError`."""
     path = folder_of(home) / _SALT
     try:
         if not path.exists():

@@ -252,7 +252,7 @@ def test_a_pod_that_is_listed_again_is_ours_and_loud(
 ) -> None:
     writer.allocation_intent("again", "runpod", "again", None)
     monkeypatch.setattr(tending, "provider_for", lambda *_: pods)
-    monkeypatch.setattr(tending, "ensure_sentinel", lambda _home: None)
+    monkeypatch.setattr(tending, "watch_on", lambda *_: None)
     assert [one.outcome for one in tending.clean_up(tmp_path, ["again"])] == ["gone"]
     pods.there = {"again"}
     (seen,) = tending.overview(tmp_path).allocations
