@@ -59,9 +59,9 @@ def test_training_shows_at_most_one_line_a_second(scene: Scene) -> None:
         progress.show(scene.view())
     lines = [line for line in stream.getvalue().splitlines() if "steps/s" in line]
     assert lines == [
-        "raw         training  steps 10/2600  100.0 steps/s  loss 2.5",
-        "raw         training  steps 110/2600  100.0 steps/s  loss 2.5",
-        "raw         training  steps 210/2600  100.0 steps/s  loss 2.5",
+        "raw         training  steps 10/2800  100.0 steps/s  loss 2.5",
+        "raw         training  steps 110/2800  100.0 steps/s  loss 2.5",
+        "raw         training  steps 210/2800  100.0 steps/s  loss 2.5",
     ]
 
 
@@ -99,7 +99,7 @@ def test_a_terminal_redraws_the_progress_line_and_ends_it_before_others(scene: S
     scene.move("segment:raw", "training")
     scene.train("raw", [2.5])
     progress.show(scene.view())
-    assert stream.getvalue().endswith("\r\x1b[Kraw         training  steps 1/2600  100.0 steps/s  loss 2.5")
+    assert stream.getvalue().endswith("\r\x1b[Kraw         training  steps 1/2800  100.0 steps/s  loss 2.5")
     scene.move("segment:raw", "done")
     progress.show(scene.view())
     assert stream.getvalue().endswith("loss 2.5\r\x1b[Kraw         done\n")
@@ -130,6 +130,6 @@ def test_the_last_count_of_a_segment_is_shown_though_it_ended_within_the_second(
     progress.show(scene.view())
     progress.show(scene.view())
     assert [line for line in stream.getvalue().splitlines() if "steps/s" in line] == [
-        "raw         training  steps 1000/2600  100.0 steps/s  loss 2.5",
-        "raw         done  steps 1800/2600  100.0 steps/s  loss 2.5",
+        "raw         training  steps 1000/2800  100.0 steps/s  loss 2.5",
+        "raw         done  steps 1800/2800  100.0 steps/s  loss 2.5",
     ]
