@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from engine.errors import PlanError, WireError
-from engine.resources import data_path
+from engine.system.resources import data_path
 from engine.wire import digest_of, parse
 
 Order = Literal["raw-first", "protected-first"]

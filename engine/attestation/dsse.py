@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from engine.attestation.reasons import refusal
 from engine.errors import WireError
-from engine.lean import without
 from engine.sealing.pem import key_id
+from engine.system.imports import without
 from engine.wire import parse
 
 with without("boto3", "botocore"):  # 14 MB for signers in a cloud, which are not used

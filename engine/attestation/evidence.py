@@ -27,7 +27,7 @@ from engine.attestation.claims import (
 )
 from engine.attestation.measurement import Measurements
 from engine.attestation.nonce import NONCE_BYTES
-from engine.attestation.publictext import is_public_text
+from engine.attestation.public_text import is_public_text
 from engine.attestation.reasons import refusal
 from engine.errors import WireError
 from engine.sealing.manifest import is_digest, is_run_id

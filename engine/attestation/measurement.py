@@ -281,3 +281,8 @@ def list_environment(roots: Sequence[Path], interpreter: Path) -> Listing:
 def environment_digest(roots: Sequence[Path], interpreter: Path) -> EnvironmentMeasurement:
     """List and measure at once; seconds per GiB. Raises `RefusedError` (`environment_unreadable`)."""
     return list_environment(roots, interpreter).measure()
+
+
+def listed_environment(sites: tuple[str, ...]) -> Listing:
+    """Interpreter, standard library and the folders of third-party code, in that order."""
+    return list_environment([*stdlib_roots(), *map(Path, sites)], Path(sys.executable))

@@ -11,7 +11,6 @@ import base64
 import binascii
 import fcntl
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +20,8 @@ import msgspec
 
 from engine.attestation.reasons import refusal
 from engine.errors import RefusedError, WireError
-from engine.sealing.files import write_private
+from engine.system.clock import boot_id, boot_seconds
+from engine.system.files import write_private
 from engine.wire import canonical, parse
 
 NONCE_BYTES: Final = 32
@@ -41,16 +41,6 @@ class _Issued(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class _State(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     version: int = 1
     nonces: tuple[_Issued, ...] = ()
-
-
-def boot_seconds() -> float:
-    """Seconds since boot, sleep included."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-def boot_id() -> str:
-    """What tells one boot of this machine from another."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 class NonceLedger:

@@ -8,7 +8,7 @@ import msgspec
 
 from engine.attestation.reasons import refusal
 from engine.errors import WireError
-from engine.resources import data_path
+from engine.system.resources import data_path
 from engine.wire import digest_of, parse
 
 POLICY_SCHEMA: Final = 1

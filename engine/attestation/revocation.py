@@ -20,9 +20,9 @@ from engine.attestation.dsse import peek_payload
 from engine.attestation.reasons import refusal
 from engine.attestation.statements import read_predicate, sign, statement
 from engine.errors import RefusedError, UsageError, WireError
+from engine.sealing.key_generations import is_moment
 from engine.sealing.manifest import is_digest
 from engine.sealing.pem import key_id
-from engine.sealing.ring import is_moment
 from engine.wire import canonical, parse, utc_text
 
 ROTATION: Final = "urn:glasshouse:predicate:rotation:1"

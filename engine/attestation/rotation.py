@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from engine.attestation.revocation import Kind, read_statements, revocation_statement, rotation_statement
 from engine.attestation.signers import TrustedKeys, successors
 from engine.errors import UsageError
-from engine.sealing.keyring import OperatorKeys, change
+from engine.sealing.key_generations import PastKey
+from engine.sealing.operator_keys import OperatorKeys, change
 from engine.sealing.pem import fingerprint, key_id
-from engine.sealing.ring import PastKey
 from engine.wire import utc_text
 
 

@@ -37,8 +37,8 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from engine.attestation.reasons import refusal
 from engine.attestation.revocation import Kind, Revocation, Statements, read_revocations, read_statements
 from engine.errors import UsageError
+from engine.sealing.key_generations import read_ring
 from engine.sealing.pem import fingerprint, key_id
-from engine.sealing.ring import read_ring
 
 __all__ = [
     "Statements",

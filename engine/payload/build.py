@@ -15,12 +15,12 @@ from engine.payload.hub import fetch_hub
 from engine.payload.samples import DataFile, read_data
 from engine.payload.seeds import expand, order_entries, sample_order
 from engine.payload.shape import ModelShape, read_config
-from engine.payload.standin import stand_in
+from engine.payload.synthetic import stand_in
 from engine.payload.tensors import array_digest, tensor_bytes
 from engine.payload.tokenize import ChatEncoder, Tokens
 from engine.payload.weights import lora_start, tiny_weights
 from engine.plan import Plan
-from engine.resources import data_path
+from engine.system.resources import data_path
 from engine.wire import canonical, digest_of
 
 TOKENS: Final = "tokens.safetensors"

@@ -36,6 +36,7 @@ from engine.remote.bundle import site_paths, worker_distributions
 from engine.remote.launch import Launched
 from engine.remote.launcher import ENVIRONMENT
 from engine.remote.session import SshSession
+from engine.system.processes import is_alive
 from engine.wire import utc_now
 from engine.worker.identity import cpu_name, gpu
 
@@ -259,7 +260,7 @@ def _running(folder: Path) -> files.Ready | None:
         ready = files.read_ready(folder)
     except ValueError as error:
         raise ProviderError(str(error), "Run `glasshouse cleanup`.", code="allocation_changed") from error
-    return ready if ready is not None and processes.is_alive(ready.pid, ready.start) else None
+    return ready if ready is not None and is_alive(ready.pid, ready.start) else None
 
 
 def _observe(folder: Path) -> Observation:

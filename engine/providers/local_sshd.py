@@ -23,9 +23,9 @@ import msgspec
 
 from engine.providers import local_files as files
 from engine.providers.local_sftp import RootedSftp
-from engine.providers.processes import look
 from engine.remote.connect import CIPHERS
 from engine.remote.launcher import ENVIRONMENT
+from engine.system.processes import live_process
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -124,7 +124,7 @@ async def serve(folder: Path) -> None:
     ending = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ending.set)
     listener = await _listen(folder)
-    me = look(os.getpid())
+    me = live_process(os.getpid())
     if me is None:
         raise RuntimeError("this process is not in /proc")
     ready = files.Ready(

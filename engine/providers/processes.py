@@ -6,52 +6,26 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
+
+from engine.system.processes import PROC, ProcessStat, is_alive, live_process
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
-PROC: Final = Path("/proc")
 MARK: Final = "GLASSHOUSE_ALLOCATION"
 POLL_SECONDS: Final = 0.02
-_DEAD: Final = frozenset({b"Z", b"X"})
 _BUNDLE: Final = b"/proc/self/fd/"
 
 
-class Process(NamedTuple):
-    """One live process; `start` in clock ticks since boot makes the pid unique."""
-
-    pid: int
-    start: int
-    parent: int
-    session: int
-
-
-def look(pid: int) -> Process | None:
-    """The live process `pid`, or None; a zombie is none."""
-    try:
-        fields = (PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    if fields[0] in _DEAD:
-        return None
-    return Process(pid=pid, start=int(fields[19]), parent=int(fields[1]), session=int(fields[3]))
-
-
-def is_alive(pid: int, start: int) -> bool:
-    """True while the process `pid` that began at `start` ticks runs."""
-    found = look(pid)
-    return found is not None and found.start == start
-
-
-def of_folder(folder: Path, launched: Collection[tuple[int, int]] = ()) -> list[Process]:
+def of_folder(folder: Path, launched: Collection[tuple[int, int]] = ()) -> list[ProcessStat]:
     """Every process that works for the allocation in `folder`, with its descendants; never the caller's own
     line.
 
     A process of the allocation carries the folder in `MARK` of its environment; or it runs a bundle, and its command
     line lies in the folder or its session is that of a supervisor in `launched` (pid and start).
     """
-    table = {found.pid: found for found in _all()}
+    table = {process.pid: process for process in _all()}
     sessions = {pid for pid, start in launched if pid not in table or table[pid].start == start}
     spared = _line(table, os.getpid())
     chosen = {pid for pid, found in table.items() if pid not in spared and _belongs(found, folder, sessions)}
@@ -63,7 +37,7 @@ def of_folder(folder: Path, launched: Collection[tuple[int, int]] = ()) -> list[
     return [table[pid] for pid in sorted(chosen)]
 
 
-def end(processes: Iterable[Process], grace: float, patience: float = 5.0) -> list[Process]:
+def end(processes: Iterable[ProcessStat], grace: float, patience: float = 5.0) -> list[ProcessStat]:
     """Ask them to end, kill after `grace` seconds, and return those that live `patience` seconds later."""
     left = [process for process in processes if _signal(process, signal.SIGTERM)]
     left = _wait(left, grace)
@@ -72,13 +46,14 @@ def end(processes: Iterable[Process], grace: float, patience: float = 5.0) -> li
     return _wait(left, patience)
 
 
-def _all() -> Iterator[Process]:
+def _all() -> Iterator[ProcessStat]:
     for entry in PROC.iterdir():
-        if entry.name.isdecimal() and (found := look(int(entry.name))) is not None:
-            yield found
+        process = live_process(int(entry.name)) if entry.name.isdecimal() else None
+        if process is not None:
+            yield process
 
 
-def _line(table: dict[int, Process], pid: int) -> set[int]:
+def _line(table: dict[int, ProcessStat], pid: int) -> set[int]:
     """`pid` and its ancestors."""
     line: set[int] = set()
     while pid in table and pid not in line:
@@ -87,7 +62,7 @@ def _line(table: dict[int, Process], pid: int) -> set[int]:
     return line
 
 
-def _belongs(process: Process, folder: Path, sessions: set[int]) -> bool:
+def _belongs(process: ProcessStat, folder: Path, sessions: set[int]) -> bool:
     place = os.fsencode(folder)
     if MARK.encode() + b"=" + place in _words(process, "environ"):
         return True
@@ -97,14 +72,14 @@ def _belongs(process: Process, folder: Path, sessions: set[int]) -> bool:
     return process.session in sessions or any(word.startswith(place + b"/") for word in command)
 
 
-def _words(process: Process, name: str) -> list[bytes]:
+def _words(process: ProcessStat, name: str) -> list[bytes]:
     try:
         return (PROC / str(process.pid) / name).read_bytes().split(b"\0")
     except OSError:  # ended meanwhile, another user's, or closed to everybody
         return []
 
 
-def _signal(process: Process, number: signal.Signals) -> bool:
+def _signal(process: ProcessStat, number: signal.Signals) -> bool:
     """Send a signal to exactly this process; False when it is gone."""
     try:
         descriptor = os.pidfd_open(process.pid)
@@ -121,7 +96,7 @@ def _signal(process: Process, number: signal.Signals) -> bool:
     return True
 
 
-def _wait(processes: list[Process], seconds: float) -> list[Process]:
+def _wait(processes: list[ProcessStat], seconds: float) -> list[ProcessStat]:
     until = time.monotonic() + seconds
     left = processes
     while (left := [process for process in left if is_alive(process.pid, process.start)]) and (

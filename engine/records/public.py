@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from engine import wire
-from engine.attestation.publictext import is_public_text
+from engine.attestation.public_text import is_public_text
 from engine.attestation.statements import stated
 from engine.errors import RefusedError
 from engine.store.chains import Chain

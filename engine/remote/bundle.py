@@ -22,8 +22,8 @@ from engine.wire import canonical, sha256_hex
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-MODULES: Final = ("__init__.py", "errors.py", "lean.py", "plan.py", "resources.py", "wire.py")
-ROOMS: Final = ("attestation", "measure", "sealing", "worker")
+MODULES: Final = ("__init__.py", "errors.py", "plan.py", "wire.py")
+ROOMS: Final = ("attestation", "measure", "sealing", "system", "worker")
 REQUIREMENTS: Final = (
     "cryptography",
     "joserfc",

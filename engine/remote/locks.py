@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from engine.errors import RemoteError
-from engine.resources import data_path
+from engine.system.resources import data_path
 from engine.wire import canonical, sha256_hex
 
 if TYPE_CHECKING:

@@ -11,13 +11,13 @@ from typing import Any, Final
 
 from engine.errors import GlasshouseError
 from engine.measure.digest import tensor_digest
+from engine.measure.safetensors_header import read_header
 from engine.remote.reconnect import Reconnecting
 from engine.runner.context import RunContext
 from engine.runner.folder import ADAPTER_CONFIG, ADAPTER_FILES
 from engine.sealing.adapter import AdapterBinding, open_adapter
-from engine.sealing.keyring import OperatorKeys
+from engine.sealing.operator_keys import OperatorKeys
 from engine.wire import ADAPTER_COLLECTED, sha256_hex
-from engine.worker.training.tensors import read_header
 
 MAX_ADAPTER_BYTES: Final = 4 * 1024**3
 

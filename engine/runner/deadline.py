@@ -7,8 +7,7 @@ from typing import Self
 
 import msgspec
 
-from engine.providers.runpod.clock import boot_seconds
-from engine.store.locks import boot_id
+from engine.system.clock import boot_id, boot_seconds
 from engine.wire import utc_text
 
 

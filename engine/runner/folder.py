@@ -81,7 +81,7 @@ class RunFolder:
 
     def destroy(self) -> None:
         """Overwrite the keys and remove the folder."""
-        from engine.sealing.runkey import destroy_run_key
+        from engine.sealing.run_key import destroy_run_key
 
         with contextlib.suppress(OSError):
             destroy_run_key(self.path)

@@ -35,7 +35,7 @@ from engine.runner.settle import settle_runs
 from engine.runner.signing import sign_row
 from engine.runner.staging import BUNDLE, LAUNCHED, PREPARED, Staging
 from engine.runner.start import INPUTS
-from engine.sealing.runkey import RUN_KEY_FILES
+from engine.sealing.run_key import RUN_KEY_FILES
 from engine.store.reader import Reader
 from engine.store.views import FINAL_RUN_STATES, RunState, RunSummary
 from engine.store.writer import Writer

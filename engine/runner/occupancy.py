@@ -10,9 +10,9 @@ from engine.plan import Plan, load_plan
 from engine.remote.launch import Launched
 from engine.runner.folder import RunFolder
 from engine.runner.staging import LAUNCHED
-from engine.store.locks import start_ticks
 from engine.store.reader import Reader
 from engine.store.views import RunSummary
+from engine.system.processes import start_ticks
 
 
 def lock_name(plan: Plan) -> str:

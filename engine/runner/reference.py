@@ -13,9 +13,9 @@ from typing import Final
 
 import msgspec
 
+from engine.attestation.measurement import listed_environment
 from engine.errors import GlasshouseError, RefusedError, StoreError
-from engine.sealing.files import write_private
-from engine.worker.attester import listed_environment
+from engine.system.files import write_private
 
 CACHE: Final = "environment.json"
 LOWEST_PRIORITY: Final = 19

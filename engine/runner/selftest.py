@@ -17,7 +17,6 @@ import msgspec
 
 from engine.errors import GlasshouseError, ProviderError
 from engine.providers.protocol import Lease, Provider, Quote, Spec, allocation_name
-from engine.providers.runpod.shielding import to_the_end
 from engine.runner.allocation import INSTALL
 from engine.runner.guard import ensure_sentinel
 from engine.runner.leases import with_end, with_lease
@@ -26,6 +25,7 @@ from engine.store.ledger import AllocationFields
 from engine.store.reader import Reader
 from engine.store.views import AllocationView
 from engine.store.writer import Writer
+from engine.system.shield import run_to_completion
 
 OWNER: Final = "selftest"
 """Stands where a run's id does in the pod's name."""
@@ -171,7 +171,7 @@ class SelfTest:
             with contextlib.suppress(GlasshouseError):  # told as a step; what follows is ending it
                 await self._look()
         finally:
-            gone = await to_the_end(self._end())
+            gone = await run_to_completion(self._end())
             self._writer.release_allocation(self._id)
             outcome = self._outcome(gone=gone)
             self._writer.close()

@@ -28,11 +28,11 @@ from engine.runner.journal import Journal
 from engine.runner.preparation import REFERENCE, Pinned, Source, chosen_lock, lock_in, make_ready, pinned, placed
 from engine.runner.reference import EnvironmentReference
 from engine.runner.start import INPUTS
-from engine.sealing.keyring import read_public
 from engine.sealing.manifest import Manifest
 from engine.sealing.memory import wipe
+from engine.sealing.operator_keys import read_public
 from engine.sealing.package import SEALED_SUFFIX, read_manifest, seal_package
-from engine.sealing.runkey import RunKey
+from engine.sealing.run_key import RunKey
 from engine.store.reader import Reader
 from engine.store.writer import Writer
 from engine.wire import PACKAGE_SEALED, canonical, digest_of, parse, sha256_hex

@@ -44,8 +44,8 @@ def start_run(
     from engine.attestation.receipts import delegate
     from engine.payload.build import plan_with_digests
     from engine.providers import preflight
-    from engine.sealing.keys import OperatorKeys
-    from engine.sealing.runkey import RunKey
+    from engine.sealing.operator_keys import OperatorKeys
+    from engine.sealing.run_key import RunKey
 
     plan = checked(plan)
     chosen = default_policy() if policy is None else checked_policy(policy, default_policy())

@@ -22,10 +22,10 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from engine.errors import RefusedError, WireError
 from engine.sealing.cobblestone import BLOCK_BYTES, decrypt_into, encrypt_stream, sealed_size
-from engine.sealing.files import open_regular
 from engine.sealing.manifest import is_digest, is_run_id
 from engine.sealing.memory import KEY_BYTES, wipe
 from engine.sealing.release import HPKE_OVERHEAD, SUITE, hpke_public
+from engine.system.files import open_regular
 from engine.wire import canonical, parse
 
 ADAPTER_VERSION: Final = 1

@@ -21,11 +21,11 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from engine.errors import RefusedError, SealingError, WireError
 from engine.sealing.cobblestone import decrypt_into, encrypt_stream, sealed_size
-from engine.sealing.files import sync_folder
-from engine.sealing.keyring import SIGNING_FILE, OperatorKeys, install, locked
+from engine.sealing.key_generations import PublicKeys, Ring, parse_ring, read_ring
 from engine.sealing.memory import KEY_BYTES, wipe
+from engine.sealing.operator_keys import SIGNING_FILE, OperatorKeys, install, locked
 from engine.sealing.pem import check_passphrase
-from engine.sealing.ring import PublicKeys, Ring, parse_ring, read_ring
+from engine.system.files import sync_folder
 from engine.wire import canonical, parse, utc_now
 
 BACKUP_FORMAT: Final = "glasshouse/key-backup"

@@ -22,7 +22,6 @@ import msgspec
 
 from engine.errors import RefusedError, SealingError, WireError
 from engine.sealing.cobblestone import BLOCK_BYTES, Source, decrypt_into, encrypt_stream
-from engine.sealing.files import open_regular, private_file
 from engine.sealing.hashing import HASH_BYTES, WAITING, Hasher, hashing_thread
 from engine.sealing.manifest import (
     MANIFEST_NAME,
@@ -37,6 +36,7 @@ from engine.sealing.manifest import (
     parse_manifest,
 )
 from engine.sealing.memory import key_at, random_keys, wipe
+from engine.system.files import open_regular, private_file
 from engine.wire import canonical, parse, sha256_hex, utc_now
 
 SEALED_SUFFIX: Final = ".sealed"

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any, Final, Literal, NamedTuple, get_args
 
 from engine.errors import UsageError
-from engine.store.locks import is_alive
 from engine.store.views import FINAL_RUN_STATES, RunState, RunSummary, Source
+from engine.system.processes import is_alive
 
 Sort = Literal["created_at", "label", "overhead_pct", "model"]
 FEW_RUNS: Final = 5_000

@@ -7,7 +7,7 @@ import sqlite3
 from typing import Any, Final
 
 from engine.errors import GlasshouseError
-from engine.resources import data_path
+from engine.system.resources import data_path
 from engine.wire import canonical, parse
 
 FILE: Final = "published_rows.json"

@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 import msgspec
 
 from engine.errors import UsageError
-from engine.store import chains, ledger, listing, locks, progress, requests, states
+from engine.store import chains, ledger, listing, progress, requests, states
 from engine.store.chains import Chain, Tail
 from engine.store.database import database_path, has_database, open_for_reading, translated
 from engine.store.listing import Filter, Sort
@@ -30,6 +30,7 @@ from engine.store.views import (
     Source,
     Transition,
 )
+from engine.system.processes import is_alive
 from engine.wire import Event, parse
 
 _AMBIGUOUS_SHOWN = 4
@@ -300,7 +301,7 @@ class Reader:
             row = db.execute(
                 "SELECT pid, start_ticks, boot FROM locks WHERE name = ?", (f"allocation:{allocation}",)
             ).fetchone()
-        return row is not None and locks.is_alive(*row)
+        return row is not None and is_alive(*row)
 
     def pending_requests(self, run_id: str | None) -> list[Request]:
         """What was asked of a run's runner and is not answered yet, oldest first."""

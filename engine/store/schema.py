@@ -27,7 +27,7 @@ from engine.store.database import (
     unwritable,
 )
 from engine.store.ddl import STEPS
-from engine.store.locks import is_alive
+from engine.system.processes import is_alive
 
 MIGRATION_SET: Final = "glasshouse"
 _LOCK_FILE: Final = "glasshouse.lock"

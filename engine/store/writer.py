@@ -15,7 +15,7 @@ import msgspec
 
 from engine.errors import StoreError
 from engine.plan import Plan, dump_plan, plan_digest
-from engine.store import chains, ledger, locks, requests, states
+from engine.store import chains, ledger, process_locks, requests, states
 from engine.store.chains import Chain, Tail
 from engine.store.database import database_path, open_for_writing, translated
 from engine.store.ledger import AllocationFields
@@ -271,7 +271,7 @@ class Writer:
         """Make a process (default: this one) the run's only runner; raises `StoreError` (`run_locked`)."""
         with self._transaction() as db:
             states.key_of(db, run_id)
-            holder = locks.claim(db, f"run:{run_id}", self._clock(), pid, start_time)
+            holder = process_locks.claim(db, f"run:{run_id}", self._clock(), pid, start_time)
         if holder is not None:
             raise StoreError(
                 f"Run {run_id} is being run by process {holder}.",
@@ -282,17 +282,17 @@ class Writer:
     def release_runner(self, run_id: str, pid: int | None = None) -> None:
         """Give the runner's lock back, if this process holds it."""
         with self._transaction() as db:
-            locks.release(db, f"run:{run_id}", pid)
+            process_locks.release(db, f"run:{run_id}", pid)
 
     def claim_allocation(self, name: str, pid: int | None = None, start_time: int | None = None) -> bool:
         """Take a machine that one run at a time may use; False while a live process holds it."""
         with self._transaction() as db:
-            return locks.claim(db, f"allocation:{name}", self._clock(), pid, start_time) is None
+            return process_locks.claim(db, f"allocation:{name}", self._clock(), pid, start_time) is None
 
     def release_allocation(self, name: str, pid: int | None = None) -> None:
         """Give a machine back, if this process holds it."""
         with self._transaction() as db:
-            locks.release(db, f"allocation:{name}", pid)
+            process_locks.release(db, f"allocation:{name}", pid)
 
     # The ledger
 

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import io
 import re
-import sys
 import threading
 import time
 import zipfile
@@ -23,8 +22,7 @@ from engine.attestation.measurement import (
     EnvironmentMeasurement,
     Listing,
     Measurements,
-    list_environment,
-    stdlib_roots,
+    listed_environment,
 )
 from engine.attestation.reasons import refusal
 from engine.attestation.receipts import read_release
@@ -81,11 +79,6 @@ class EnvironmentMeasuring:
             raise refusal("environment_changed")
         trim()  # this process is scanned later on, and the listings were large
         return self._found
-
-
-def listed_environment(sites: tuple[str, ...]) -> Listing:
-    """Interpreter, standard library and the folders of third-party code, in that order."""
-    return list_environment([*stdlib_roots(), *map(Path, sites)], Path(sys.executable))
 
 
 def lock_of(bundle: bytes) -> str:

@@ -6,9 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from engine.attestation.measurement import listed_environment
 from engine.errors import GlasshouseError
 from engine.wire import canonical
-from engine.worker.attester import listed_environment
 
 
 def main(argv: Sequence[str]) -> int:

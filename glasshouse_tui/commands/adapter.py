@@ -93,7 +93,7 @@ def _source(session: Session, view: RunView, kind: Kind) -> Path:
 
 def _opened(session: Session, view: RunView, source: Path, passphrase_file: Path | None) -> bytes:
     from engine.sealing.adapter import open_adapter, read_adapter_header
-    from engine.sealing.keys import OperatorKeys
+    from engine.sealing.operator_keys import OperatorKeys
 
     claimed = read_adapter_header(source).binding
     expected = msgspec.structs.replace(claimed, run_id=view.summary.id, segment="protected")

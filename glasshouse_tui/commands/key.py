@@ -54,7 +54,8 @@ def show(context: click.Context, public: bool, output: Path | None) -> int:
 
 def _show_public(context: click.Context, folder: Path, output: Path | None) -> int:
     from engine.attestation.signers import trust_line
-    from engine.sealing.keys import fingerprint, read_ring
+    from engine.sealing.key_generations import read_ring
+    from engine.sealing.pem import fingerprint
 
     ring = read_ring(folder)
     if ring is None:
@@ -87,7 +88,7 @@ def backup(context: click.Context, file: Path, passphrase_file: Path | None) -> 
 
     Keys that are under a passphrase keep it in the backup.
     """
-    from engine.sealing.keys import backup as write_backup
+    from engine.sealing.backup import backup as write_backup
 
     session = session_of(context)
     folder = session.home / KEYS
@@ -112,7 +113,7 @@ def backup(context: click.Context, file: Path, passphrase_file: Path | None) -> 
 @click.pass_context
 def restore(context: click.Context, file: Path, protect: bool, force: bool, passphrase_file: Path | None) -> int:
     """Put the keys of a backup FILE in place."""
-    from engine.sealing.keys import restore as read_backup
+    from engine.sealing.backup import restore as read_backup
 
     session = session_of(context)
     check_home(session.home)

@@ -11,10 +11,10 @@ from glasshouse_tui.commands.output import local_time
 def key_facts(folder: Path) -> dict[str, Any]:
     """Keys in use and former ones, with fingerprints, dates and states; `present` is false where there are none.
 
-    Raises `SealingError` as `engine.sealing.keyring.status` does, and `RefusedError` for damaged statements.
+    Raises `SealingError` as `engine.sealing.operator_keys.status` does, and `RefusedError` for damaged statements.
     """
-    from engine.sealing.keyring import RECIPIENT_FILE, SIGNING_FILE, past_recipient_file, status
-    from engine.sealing.ring import read_ring
+    from engine.sealing.key_generations import read_ring
+    from engine.sealing.operator_keys import RECIPIENT_FILE, SIGNING_FILE, past_recipient_file, status
 
     found, ring = status(folder), read_ring(folder)
     facts: dict[str, Any] = {

@@ -61,6 +61,6 @@ def passphrase_if_needed(home: Path, file: Path | None) -> str | None:
     given = given_passphrase(file)
     if given is not None:
         return given
-    from engine.sealing.keys import status
+    from engine.sealing.operator_keys import status
 
     return asked_passphrase(None, what="the operator's keys") if status(home / KEYS).encrypted else None

@@ -16,7 +16,6 @@ import pytest
 
 from engine.providers.local import LocalProvider
 from engine.providers.local_files import read_ready
-from engine.providers.processes import is_alive
 from engine.providers.protocol import Lease, Scope, Spec, allocation_name
 from engine.remote.bundle import build_bundle, bundle_digest
 from engine.remote.endpoint import LinkLimits
@@ -24,6 +23,7 @@ from engine.remote.launch import Launched, alive, launch
 from engine.remote.reconnect import Reconnecting
 from engine.remote.session import SshSession
 from engine.remote.tail import Tail
+from engine.system.processes import is_alive
 from engine.wire import GENESIS, LOG, RUN_CLOSED, ChainReader, Event
 
 LIMITS = LinkLimits(keepalive_interval=0.5, retry_first=0.05, retry_most=0.3, give_up=30)

@@ -34,7 +34,7 @@ def test_the_data_is_in_the_wheel_and_found_there(wheel: Path, tmp_path: Path) -
         archive.extractall(tmp_path)
         names = archive.namelist()
     assert not [name for name in names if name.startswith("tests/")]
-    program = f"from engine.resources import data_path; [print(data_path(*n.split('/'))) for n in {DATA!r}]"
+    program = f"from engine.system.resources import data_path; [print(data_path(*n.split('/'))) for n in {DATA!r}]"
     ran = subprocess.run(
         [sys.executable, "-c", program], cwd="/", env={"PYTHONPATH": str(tmp_path)}, check=True, capture_output=True,
         text=True,
@@ -58,7 +58,7 @@ def test_a_run_staged_from_the_wheel_is_the_bundle_of_the_checkout(wheel: Path, 
 
 
 def test_the_data_is_found_in_a_checkout() -> None:
-    from engine.resources import data_path
+    from engine.system.resources import data_path
 
     assert all(data_path(*name.split("/")).exists() for name in DATA)
 

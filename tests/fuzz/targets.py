@@ -32,21 +32,21 @@ from engine.attestation.revocation import read_revocations, rotation_statement
 from engine.attestation.statements import PAYLOAD_TYPE, open_statement
 from engine.attestation.verifier import appraise
 from engine.attestation.zeroization import read_zeroization, runtime_state, zeroization_receipt
+from engine.measure.safetensors_header import plan_layout, read_header
 from engine.plan import dump_plan, load_plan, preset
 from engine.records.anchors import anchors
 from engine.records.verify import verify_bytes
 from engine.remote.launch import parse_stat
 from engine.remote.session import SshSession
 from engine.remote.tail import Tail
-from engine.resources import data_path
 from engine.sealing.adapter import open_adapter, read_adapter_header
+from engine.sealing.key_generations import PublicKeys, Ring, parse_ring
 from engine.sealing.manifest import parse_manifest
-from engine.sealing.ring import PublicKeys, Ring, parse_ring
 from engine.store.progress import Steps, body_of, steps_of
+from engine.system.resources import data_path
 from engine.wire import ChainReader, canonical, parse
 from engine.worker.inbox import Inbox
 from engine.worker.job import JOB_FILE, Job, read_job
-from engine.worker.training.tensors import plan_layout, read_header
 from tests.vectors import evidence_cases, honest, log_cases
 from tests.vectors.honest import BASE, RUN, digest, public, signing
 

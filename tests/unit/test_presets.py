@@ -8,7 +8,7 @@ import pytest
 
 from engine.errors import PlanError
 from engine.plan import MAX_SEED, Plan, checked, dump_plan, load_plan, plan_digest, preset, presets
-from engine.resources import data_path
+from engine.system.resources import data_path
 
 PUBLISHED = ("0.5b-15m", "0.5b-30m", "0.5b-60m", "7b-smoke", "7b-15m", "7b-30m", "7b-30k-steps")
 ROWS: dict[str, Any] = {

@@ -17,7 +17,7 @@ from engine.attestation.dsse import countersign, seal_envelope
 from engine.attestation.receipts import RELEASE, ZEROIZATION, delegate, release_receipt
 from engine.attestation.statements import PAYLOAD_TYPE, statement
 from engine.attestation.zeroization import Area, Device, ProcessEnd, Zeroization, zeroization_receipt
-from engine.resources import data_path
+from engine.system.resources import data_path
 from engine.wire import canonical
 from tests.vectors import honest
 from tests.vectors.case import Case, Kind

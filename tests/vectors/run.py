@@ -21,12 +21,12 @@ from engine.attestation.statements import open_statement
 from engine.attestation.verifier import AttestationResult, Expectations, appraise
 from engine.attestation.zeroization import read_zeroization, zeroization_faults
 from engine.errors import GlasshouseError, RefusedError, WireError
+from engine.measure.safetensors_header import read_header
 from engine.sealing.adapter import AdapterBinding, open_adapter
 from engine.sealing.memory import key_at
 from engine.sealing.package import open_file, open_sealed, read_manifest
 from engine.sealing.release import open_release, release_info
 from engine.wire import ChainReader, canonical, parse
-from engine.worker.training.tensors import read_header
 from tests.vectors.case import Vector
 from tests.vectors.honest import BASE, signing
 

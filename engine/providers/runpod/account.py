@@ -8,10 +8,10 @@ from typing import Final
 
 from engine.errors import GlasshouseError, ProviderError
 from engine.providers.runpod.api import Pod, PodApi
-from engine.providers.runpod.clock import boot_seconds
 from engine.providers.runpod.listing import Listing, SharedListing
 from engine.providers.runpod.prices import SharedPrices
 from engine.providers.settings import RunPodLimits
+from engine.system.clock import boot_seconds
 
 HOPELESS: Final = frozenset({"api_key_missing", "api_key_rejected", "api_gone", "extra_missing"})
 """Codes that another attempt will not change."""

@@ -12,14 +12,13 @@ from engine.errors import GlasshouseError, ProviderError
 from engine.providers.protocol import Lease, Spec
 from engine.providers.runpod.account import HOPELESS, Account, together
 from engine.providers.runpod.api import GpuOffer, Order, Pod, RateLimitedError, is_ambiguous
-from engine.providers.runpod.clock import boot_seconds
 from engine.providers.runpod.folder import AllocationFolder, Ask, Asked, Keys
 from engine.providers.runpod.image import order
 from engine.providers.runpod.leases import age, lease_of
 from engine.providers.runpod.offers import Choice, above_quote, choices, life, max_price
-from engine.providers.runpod.shielding import to_the_end
 from engine.providers.settings import RunPodSettings
-from engine.store.locks import boot_id
+from engine.system.clock import boot_id, boot_seconds
+from engine.system.shield import run_to_completion
 from engine.wire import utc_now
 
 NEXT_GPU: Final = frozenset({"no_capacity", "order_refused"})
@@ -201,7 +200,7 @@ class Acquisition:
         if len(pods) == 1:
             return pods[0]
         ids = [pod.id for pod in pods]
-        await to_the_end(self._account.end(self._spec.name, ids))
+        await run_to_completion(self._account.end(self._spec.name, ids))
         self._ended()
         raise ProviderError(
             f"RunPod made {len(pods)} pods called {self._spec.name}, {' and '.join(sorted(ids))}; all were ended.",
@@ -243,7 +242,7 @@ class Acquisition:
         return pod
 
     async def _end(self, pod_id: str, ask: Ask) -> None:
-        await to_the_end(self._account.end(self._spec.name, (pod_id,), ask.price_per_hour))
+        await run_to_completion(self._account.end(self._spec.name, (pod_id,), ask.price_per_hour))
         self._ended()
 
     def _ended(self) -> None:

@@ -7,11 +7,10 @@ from typing import Final
 
 from engine.providers.protocol import Found, Lease, Observation
 from engine.providers.runpod.api import Pod, PodStatus
-from engine.providers.runpod.clock import boot_seconds
 from engine.providers.runpod.folder import AllocationFolder, Ask, Asked
 from engine.providers.runpod.image import HEARTBEAT
 from engine.providers.settings import RunPodSettings
-from engine.store.locks import boot_id
+from engine.system.clock import boot_id, boot_seconds
 from engine.wire import utc_now, utc_text
 
 NAME: Final = "runpod"

@@ -10,9 +10,8 @@ import msgspec
 from engine.errors import ProviderError
 from engine.providers.runpod import shared
 from engine.providers.runpod.api import Pod, PodApi, RateLimitedError
-from engine.providers.runpod.clock import boot_seconds
 from engine.providers.runpod.pace import PacedApi
-from engine.store.locks import boot_id
+from engine.system.clock import boot_id, boot_seconds
 from engine.wire import utc_now
 
 FILE: Final = "listing.json"

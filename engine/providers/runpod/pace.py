@@ -12,8 +12,7 @@ import msgspec
 
 from engine.providers.runpod import failures, shared
 from engine.providers.runpod.api import GpuOffer, Order, Pod, PodApi, RateLimitedError
-from engine.providers.runpod.clock import boot_seconds
-from engine.store.locks import boot_id
+from engine.system.clock import boot_id, boot_seconds
 
 FILE: Final = "api_calls.json"
 _LOCK: Final = "api_calls.lock"

@@ -9,8 +9,7 @@ import msgspec
 
 from engine.providers.runpod import shared
 from engine.providers.runpod.api import GpuOffer, PodApi
-from engine.providers.runpod.clock import boot_seconds
-from engine.store.locks import boot_id
+from engine.system.clock import boot_id, boot_seconds
 
 FILE: Final = "prices.json"
 FRESH_SECONDS: Final = 30.0

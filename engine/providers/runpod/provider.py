@@ -27,17 +27,17 @@ from engine.providers.runpod.account import BY_HAND, Account
 from engine.providers.runpod.acquisition import Acquisition
 from engine.providers.runpod.api import Pod
 from engine.providers.runpod.choose import account_of, make_api
-from engine.providers.runpod.clock import boot_seconds
 from engine.providers.runpod.folder import AllocationFolder
 from engine.providers.runpod.leases import NAME, age, found, lease_of, observation
 from engine.providers.runpod.listing import SharedListing
 from engine.providers.runpod.offers import choices
 from engine.providers.runpod.prices import SharedPrices
 from engine.providers.runpod.readiness import Readiness
-from engine.providers.runpod.shielding import to_the_end
 from engine.providers.settings import Settings
 from engine.remote.endpoint import LinkLimits
 from engine.remote.session import SshSession
+from engine.system.clock import boot_seconds
+from engine.system.shield import run_to_completion
 
 RECENT_SECONDS: Final = 30.0
 
@@ -84,7 +84,7 @@ class RunPodProvider:
         try:
             return await attempt.run()
         except asyncio.CancelledError:
-            await to_the_end(attempt.undo())
+            await run_to_completion(attempt.undo())
             raise
 
     async def wait_ready(self, lease: Lease, on_phase: OnPhase | None = None) -> Lease:
@@ -113,7 +113,7 @@ class RunPodProvider:
 
     async def release(self, lease: Lease) -> None:
         """End the pod and prove it by two listings; goes on to its end when cancelled. Raises `leaked`."""
-        await to_the_end(self._release(lease))
+        await run_to_completion(self._release(lease))
 
     async def prove_empty(self, scope: Scope) -> EmptyProof:
         """Count what two listings show of the scope; a listing that fails is an error, never zero."""

@@ -13,13 +13,13 @@ from engine.errors import GlasshouseError, ProviderError
 from engine.providers.protocol import Address, Lease
 from engine.providers.runpod import api
 from engine.providers.runpod.account import HOPELESS, Account
-from engine.providers.runpod.clock import boot_seconds
 from engine.providers.runpod.folder import AllocationFolder
 from engine.providers.runpod.leases import observation
 from engine.providers.runpod.listing import Listing
 from engine.providers.runpod.offers import above_quote
 from engine.providers.settings import RunPodLimits
 from engine.remote.connect import HOST_KEY_ALGORITHMS
+from engine.system.clock import boot_seconds
 
 PROBE_SECONDS: Final = 10.0
 FIRST_PAUSE: Final = 0.1

@@ -10,11 +10,11 @@ from urllib.parse import quote
 import msgspec
 
 from engine.errors import ProviderError
-from engine.lean import without
 from engine.providers.runpod import failures, rest_wire
 from engine.providers.runpod.api import GpuOffer, Order, Pod
 from engine.providers.runpod.key import ApiKey
 from engine.providers.settings import RunPodLimits
+from engine.system.imports import without
 
 with without("click", "pygments", "rich"):  # 4 MB for a command line of its own
     import httpx

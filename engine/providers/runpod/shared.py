@@ -18,7 +18,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from engine.errors import StoreError
-from engine.providers.runpod.clock import boot_seconds
+from engine.system.clock import boot_seconds
 
 FOLDER: Final = "allocations"
 _SALT: Final = "account.salt"

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-_START_TIME_FIELD: Final = 19  # of stat(5), counted from the one after the command name
-_ZOMBIE: Final = frozenset("ZX")
+from engine.system.processes import read_stat, start_ticks
+
 _BLOCK: Final = 1024 * 1024
 
 
@@ -22,17 +22,10 @@ class Identity:
     start: int
 
 
-def _stat_fields(pid: int) -> list[str]:
-    text = Path(f"/proc/{pid}/stat").read_text()
-    return text[text.rindex(")") + 2 :].split()
-
-
 def start_time(pid: int) -> int | None:
     """When `pid` started, in clock ticks since boot; None when there is no such process."""
-    try:
-        return int(_stat_fields(pid)[_START_TIME_FIELD])
-    except (FileNotFoundError, ProcessLookupError):
-        return None
+    stat = read_stat(pid)
+    return None if stat is None else stat.start
 
 
 def identity(pid: int | None = None) -> Identity:
@@ -46,11 +39,7 @@ def identity(pid: int | None = None) -> Identity:
 
 def gone(pid: int, start: int) -> bool:
     """Whether the process with this pid *and* start time has ended; a zombie has no memory, so it has."""
-    try:
-        fields = _stat_fields(pid)
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-    return int(fields[_START_TIME_FIELD]) != start or fields[0] in _ZOMBIE
+    return start_ticks(pid) != start
 
 
 def self_memory() -> tuple[int, int]:

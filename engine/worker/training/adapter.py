@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.measure.digest import tensor_digest
-from engine.worker.training.tensors import plan_layout
+from engine.measure.safetensors_header import plan_layout
 
 
 def _on_host(parameter: Any) -> Any:

@@ -11,9 +11,9 @@ from typing import Any, Final
 import msgspec
 
 from engine.errors import RunError, SealingError
+from engine.measure.safetensors_header import TensorSpec, read_header
 from engine.plan import Plan
 from engine.wire import parse
-from engine.worker.training.tensors import TensorSpec, read_header
 
 ADAPTER_NAME: Final = "default"
 

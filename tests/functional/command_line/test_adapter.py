@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load, save
 
 from engine.sealing.adapter import AdapterBinding, seal_adapter
-from engine.sealing.keys import OperatorKeys
+from engine.sealing.operator_keys import OperatorKeys
 from engine.wire import sha256_hex
 
 if TYPE_CHECKING:

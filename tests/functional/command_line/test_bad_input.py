@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engine.resources import data_path
 from engine.store.writer import Writer
+from engine.system.resources import data_path
 
 if TYPE_CHECKING:
     from tests.functional.command_line.conftest import CommandLine

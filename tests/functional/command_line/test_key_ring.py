@@ -13,7 +13,7 @@ import pytest
 from engine.attestation.revocation import read_revocations
 from engine.attestation.signers import TrustedKeys, judge_signer, trusted_key
 from engine.errors import RefusedError
-from engine.sealing.keys import OperatorKeys
+from engine.sealing.operator_keys import OperatorKeys
 
 if TYPE_CHECKING:
     from tests.functional.command_line.conftest import CommandLine, Done

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engine.sealing.keys import OperatorKeys
+from engine.sealing.operator_keys import OperatorKeys
 
 if TYPE_CHECKING:
     from tests.functional.command_line.conftest import CommandLine

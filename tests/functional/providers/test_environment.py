@@ -30,7 +30,7 @@ from engine.runner.journal import Journal
 from engine.runner.preparation import REFERENCE
 from engine.runner.reference import environment_reference
 from engine.runner.staging import BUNDLE, Staging
-from engine.sealing.runkey import RunKey
+from engine.sealing.run_key import RunKey
 from engine.store.reader import Reader
 from engine.store.writer import Writer
 from tests.functional.providers.openssh import USER, Sshd, openssh

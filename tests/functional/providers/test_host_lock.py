@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from engine.errors import RemoteError
-from engine.providers.processes import look
 from engine.remote import host_lock
 from engine.remote.endpoint import Endpoint, LinkLimits
 from engine.remote.host_lock import Busy, Held, acquire_lock, free_lock, renewed
 from engine.remote.session import SshSession
+from engine.system.processes import live_process
 from tests.functional.providers.openssh import USER, Sshd, openssh
 
 PYTHON = sys.executable
@@ -145,7 +145,7 @@ async def test_a_lock_that_is_renewed_outlasts_its_lease(
 
 async def test_the_host_is_held_as_long_as_the_runs_supervisor_lives(session: SshSession, root: str) -> None:
     worker = await asyncio.to_thread(subprocess.Popen, ["sleep", "60"])
-    seen = look(worker.pid)
+    seen = live_process(worker.pid)
     assert seen is not None
     run = Path(root) / "run"
     run.mkdir(parents=True)

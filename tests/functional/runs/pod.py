@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from engine.attestation.challenge import Challenge, sign_challenge
 from engine.attestation.evidence import parse_evidence
-from engine.attestation.measurement import Measurements
+from engine.attestation.measurement import Measurements, listed_environment
 from engine.attestation.nonce import NonceLedger
 from engine.attestation.policy import Policy, default_policy, policy_digest
 from engine.attestation.release import prepare_release
@@ -47,7 +47,7 @@ from engine.wire import (
     canonical,
     sha256_hex,
 )
-from engine.worker.attester import LOCK_NAME, listed_environment
+from engine.worker.attester import LOCK_NAME
 from engine.worker.isolation.procfs import gone
 from engine.worker.job import JOB_FILE, Job, Limits
 from tests.functional.runs import small

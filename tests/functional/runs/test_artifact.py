@@ -23,9 +23,9 @@ from engine.records.export import export_run
 from engine.records.proofs import PROOFS, Case
 from engine.records.schema import rendered
 from engine.records.verify import Verification, tried, verify_bytes
-from engine.resources import data_path
 from engine.store.reader import Reader
 from engine.store.views import RunView
+from engine.system.resources import data_path
 from tests.functional.runs.support import Operator
 
 Finished = tuple[Operator, RunView]

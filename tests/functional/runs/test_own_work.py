@@ -14,8 +14,8 @@ import pytest
 from engine.errors import DataError, PlanError
 from engine.payload.build import build_payload
 from engine.plan import Data, Model, Target, load_plan, preset
-from engine.resources import data_path
 from engine.store.reader import Reader
+from engine.system.resources import data_path
 from tests.functional.runs.support import Operator, short_plan
 
 SAMPLES = [

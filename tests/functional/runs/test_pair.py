@@ -16,7 +16,7 @@ from safetensors.numpy import load
 from engine.attestation.receipts import check_delegation, read_release, read_run_receipt
 from engine.attestation.zeroization import read_zeroization, zeroization_faults
 from engine.sealing.adapter import open_adapter
-from engine.sealing.keyring import OperatorKeys
+from engine.sealing.operator_keys import OperatorKeys
 from engine.store.reader import Reader
 from engine.store.views import RunView
 from engine.wire import (

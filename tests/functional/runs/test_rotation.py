@@ -9,7 +9,7 @@ from engine.attestation.rotation import rotate_keys
 from engine.attestation.signers import TrustedKeys, judge_signer
 from engine.attestation.statements import read_predicate
 from engine.sealing.adapter import open_adapter
-from engine.sealing.keyring import OperatorKeys
+from engine.sealing.operator_keys import OperatorKeys
 from engine.store.reader import Reader
 from tests.functional.runs.support import Operator, checks_of, segment_state, short_plan
 

@@ -10,8 +10,8 @@ import pytest
 from engine.attestation.signers import TrustedKeys
 from engine.errors import GlasshouseError
 from engine.sealing.adapter import AdapterBinding, open_adapter, seal_adapter
-from engine.sealing.keyring import OperatorKeys
 from engine.sealing.memory import random_keys
+from engine.sealing.operator_keys import OperatorKeys
 
 BINDING = AdapterBinding("0123456789ab", "protected", "a" * 64, "b" * 64)
 

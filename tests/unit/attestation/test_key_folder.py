@@ -13,8 +13,9 @@ from engine.attestation.revocation import read_statements
 from engine.attestation.rotation import revoke_key, rotate_keys
 from engine.attestation.signers import TrustedKeys
 from engine.errors import RefusedError, SealingError
-from engine.sealing.keyring import OperatorKeys
-from engine.sealing.keys import backup, read_ring, restore
+from engine.sealing.backup import backup, restore
+from engine.sealing.key_generations import read_ring
+from engine.sealing.operator_keys import OperatorKeys
 from tests.unit.attestation.key_folder import code_of, opened, sealed_to, states
 
 # What `key backup` wrote before there were rings.

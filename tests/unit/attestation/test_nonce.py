@@ -15,8 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.attestation.nonce import MAX_NONCES, NONCE_BYTES, NonceLedger, boot_id, boot_seconds
+from engine.attestation.nonce import MAX_NONCES, NONCE_BYTES, NonceLedger
 from engine.errors import RefusedError
+from engine.system.clock import boot_id, boot_seconds
 
 if TYPE_CHECKING:
     from tests.unit.attestation.conftest import World

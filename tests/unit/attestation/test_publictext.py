@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.attestation.publictext import is_public_text
+from engine.attestation.public_text import is_public_text
 
 PUBLIC = (
     "",

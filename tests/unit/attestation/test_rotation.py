@@ -12,7 +12,7 @@ from engine.attestation.receipts import check_delegation, delegate
 from engine.attestation.revocation import read_statements
 from engine.attestation.rotation import revoke_key, rotate_keys
 from engine.attestation.signers import TrustedKeys, judge_signer, trusted_key
-from engine.sealing.keyring import OperatorKeys
+from engine.sealing.operator_keys import OperatorKeys
 from engine.sealing.pem import key_id
 from tests.unit.attestation.key_folder import code_of, content, opened, sealed_to, states
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import UsageError
-from engine.sealing.keys import OperatorKeys
+from engine.sealing.operator_keys import OperatorKeys
 from glasshouse_tui.commands.passphrase import (
     VARIABLE,
     asked_passphrase,

@@ -16,7 +16,7 @@ from engine.measure.overhead import (
     rate,
     recomputes,
 )
-from engine.resources import data_path
+from engine.system.resources import data_path
 
 PUBLISHED: dict[str, Any] = json.loads(data_path("published_rows.json").read_bytes())
 ROWS: list[dict[str, Any]] = [*PUBLISHED["loraRows"], *PUBLISHED["mlpRows"]]

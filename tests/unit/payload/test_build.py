@@ -18,7 +18,7 @@ from engine.payload.shape import read_config
 from engine.payload.tensors import array_digest
 from engine.payload.weights import tiny_weights
 from engine.plan import Plan, load_plan, preset
-from engine.resources import data_path
+from engine.system.resources import data_path
 from engine.wire import canonical, digest_of
 
 DEMO = preset("demo")

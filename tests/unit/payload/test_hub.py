@@ -16,7 +16,7 @@ import pytest
 from engine.errors import DataError, MissingExtraError
 from engine.payload.folder import INDEX, SINGLE
 from engine.payload.hub import HubModel, fetch_hub
-from engine.resources import data_path
+from engine.system.resources import data_path
 
 REVISION = "a" * 40
 MODEL = "someone/tiny"

@@ -13,7 +13,7 @@ from engine.payload.folder import INDEX, folder_digest, read_folder
 from engine.payload.shape import ModelShape, read_config
 from engine.payload.weights import Tensors, lora_start, tiny_weights
 from engine.plan import LORA_TARGETS
-from engine.resources import data_path
+from engine.system.resources import data_path
 
 TINY: dict[str, Any] = json.loads(data_path("tiny_model", "config.json").read_bytes())
 GQA: dict[str, Any] = {

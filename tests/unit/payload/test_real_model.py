@@ -14,7 +14,7 @@ from engine.payload.samples import read_samples
 from engine.payload.shape import read_config
 from engine.payload.tokenize import ChatEncoder
 from engine.plan import preset
-from engine.resources import data_path
+from engine.system.resources import data_path
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -9,7 +9,7 @@ import pytest
 
 from engine.errors import DataError
 from engine.payload.samples import MAX_LINE_BYTES, Message, Sample, data_digest, read_data, read_samples
-from engine.resources import data_path
+from engine.system.resources import data_path
 
 CHAT = {"messages": [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Yes."}]}
 PAIR = {"prompt": "Hi?", "completion": "Yes."}

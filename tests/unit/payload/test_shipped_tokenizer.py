@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from engine.resources import data_path
+from engine.system.resources import data_path
 
 FILE = data_path("tiny_model", "tokenizer.json")
 MAKER = Path(__file__).parents[3] / "data" / "make_tokenizer.py"

@@ -10,9 +10,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from engine.errors import DataError
 from engine.payload.samples import Message, Sample, read_samples
 from engine.payload.shape import ModelShape, read_config
-from engine.payload.standin import stand_in
+from engine.payload.synthetic import stand_in
 from engine.payload.tokenize import IGNORED, ChatEncoder, Tokens
-from engine.resources import data_path
+from engine.system.resources import data_path
 
 TOKENIZER = data_path("tiny_model", "tokenizer.json")
 PAD, OPEN, CLOSE = 0, 1, 2

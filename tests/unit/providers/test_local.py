@@ -22,9 +22,9 @@ from engine.errors import ProviderError, RemoteError, UsageError
 from engine.providers import provider_for
 from engine.providers.local import LocalProvider
 from engine.providers.local_files import Ready, read_ready
-from engine.providers.processes import is_alive, look
 from engine.providers.protocol import Lease, LedgerEntry, Provider, Scope, Spec, allocation_name
 from engine.remote.session import SshSession
+from engine.system.processes import is_alive, live_process
 
 PACKAGES = Path(engine.__file__).parent.parent
 
@@ -225,7 +225,7 @@ async def test_what_detached_outlives_the_killed_server_and_ends_with_the_alloca
     lease = await _ready(provider)
     pid = await asyncio.to_thread(_detached, lease, "sleep", "600")
     await asyncio.to_thread(_kill, lease)
-    process = look(pid)
+    process = live_process(pid)
     assert process is not None
     await provider.wait_ready(lease)
     await provider.release(lease)
@@ -379,7 +379,7 @@ async def test_commands_see_no_token_of_the_operator(provider: LocalProvider, mo
 
 async def test_every_command_has_a_session_of_its_own(provider: LocalProvider) -> None:
     lease = await _ready(provider)
-    server = look(_server(lease).pid)
+    server = live_process(_server(lease).pid)
     assert server is not None
     async with await provider.open_session(lease) as session:
         sessions = {

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.providers.processes import MARK, Process, end, look, of_folder
+from engine.providers.processes import MARK, end, of_folder
+from engine.system.processes import ProcessStat, live_process
 
 SLEEP = "import time; time.sleep(600)"
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
@@ -22,11 +23,11 @@ class Started:
     def __init__(self) -> None:
         self.all: list[subprocess.Popen[bytes]] = []
 
-    def __call__(self, *command: str, mark: Path | None = None, cwd: Path | None = None) -> Process:
+    def __call__(self, *command: str, mark: Path | None = None, cwd: Path | None = None) -> ProcessStat:
         env = {**os.environ, **({MARK: str(mark)} if mark else {})}
         made = subprocess.Popen(command, env=env, cwd=cwd, stdout=subprocess.PIPE, start_new_session=True)
         self.all.append(made)
-        found = look(made.pid)
+        found = live_process(made.pid)
         assert found is not None
         return found
 
@@ -49,7 +50,7 @@ def _pids(folder: Path, launched: set[tuple[int, int]] | None = None) -> set[int
     return {found.pid for found in of_folder(folder, launched or set())}
 
 
-def _wait_for_program(process: Process) -> None:
+def _wait_for_program(process: ProcessStat) -> None:
     """Until the child has become its program: before that its command line is the parent's."""
     while Path(f"/proc/{process.pid}/cmdline").read_bytes() == Path("/proc/self/cmdline").read_bytes():
         time.sleep(0.005)
@@ -65,7 +66,7 @@ def test_marked_processes_and_their_descendants_belong(tmp_path: Path, start: St
     child = int(start.line())
     assert _pids(tmp_path) == {parent.pid, child}
     assert end(of_folder(tmp_path), grace=2.0) == []
-    assert look(child) is None
+    assert live_process(child) is None
 
 
 def test_what_only_looks_into_the_folder_is_left_alone(tmp_path: Path, start: Started) -> None:

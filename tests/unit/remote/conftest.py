@@ -14,10 +14,10 @@ import pytest
 
 from engine.providers.local import LocalProvider
 from engine.providers.local_files import Ready, read_ready
-from engine.providers.processes import is_alive
 from engine.providers.protocol import Lease, Spec, allocation_name
 from engine.remote.endpoint import LinkLimits
 from engine.remote.session import SshSession
+from engine.system.processes import is_alive
 
 LIMITS = LinkLimits(
     connect=5,

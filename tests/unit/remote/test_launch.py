@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engine.errors import RemoteError
-from engine.providers.processes import Process, is_alive, look
 from engine.remote.launch import Launched, alive, launch, launch_command
+from engine.system.processes import ProcessStat, is_alive, live_process
 from engine.wire import sha256_hex
 
 if TYPE_CHECKING:
@@ -282,16 +282,16 @@ async def test_launched_over_ssh_it_outlives_the_killed_server(
 
 
 @pytest.fixture
-def sleeper() -> Iterator[Process]:
+def sleeper() -> Iterator[ProcessStat]:
     """A child of this process that nobody waits for before the test's end."""
     with subprocess.Popen(["sleep", "60"]) as child:
-        found = look(child.pid)
+        found = live_process(child.pid)
         assert found is not None
         yield found
         child.kill()
 
 
-async def test_a_zombie_is_not_alive(session: SshSession, sleeper: Process) -> None:
+async def test_a_zombie_is_not_alive(session: SshSession, sleeper: ProcessStat) -> None:
     assert await alive(session, sleeper.pid, sleeper.start) is True
     _end({"pid": sleeper.pid, "start": sleeper.start})
     assert await alive(session, sleeper.pid, sleeper.start) is False

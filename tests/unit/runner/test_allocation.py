@@ -15,7 +15,7 @@ from engine.runner.folder import RunFolder, left_behind
 from engine.runner.ingest import Ingest
 from engine.runner.journal import Journal
 from engine.runner.reference import EnvironmentReference
-from engine.sealing.runkey import RunKey
+from engine.sealing.run_key import RunKey
 from engine.store.reader import Reader
 from engine.store.writer import Writer
 from engine.wire import LAUNCH_ACCEPTED, ChainWriter

@@ -16,7 +16,7 @@ from engine.runner.journal import Journal
 from engine.runner.machine import Runner
 from engine.runner.reference import EnvironmentReference
 from engine.runner.staging import Staging
-from engine.sealing.runkey import RunKey
+from engine.sealing.run_key import RunKey
 from engine.store.reader import Reader
 from engine.store.writer import Writer
 

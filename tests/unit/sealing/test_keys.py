@@ -12,8 +12,11 @@ import pytest
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from engine.errors import GlasshouseError, RefusedError, SealingError
-from engine.sealing.keys import OperatorKeys, RunKey, backup, destroy_run_key, fingerprint, restore, status
+from engine.sealing.backup import backup, restore
 from engine.sealing.memory import random_keys
+from engine.sealing.operator_keys import OperatorKeys, status
+from engine.sealing.pem import fingerprint
+from engine.sealing.run_key import RunKey, destroy_run_key
 
 
 def code_of(caught: pytest.ExceptionInfo[GlasshouseError]) -> str:
@@ -153,7 +156,7 @@ def test_an_interrupted_change_is_finished_by_the_next_reader(tmp_path: Path) ->
 
 def test_processes_that_start_together_agree_on_the_keys(tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from engine.sealing.keys import OperatorKeys; "
+        "import sys; from pathlib import Path; from engine.sealing.operator_keys import OperatorKeys; "
         "print(OperatorKeys.ensure(Path(sys.argv[1])).key_id)"
     )
     started = [

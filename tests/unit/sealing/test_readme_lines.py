@@ -18,8 +18,8 @@ import engine.sealing
 from engine.payload.build import Payload, build_payload
 from engine.plan import preset
 from engine.sealing.adapter import AdapterBinding, seal_adapter
-from engine.sealing.keys import OperatorKeys
 from engine.sealing.memory import random_key
+from engine.sealing.operator_keys import OperatorKeys
 
 SEALED, OPENED = "adapter.sealed", "adapter_model.safetensors"
 

@@ -15,9 +15,10 @@ import pytest
 
 from engine.errors import StoreError
 from engine.plan import Plan
-from engine.store.locks import boot_id, is_alive, start_ticks
 from engine.store.reader import Reader
 from engine.store.writer import Writer
+from engine.system.clock import boot_id
+from engine.system.processes import is_alive, start_ticks
 
 Child = Callable[..., "subprocess.Popen[str]"]
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from engine.errors import GlasshouseError
-from engine.resources import data_path
 from engine.store import published
 from engine.store.published import published_rows, recomputed_overhead
 from engine.store.reader import Reader
 from engine.store.writer import Writer
+from engine.system.resources import data_path
 
 
 def test_seventeen_rows_are_in_the_store_and_marked(home: Path) -> None:

@@ -14,10 +14,11 @@ from sqlite_utils import Database
 from engine.errors import StoreError
 from engine.store.database import SCHEMA_VERSION, connect, create_file, database_path, prepare_home
 from engine.store.ddl import STEPS
-from engine.store.locks import boot_id, start_ticks
 from engine.store.reader import Reader
 from engine.store.schema import migrations
 from engine.store.writer import Writer
+from engine.system.clock import boot_id
+from engine.system.processes import start_ticks
 
 Child = Callable[..., "subprocess.Popen[str]"]
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
 from engine.errors import SealingError, WireError
-from engine.worker.training.tensors import plan_layout, read_header
+from engine.measure.safetensors_header import plan_layout, read_header
 
 
 def _written(values: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]) -> bytes:

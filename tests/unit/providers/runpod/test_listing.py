@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from engine.errors import ProviderError
-from engine.providers.runpod.clock import boot_seconds
 from engine.providers.runpod.key import ApiKey
 from engine.providers.runpod.listing import FILE, SharedListing
 from engine.providers.runpod.pace import Pace, PacedApi
 from engine.providers.runpod.rest import RestApi
 from engine.providers.settings import RunPodLimits
+from engine.system.clock import boot_seconds
 from tests.unit.providers.runpod.conftest import KEY
 from tests.unit.providers.runpod.dialect import Rest, State
 from tests.unit.providers.runpod.server import Answer, Server

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from engine.providers.runpod.api import RateLimitedError
-from engine.providers.runpod.clock import boot_seconds
 from engine.providers.runpod.pace import FILE, Pace
+from engine.system.clock import boot_seconds
 
 
 async def take(pace: Pace, *, urgent: bool = False, calls: int = 1) -> None:

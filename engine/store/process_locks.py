@@ -4,35 +4,10 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from pathlib import Path
 
 from engine.errors import StoreError
-
-
-def start_ticks(pid: int) -> int | None:
-    """When this process started, in clock ticks since boot (proc(5), field 22); None when it is gone.
-
-    A zombie counts as gone.
-    """
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return None
-    fields = stat.rpartition(b")")[2].split()
-    return None if fields[0] in (b"Z", b"X") else int(fields[19])
-
-
-def boot_id() -> str:
-    """The kernel's random id of this boot, empty where there is none."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
-
-
-def is_alive(pid: int, ticks: int, boot: str) -> bool:
-    """True when the very process that took the lock still runs: same pid, same start, same boot."""
-    return boot == boot_id() and start_ticks(pid) == ticks
+from engine.system.clock import boot_id
+from engine.system.processes import is_alive, start_ticks
 
 
 def claim(connection: sqlite3.Connection, name: str, at: str, pid: int | None, ticks: int | None) -> int | None:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
+async def run_to_completion(work: Coroutine[Any, Any, T]) -> T:
     """Run `work` whole. A cancellation that came meanwhile goes on afterwards, unless `work` failed: then its error."""
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None

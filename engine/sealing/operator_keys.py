@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from engine.errors import RefusedError, SealingError
-from engine.sealing.files import sync_folder, write_private
+from engine.sealing.key_generations import INCOMING, PUBLIC_FILE, RING_FILE, PublicKeys, Ring, parse_public, read_ring
 from engine.sealing.pem import (
     fingerprint,
     is_encrypted,
@@ -32,7 +32,7 @@ from engine.sealing.pem import (
     private_pem,
     read_pem,
 )
-from engine.sealing.ring import INCOMING, PUBLIC_FILE, RING_FILE, PublicKeys, Ring, parse_public, read_ring
+from engine.system.files import sync_folder, write_private
 from engine.wire import canonical, utc_now
 
 SIGNING_FILE: Final = "signing.pem"

@@ -12,10 +12,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from engine.errors import RefusedError, SealingError
-from engine.sealing.files import write_private
 from engine.sealing.memory import wipe
 from engine.sealing.pem import fingerprint, key_id, load_ed25519, load_x25519, private_pem, read_pem
 from engine.sealing.release import SUITE
+from engine.system.files import write_private
 from engine.wire import canonical
 
 SIGNING_FILE: Final = "run_signing.pem"

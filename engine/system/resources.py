@@ -6,7 +6,7 @@ from pathlib import Path
 
 from engine.errors import GlasshouseError
 
-_PACKAGE = Path(__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def data_path(*parts: str) -> Path:

@@ -1,0 +1,22 @@
+"""The boot clock: it counts sleep, and steps of the wall clock do not touch it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Final
+
+_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def boot_seconds() -> float:
+    """Seconds since this machine booted; they go on while it sleeps."""
+    return time.clock_gettime(_CLOCK)
+
+
+def boot_id() -> str:
+    """The kernel's random id of this boot, empty where there is none."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
