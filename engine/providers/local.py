@@ -34,7 +34,7 @@ from engine.providers.protocol import (
 )
 from engine.remote.bundle import site_paths, worker_distributions
 from engine.remote.launch import Launched
-from engine.remote.launcher import ENVIRONMENT
+from engine.remote.programs.launcher import ENVIRONMENT
 from engine.remote.session import SshSession
 from engine.system.processes import is_alive
 from engine.wire import utc_now

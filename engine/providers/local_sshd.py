@@ -24,7 +24,7 @@ import msgspec
 from engine.providers import local_files as files
 from engine.providers.local_sftp import RootedSftp
 from engine.remote.connect import CIPHERS
-from engine.remote.launcher import ENVIRONMENT
+from engine.remote.programs.launcher import ENVIRONMENT
 from engine.system.processes import live_process
 
 if TYPE_CHECKING:

@@ -21,7 +21,8 @@ import msgspec
 from engine.errors import RemoteError, WireError
 from engine.remote.failures import disk_full
 from engine.remote.inventory import Distribution, mismatches
-from engine.remote.locks import Lock, numbers
+from engine.remote.lockfile import Lock, numbers
+from engine.remote.transfer import upload
 from engine.wire import parse
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ async def measure(source: Caller, prepared: Prepared, bundle: bytes, folder: str
     async def work(session: SshSession) -> bytes:
         await session.mkdir(prepared.root)
         await session.mkdir(folder)
-        await session.upload(bundle, path)
+        await upload(session, bundle, path)
         words = [word for site in prepared.site_paths for word in ("--site", site)]
         command = [prepared.python, "-I", "-S", "-B", path, "measuring", *words]
         told = await session.run(command, timeout=MEASURE_SECONDS)
@@ -246,7 +247,7 @@ async def _install(
 
     async def deliver(session: SshSession) -> None:
         await session.mkdir(folder)
-        await session.upload(lock.text, f"{folder}/lock.txt")
+        await upload(session, lock.text, f"{folder}/lock.txt")
 
     await source.call(deliver)
     words = ("begin", folder, lock.digest, *([place.index] if place.index else []))
@@ -293,7 +294,7 @@ async def _mismatches(source: Caller, place: Place, probe: _Probe, sites: tuple[
 
 async def _ask(source: Caller, python: str, kind: type[T], *words: str) -> T:
     """One verb of `installer.py` on the allocation."""
-    text = Path(__file__).with_name("installer.py").read_text(encoding="utf-8")
+    text = Path(__file__).with_name("programs").joinpath("installer.py").read_text(encoding="utf-8")
     for _ in range(ATTEMPTS):
         told = await source.call(lambda session: session.run([python, "-I", "-B", "-c", text, *words]))
         if told.stdout or told.exit_status not in (0, None):

@@ -89,7 +89,7 @@ async def renewed(source: Caller, root: str, run_id: str, python: str) -> AsyncI
 
 
 async def _ask(session: SshSession, python: str, *words: str) -> dict[str, object]:
-    text = Path(__file__).with_name("lock_holder.py").read_text(encoding="utf-8")
+    text = Path(__file__).with_name("programs").joinpath("lock_holder.py").read_text(encoding="utf-8")
     told = await session.run([python, "-I", "-S", "-B", "-c", text, *words])
     try:
         answer = parse(told.stdout)

@@ -34,7 +34,7 @@ class Launched(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 def launcher_source() -> str:
     """The program that runs on the allocation; see its own docstring."""
-    return Path(__file__).with_name("launcher.py").read_text(encoding="utf-8")
+    return Path(__file__).with_name("programs").joinpath("launcher.py").read_text(encoding="utf-8")
 
 
 def launch_command(python: str, bundle_path: str, sha256: str, run_dir: str, site_paths: Sequence[str]) -> list[str]:

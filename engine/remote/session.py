@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import posixpath
-import re
 import shlex
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Final, Self, TypeVar, cast
 
 import asyncssh
 
@@ -17,7 +16,6 @@ from engine.errors import RemoteError
 from engine.remote.connect import connect
 from engine.remote.endpoint import Endpoint, LinkLimits
 from engine.remote.failures import link_lost, not_a_file, translated
-from engine.remote.transfer import READ_BYTES, download, read_block, upload
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MAX_OUTPUT_BYTES: Final = 1024 * 1024
-_INBOX_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+READ_BYTES: Final = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,29 +179,21 @@ class SshSession:
                 block = await read_block(remote, path, offset, most)
         return block
 
-    async def upload(
-        self,
-        source: bytes | Path,
-        remote: str,
-        mode: int = 0o600,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> str:
-        """Put a file in place, whole or not at all; returns its SHA-256 in hex. See `transfer.upload`."""
-        return await upload(self, source, remote, mode, progress)
 
-    async def download(self, remote: str, local: Path, max_bytes: int) -> str:
-        """Fetch one regular file into `local` (mode 0600), whole or not at all; returns its SHA-256 in hex.
-
-        Raises `remote_not_a_file` for links and folders, `remote_too_large` above `max_bytes`,
-        `remote_changed` when the file shrinks while it is read.
-        """
-        return await download(self, remote, local, max_bytes)
-
-    async def put_inbox(self, run_dir: str, name: str, data: bytes) -> None:
-        """Hand a message to the supervisor: `data` appears whole as `inbox/NAME` of its run folder."""
-        if not _INBOX_NAME.fullmatch(name):
-            raise RemoteError("An inbox name is made of letters, digits, dots, dashes.", code="remote_path_refused")
-        await self.upload(data, posixpath.join(run_dir, "inbox", name))
+async def read_block(remote: asyncssh.SFTPClientFile, path: str, offset: int, most: int) -> bytes:
+    """Up to `most` bytes of an open file, asked in bounded parts; `remote_failed` for a longer reply."""
+    parts: list[bytes] = []
+    while most:
+        asked = min(most, READ_BYTES)
+        part = cast("bytes", await remote.read(asked, offset))
+        if len(part) > asked:
+            raise RemoteError(f"The allocation sent more of {path} than was asked for.", code="remote_failed")
+        if not part:
+            break
+        parts.append(part)
+        offset += len(part)
+        most -= len(part)
+    return b"".join(parts)
 
 
 async def _feed(writer: asyncssh.SSHWriter[bytes], data: bytes | None) -> None:

@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 import posixpath
+import re
 from collections import deque
 from contextlib import aclosing
 from pathlib import Path
@@ -20,22 +21,22 @@ import asyncssh
 
 from engine.errors import RemoteError
 from engine.remote.failures import disk_full, translated
+from engine.remote.session import SshSession
 from engine.wire import sha256_hex
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator
 
-    from engine.remote.session import SshSession
 
 T = TypeVar("T")
 
 BLOCK_BYTES: Final = 1024 * 1024
 IN_FLIGHT: Final = 16
 WINDOW_BYTES: Final = BLOCK_BYTES * IN_FLIGHT
-READ_BYTES: Final = 256 * 1024
 READ_BACK_BYTES: Final = 256 * 1024
 SPARE_BYTES: Final = 4 * 1024 * 1024
 HASH_SECONDS_PER_GIB: Final = 60.0
+_INBOX_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 HASH_SCRIPT: Final = 'openssl dgst -sha256 -r <"$1" 2>/dev/null || sha256sum <"$1"'
 
 
@@ -75,6 +76,16 @@ async def upload(
     )
 
 
+async def put_inbox(session: SshSession, run_dir: str, name: str, data: bytes) -> None:
+    """Hand a message to the supervisor: `data` appears whole as `inbox/NAME` of its run folder.
+
+    Raises as `upload`, and `remote_path_refused` for a name that could leave that folder.
+    """
+    if not _INBOX_NAME.fullmatch(name):
+        raise RemoteError("An inbox name is made of letters, digits, dots, dashes.", code="remote_path_refused")
+    await upload(session, data, posixpath.join(run_dir, "inbox", name))
+
+
 async def download(session: SshSession, remote: str, local: Path, max_bytes: int) -> str:
     """Fetch a regular file of at most `max_bytes` into `local` (mode 0600); returns its SHA-256 in hex.
 
@@ -100,22 +111,6 @@ async def download(session: SshSession, remote: str, local: Path, max_bytes: int
             f"{local} cannot be written: {error.strerror}.", "Free some space.", code="local_unwritable"
         ) from error
     return digest
-
-
-async def read_block(remote: asyncssh.SFTPClientFile, path: str, offset: int, most: int) -> bytes:
-    """Up to `most` bytes of an open file, asked in bounded parts; `remote_failed` for a longer reply."""
-    parts: list[bytes] = []
-    while most:
-        asked = min(most, READ_BYTES)
-        part = cast("bytes", await remote.read(asked, offset))
-        if len(part) > asked:
-            raise RemoteError(f"The allocation sent more of {path} than was asked for.", code="remote_failed")
-        if not part:
-            break
-        parts.append(part)
-        offset += len(part)
-        most -= len(part)
-    return b"".join(parts)
 
 
 async def _fetch(session: SshSession, remote: str, size: int, write: Callable[[bytes], object]) -> str:

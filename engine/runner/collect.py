@@ -13,6 +13,7 @@ from engine.errors import GlasshouseError
 from engine.measure.digest import tensor_digest
 from engine.measure.safetensors_header import read_header
 from engine.remote.reconnect import Reconnecting
+from engine.remote.transfer import download
 from engine.runner.context import RunContext
 from engine.runner.folder import ADAPTER_CONFIG, ADAPTER_FILES
 from engine.sealing.adapter import AdapterBinding, open_adapter
@@ -30,13 +31,13 @@ async def collect(context: RunContext, link: Reconnecting, run_dir: str) -> None
     if "raw" in context.ingest.adapters:
         path = target / ADAPTER_FILES["raw"]
         await link.call(
-            lambda session: session.download(f"{run_dir}/outbox/raw/adapter.safetensors", path, MAX_ADAPTER_BYTES)
+            lambda session: download(session, f"{run_dir}/outbox/raw/adapter.safetensors", path, MAX_ADAPTER_BYTES)
         )
         _note(context, "raw", _judge(path.read_bytes(), context.ingest.adapters["raw"]))
     if "protected" in context.ingest.adapters:
         sealed = target / ADAPTER_FILES["protected"]
         await link.call(
-            lambda session: session.download(f"{run_dir}/outbox/protected/adapter.sealed", sealed, MAX_ADAPTER_BYTES)
+            lambda session: download(session, f"{run_dir}/outbox/protected/adapter.sealed", sealed, MAX_ADAPTER_BYTES)
         )
         _note(context, "protected", _open(context, sealed, context.ingest.adapters["protected"]))
 

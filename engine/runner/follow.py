@@ -13,6 +13,7 @@ from engine.remote.launch import Launched, alive
 from engine.remote.reconnect import Reconnecting
 from engine.remote.session import SshSession
 from engine.remote.tail import Tail
+from engine.remote.transfer import put_inbox
 from engine.runner.context import RunContext
 from engine.runner.login import Heart
 from engine.runner.relying import RelyingParty
@@ -129,12 +130,12 @@ class Follower:
             await self._put_cancel()
 
     async def _put_cancel(self) -> None:
-        await self._link.call(lambda session: session.put_inbox(self._run_dir, "cancel.json", b"{}"))
+        await self._link.call(lambda session: put_inbox(session, self._run_dir, "cancel.json", b"{}"))
         self._cancel_sent = True
 
     async def _put_end(self) -> None:
         end = canonical({"runnerHead": self._context.journal.head})
-        await self._link.call(lambda session: session.put_inbox(self._run_dir, "end.json", end))
+        await self._link.call(lambda session: put_inbox(session, self._run_dir, "end.json", end))
 
     async def _ask_to_end(self) -> None:
         """Cancel what still runs, give it the time to wipe, and take in what it says of that."""

@@ -15,7 +15,7 @@ from engine.providers.protocol import Lease
 from engine.providers.settings import environment_of, load_settings
 from engine.remote.bundle import LOCK_NAME, worker_lock
 from engine.remote.environment import Measured, Prepared, measure, prepare
-from engine.remote.locks import Lock, lock_of, shipped_lock
+from engine.remote.lockfile import Lock, lock_of, shipped_lock
 from engine.remote.reconnect import Reconnecting
 from engine.runner.folder import RunFolder
 from engine.runner.hosts import host_in

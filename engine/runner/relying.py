@@ -26,6 +26,7 @@ from engine.plan import plan_digest
 from engine.providers.protocol import Lease
 from engine.records.facts import wipe_faults
 from engine.remote.reconnect import Reconnecting
+from engine.remote.transfer import put_inbox
 from engine.runner.context import RunContext
 from engine.runner.staging import CONTENT_KEYS, References
 from engine.sealing.memory import wipe
@@ -86,7 +87,7 @@ class RelyingParty:
 
     async def _put(self, name: str, message: object) -> None:
         data = canonical(message)
-        await self._link.call(lambda session: session.put_inbox(self._run_dir, name, data))
+        await self._link.call(lambda session: put_inbox(session, self._run_dir, name, data))
         self._sent.add(name)
 
     async def _challenge_once(self) -> None:

@@ -26,7 +26,7 @@ from engine.remote.session import SshSession
 from engine.runner.guard import FOLDER, LOCK
 from engine.runner.leases import asked_until, ends_at, kept_until, lease_of
 from engine.runner.tending import end_one, in_use
-from engine.store.database import has_database
+from engine.store.home import has_database
 from engine.store.reader import Reader
 from engine.store.views import RENTED, AllocationView
 from engine.store.writer import Writer

@@ -22,6 +22,7 @@ from engine.remote.bundle import build_bundle, bundle_digest, site_paths
 from engine.remote.launch import Launched, launch
 from engine.remote.reconnect import Reconnecting
 from engine.remote.session import SshSession
+from engine.remote.transfer import upload
 from engine.runner.folder import ADAPTER_CONFIG, RunFolder
 from engine.runner.ingest import Expected
 from engine.runner.journal import Journal
@@ -303,8 +304,8 @@ class Staging:
                 for name in ("inbox", "outbox", "scratch", "raw", "package"):
                     await session.mkdir(f"{run_dir}/{name}")
                 await self._upload_payload(session, run_dir)
-                await session.upload(self._bundle, f"{run_dir}/{BUNDLE}")
-                await session.upload(self._job, f"{run_dir}/{JOB_FILE}")
+                await upload(session, self._bundle, f"{run_dir}/{BUNDLE}")
+                await upload(session, self._job, f"{run_dir}/{JOB_FILE}")
             return await launch(
                 session,
                 python=lease.python,
@@ -322,13 +323,13 @@ class Staging:
         if self._payload is None:
             raise RuntimeError("nothing was prepared yet")
         for name in self.prepared.payload_files:
-            await session.upload(self._payload.files[name], f"{run_dir}/raw/{name}")
+            await upload(session, self._payload.files[name], f"{run_dir}/raw/{name}")
         if self.prepared.manifest_digest is not None:
             package = self.folder.path / PACKAGE
             for entry in self.manifest().files:
                 name = f"{entry.name}{SEALED_SUFFIX}"
-                await session.upload(package / name, f"{run_dir}/package/{name}")
-            await session.upload(package / "manifest.json", f"{run_dir}/package/manifest.json")
+                await upload(session, package / name, f"{run_dir}/package/{name}")
+            await upload(session, package / "manifest.json", f"{run_dir}/package/manifest.json")
 
 
 def allocation_digest(lease: Lease) -> str:

@@ -16,8 +16,10 @@ import msgspec
 from engine.errors import UsageError
 from engine.store import chains, ledger, listing, progress, requests, states
 from engine.store.chains import Chain, Tail
-from engine.store.database import database_path, has_database, open_for_reading, translated
+from engine.store.connection import translated
+from engine.store.home import database_path, has_database
 from engine.store.listing import Filter, Sort
+from engine.store.opening import open_for_reading
 from engine.store.views import (
     AllocationView,
     Check,
@@ -316,7 +318,7 @@ class Reader:
 
 
 def _published_only() -> sqlite3.Connection:
-    from engine.store.ddl import STEPS  # noqa: PLC0415  needed only where there is no database
+    from engine.store.schema import STEPS  # noqa: PLC0415  needed only where there is no database
 
     connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
     connection.row_factory = sqlite3.Row

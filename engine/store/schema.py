@@ -1,131 +1,209 @@
-"""Making the database and bringing an older one up to date.
-
-Imported only when that is due: it loads sqlite_utils, which takes 0.2 s.
-"""
+"""The schema's steps as plain SQL, oldest first. A step that has been released is never edited."""
 
 from __future__ import annotations
 
-import fcntl
-import os
 import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import Final
 
-from sqlite_utils import Database, Migrations
+from engine.store.connection import APPLICATION_ID
+from engine.store.published import insert_published
 
-from engine.errors import StoreError
-from engine.store.database import (
-    SCHEMA_VERSION,
-    connect,
-    corrupt,
-    create_file,
-    database_path,
-    schema_version,
-    translated,
-    unwritable,
+_TABLES: Final = (
+    f"PRAGMA application_id = {APPLICATION_ID}",
+    """CREATE TABLE runs (
+        key INTEGER PRIMARY KEY,
+        id TEXT NOT NULL UNIQUE,
+        source TEXT NOT NULL CHECK (source IN ('mine', 'published')),
+        label TEXT NOT NULL COLLATE NOCASE,
+        preset TEXT,
+        provider TEXT NOT NULL,
+        gpu_model TEXT,
+        model TEXT NOT NULL COLLATE NOCASE,
+        segments TEXT NOT NULL CHECK (segments IN ('pair', 'protected', 'raw')),
+        run_order TEXT,
+        state TEXT NOT NULL,
+        reason TEXT NOT NULL DEFAULT '',
+        created_at TEXT NOT NULL,
+        started_at TEXT,
+        finished_at TEXT,
+        target_sec REAL,
+        step_budget INTEGER,
+        overhead_pct REAL,
+        overhead_rising REAL AS (ifnull(overhead_pct, 1e300)),
+        overhead_falling REAL AS (ifnull(overhead_pct, -1e300)),
+        attestation TEXT NOT NULL,
+        key_state TEXT NOT NULL,
+        runtime_state TEXT NOT NULL,
+        cleanup TEXT NOT NULL,
+        clean INTEGER,
+        tier TEXT,
+        ear_status TEXT,
+        reason_codes TEXT NOT NULL DEFAULT '[]',
+        search TEXT NOT NULL)""",
+    # Each sorted index holds the columns of the filters, so that walking it touches no row that is not shown.
+    "CREATE INDEX runs_by_created ON runs (created_at, id, source, state)",
+    "CREATE INDEX runs_searched ON runs (created_at, id, source, state, search)",
+    "CREATE INDEX runs_by_label ON runs (label, id, source, state)",
+    "CREATE INDEX runs_by_model ON runs (model, id, source, state)",
+    "CREATE INDEX runs_by_overhead_rising ON runs (overhead_rising, id, source, state)",
+    "CREATE INDEX runs_by_overhead_falling ON runs (overhead_falling, id, source, state)",
+    "CREATE INDEX runs_by_state ON runs (source, state)",
+    # How many runs there are of each source and state: counting a million rows takes 30 ms.
+    """CREATE TABLE tallies (
+        source TEXT NOT NULL,
+        state TEXT NOT NULL,
+        runs INTEGER NOT NULL,
+        PRIMARY KEY (source, state)) WITHOUT ROWID""",
+    """CREATE TRIGGER runs_counted AFTER INSERT ON runs BEGIN
+        INSERT INTO tallies VALUES (new.source, new.state, 1)
+        ON CONFLICT (source, state) DO UPDATE SET runs = runs + 1;
+    END""",
+    """CREATE TRIGGER runs_recounted AFTER UPDATE OF state ON runs WHEN new.state <> old.state BEGIN
+        UPDATE tallies SET runs = runs - 1 WHERE source = old.source AND state = old.state;
+        INSERT INTO tallies VALUES (new.source, new.state, 1)
+        ON CONFLICT (source, state) DO UPDATE SET runs = runs + 1;
+    END""",
+    """CREATE TABLE plans (
+        run INTEGER PRIMARY KEY REFERENCES runs,
+        digest TEXT NOT NULL,
+        body TEXT NOT NULL)""",
+    """CREATE TABLE results (
+        run INTEGER PRIMARY KEY REFERENCES runs,
+        at TEXT NOT NULL,
+        body TEXT NOT NULL,
+        checks TEXT NOT NULL)""",
+    """CREATE TABLE segments (
+        key INTEGER PRIMARY KEY,
+        run INTEGER NOT NULL REFERENCES runs,
+        kind TEXT NOT NULL CHECK (kind IN ('raw', 'protected')),
+        position INTEGER NOT NULL,
+        state TEXT NOT NULL DEFAULT 'pending',
+        reason TEXT NOT NULL DEFAULT '',
+        stop_reason TEXT,
+        steps INTEGER NOT NULL DEFAULT 0,
+        elapsed_ns INTEGER NOT NULL DEFAULT 0,
+        last_loss REAL,
+        final_loss REAL,
+        adapter_sha256 TEXT,
+        tensor_digest TEXT,
+        phases TEXT NOT NULL DEFAULT '{}',
+        UNIQUE (run, kind))""",
+    """CREATE TABLE transitions (
+        id INTEGER PRIMARY KEY,
+        run INTEGER NOT NULL REFERENCES runs,
+        subject TEXT NOT NULL,
+        state TEXT NOT NULL,
+        at TEXT NOT NULL,
+        reason TEXT NOT NULL)""",
+    "CREATE INDEX transitions_by_run ON transitions (run)",
+    """CREATE TABLE tails (
+        run INTEGER NOT NULL REFERENCES runs,
+        chain TEXT NOT NULL CHECK (chain IN ('runner', 'pod')),
+        next_seq INTEGER NOT NULL,
+        head TEXT NOT NULL,
+        byte_offset INTEGER NOT NULL,
+        PRIMARY KEY (run, chain)) WITHOUT ROWID""",
+    """CREATE TABLE events (
+        id INTEGER PRIMARY KEY,
+        run INTEGER NOT NULL REFERENCES runs,
+        chain TEXT NOT NULL CHECK (chain IN ('runner', 'pod')),
+        seq INTEGER NOT NULL,
+        ts TEXT NOT NULL,
+        event TEXT NOT NULL,
+        body TEXT NOT NULL,
+        hash BLOB NOT NULL)""",
+    "CREATE INDEX events_by_run ON events (run)",
+    "CREATE UNIQUE INDEX events_by_seq ON events (run, chain, seq)",
+    # One row for each train.progress event: with the series it gives back the event's bytes. `ts` is
+    # milliseconds since 1970 where that gives back the text, else the text.
+    """CREATE TABLE progress (
+        run INTEGER NOT NULL REFERENCES runs,
+        seq INTEGER NOT NULL,
+        ts NOT NULL,
+        protected INTEGER NOT NULL,
+        first INTEGER NOT NULL,
+        count INTEGER NOT NULL,
+        PRIMARY KEY (run, seq)) WITHOUT ROWID""",
+    """CREATE TABLE series (
+        segment INTEGER NOT NULL REFERENCES segments,
+        chunk INTEGER NOT NULL,
+        count INTEGER NOT NULL,
+        packed INTEGER NOT NULL,
+        losses BLOB NOT NULL,
+        nanos BLOB NOT NULL,
+        PRIMARY KEY (segment, chunk))""",
+    """CREATE TABLE evidence (
+        run INTEGER NOT NULL REFERENCES runs, kind TEXT NOT NULL, at TEXT NOT NULL, body TEXT NOT NULL,
+        PRIMARY KEY (run, kind))""",
+    """CREATE TABLE receipts (
+        run INTEGER NOT NULL REFERENCES runs, kind TEXT NOT NULL, at TEXT NOT NULL, body TEXT NOT NULL,
+        PRIMARY KEY (run, kind))""",
+    """CREATE TABLE allocations (
+        id TEXT PRIMARY KEY,
+        provider TEXT NOT NULL,
+        name TEXT NOT NULL UNIQUE,
+        provider_id TEXT,
+        gpu_model TEXT,
+        state TEXT NOT NULL,
+        reason TEXT NOT NULL DEFAULT '',
+        created_at TEXT NOT NULL,
+        released_at TEXT,
+        price_per_hour REAL,
+        spent REAL,
+        run INTEGER REFERENCES runs,
+        detail TEXT NOT NULL DEFAULT '{}')""",
+    "CREATE INDEX allocations_open ON allocations (created_at) WHERE released_at IS NULL",
+    "CREATE INDEX allocations_by_run ON allocations (run)",
+    """CREATE TABLE allocation_moves (
+        id INTEGER PRIMARY KEY,
+        allocation TEXT NOT NULL REFERENCES allocations,
+        state TEXT NOT NULL,
+        at TEXT NOT NULL,
+        reason TEXT NOT NULL)""",
+    "CREATE INDEX allocation_moves_by_allocation ON allocation_moves (allocation)",
+    # `name` is run:<id> for a runner and allocation:<name> for a machine that one run at a time may use.
+    """CREATE TABLE locks (
+        name TEXT PRIMARY KEY,
+        pid INTEGER NOT NULL,
+        start_ticks INTEGER NOT NULL,
+        boot TEXT NOT NULL,
+        at TEXT NOT NULL) WITHOUT ROWID""",
+    """CREATE TABLE requests (
+        id INTEGER PRIMARY KEY,
+        run INTEGER REFERENCES runs,
+        kind TEXT NOT NULL,
+        at TEXT NOT NULL,
+        detail TEXT NOT NULL DEFAULT '{}',
+        done_at TEXT,
+        outcome TEXT)""",
+    "CREATE INDEX requests_open ON requests (run, kind) WHERE done_at IS NULL",
+    "CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
 )
-from engine.store.ddl import STEPS
-from engine.system.processes import is_alive
-
-MIGRATION_SET: Final = "glasshouse"
-_LOCK_FILE: Final = "glasshouse.lock"
 
 
-def migrations() -> Migrations:
-    """The steps as a sqlite-utils migration set; each raises `user_version` by one in its own transaction."""
-    made = Migrations(MIGRATION_SET)
-    for number, (name, step) in enumerate(STEPS, start=1):
-        made(name=name)(_migration(number, step))
-    return made
+def _make_tables(connection: sqlite3.Connection) -> None:
+    for statement in _TABLES:
+        connection.execute(statement)
 
 
-def _migration(number: int, step: Callable[[sqlite3.Connection], None]) -> Callable[[Database], None]:
-    def migrate(db: Database) -> None:
-        step(db.conn)
-        db.conn.execute(f"PRAGMA user_version = {number}")
-
-    return migrate
-
-
-@contextmanager
-def _one_at_a_time(home: Path) -> Iterator[None]:
-    """Two processes that start at once on one home migrate one after the other."""
-    path = home / _LOCK_FILE
-    create_file(path)
-    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+def _know_when_allocations_end(connection: sqlite3.Connection) -> None:
+    connection.execute("ALTER TABLE allocations ADD COLUMN keep_until TEXT")
+    connection.execute("ALTER TABLE allocations ADD COLUMN deadline TEXT")
+    # A kept allocation serves one run after another.
+    connection.execute(
+        """CREATE TABLE allocation_runs (
+            allocation TEXT NOT NULL REFERENCES allocations,
+            run INTEGER NOT NULL REFERENCES runs,
+            at TEXT NOT NULL,
+            PRIMARY KEY (allocation, run)) WITHOUT ROWID"""
+    )
+    connection.execute("INSERT INTO allocation_runs SELECT id, run, created_at FROM allocations WHERE run IS NOT NULL")
+    connection.execute("CREATE INDEX allocation_runs_by_run ON allocation_runs (run)")
 
 
-def upgrade(home: Path) -> None:
-    """Apply every step that is due, all or none, after copying a database that holds anything.
-
-    Raises `StoreError`: `store_in_use` while a runner lives, `store_full`, `store_corrupt`,
-    `store_unwritable`.
-    """
-    path = database_path(home)
-    with _one_at_a_time(home), translated(path):
-        connection = connect(path)
-        try:
-            found = schema_version(connection, path)
-            if found == SCHEMA_VERSION:
-                return
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                if found:
-                    _refuse_while_running(connection)
-                    _copy(path)
-                migrations().apply(Database(connection))
-                _refuse_contradictions(connection, path)
-                connection.execute("COMMIT")
-            except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
-        finally:
-            connection.close()
-
-
-def _refuse_contradictions(connection: sqlite3.Connection, path: Path) -> None:
-    if connection.execute("PRAGMA foreign_key_check").fetchone() is not None:
-        raise corrupt(path, "holds records that contradict each other")
-
-
-def _refuse_while_running(connection: sqlite3.Connection) -> None:
-    for lock in connection.execute("SELECT name, pid, start_ticks, boot FROM locks WHERE name LIKE 'run:%'"):
-        if is_alive(lock["pid"], lock["start_ticks"], lock["boot"]):
-            run_id = lock["name"].removeprefix("run:")
-            raise StoreError(
-                f"The database needs an update, and an older Glasshouse (pid {lock['pid']}) runs {run_id}.",
-                "Wait until it ends, or cancel it with the version that started it.",
-                code="store_in_use",
-            )
-
-
-def _copy(path: Path) -> None:
-    """Keep the database as it was in `glasshouse.db.before-<n>`, n being the version that follows."""
-    final = path.with_name(f"{path.name}.before-{SCHEMA_VERSION}")
-    partial = final.with_name(final.name + ".part")
-    try:
-        partial.unlink(missing_ok=True)
-        create_file(partial)
-        source, target = connect(path), sqlite3.connect(partial)
-        try:
-            source.backup(target)
-            target.execute("PRAGMA journal_mode = DELETE")
-        finally:
-            target.close()
-            source.close()
-        partial.replace(final)
-    except sqlite3.Error:
-        partial.unlink(missing_ok=True)
-        raise
-    except OSError as error:
-        raise unwritable(path.parent, "the copy before its update cannot be made") from error
+STEPS: Final[tuple[tuple[str, Callable[[sqlite3.Connection], None]], ...]] = (
+    ("0001_tables", _make_tables),
+    ("0002_published_rows", insert_published),
+    ("0003_allocation_ends", _know_when_allocations_end),
+)

@@ -17,8 +17,10 @@ from engine.errors import StoreError
 from engine.plan import Plan, dump_plan, plan_digest
 from engine.store import chains, ledger, process_locks, requests, states
 from engine.store.chains import Chain, Tail
-from engine.store.database import database_path, open_for_writing, translated
+from engine.store.connection import translated
+from engine.store.home import database_path
 from engine.store.ledger import AllocationFields
+from engine.store.opening import open_for_writing
 from engine.store.published import search_text
 from engine.store.views import (
     FINAL_RUN_STATES,

@@ -111,7 +111,8 @@ def _read_only(path: Path) -> bool:
 
 
 def _database(home: Path) -> list[Finding]:
-    from engine.store.database import connect, database_path, schema_version, translated
+    from engine.store.connection import connect, schema_version, translated
+    from engine.store.home import database_path
 
     path = database_path(home)
     if not path.exists():

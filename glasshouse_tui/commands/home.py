@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.store.database import prepare_home, unwritable
+from engine.store.home import prepare_home, unwritable
 
 if TYPE_CHECKING:
     from engine.store.reader import Reader

@@ -22,6 +22,7 @@ import asyncssh
 
 from engine.remote.endpoint import Endpoint
 from engine.remote.session import SshSession
+from engine.remote.transfer import upload
 from engine.store.views import RunView
 from tests.fake_runpod.client import FakeRunPod
 from tests.fake_runpod.needs import missing
@@ -79,7 +80,7 @@ async def _upload(endpoint: Endpoint, source: Path, target: str) -> float:
     session = await SshSession.connect(endpoint)
     async with session:
         began = time.perf_counter()
-        await session.upload(source, target)
+        await upload(session, source, target)
         return time.perf_counter() - began
 
 

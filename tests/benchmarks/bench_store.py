@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from engine.plan import Model, Plan, Target
-from engine.store.database import database_path
+from engine.store.home import database_path
 from engine.store.listing import Sort
 from engine.store.published import search_text
 from engine.store.reader import Reader

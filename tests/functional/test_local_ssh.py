@@ -23,6 +23,7 @@ from engine.remote.launch import Launched, alive, launch
 from engine.remote.reconnect import Reconnecting
 from engine.remote.session import SshSession
 from engine.remote.tail import Tail
+from engine.remote.transfer import put_inbox, upload
 from engine.system.processes import is_alive
 from engine.wire import GENESIS, LOG, RUN_CLOSED, ChainReader, Event
 
@@ -83,7 +84,7 @@ class Road:
         bundle = _worker_bundle()
         for folder in (self.run_dir, f"{self.run_dir}/inbox"):
             await link.call(lambda session, folder=folder: session.mkdir(folder))  # type: ignore[misc]
-        await link.call(lambda session: session.upload(bundle, f"{self.run_dir}/bundle.pyz"))
+        await link.call(lambda session: upload(session, bundle, f"{self.run_dir}/bundle.pyz"))
         return await link.call(
             lambda session: launch(
                 session,
@@ -136,7 +137,7 @@ async def test_servers_killed_twice_in_mid_run_lose_no_event(road: Road) -> None
         seen += await _follow(tail, lambda events: len(events) >= 20)
         road.signal_server(signal.SIGKILL)
         seen += await _follow(tail, lambda events: len(seen) + len(events) >= EVENTS)
-        await link.call(lambda session: session.put_inbox(road.run_dir, "end.json", b"{}"))
+        await link.call(lambda session: put_inbox(session, road.run_dir, "end.json", b"{}"))
         seen += await _follow(tail, bool)
         assert await link.call(lambda session: alive(session, launched.pid, launched.start)) is True
     assert [event.event for event in seen] == [LOG] * EVENTS + [RUN_CLOSED]

@@ -13,7 +13,7 @@ from engine.providers.runpod.api import Order
 from engine.providers.runpod.folder import Keys
 from engine.providers.runpod.offers import Choice
 from engine.providers.settings import RunPodSettings
-from engine.remote.locks import shipped_lock
+from engine.remote.lockfile import shipped_lock
 
 START: Final = (
     "bash -c 'printenv GLASSHOUSE_START | base64 -d > $HOME/.glasshouse-start && exec bash $HOME/.glasshouse-start'"

@@ -22,7 +22,7 @@ from engine.remote import environment
 from engine.remote.bundle import REQUIREMENTS, build_bundle, site_paths, worker_lock
 from engine.remote.endpoint import LinkLimits
 from engine.remote.environment import Prepared, measure, prepare
-from engine.remote.locks import Lock, lock_of, parse_lock, shipped_lock
+from engine.remote.lockfile import Lock, lock_of, parse_lock, shipped_lock
 from engine.remote.reconnect import Reconnecting
 from engine.remote.session import SshSession
 from engine.runner.folder import RunFolder

@@ -19,6 +19,7 @@ from engine.remote import host_lock
 from engine.remote.endpoint import Endpoint, LinkLimits
 from engine.remote.host_lock import Busy, Held, acquire_lock, free_lock, renewed
 from engine.remote.session import SshSession
+from engine.remote.transfer import upload
 from engine.system.processes import live_process
 from tests.functional.providers.openssh import USER, Sshd, openssh
 
@@ -165,7 +166,7 @@ async def test_the_host_is_held_as_long_as_the_runs_supervisor_lives(session: Ss
 
 async def test_a_root_that_is_no_folder_is_an_error_and_not_a_free_host(session: SshSession, tmp_path: Path) -> None:
     root = f"{tmp_path}/file"
-    await session.upload(b"", root)
+    await upload(session, b"", root)
     with pytest.raises(RemoteError) as caught:
         await acquire_lock(session, root, "run", PYTHON)
     assert caught.value.code == "host_lock_failed"

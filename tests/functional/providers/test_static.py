@@ -26,6 +26,7 @@ from engine.remote.bundle import bundle_digest
 from engine.remote.endpoint import LinkLimits
 from engine.remote.host_lock import Held, acquire_lock
 from engine.remote.launch import launch
+from engine.remote.transfer import upload
 from tests.functional.providers.openssh import Sshd, openssh
 
 LIMITS = LinkLimits(connect=5, login=5, command=20)
@@ -84,7 +85,7 @@ async def test_a_host_is_used_and_only_the_runs_folder_is_removed(sshd: Sshd, mo
         await session.mkdir(f"{lease.root}/{RUN}")
         await session.mkdir(f"{lease.root}/another")
         bundle = _bundle()
-        await session.upload(bundle, f"{lease.root}/{RUN}/bundle.pyz")
+        await upload(session, bundle, f"{lease.root}/{RUN}/bundle.pyz")
         assert isinstance(await acquire_lock(session, lease.root, RUN, PYTHON), Held)
         launched = await launch(
             session, python=PYTHON, bundle_path=f"{lease.root}/{RUN}/bundle.pyz", sha256=bundle_digest(bundle),

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.runner.__main__ import main
-from engine.store.database import database_path
+from engine.store.home import database_path
 from engine.store.writer import Writer
 
 

@@ -11,6 +11,7 @@ import pytest
 from engine.errors import ProviderError, RemoteError
 from engine.remote.reconnect import Reconnecting
 from engine.remote.session import SshSession
+from engine.remote.transfer import upload
 
 if TYPE_CHECKING:
     from tests.unit.remote.conftest import Allocation
@@ -25,7 +26,7 @@ async def test_an_operation_survives_two_killed_servers(allocation: Allocation, 
         tries += 1
         if tries <= 2:
             allocation.kill_server()
-        return await session.upload(b"data", str(folder / "file"))
+        return await upload(session, b"data", str(folder / "file"))
 
     link = Reconnecting(allocation.session, allocation.limits, on_link=lambda up, _: told.append(up))
     async with link:

@@ -15,6 +15,7 @@ import pytest
 from engine.errors import RemoteError
 from engine.remote.endpoint import Endpoint, LinkLimits
 from engine.remote.session import SshSession
+from engine.remote.transfer import put_inbox, upload
 
 if TYPE_CHECKING:
     from tests.unit.remote.conftest import Allocation
@@ -117,7 +118,7 @@ async def test_a_command_on_a_killed_server_is_a_lost_link(allocation: Allocatio
         await running
     assert caught.value.code == "link_lost"
     assert not session.is_open
-    for operation in (session.run(["true"]), session.exists("/"), session.upload(b"x", "/x")):
+    for operation in (session.run(["true"]), session.exists("/"), upload(session, b"x", "/x")):
         with pytest.raises(RemoteError) as caught:
             await operation
         assert caught.value.code == "link_lost"
@@ -187,11 +188,11 @@ async def test_reading_from_an_offset_is_bounded_by_the_end(session: SshSession,
 
 async def test_an_inbox_message_appears_whole_under_its_name(session: SshSession, folder: Path) -> None:
     (folder / "inbox").mkdir()
-    await session.put_inbox(str(folder), "release.json", b"{}")
-    await session.put_inbox(str(folder), "release.json", b'{"again":1}')
+    await put_inbox(session, str(folder), "release.json", b"{}")
+    await put_inbox(session, str(folder), "release.json", b'{"again":1}')
     assert [path.name for path in (folder / "inbox").iterdir()] == ["release.json"]
     assert (folder / "inbox" / "release.json").read_bytes() == b'{"again":1}'
     for name in ("../job.json", "a/b", "", ".hidden"):
         with pytest.raises(RemoteError) as caught:
-            await session.put_inbox(str(folder), name, b"x")
+            await put_inbox(session, str(folder), name, b"x")
         assert caught.value.code == "remote_path_refused"

@@ -15,7 +15,7 @@ from engine.errors import RemoteError
 from engine.providers.local_sftp import RootedSftp
 from engine.remote.endpoint import Endpoint, LinkLimits
 from engine.remote.session import SshSession
-from engine.remote.transfer import BLOCK_BYTES, IN_FLIGHT, WINDOW_BYTES, in_order
+from engine.remote.transfer import BLOCK_BYTES, IN_FLIGHT, WINDOW_BYTES, download, in_order, upload
 
 if TYPE_CHECKING:
     from tests.unit.remote.conftest import Allocation
@@ -73,7 +73,7 @@ async def test_an_upload_arrives_whole_with_its_mode_and_leaves_no_part(
 ) -> None:
     told: list[tuple[int, int]] = []
     target = folder / "weights"
-    digest = await session.upload(source, str(target), 0o640, lambda sent, total: told.append((sent, total)))
+    digest = await upload(session, source, str(target), 0o640, lambda sent, total: told.append((sent, total)))
     assert digest == _digest(CONTENT)
     assert target.read_bytes() == CONTENT
     assert target.stat().st_mode & 0o777 == 0o640
@@ -83,17 +83,17 @@ async def test_an_upload_arrives_whole_with_its_mode_and_leaves_no_part(
 
 async def test_what_is_there_already_is_not_sent_again(session: SshSession, folder: Path, source: Path) -> None:
     told: list[int] = []
-    await session.upload(source, str(folder / "weights"))
-    await session.upload(source, str(folder / "weights"), progress=lambda sent, _: told.append(sent))
+    await upload(session, source, str(folder / "weights"))
+    await upload(session, source, str(folder / "weights"), progress=lambda sent, _: told.append(sent))
     assert told == []
 
 
 async def test_a_target_with_other_content_is_replaced(session: SshSession, folder: Path) -> None:
     target = folder / "job.json"
     target.write_bytes(b"old")
-    await session.upload(b"new", str(target))
+    await upload(session, b"new", str(target))
     assert target.read_bytes() == b"new"
-    await session.upload(b"", str(target))
+    await upload(session, b"", str(target))
     assert target.read_bytes() == b""
 
 
@@ -108,12 +108,12 @@ async def test_an_upload_cut_by_a_killed_server_goes_on_where_it_was(
 
     first = await allocation.session()
     with pytest.raises(RemoteError) as caught:
-        await first.upload(source, str(target), progress=cut)
+        await upload(first, source, str(target), progress=cut)
     assert caught.value.code == "link_lost"
     assert not target.exists()
     told: list[int] = []
     async with await allocation.session() as second:
-        await second.upload(source, str(target), progress=lambda sent, _: told.append(sent))
+        await upload(second, source, str(target), progress=lambda sent, _: told.append(sent))
     assert target.read_bytes() == CONTENT
     assert told[0] > 10 * BLOCK_BYTES
 
@@ -123,7 +123,7 @@ async def test_a_part_with_other_bytes_is_not_trusted(
     session: SshSession, folder: Path, source: Path, size: int
 ) -> None:
     (folder / "weights.part").write_bytes(os.urandom(size))
-    assert await session.upload(source, str(folder / "weights")) == _digest(CONTENT)
+    assert await upload(session, source, str(folder / "weights")) == _digest(CONTENT)
     assert (folder / "weights").read_bytes() == CONTENT
 
 
@@ -134,14 +134,14 @@ async def test_links_in_the_way_of_an_upload_are_refused(
     (tmp_path / "victim").write_bytes(b"kept")
     (folder / name).symlink_to(tmp_path / "victim")
     with pytest.raises(RemoteError) as caught:
-        await session.upload(b"x", str(folder / "target"))
+        await upload(session, b"x", str(folder / "target"))
     assert caught.value.code == "remote_not_a_file"
     assert (tmp_path / "victim").read_bytes() == b"kept"
 
 
 async def test_an_unreadable_source_is_named(session: SshSession, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(RemoteError) as caught:
-        await session.upload(tmp_path / "none", str(folder / "target"))
+        await upload(session, tmp_path / "none", str(folder / "target"))
     assert caught.value.code == "local_unreadable"
 
 
@@ -154,7 +154,7 @@ class _Flipping(RootedSftp):
 async def test_bytes_changed_on_the_way_never_get_the_name(tmp_path: Path, size: int) -> None:
     async with _server(tmp_path, _Flipping) as session:
         with pytest.raises(RemoteError) as caught:
-            await session.upload(os.urandom(size), str(tmp_path / "target"))
+            await upload(session, os.urandom(size), str(tmp_path / "target"))
     assert caught.value.code == "upload_failed"
     assert not (tmp_path / "target").exists()
 
@@ -168,9 +168,9 @@ class _Small(RootedSftp):
 
 async def test_too_little_space_is_told_before_anything_is_sent(tmp_path: Path) -> None:
     async with _server(tmp_path, _Small) as session:
-        await session.upload(bytes(1000), str(tmp_path / "fits"))
+        await upload(session, bytes(1000), str(tmp_path / "fits"))
         with pytest.raises(RemoteError) as caught:
-            await session.upload(bytes(2 * 1024 * 1024), str(tmp_path / "target"))
+            await upload(session, bytes(2 * 1024 * 1024), str(tmp_path / "target"))
     assert caught.value.code == "remote_disk_full"
     assert "5242880" in caught.value.message
     assert _names(tmp_path) == ["fits"]
@@ -192,7 +192,7 @@ class _Filling(RootedSftp):
 async def test_a_disk_that_fills_meanwhile_is_told_as_full(tmp_path: Path) -> None:
     async with _server(tmp_path, _Filling) as session:
         with pytest.raises(RemoteError) as caught:
-            await session.upload(bytes(1000), str(tmp_path / "target"))
+            await upload(session, bytes(1000), str(tmp_path / "target"))
     assert caught.value.code == "remote_disk_full"
 
 
@@ -209,13 +209,13 @@ class _Bare(RootedSftp):
 async def test_a_server_without_extensions_and_without_a_hash_tool_still_serves(tmp_path: Path) -> None:
     data = os.urandom(400_000)
     async with _server(tmp_path, _Bare) as session:
-        await session.upload(data, str(tmp_path / "target"))
+        await upload(session, data, str(tmp_path / "target"))
     assert (tmp_path / "target").read_bytes() == data
 
 
 async def test_a_download_is_whole_private_and_hashed(session: SshSession, folder: Path, tmp_path: Path) -> None:
     (folder / "adapter").write_bytes(CONTENT)
-    digest = await session.download(str(folder / "adapter"), tmp_path / "adapter", len(CONTENT))
+    digest = await download(session, str(folder / "adapter"), tmp_path / "adapter", len(CONTENT))
     assert digest == _digest(CONTENT)
     assert (tmp_path / "adapter").read_bytes() == CONTENT
     assert (tmp_path / "adapter").stat().st_mode & 0o777 == 0o600
@@ -237,7 +237,7 @@ async def test_links_folders_and_oversized_files_are_not_downloaded(
         ("none", "remote_missing"),
     ):
         with pytest.raises(RemoteError) as caught:
-            await session.download(str(folder / name), tmp_path / "got", 100)
+            await download(session, str(folder / name), tmp_path / "got", 100)
         assert caught.value.code == code
     assert _names(tmp_path) == []
 
@@ -251,7 +251,7 @@ async def test_a_file_that_ends_early_is_no_download(tmp_path: Path) -> None:
     (tmp_path / "log").write_bytes(bytes(1000))
     async with _server(tmp_path, _Shrinking) as session:
         with pytest.raises(RemoteError) as caught:
-            await asyncio.wait_for(session.download(str(tmp_path / "log"), tmp_path / "got", 10_000), 10)
+            await asyncio.wait_for(download(session, str(tmp_path / "log"), tmp_path / "got", 10_000), 10)
     assert caught.value.code == "remote_changed"
     assert not (tmp_path / "got").exists()
 
@@ -259,7 +259,7 @@ async def test_a_file_that_ends_early_is_no_download(tmp_path: Path) -> None:
 async def test_an_unwritable_place_is_named(session: SshSession, folder: Path, tmp_path: Path) -> None:
     (folder / "file").write_bytes(b"x")
     with pytest.raises(RemoteError) as caught:
-        await session.download(str(folder / "file"), tmp_path / "none" / "got", 100)
+        await download(session, str(folder / "file"), tmp_path / "none" / "got", 100)
     assert caught.value.code == "local_unwritable"
 
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from engine.errors import StoreError, WireError
 from engine.plan import Plan
 from engine.store import chains
-from engine.store.database import database_path
+from engine.store.home import database_path
 from engine.store.reader import Reader
 from engine.store.writer import Writer
 from engine.wire import GENESIS, ChainReader, ChainWriter, Event, to_line

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from engine.store.database import create_file, database_path
+from engine.store.home import create_file, database_path
 from engine.store.reader import Reader
 from engine.store.writer import Writer
 

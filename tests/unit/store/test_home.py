@@ -14,7 +14,8 @@ import pytest
 
 from engine.errors import StoreError
 from engine.plan import Plan
-from engine.store.database import SCHEMA_VERSION, database_path
+from engine.store.connection import SCHEMA_VERSION
+from engine.store.home import database_path
 from engine.store.reader import Reader
 from engine.store.writer import Writer
 
@@ -176,7 +177,7 @@ def test_database_is_not_made_through_a_link(home: Path, tmp_path: Path) -> None
 USE_WITHOUT_PRIVILEGES = """
 import os, sys
 from pathlib import Path
-import engine.store.schema
+import engine.store.migrations
 from engine.errors import StoreError
 from engine.store.reader import Reader
 from engine.store.writer import Writer

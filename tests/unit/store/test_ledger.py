@@ -10,7 +10,7 @@ import pytest
 
 from engine.errors import StoreError, UsageError
 from engine.plan import Plan
-from engine.store.database import database_path
+from engine.store.home import database_path
 from engine.store.reader import Reader
 from engine.store.views import LedgerState
 from engine.store.writer import Writer

@@ -16,8 +16,8 @@ import pytest
 
 from engine.errors import StoreError
 from engine.plan import Plan
-from engine.store import database
-from engine.store.database import database_path
+from engine.store import connection
+from engine.store.home import database_path
 from engine.store.reader import Reader
 from engine.store.writer import Writer
 from engine.wire import ChainReader, ChainWriter, Event, to_line
@@ -123,7 +123,7 @@ def test_writer_killed_inside_a_transaction_leaves_nothing_of_it(
 def test_writer_that_waits_too_long_says_so(
     home: Path, plan: Plan, child: Child, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "BUSY_SECONDS", 0.2)
+    monkeypatch.setattr(connection, "BUSY_SECONDS", 0.2)
     with Writer(home) as writer:
         writer.create_run(RUN, plan)
         process = child(STOP_INSIDE_A_TRANSACTION, home)
