@@ -18,12 +18,12 @@ NAMES: Final = ("local", "static", "runpod")
 def provider_for(name: str, home: Path) -> Provider:
     """The provider called `name`, for this home; raises `UsageError` (`provider_unknown`)."""
     if name == "local":
-        from engine.providers.local import LocalProvider  # noqa: PLC0415  # only the chosen one is loaded
+        from engine.providers.local.provider import LocalProvider  # noqa: PLC0415  # only the chosen one is loaded
 
         return LocalProvider(home)
     if name == "static":
         from engine.providers.settings import load_settings  # noqa: PLC0415
-        from engine.providers.static import StaticProvider  # noqa: PLC0415
+        from engine.providers.static.provider import StaticProvider  # noqa: PLC0415
 
         return StaticProvider(load_settings(home))
     if name == "runpod":

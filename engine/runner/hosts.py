@@ -6,8 +6,8 @@ import hashlib
 from pathlib import Path
 from typing import Final
 
-from engine.providers.runpod.shared import salt_of
 from engine.providers.settings import Settings, host_settings
+from engine.store.salt import salt_of
 
 _LENGTH: Final = 16
 

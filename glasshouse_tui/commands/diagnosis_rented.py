@@ -64,7 +64,7 @@ def _config(home: Path) -> tuple[Settings | None, list[Finding]]:
 
 
 def _key() -> Finding:
-    from engine.providers.runpod.key import api_key
+    from engine.providers.runpod.api.credentials import api_key
 
     try:
         return Finding("runpod key", "ok", f"in {api_key().source}")

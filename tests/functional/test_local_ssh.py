@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.providers.local import LocalProvider
-from engine.providers.local_files import read_ready
+from engine.providers.local.files import read_ready
+from engine.providers.local.provider import LocalProvider
 from engine.providers.protocol import Lease, Scope, Spec, allocation_name
 from engine.remote.bundle import build_bundle, bundle_digest
 from engine.remote.endpoint import LinkLimits

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from typing import Final
 
 from engine.errors import GlasshouseError, ProviderError
-from engine.providers.runpod.api import Pod, PodApi
-from engine.providers.runpod.listing import Listing, SharedListing
-from engine.providers.runpod.prices import SharedPrices
+from engine.providers.runpod.api.listing import Listing, SharedListing
+from engine.providers.runpod.api.prices import SharedPrices
+from engine.providers.runpod.api.protocol import Pod, PodApi
 from engine.providers.settings import RunPodLimits
 from engine.system.clock import boot_seconds
 

@@ -11,11 +11,11 @@ import msgspec
 from engine.errors import GlasshouseError, ProviderError
 from engine.providers.protocol import Lease, Spec
 from engine.providers.runpod.account import HOPELESS, Account, together
-from engine.providers.runpod.api import GpuOffer, Order, Pod, RateLimitedError, is_ambiguous
+from engine.providers.runpod.api.protocol import GpuOffer, Order, Pod, RateLimitedError, is_ambiguous
 from engine.providers.runpod.folder import AllocationFolder, Ask, Asked, Keys
-from engine.providers.runpod.image import order
-from engine.providers.runpod.leases import age, lease_of
-from engine.providers.runpod.offers import Choice, above_quote, choices, life, max_price
+from engine.providers.runpod.gpu_choice import Choice, above_quote, choices, life, max_price
+from engine.providers.runpod.lease import age, lease_of
+from engine.providers.runpod.pod_order import order
 from engine.providers.settings import RunPodSettings
 from engine.system.clock import boot_id, boot_seconds
 from engine.system.shield import run_to_completion

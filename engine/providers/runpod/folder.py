@@ -23,7 +23,7 @@ import asyncssh
 import msgspec
 
 from engine.errors import ProviderError
-from engine.providers.local_files import write_private
+from engine.providers.local.files import write_private
 
 ALLOCATIONS: Final = "allocations"
 CLIENT_KEY: Final = "client_key"

@@ -25,13 +25,13 @@ from engine.providers.protocol import (
 )
 from engine.providers.runpod.account import BY_HAND, Account
 from engine.providers.runpod.acquisition import Acquisition
-from engine.providers.runpod.api import Pod
-from engine.providers.runpod.choose import account_of, make_api
+from engine.providers.runpod.api.factory import account_of, make_api
+from engine.providers.runpod.api.listing import SharedListing
+from engine.providers.runpod.api.prices import SharedPrices
+from engine.providers.runpod.api.protocol import Pod
 from engine.providers.runpod.folder import AllocationFolder
-from engine.providers.runpod.leases import NAME, age, found, lease_of, observation
-from engine.providers.runpod.listing import SharedListing
-from engine.providers.runpod.offers import choices
-from engine.providers.runpod.prices import SharedPrices
+from engine.providers.runpod.gpu_choice import choices
+from engine.providers.runpod.lease import NAME, age, found, lease_of, observation
 from engine.providers.runpod.readiness import Readiness
 from engine.providers.settings import Settings
 from engine.remote.endpoint import LinkLimits

@@ -11,12 +11,12 @@ import msgspec
 
 from engine.errors import GlasshouseError, ProviderError
 from engine.providers.protocol import Address, Lease
-from engine.providers.runpod import api
 from engine.providers.runpod.account import HOPELESS, Account
+from engine.providers.runpod.api import protocol
+from engine.providers.runpod.api.listing import Listing
 from engine.providers.runpod.folder import AllocationFolder
-from engine.providers.runpod.leases import observation
-from engine.providers.runpod.listing import Listing
-from engine.providers.runpod.offers import above_quote
+from engine.providers.runpod.gpu_choice import above_quote
+from engine.providers.runpod.lease import observation
 from engine.providers.settings import RunPodLimits
 from engine.remote.connect import HOST_KEY_ALGORITHMS
 from engine.system.clock import boot_seconds
@@ -77,7 +77,7 @@ class Readiness:
                 self._check_provisioning(pod)
                 await asyncio.sleep(self._limits.poll)
 
-    async def _pod(self) -> api.Pod | None:
+    async def _pod(self) -> protocol.Pod | None:
         """The pod in a listing newer than the last and no older than one poll; None when RunPod did not tell."""
         after = boot_seconds() - self._limits.poll
         if self._seen is not None:
@@ -111,7 +111,7 @@ class Readiness:
             )
         return pod
 
-    async def _answers(self, where: api.Address, pinned: asyncssh.SSHKey) -> bool:
+    async def _answers(self, where: protocol.Address, pinned: asyncssh.SSHKey) -> bool:
         """Try the address until it shows the pinned key or another listing is due; no login, nothing is sent."""
         if self._answers_from is None:
             self._answers_from = boot_seconds()
@@ -147,7 +147,7 @@ class Readiness:
                 await asyncio.sleep(self._limits.poll / 2)
         raise self._mismatch("Its image printed another.")
 
-    def _check_provisioning(self, pod: api.Pod | None) -> None:
+    def _check_provisioning(self, pod: protocol.Pod | None) -> None:
         waited = boot_seconds() - self._began
         if waited <= self._limits.provisioning:
             return
@@ -169,7 +169,7 @@ class Readiness:
     def _say_phase(self, phase: str) -> None:
         self._say(f"{phase}: {boot_seconds() - self._began:.0f} s")
 
-    def _address(self, where: api.Address, pinned: asyncssh.SSHKey) -> Address:
+    def _address(self, where: protocol.Address, pinned: asyncssh.SSHKey) -> Address:
         return Address(
             host=where.host,
             port=where.port,
@@ -186,7 +186,7 @@ class Readiness:
         )
 
 
-async def _host_key(where: api.Address, pinned: asyncssh.SSHKey) -> asyncssh.SSHKey | None:
+async def _host_key(where: protocol.Address, pinned: asyncssh.SSHKey) -> asyncssh.SSHKey | None:
     """The key that the server shows, its pinned kind preferred; None while it does not answer."""
     own = {algorithm.decode() for algorithm in pinned.sig_algorithms}
     algorithms = sorted(HOST_KEY_ALGORITHMS, key=lambda name: name not in own)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.providers.local import LocalProvider
+from engine.providers.local.provider import LocalProvider
 from engine.providers.protocol import Lease, Spec, allocation_name
 from engine.remote.reconnect import Reconnecting
 from engine.remote.session import SshSession

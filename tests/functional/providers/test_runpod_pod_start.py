@@ -21,8 +21,8 @@ import pytest
 
 from engine.providers.protocol import Spec
 from engine.providers.runpod.folder import Keys
-from engine.providers.runpod.image import HEARTBEAT, order
-from engine.providers.runpod.offers import Choice
+from engine.providers.runpod.gpu_choice import Choice
+from engine.providers.runpod.pod_order import HEARTBEAT, order
 from engine.providers.settings import RunPodLimits, RunPodSettings
 
 POD = "pod-7"

@@ -18,10 +18,11 @@ import msgspec
 import pytest
 
 from engine.errors import GlasshouseError, ProviderError, RemoteError, UsageError
-from engine.providers import provider_for, static_hosts
+from engine.providers import provider_for
 from engine.providers.protocol import Exclusive, Lease, LedgerEntry, Provider, Scope, Spec
 from engine.providers.settings import HostSettings, Settings
-from engine.providers.static import StaticProvider
+from engine.providers.static import hosts
+from engine.providers.static.provider import StaticProvider
 from engine.remote.bundle import bundle_digest
 from engine.remote.endpoint import LinkLimits
 from engine.remote.host_lock import Held, acquire_lock
@@ -75,7 +76,7 @@ def test_it_is_a_provider_that_the_configuration_makes(tmp_path: Path, sshd: Ssh
 
 
 async def test_a_host_is_used_and_only_the_runs_folder_is_removed(sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(static_hosts, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(hosts, "GRACE_SECONDS", 0.2)
     provider = _provider(sshd.settings())
     lease = await _ready(provider)
     assert (lease.allocation_id, lease.gpu_model, lease.price_per_hour) == ("static:box", "A Test GPU", 0.0)
@@ -143,7 +144,7 @@ async def test_a_fingerprint_may_be_of_any_key_that_the_host_has(sshd: Sshd, kin
     keys = {name: asyncssh.generate_private_key(name) for name in ("ssh-ed25519", "ecdsa-sha2-nistp256", "ssh-rsa")}
     async with asyncssh.listen("127.0.0.1", 0, server_host_keys=list(keys.values())) as server:
         host = sshd.settings(port=server.get_port(), host_key=keys[kind].get_fingerprint())
-        line = await static_hosts.trusted_line(host, None, LIMITS)
+        line = await hosts.trusted_line(host, None, LIMITS)
     assert asyncssh.import_public_key(line).public_data == keys[kind].public_data
 
 

@@ -13,7 +13,7 @@ import pytest
 from engine.plan import preset
 from engine.providers.protocol import Spec
 from engine.providers.settings import Settings
-from engine.providers.static import StaticProvider
+from engine.providers.static.provider import StaticProvider
 from engine.runner.start import start_run
 from engine.store.reader import Reader
 from engine.store.views import FINAL_RUN_STATES, RunSummary

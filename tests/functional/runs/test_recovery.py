@@ -25,7 +25,7 @@ def test_killing_the_ssh_server_twice_loses_no_step(operator: Operator) -> None:
     run_id = operator.start(short_plan("protected", target=Target(seconds=6.0)))
     for _ in range(2):
         operator.wait(run_id, lambda view: _training(view, "protected"))
-        (server,) = operator.processes(run_id, "local_sshd")
+        (server,) = operator.processes(run_id, "engine.providers.local.sshd")
         server.send_signal(signal.SIGKILL)
         server.wait(10)
         time.sleep(1.0)

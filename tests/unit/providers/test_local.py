@@ -20,8 +20,8 @@ import pytest
 import engine
 from engine.errors import ProviderError, RemoteError, UsageError
 from engine.providers import provider_for
-from engine.providers.local import LocalProvider
-from engine.providers.local_files import Ready, read_ready
+from engine.providers.local.files import Ready, read_ready
+from engine.providers.local.provider import LocalProvider
 from engine.providers.protocol import Lease, LedgerEntry, Provider, Scope, Spec, allocation_name
 from engine.remote.session import SshSession
 from engine.system.processes import is_alive, live_process

@@ -8,9 +8,9 @@ import pytest
 
 from engine.errors import ProviderError
 from engine.providers.protocol import Spec
-from engine.providers.runpod.api import SAFE, GpuOffer
-from engine.providers.runpod.image import START
-from engine.providers.runpod.offers import choices, life
+from engine.providers.runpod.api.protocol import SAFE, GpuOffer
+from engine.providers.runpod.gpu_choice import choices, life
+from engine.providers.runpod.pod_order import START
 from engine.providers.settings import RunPodSettings
 
 A = GpuOffer(id="NVIDIA A100 80GB PCIe", name="A100 PCIe", memory_gb=80, secure_price=1.64, community_price=1.19)

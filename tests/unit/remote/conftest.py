@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.providers.local import LocalProvider
-from engine.providers.local_files import Ready, read_ready
+from engine.providers.local.files import Ready, read_ready
+from engine.providers.local.provider import LocalProvider
 from engine.providers.protocol import Lease, Spec, allocation_name
 from engine.remote.endpoint import LinkLimits
 from engine.remote.session import SshSession

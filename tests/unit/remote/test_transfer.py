@@ -12,7 +12,7 @@ import asyncssh
 import pytest
 
 from engine.errors import RemoteError
-from engine.providers.local_sftp import RootedSftp
+from engine.providers.local.sftp import RootedSftp
 from engine.remote.endpoint import Endpoint, LinkLimits
 from engine.remote.session import SshSession
 from engine.remote.transfer import BLOCK_BYTES, IN_FLIGHT, WINDOW_BYTES, download, in_order, upload

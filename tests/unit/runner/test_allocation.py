@@ -9,7 +9,7 @@ import pytest
 
 from engine.errors import RefusedError, StoreError, WireError
 from engine.plan import Plan, preset
-from engine.providers.local import LocalProvider
+from engine.providers.local.provider import LocalProvider
 from engine.runner.allocation import Allocation
 from engine.runner.folder import RunFolder, left_behind
 from engine.runner.ingest import Ingest

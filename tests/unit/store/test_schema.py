@@ -14,8 +14,9 @@ from sqlite_utils import Database
 from engine.errors import StoreError
 from engine.store.connection import SCHEMA_VERSION, connect
 from engine.store.home import create_file, database_path, prepare_home
+from engine.store.migrations import migrations
 from engine.store.reader import Reader
-from engine.store.schema import STEPS, migrations
+from engine.store.schema import STEPS
 from engine.store.writer import Writer
 from engine.system.clock import boot_id
 from engine.system.processes import start_ticks

@@ -11,11 +11,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from engine.providers.runpod import sdk_wire
-from engine.providers.runpod.api import PodApi
-from engine.providers.runpod.key import ApiKey
-from engine.providers.runpod.rest import RestApi
-from engine.providers.runpod.sdk import SdkApi
+from engine.providers.runpod.api.credentials import ApiKey
+from engine.providers.runpod.api.protocol import PodApi
+from engine.providers.runpod.api.rest import RestApi
+from engine.providers.runpod.api.sdk import wire
+from engine.providers.runpod.api.sdk.client import SdkApi
 from engine.providers.settings import RunPodLimits
 from tests.unit.providers.runpod.dialect import Dialect, Rest, Sdk
 from tests.unit.providers.runpod.server import Server
@@ -26,7 +26,7 @@ MakeApi = Callable[..., PodApi]
 
 def end_helpers(home: Path) -> None:
     """End every helper of a home, by the process that its log names."""
-    log = home / "allocations" / sdk_wire.LOG
+    log = home / "allocations" / wire.LOG
     for line in log.read_text().splitlines() if log.exists() else []:
         if line.endswith("starts"):
             with contextlib.suppress(ProcessLookupError):

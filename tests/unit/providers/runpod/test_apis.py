@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import ProviderError
-from engine.providers.runpod.api import Address, Order, RateLimitedError, is_ambiguous
+from engine.providers.runpod.api.protocol import Address, Order, RateLimitedError, is_ambiguous
 from tests.unit.providers.runpod.conftest import KEY, MakeApi
 from tests.unit.providers.runpod.dialect import GPU, Dialect, Sdk, State
 from tests.unit.providers.runpod.server import Answer, Server

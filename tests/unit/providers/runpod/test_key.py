@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from engine.errors import ProviderError, UsageError
-from engine.providers.runpod.choose import base_url, make_api
-from engine.providers.runpod.key import ApiKey, api_key
+from engine.providers.runpod.api.credentials import ApiKey, api_key, base_url
+from engine.providers.runpod.api.factory import make_api
 from engine.providers.settings import RunPodSettings, Settings
 
 

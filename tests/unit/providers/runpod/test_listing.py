@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from engine.errors import ProviderError
-from engine.providers.runpod.key import ApiKey
-from engine.providers.runpod.listing import FILE, SharedListing
-from engine.providers.runpod.pace import Pace, PacedApi
-from engine.providers.runpod.rest import RestApi
+from engine.providers.runpod.api.credentials import ApiKey
+from engine.providers.runpod.api.listing import FILE, SharedListing
+from engine.providers.runpod.api.rate_limit import Pace, PacedApi
+from engine.providers.runpod.api.rest import RestApi
 from engine.providers.settings import RunPodLimits
 from engine.system.clock import boot_seconds
 from tests.unit.providers.runpod.conftest import KEY

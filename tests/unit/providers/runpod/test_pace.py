@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.providers.runpod.api import RateLimitedError
-from engine.providers.runpod.pace import FILE, Pace
+from engine.providers.runpod.api.protocol import RateLimitedError
+from engine.providers.runpod.api.rate_limit import FILE, Pace
 from engine.system.clock import boot_seconds
 
 

@@ -19,9 +19,9 @@ from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
 
 from engine.errors import ProviderError
-from engine.providers.runpod import rest_wire
-from engine.providers.runpod.api import Order
-from engine.providers.runpod.rest import RestApi
+from engine.providers.runpod.api import rest_wire
+from engine.providers.runpod.api.protocol import Order
+from engine.providers.runpod.api.rest import RestApi
 from engine.providers.settings import RunPodLimits
 from tests.unit.providers.runpod.conftest import KEY
 from tests.unit.providers.runpod.dialect import Rest, State
@@ -165,7 +165,8 @@ async def test_calls_at_once_have_a_deadline_each(server: Server) -> None:
 
 
 def test_rest_loads_neither_the_sdk_nor_what_it_needs() -> None:
-    script = "import sys, engine.providers.runpod.rest, engine.providers.runpod.choose, engine.providers.runpod.sdk\n"
+    script = "import sys\nfrom engine.providers.runpod.api import factory, rest\n"
+    script += "from engine.providers.runpod.api.sdk import client\n"
     script += "print(sorted({'runpod', 'requests', 'urllib3', 'boto3', 'aiohttp'} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     assert found.stdout.strip() == "[]"

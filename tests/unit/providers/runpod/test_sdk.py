@@ -17,9 +17,9 @@ import msgspec
 import pytest
 
 from engine.errors import MissingExtraError, ProviderError
-from engine.providers.runpod import sdk_wire
-from engine.providers.runpod.key import ApiKey
-from engine.providers.runpod.sdk import SdkApi
+from engine.providers.runpod.api.credentials import ApiKey
+from engine.providers.runpod.api.sdk import wire
+from engine.providers.runpod.api.sdk.client import SdkApi
 from engine.providers.settings import RunPodLimits
 from tests.unit.providers.runpod.conftest import KEY, end_helpers
 from tests.unit.providers.runpod.dialect import GPU, Sdk, State
@@ -40,7 +40,7 @@ def home(tmp_path: Path) -> Iterator[Path]:
 
 
 def log(home: Path) -> str:
-    return (home / "allocations" / sdk_wire.LOG).read_text()
+    return (home / "allocations" / wire.LOG).read_text()
 
 
 async def until_log_says(home: Path, what: str) -> None:
@@ -173,7 +173,7 @@ def test_netrc_and_proxies_change_nothing_in_the_pinned_sdk(server: Server, tmp_
     server.say("terminate", Answer(b"no", status=429, headers={"Retry-After": "7"}))
     script = """
 import json, runpod
-from engine.providers.runpod.sdk_calls import Call, SdkCalls
+from engine.providers.runpod.api.sdk.calls import Call, SdkCalls
 from engine.errors import ProviderError
 calls = SdkCalls("rpa_KEY")
 pods = calls.list_pods(Call(20))
@@ -189,7 +189,7 @@ except ProviderError as error:
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, env=environment, check=False
     )
     assert found.returncode == 0, found.stderr
-    assert json.loads(found.stdout) == [sdk_wire.PINNED, 1, "api_rate_limited", 7.0, "None"]
+    assert json.loads(found.stdout) == [wire.PINNED, 1, "api_rate_limited", 7.0, "None"]
     assert [one.headers["Authorization"] for one in server.asked] == ["Bearer rpa_KEY"] * 2
 
 
@@ -206,7 +206,7 @@ async def test_a_helper_that_cannot_start_says_so_and_leaves_no_order_open(
 
 
 def test_another_version_of_the_sdk_is_not_used(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sdk_wire, "PINNED", "0.0.1")
+    monkeypatch.setattr(wire, "PINNED", "0.0.1")
     with pytest.raises(ProviderError, match=r"0\.0\.1"):
         SdkApi(home, "http://127.0.0.1:1", KEY, RunPodLimits())
 

@@ -1,4 +1,7 @@
-"""The operator's RunPod API key: from the environment, else from the file that RunPod's own tools write."""
+"""The operator's RunPod API key, and the server that it is sent to.
+
+The key comes from the environment, else from the file that RunPod's own tools write.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
-from engine.errors import ProviderError
+from engine.errors import ProviderError, UsageError
 
 VARIABLE: Final = "RUNPOD_API_KEY"
+URL_VARIABLE: Final = "RUNPOD_API_BASE_URL"
+URL: Final = "https://api.runpod.io"
 FILE: Final = ".runpod/config.toml"
 FROM_VARIABLE: Final = f"the variable {VARIABLE}"
 FROM_FILE: Final = f"the file ~/{FILE}"
 _PROFILE: Final = "default"
 _KEY: Final = re.compile(r"[!-~]{1,512}")
+_LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 _LONGEST_FILE: Final = 64 * 1024
 
 
@@ -75,4 +82,30 @@ def _missing(why: str) -> ProviderError:
         f"There is no RunPod API key: {why}.",
         f"Make a key at https://console.runpod.io/user/settings and set {VARIABLE}, or run `runpod config`.",
         code="api_key_missing",
+    )
+
+
+def base_url(environ: Mapping[str, str]) -> str:
+    """Where the API is, without a slash at the end; raises `UsageError` (`api_url_invalid`).
+
+    The key is sent there: anything but this machine must be reached by TLS.
+    """
+    text = (environ.get(URL_VARIABLE) or URL).rstrip("/")
+    try:
+        parts = urlsplit(text)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        raise _not_a_url() from None
+    plain = parts.scheme == "http" and host in _LOOPBACK
+    bare = not (parts.username or parts.password or parts.query or parts.fragment) and text.isprintable()
+    if not host or not bare or not (plain or parts.scheme == "https"):
+        raise _not_a_url()
+    return text
+
+
+def _not_a_url() -> UsageError:
+    return UsageError(
+        f"{URL_VARIABLE} is no address that the API key may be sent to.",
+        "Give an https:// address without a user or a query; http:// only for this machine.",
+        code="api_url_invalid",
     )

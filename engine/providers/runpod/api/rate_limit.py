@@ -10,8 +10,8 @@ from typing import Final
 
 import msgspec
 
-from engine.providers.runpod import failures, shared
-from engine.providers.runpod.api import GpuOffer, Order, Pod, PodApi, RateLimitedError
+from engine.providers.runpod.api import errors, shared_files
+from engine.providers.runpod.api.protocol import GpuOffer, Order, Pod, PodApi, RateLimitedError
 from engine.system.clock import boot_id, boot_seconds
 
 FILE: Final = "api_calls.json"
@@ -41,7 +41,7 @@ class Pace:
     def __init__(
         self, home: Path, calls_per_minute: int, on_wait: OnWait | None = None, *, period: float = 60.0
     ) -> None:
-        self._folder = shared.folder_of(home)
+        self._folder = shared_files.folder_of(home)
         self._limit = calls_per_minute
         self._period = period
         self._own = _State(boot=boot_id())
@@ -76,7 +76,7 @@ class Pace:
 
     async def _take(self, urgent: bool, calls: int) -> tuple[float, str] | None:
         """Take the turn, or say how long to wait for it and why."""
-        async with shared.locked(self._folder / _LOCK, _PATIENCE):
+        async with shared_files.locked(self._folder / _LOCK, _PATIENCE):
             state, now = self._read(), boot_seconds()
             if state.pause_until > now:
                 return state.pause_until - now, "RunPod asks for a pause"
@@ -90,23 +90,23 @@ class Pace:
             return None
 
     async def _pause(self, seconds: float) -> None:
-        async with shared.locked(self._folder / _LOCK, _PATIENCE):
+        async with shared_files.locked(self._folder / _LOCK, _PATIENCE):
             state = self._read()
             until = max(state.pause_until, boot_seconds() + seconds)
             self._write(msgspec.structs.replace(state, pause_until=until))
 
     def _read(self) -> _State:
         """What all know, or this process alone where it could not write; a pause beyond any that is kept is none."""
-        found = None if self._alone else shared.read_record(self._folder / FILE, _State)
+        found = None if self._alone else shared_files.read_record(self._folder / FILE, _State)
         if found is None or found.boot != self._own.boot:
             return self._own
-        if found.pause_until > boot_seconds() + failures.LONGEST_PAUSE:
+        if found.pause_until > boot_seconds() + errors.LONGEST_PAUSE:
             found = msgspec.structs.replace(found, pause_until=0.0)
         return found
 
     def _write(self, state: _State) -> None:
         self._own = state
-        self._alone = not shared.write_record(self._folder / FILE, state)
+        self._alone = not shared_files.write_record(self._folder / FILE, state)
 
 
 class PacedApi:

@@ -16,9 +16,9 @@ import msgspec
 
 import engine
 from engine.errors import MissingExtraError, ProviderError
-from engine.providers import local_files as files
 from engine.providers import processes
-from engine.providers.local_sshd import HOST
+from engine.providers.local import files
+from engine.providers.local.sshd import HOST
 from engine.providers.protocol import (
     Address,
     EmptyProof,
@@ -182,7 +182,7 @@ class LocalProvider:
             starting = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "engine.providers.local_sshd",
+                "engine.providers.local.sshd",
                 "--detach",
                 "--dir",
                 str(folder),

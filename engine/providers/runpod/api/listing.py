@@ -8,9 +8,10 @@ from typing import Final
 import msgspec
 
 from engine.errors import ProviderError
-from engine.providers.runpod import shared
-from engine.providers.runpod.api import Pod, PodApi, RateLimitedError
-from engine.providers.runpod.pace import PacedApi
+from engine.providers.runpod.api import shared_files
+from engine.providers.runpod.api.protocol import Pod, PodApi, RateLimitedError
+from engine.providers.runpod.api.rate_limit import PacedApi
+from engine.store.salt import salt_of
 from engine.system.clock import boot_id, boot_seconds
 from engine.wire import utc_now
 
@@ -55,8 +56,8 @@ class SharedListing:
 
     def __init__(self, api: PodApi, home: Path) -> None:
         self._api = api
-        self._folder = shared.folder_of(home)
-        self._empty = _Kept(boot=boot_id(), account=api.account(shared.salt_of(home)))
+        self._folder = shared_files.folder_of(home)
+        self._empty = _Kept(boot=boot_id(), account=api.account(salt_of(home)))
 
     async def at_least(self, began_after: float) -> Listing:
         """A listing that began at `began_after` on the boot clock or later.
@@ -67,7 +68,7 @@ class SharedListing:
         if found is not None and began_after <= found.began <= boot_seconds():
             return found
         asked = boot_seconds()
-        async with shared.locked(self._folder / _LOCK, PATIENCE):
+        async with shared_files.locked(self._folder / _LOCK, PATIENCE):
             kept = self._kept()
             if kept.listing is not None and began_after <= kept.listing.began <= boot_seconds():
                 return kept.listing
@@ -102,13 +103,13 @@ class SharedListing:
 
     def _kept(self) -> _Kept:
         """What this boot knows of this account; a listing of another account proves nothing here."""
-        found = shared.read_record(self._folder / FILE, _Kept)
+        found = shared_files.read_record(self._folder / FILE, _Kept)
         if found is None or (found.boot, found.account) != (self._empty.boot, self._empty.account):
             return self._empty
         return found
 
     def _keep(self, kept: _Kept) -> None:
-        shared.write_record(self._folder / FILE, kept)
+        shared_files.write_record(self._folder / FILE, kept)
 
 
 def _error(failure: _Failure) -> ProviderError:

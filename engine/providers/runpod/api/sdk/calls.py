@@ -17,8 +17,9 @@ import runpod
 from runpod.api import graphql
 
 from engine.errors import ProviderError
-from engine.providers.runpod import failures, sdk_rows
-from engine.providers.runpod.api import SAFE, GpuOffer, Order, Pod, RateLimitedError
+from engine.providers.runpod.api import errors
+from engine.providers.runpod.api.protocol import SAFE, GpuOffer, Order, Pod, RateLimitedError
+from engine.providers.runpod.api.sdk import rows
 
 LONGEST_ANSWER: Final = 8 * 1024 * 1024
 _LAST_MINOR: Final = 9
@@ -48,7 +49,7 @@ class Call:
         """Seconds that are left; raises `api_timeout` when there are none."""
         seconds = self._until - time.monotonic()
         if self._over or seconds <= 0:
-            raise failures.timed_out(self.seconds)
+            raise errors.timed_out(self.seconds)
         return seconds
 
     def sending(self, *, order: bool) -> None:
@@ -68,7 +69,7 @@ class Call:
         return self._sent
 
 
-class Told(Exception):
+class GraphqlFailure(Exception):
     """RunPod's own words about an error in GraphQL, and their code."""
 
     def __init__(self, message: str, code: str) -> None:
@@ -107,9 +108,9 @@ class _Transport:
         document = _document(body)
         _check_status(response, document)
         if document is None:
-            raise failures.invalid()
+            raise errors.invalid()
         if "errors" in document:
-            raise _told(document["errors"])
+            raise _first_failure(document["errors"])
         return _Answer(document)
 
 
@@ -123,13 +124,13 @@ class SdkCalls:
 
     def list_pods(self, call: Call) -> tuple[Pod, ...]:
         """`runpod.get_pods()`."""
-        rows = self._run(call, runpod.get_pods)
-        return tuple(sdk_rows.pod(row) for row in _convert(rows, list[sdk_rows.PodRow]))
+        listed = self._run(call, runpod.get_pods)
+        return tuple(rows.pod(row) for row in _convert(listed, list[rows.PodRow]))
 
     def list_gpus(self, call: Call) -> tuple[GpuOffer, ...]:
         """The fields of `runpod.get_gpu`, for all types of GPU in one call."""
-        found = self._run(call, lambda: graphql.run_graphql_query(sdk_rows.GPU_QUERY)["data"]["gpuTypes"])
-        return tuple(sdk_rows.offer(row) for row in _convert(found, list[sdk_rows.GpuRow]))
+        found = self._run(call, lambda: graphql.run_graphql_query(rows.GPU_QUERY)["data"]["gpuTypes"])
+        return tuple(rows.offer(row) for row in _convert(found, list[rows.GpuRow]))
 
     def create_pod(self, call: Call, order: Order) -> str:
         """`runpod.create_pod(...)`; until the order itself is sent, no error leaves anything open."""
@@ -138,18 +139,18 @@ class SdkCalls:
         try:
             made = self._run(call, lambda: _create(order), secrets, order.gpu)
         except ProviderError as error:
-            failure = error if call.has_ordered else failures.nothing_ordered(error)
+            failure = error if call.has_ordered else errors.nothing_ordered(error)
         else:
-            pod_id = str(_convert(made, sdk_rows.Made).id)
+            pod_id = str(_convert(made, rows.Made).id)
             if _POD_ID.fullmatch(pod_id):
                 return pod_id
-            failure = failures.invalid("the pod's id is none")
+            failure = errors.invalid("the pod's id is none")
         raise failure
 
     def terminate_pod(self, call: Call, pod_id: str) -> None:
         """`runpod.terminate_pod(...)`; a pod that RunPod does not know is done."""
         if not _POD_ID.fullmatch(pod_id):
-            raise failures.refused("to end a pod", "its id is none")
+            raise errors.refused("to end a pod", "its id is none")
         self._run(call, lambda: runpod.terminate_pod(pod_id), absent_is_done=True)
 
     def _run(
@@ -167,18 +168,18 @@ class SdkCalls:
             return work()
         except ProviderError as error:
             failure = error
-        except Told as error:
+        except GraphqlFailure as error:
             if absent_is_done and _ABSENT.search(error.message):
                 return None
             failure = _failure(error, secrets or (self._key,), gpu)
         except requests.Timeout:
-            failure = failures.timed_out(call.seconds)
+            failure = errors.timed_out(call.seconds)
         except (requests.RequestException, OSError):
-            failure = failures.unavailable("it cannot be reached, or the connection broke")
+            failure = errors.unavailable("it cannot be reached, or the connection broke")
         except ValueError:  # the SDK's own, for a GPU that is unknown
-            failure = failures.refused(f"the GPU {gpu}", "it knows none of that name") if gpu else failures.invalid()
+            failure = errors.refused(f"the GPU {gpu}", "it knows none of that name") if gpu else errors.invalid()
         except Exception:  # KeyError, TypeError, IndexError: the SDK reads answers without a look
-            failure = failures.invalid()
+            failure = errors.invalid()
         finally:
             _current.call = None
         failure.__cause__ = failure.__context__ = None
@@ -229,15 +230,15 @@ def _from(least: str) -> list[str]:
 def _whole(response: requests.Response, call: Call) -> bytes:
     """The body, read as it comes, so that one that drips meets the deadline."""
     if response.headers.get("Content-Encoding", "identity") != "identity":
-        raise failures.invalid("it is packed")
+        raise errors.invalid("it is packed")
     body = bytearray()
     while block := response.raw.read1(_BLOCK, decode_content=False):
         body += block
         call.left()
         if len(body) > LONGEST_ANSWER:
-            raise failures.invalid("it is too long")
+            raise errors.invalid("it is too long")
     if (expected := response.headers.get("Content-Length", "")).isdigit() and len(body) != int(expected):
-        raise failures.invalid("it is cut")
+        raise errors.invalid("it is cut")
     return bytes(body)
 
 
@@ -255,41 +256,41 @@ def _check_status(response: requests.Response, document: dict[str, Any] | None) 
     if status == 200 or (status == 400 and document is not None and "errors" in document):
         return
     if status in {401, 403}:
-        raise failures.rejected("its source", status)
+        raise errors.rejected("its source", status)
     if status == 402:
-        raise failures.no_balance()
+        raise errors.no_balance()
     if status == 410:
-        raise failures.gone("sdk")
+        raise errors.gone("sdk")
     if status == 429:
-        raise failures.rate_limited(response.headers.get("Retry-After"), response.headers.get("Date"))
+        raise errors.rate_limited(response.headers.get("Retry-After"), response.headers.get("Date"))
     if status >= 500 or status == 408:
-        raise failures.unavailable(f"it answered with status {status}")
-    raise failures.invalid(f"its status is {status}")
+        raise errors.unavailable(f"it answered with status {status}")
+    raise errors.invalid(f"its status is {status}")
 
 
-def _told(errors: object) -> Exception:
+def _first_failure(reported: object) -> Exception:
     """The first of GraphQL's errors; a list without one is an answer that cannot be read."""
     try:
-        first = msgspec.convert(errors, list[sdk_rows.GraphqlError])[0]
+        first = msgspec.convert(reported, list[rows.GraphqlError])[0]
     except (msgspec.ValidationError, IndexError):
-        return failures.invalid("it has errors that say nothing")
-    return Told(first.message, str(first.extensions.get("code", "")))
+        return errors.invalid("it has errors that say nothing")
+    return GraphqlFailure(first.message, str(first.extensions.get("code", "")))
 
 
-def _failure(told: Told, secrets: tuple[str, ...], gpu: str) -> ProviderError:
+def _failure(failure: GraphqlFailure, secrets: tuple[str, ...], gpu: str) -> ProviderError:
     """What an error in GraphQL means. One that says nothing known may stand for a thing half done."""
-    if told.code in _REJECTED or told.message.strip().lower() in {"unauthorized", "not authorized"}:
-        return failures.rejected("its source")
-    detail = failures.clean(told.message, secrets)
-    if gpu and _NO_CAPACITY.search(told.message):
-        return failures.no_capacity(gpu, detail)
-    if gpu and _NO_BALANCE.search(told.message):
-        return failures.no_balance()
-    if told.code in _FAULTY:
-        return failures.refused("the request", detail)
-    if told.code in {"TOO_MANY_REQUESTS", "RATE_LIMITED"}:
-        return RateLimitedError(failures.DEFAULT_PAUSE)
-    return failures.unavailable(detail or "it answered with an error")
+    if failure.code in _REJECTED or failure.message.strip().lower() in {"unauthorized", "not authorized"}:
+        return errors.rejected("its source")
+    detail = errors.clean(failure.message, secrets)
+    if gpu and _NO_CAPACITY.search(failure.message):
+        return errors.no_capacity(gpu, detail)
+    if gpu and _NO_BALANCE.search(failure.message):
+        return errors.no_balance()
+    if failure.code in _FAULTY:
+        return errors.refused("the request", detail)
+    if failure.code in {"TOO_MANY_REQUESTS", "RATE_LIMITED"}:
+        return RateLimitedError(errors.DEFAULT_PAUSE)
+    return errors.unavailable(detail or "it answered with an error")
 
 
 def _convert(found: Any, kind: Any) -> Any:
@@ -299,5 +300,5 @@ def _convert(found: Any, kind: Any) -> Any:
     except msgspec.ValidationError:
         converted = None
     if converted is None:
-        raise failures.invalid()
+        raise errors.invalid()
     return converted

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from engine.providers.runpod.api import Address, GpuOffer, Pod, PodStatus
-from engine.providers.runpod.rest_wire import HOST
+from engine.providers.runpod.api.protocol import Address, GpuOffer, Pod, PodStatus
+from engine.providers.runpod.api.rest_wire import HOST
 
 GPU_QUERY: Final = """
 query GpuTypes {

@@ -6,9 +6,9 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from engine.providers.protocol import Found, Lease, Observation
-from engine.providers.runpod.api import Pod, PodStatus
+from engine.providers.runpod.api.protocol import Pod, PodStatus
 from engine.providers.runpod.folder import AllocationFolder, Ask, Asked
-from engine.providers.runpod.image import HEARTBEAT
+from engine.providers.runpod.pod_order import HEARTBEAT
 from engine.providers.settings import RunPodSettings
 from engine.system.clock import boot_id, boot_seconds
 from engine.wire import utc_now, utc_text

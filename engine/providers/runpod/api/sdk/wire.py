@@ -19,8 +19,8 @@ import msgspec
 
 import engine
 from engine.errors import ProviderError
-from engine.providers.runpod.api import GpuOffer, Order, Pod, RateLimitedError
-from engine.providers.runpod.key import ApiKey
+from engine.providers.runpod.api.credentials import ApiKey
+from engine.providers.runpod.api.protocol import GpuOffer, Order, Pod, RateLimitedError
 
 PINNED: Final = "1.12.0"
 LOG: Final = "sdk.log"

@@ -10,9 +10,9 @@ from urllib.parse import quote
 import msgspec
 
 from engine.errors import ProviderError
-from engine.providers.runpod import failures, rest_wire
-from engine.providers.runpod.api import GpuOffer, Order, Pod
-from engine.providers.runpod.key import ApiKey
+from engine.providers.runpod.api import errors, rest_wire
+from engine.providers.runpod.api.credentials import ApiKey
+from engine.providers.runpod.api.protocol import GpuOffer, Order, Pod
 from engine.providers.settings import RunPodLimits
 from engine.system.imports import without
 
@@ -78,14 +78,14 @@ class RestApi:
         self._expect(answer, 200, 201)
         pod_id = _decode(answer, rest_wire.Made).id
         if not _POD_ID.fullmatch(pod_id):
-            raise failures.invalid("the pod's id is none")
+            raise errors.invalid("the pod's id is none")
         return pod_id
 
     async def terminate_pod(self, pod_id: str) -> None:
         """A pod that RunPod does not know is done."""
         answer = await self._ask("DELETE", f"/pods/{_id(pod_id)}")
         if answer.status == 409:
-            raise failures.refused("to end a pod that belongs to a cluster", hint="End the cluster in the console.")
+            raise errors.refused("to end a pod that belongs to a cluster", hint="End the cluster in the console.")
         if answer.status != _DONE_ALREADY:
             self._expect(answer, 200, 202, 204)
 
@@ -132,13 +132,13 @@ class RestApi:
             ):
                 return _Answer(response.status_code, response.headers, await _whole(response))
         except TimeoutError:
-            failure = failures.timed_out(self._limits.api)
+            failure = errors.timed_out(self._limits.api)
         except httpx.ConnectError:
-            failure = failures.unavailable("it cannot be reached")
+            failure = errors.unavailable("it cannot be reached")
             if body is not None:  # no byte of the order was sent
-                failure = failures.nothing_ordered(failure)
+                failure = errors.nothing_ordered(failure)
         except (httpx.HTTPError, httpx.StreamError, OSError) as error:
-            failure = failures.unavailable(_why(error))
+            failure = errors.unavailable(_why(error))
         except ProviderError as error:
             failure = error
         # Raised here, so that no library's exception, with the request in it, hangs on to it.
@@ -171,29 +171,29 @@ class RestApi:
     def _fault(self, answer: _Answer) -> ProviderError:
         status = answer.status
         if status in {401, 403}:
-            return failures.rejected(self._key.source, status)
+            return errors.rejected(self._key.source, status)
         if status == 402:
-            return failures.no_balance()
+            return errors.no_balance()
         if status == 410:
-            return failures.gone(self.name)
+            return errors.gone(self.name)
         if status == 429:
-            return failures.rate_limited(answer.headers.get("Retry-After"), answer.headers.get("Date"))
+            return errors.rate_limited(answer.headers.get("Retry-After"), answer.headers.get("Date"))
         if status >= 500 or status == 408:
-            return failures.unavailable(f"it answered with status {status}")
-        return failures.invalid(f"its status is {status}")
+            return errors.unavailable(f"it answered with status {status}")
+        return errors.invalid(f"its status is {status}")
 
     def _not_made(self, answer: _Answer, order: Order) -> ProviderError:
         """Why a pod was not made, by the table in RunPod's document."""
-        detail = failures.clean(rest_wire.detail(answer.body), (self._key.value, *order.environment.values()))
+        detail = errors.clean(rest_wire.detail(answer.body), (self._key.value, *order.environment.values()))
         if answer.status == 400:
-            return failures.no_capacity(order.gpu, detail)
+            return errors.no_capacity(order.gpu, detail)
         if answer.status == 403:
             hint = f"The API key from {self._key.source} may not use this GPU or cloud, or may not make pods."
-            return failures.refused(f"to rent {order.gpu}", detail or "403", hint)
+            return errors.refused(f"to rent {order.gpu}", detail or "403", hint)
         if answer.status in {401, 402, 408, 410, 429}:
             return self._fault(answer)
         hint = "Check the image, the GPU and the disk in config.toml."
-        return failures.refused("the order of a pod", detail or str(answer.status), hint)
+        return errors.refused("the order of a pod", detail or str(answer.status), hint)
 
 
 async def _read_log(response: httpx.Response, found: set[str], limit: asyncio.Timeout) -> None:
@@ -215,12 +215,12 @@ async def _read_log(response: httpx.Response, found: set[str], limit: asyncio.Ti
 async def _whole(response: httpx.Response) -> bytes:
     """The body, as it was sent; raises `api_answer_invalid` for one that is too long or packed."""
     if not _is_plain(response):
-        raise failures.invalid("it is packed")
+        raise errors.invalid("it is packed")
     body = bytearray()
     async for chunk in response.aiter_raw():
         body += chunk
         if len(body) > LONGEST_ANSWER:
-            raise failures.invalid("it is too long")
+            raise errors.invalid("it is too long")
     return bytes(body)
 
 
@@ -236,7 +236,7 @@ def _decode(answer: _Answer, kind: type[Read]) -> Read:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         found = None
     if found is None:
-        raise failures.invalid()
+        raise errors.invalid()
     return found
 
 

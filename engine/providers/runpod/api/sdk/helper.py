@@ -1,8 +1,8 @@
 """The process that holds RunPod's SDK for all runners of a home.
 
-`python -m engine.providers.runpod.sdk_helper --home HOME [--idle SECONDS]` returns when its child listens on a socket
-in HOME/allocations/, with status 0, or when that failed. The child ends after `--idle` seconds without work, when its
-socket is gone, or when every one of its threads is stuck. Key and server come from the environment.
+`python -m engine.providers.runpod.api.sdk.helper --home HOME [--idle SECONDS]` returns when its child listens on a
+socket in HOME/allocations/, with status 0, or when that failed. The child ends after `--idle` seconds without work,
+when its socket is gone, or when every one of its threads is stuck. Key and server come from the environment.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import msgspec
 
 from engine.errors import ProviderError
-from engine.providers.runpod import failures, shared
-from engine.providers.runpod import sdk_wire as wire
-from engine.providers.runpod.choose import base_url
-from engine.providers.runpod.key import VARIABLE, api_key
+from engine.providers.runpod.api import errors, shared_files
+from engine.providers.runpod.api.credentials import VARIABLE, api_key, base_url
+from engine.providers.runpod.api.sdk import wire
+from engine.store.salt import salt_of
 from engine.wire import utc_now
 
 if TYPE_CHECKING:
-    from engine.providers.runpod.sdk_calls import Call, SdkCalls
+    from engine.providers.runpod.api.sdk.calls import Call, SdkCalls
 
 THREADS: Final = 8
 FAREWELL_SECONDS: Final = 30.0
@@ -106,7 +106,7 @@ class Helper:
             async with asyncio.timeout_at(until):
                 await self._slots.acquire()
         except TimeoutError:
-            late = failures.timed_out(request.seconds)
+            late = errors.timed_out(request.seconds)
             return wire.Reply(failure=wire.failure_of(self._unordered(request, late)))
         future = self._begin(request, call)
         done, _ = await asyncio.wait({future}, timeout=until - loop.time())
@@ -115,7 +115,7 @@ class Helper:
         call.give_up()
         self._stuck += 1
         future.add_done_callback(self._unstick)
-        late = failures.timed_out(request.seconds)
+        late = errors.timed_out(request.seconds)
         return wire.Reply(failure=wire.failure_of(late if call.has_ordered else self._unordered(request, late)))
 
     def _begin(self, request: wire.Request, call: Call) -> asyncio.Future[wire.Reply]:
@@ -142,7 +142,7 @@ class Helper:
             return wire.Reply(failure=wire.failure_of(error))
         except Exception as error:  # a reply is owed, and its text could hold anything
             _say(f"a call failed with {type(error).__name__}")
-            return wire.Reply(failure=wire.failure_of(failures.invalid()))
+            return wire.Reply(failure=wire.failure_of(errors.invalid()))
 
     def _dispatch(self, request: wire.Request, call: Call) -> wire.Reply:
         match request:
@@ -155,11 +155,11 @@ class Helper:
             case wire.Request(op="terminate_pod", pod_id=pod_id) if pod_id is not None:
                 self._calls.terminate_pod(call, pod_id)
                 return wire.Reply()
-        raise failures.refused("a request that lacks something")
+        raise errors.refused("a request that lacks something")
 
     def _unordered(self, request: wire.Request, error: ProviderError) -> ProviderError:
         """An order that was never sent leaves nothing open."""
-        return failures.nothing_ordered(error) if request.op == "create_pod" else error
+        return errors.nothing_ordered(error) if request.op == "create_pod" else error
 
     def _unstick(self, _: object) -> None:
         self._stuck -= 1
@@ -167,7 +167,7 @@ class Helper:
 
 async def _serve(folder: Path, name: str, identity: str, key: str, idle: float, ready: int) -> str:
     # Only here, and only in this process: they take two seconds and 60 MB.
-    from engine.providers.runpod.sdk_calls import Call, SdkCalls  # noqa: PLC0415
+    from engine.providers.runpod.api.sdk.calls import Call, SdkCalls  # noqa: PLC0415
 
     calls = SdkCalls(key)
     logging.disable(logging.CRITICAL)
@@ -240,8 +240,8 @@ def main() -> NoReturn:
     _quiet()
     key, url = api_key(os.environ), base_url(os.environ)
     os.environ.pop(VARIABLE)
-    folder = shared.folder_of(options.home)
-    identity = wire.identity(key, shared.salt_of(options.home), url)
+    folder = shared_files.folder_of(options.home)
+    identity = wire.identity(key, salt_of(options.home), url)
     asyncio.run(_only_one(folder, identity, key.value, options.idle, ready))
     os._exit(0)
 
@@ -249,7 +249,7 @@ def main() -> NoReturn:
 async def _only_one(folder: Path, identity: str, key: str, idle: float, ready: int) -> None:
     """Hold the helper's lock for as long as this process serves."""
     name = wire.socket_name(identity)
-    async with shared.locked(folder / f"{name}.lock", _LOCK_SECONDS) as held:
+    async with shared_files.locked(folder / f"{name}.lock", _LOCK_SECONDS) as held:
         if not held:
             _say("another one serves")
             return

@@ -9,9 +9,9 @@ from typing import Final
 import asyncssh
 
 from engine.providers.protocol import Spec
-from engine.providers.runpod.api import Order
+from engine.providers.runpod.api.protocol import Order
 from engine.providers.runpod.folder import Keys
-from engine.providers.runpod.offers import Choice
+from engine.providers.runpod.gpu_choice import Choice
 from engine.providers.settings import RunPodSettings
 from engine.remote.lockfile import shipped_lock
 

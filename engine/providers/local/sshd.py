@@ -1,6 +1,6 @@
 """The local allocation's SSH server, a process of its own.
 
-`python -m engine.providers.local_sshd --dir FOLDER` listens on 127.0.0.1 only, at the port of its last life
+`python -m engine.providers.local.sshd --dir FOLDER` listens on 127.0.0.1 only, at the port of its last life
 where that is free, with the host key of its folder, and lets one client key in. Commands are real processes
 in sessions of their own, so that what detaches outlives this server. It ends when told to, or when its folder
 is gone.
@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Final
 import asyncssh
 import msgspec
 
-from engine.providers import local_files as files
-from engine.providers.local_sftp import RootedSftp
+from engine.providers.local import files
+from engine.providers.local.sftp import RootedSftp
 from engine.remote.connect import CIPHERS
 from engine.remote.programs.launcher import ENVIRONMENT
 from engine.system.processes import live_process
@@ -188,7 +188,7 @@ def _inode(folder: Path) -> int | None:
 
 def main(argv: Sequence[str]) -> int:
     """Serve one folder; with `--detach` return at once and serve in a process that nobody waits for."""
-    parser = argparse.ArgumentParser("local_sshd")
+    parser = argparse.ArgumentParser("engine.providers.local.sshd")
     parser.add_argument("--dir", type=Path, required=True)
     parser.add_argument("--detach", action="store_true")
     options = parser.parse_args(argv)

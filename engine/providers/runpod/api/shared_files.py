@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import fcntl
 import os
-import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,8 +20,6 @@ from engine.errors import StoreError
 from engine.system.clock import boot_seconds
 
 FOLDER: Final = "allocations"
-_SALT: Final = "account.salt"
-_SALT_BYTES: Final = 32
 _LOOK_SECONDS: Final = 0.02
 _FLAGS: Final = os.O_NOFOLLOW | os.O_CLOEXEC
 Read = TypeVar("Read")
@@ -36,24 +33,6 @@ def folder_of(home: Path) -> Path:
     except OSError as error:
         raise _unusable(folder, error) from error
     return folder
-
-
-def salt_of(home: Path) -> bytes:
-    """This home's salt for digests of keys and of names, made once; raises `StoreError`."""
-    path = folder_of(home) / _SALT
-    try:
-        if not path.exists():
-            part = path.with_name(f".{_SALT}.{secrets.token_hex(4)}")
-            _write(part, secrets.token_bytes(_SALT_BYTES))
-            with contextlib.suppress(FileExistsError):  # another process was first
-                path.hardlink_to(part)
-            part.unlink()
-        found = path.read_bytes()
-    except OSError as error:
-        raise _unusable(path, error) from error
-    if len(found) != _SALT_BYTES:
-        raise StoreError(f"{path} is damaged.", "Remove it while nothing runs.", code="store_unusable")
-    return found
 
 
 @asynccontextmanager

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from engine.providers.runpod.api import Address, GpuOffer, Order, Pod, PodStatus
+from engine.providers.runpod.api.protocol import Address, GpuOffer, Order, Pod, PodStatus
 from engine.wire import utc_text
 
 _STATUSES: Final[dict[str, PodStatus]] = {

@@ -27,7 +27,7 @@ from engine.providers.protocol import (
     Spec,
 )
 from engine.providers.settings import HostSettings, Settings, host_settings
-from engine.providers.static_hosts import gpu_of, home_of, remove_run, trusted_line
+from engine.providers.static.hosts import gpu_of, home_of, remove_run, trusted_line
 from engine.remote.endpoint import LinkLimits
 from engine.remote.host_lock import Busy, acquire_lock, free_lock
 from engine.remote.session import SshSession

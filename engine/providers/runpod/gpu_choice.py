@@ -8,7 +8,7 @@ from typing import Final
 
 from engine.errors import ProviderError
 from engine.providers.protocol import Spec
-from engine.providers.runpod.api import GpuOffer
+from engine.providers.runpod.api.protocol import GpuOffer
 from engine.providers.settings import RunPodSettings
 
 ROUNDING: Final = 0.001

@@ -7,8 +7,9 @@ from typing import Final
 
 import msgspec
 
-from engine.providers.runpod import shared
-from engine.providers.runpod.api import GpuOffer, PodApi
+from engine.providers.runpod.api import shared_files
+from engine.providers.runpod.api.protocol import GpuOffer, PodApi
+from engine.store.salt import salt_of
 from engine.system.clock import boot_id, boot_seconds
 
 FILE: Final = "prices.json"
@@ -30,26 +31,26 @@ class SharedPrices:
 
     def __init__(self, api: PodApi, home: Path) -> None:
         self._api = api
-        self._folder = shared.folder_of(home)
-        self._account = api.account(shared.salt_of(home))
+        self._folder = shared_files.folder_of(home)
+        self._account = api.account(salt_of(home))
 
     async def offers(self) -> tuple[GpuOffer, ...]:
         """Every type of GPU with its prices, at most half a minute old; raises as `PodApi.list_gpus`."""
         found = self._kept()
         if found is not None:
             return found
-        async with shared.locked(self._folder / _LOCK, _PATIENCE):
+        async with shared_files.locked(self._folder / _LOCK, _PATIENCE):
             found = self._kept()
             if found is not None:
                 return found
             began = boot_seconds()
             offers = await self._api.list_gpus()
             kept = _Kept(boot=boot_id(), account=self._account, began=began, offers=offers)
-            shared.write_record(self._folder / FILE, kept)
+            shared_files.write_record(self._folder / FILE, kept)
             return offers
 
     def _kept(self) -> tuple[GpuOffer, ...] | None:
-        found = shared.read_record(self._folder / FILE, _Kept)
+        found = shared_files.read_record(self._folder / FILE, _Kept)
         if found is None or (found.boot, found.account) != (boot_id(), self._account):
             return None
         return found.offers if 0 <= boot_seconds() - found.began <= FRESH_SECONDS else None

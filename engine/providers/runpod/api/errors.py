@@ -8,7 +8,7 @@ from email.utils import parsedate_to_datetime
 from typing import Final
 
 from engine.errors import ProviderError
-from engine.providers.runpod.api import RateLimitedError, is_ambiguous
+from engine.providers.runpod.api.protocol import RateLimitedError, is_ambiguous
 
 DEFAULT_PAUSE: Final = 5.0
 LONGEST_PAUSE: Final = 300.0

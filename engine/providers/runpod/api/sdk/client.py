@@ -15,12 +15,12 @@ import msgspec
 
 import engine
 from engine.errors import MissingExtraError, ProviderError
-from engine.providers.runpod import failures, shared
-from engine.providers.runpod import sdk_wire as wire
-from engine.providers.runpod.api import GpuOffer, Order, Pod
-from engine.providers.runpod.choose import URL_VARIABLE
-from engine.providers.runpod.key import VARIABLE, ApiKey
+from engine.providers.runpod.api import errors, shared_files
+from engine.providers.runpod.api.credentials import URL_VARIABLE, VARIABLE, ApiKey
+from engine.providers.runpod.api.protocol import GpuOffer, Order, Pod
+from engine.providers.runpod.api.sdk import wire
 from engine.providers.settings import RunPodLimits
+from engine.store.salt import salt_of
 
 START_SECONDS: Final = 60.0
 GRACE_SECONDS: Final = 2.0
@@ -36,11 +36,11 @@ class SdkApi:
     def __init__(self, home: Path, base_url: str, key: ApiKey, limits: RunPodLimits) -> None:
         _check_installed()
         self._home = home.resolve()
-        self._folder = shared.folder_of(self._home)
+        self._folder = shared_files.folder_of(self._home)
         self._base_url = base_url
         self._key = key
         self._limits = limits
-        self._identity = wire.identity(key, shared.salt_of(self._home), base_url)
+        self._identity = wire.identity(key, salt_of(self._home), base_url)
 
     @property
     def name(self) -> str:
@@ -98,11 +98,11 @@ class SdkApi:
                 return reply
             failure = reply.failure.error()
             if failure.code == "api_key_rejected":
-                failure = failures.rejected(self._key.source)
+                failure = errors.rejected(self._key.source)
         except TimeoutError:
-            failure = failures.timed_out(self._limits.api)
+            failure = errors.timed_out(self._limits.api)
         except (OSError, ValueError, msgspec.MsgspecError):
-            failure = failures.unavailable("the process that holds its SDK ended")
+            failure = errors.unavailable("the process that holds its SDK ended")
         finally:
             writer.close()
         raise failure
@@ -112,7 +112,7 @@ class SdkApi:
         link = await self._connect()
         if link is not None:
             return link
-        async with shared.locked(self._folder / "sdk.start.lock", START_SECONDS):
+        async with shared_files.locked(self._folder / "sdk.start.lock", START_SECONDS):
             for _ in range(_ATTEMPTS):
                 link = await self._connect()
                 if link is not None:
@@ -152,7 +152,7 @@ class SdkApi:
             starting = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "engine.providers.runpod.sdk_helper",
+                "engine.providers.runpod.api.sdk.helper",
                 "--home",
                 str(self._home),
                 "--idle",
@@ -201,4 +201,4 @@ def _check_installed() -> None:
 
 
 def _not_said() -> ProviderError:
-    return failures.invalid("it is missing")
+    return errors.invalid("it is missing")

@@ -1,0 +1,1 @@
+"""The operator's own SSH hosts as allocations."""
