@@ -11,7 +11,7 @@ from engine.store.views import AllocationView, LogLine, RunSummary, RunView
 from glasshouse_tui.window import Answer
 
 if TYPE_CHECKING:
-    from engine.runner.tending import Overview
+    from engine.allocations.overview import Overview
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from glasshouse_tui.feed import SETTINGS
 
 if TYPE_CHECKING:
-    from engine.runner.tending import Overview
+    from engine.allocations.overview import Overview
 
 DEMO: Final = "demo"
 
@@ -52,19 +52,19 @@ class EngineLauncher:
 
     def keep(self, home: Path, allocation_id: str, minutes: int) -> str:
         """Keep the allocation of a run that goes on, or prolong a kept one."""
-        from engine.runner.tending import keep
+        from engine.allocations.cleanup import keep
 
         return keep(home, allocation_id, minutes)
 
     def release(self, home: Path, allocation_id: str) -> None:
         """Start a process that ends the allocation and proves it."""
-        from engine.runner.tending import release_in_background
+        from engine.allocations.cleanup import release_in_background
 
         release_in_background(home, allocation_id)
 
     def look(self, home: Path) -> Overview:
         """The ledger joined with what the providers list now."""
-        from engine.runner.tending import overview
+        from engine.allocations.overview import overview
 
         return overview(home)
 

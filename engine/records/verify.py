@@ -8,9 +8,9 @@ import msgspec
 
 from engine.attestation.reasons import refusal
 from engine.errors import GlasshouseError
-from engine.records.anchors import Anchors
 from engine.records.artifact import Artifact, parse_artifact
 from engine.records.proofs import PROOFS, Case, NotApplicableError, NotCheckedError, Proof
+from engine.records.trust import Anchors
 
 ProofStatus = Literal["passed", "failed", "not_applicable", "not_checked"]
 _MALFORMED: Final = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)

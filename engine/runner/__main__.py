@@ -9,7 +9,7 @@ import traceback
 from pathlib import Path
 
 from engine.errors import GlasshouseError
-from engine.runner.machine import Runner
+from engine.runner.lifecycle import Runner
 
 
 def main() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import posixpath
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -10,21 +11,23 @@ from typing import Final
 
 import msgspec
 
-from engine.errors import GlasshouseError, ProviderError, StoreError, UsageError
+from engine.errors import GlasshouseError, ProviderError, RemoteError, StoreError, UsageError
 from engine.plan import Plan
 from engine.providers.protocol import EmptyProof, Lease, Provider, allocation_name
 from engine.providers.settings import load_settings
-from engine.runner.guard import ensure_sentinel, watch_on
+from engine.remote.session import SshSession
+from engine.runner.end_allocation import ENDED, end_allocation, outcome_of
 from engine.runner.journal import Journal
 from engine.runner.leases import lease_of, matching, with_asked, with_keep, with_lease
-from engine.runner.needs import spec_for
-from engine.runner.release import ENDED, end_allocation, outcome_of
+from engine.runner.spawn import ensure_sentinel, watch_on
+from engine.runner.spec import spec_for
 from engine.store.reader import Reader
 from engine.store.views import RENTED, AllocationView
 from engine.store.writer import Writer
 from engine.wire import ALLOCATION_GONE, utc_now
 
 INSTALL: Final = "install"
+_HOME: Final = 'printf %s "$HOME"'
 
 
 class Allocation:
@@ -179,3 +182,22 @@ def record_gone(writer: Writer, journal: Journal, run_id: str, proof: EmptyProof
     """Put what was counted into the run's evidence and into the runner's log."""
     writer.evidence(run_id, "allocation_gone", msgspec.to_builtins(proof))
     journal.once(ALLOCATION_GONE, {"count": proof.count, "others": proof.others, "listings": proof.listings})
+
+
+async def anchored(session: SshSession, lease: Lease) -> Lease:
+    """The same lease with absolute paths: what was relative lies below the login's home.
+
+    Raises `RemoteError` (`remote_home_unknown`).
+    """
+    if all(path is None or path.startswith("/") for path in (lease.root, lease.heartbeat)):
+        return lease
+    told = await session.run(["sh", "-c", _HOME])
+    home = told.stdout.decode("utf-8", "replace")
+    if told.exit_status != 0 or not home.startswith("/") or not home.isprintable():
+        raise RemoteError(
+            "The login on the allocation has no home folder.",
+            "Give `root` as an absolute path.",
+            code="remote_home_unknown",
+        )
+    heartbeat = None if lease.heartbeat is None else posixpath.join(home, lease.heartbeat)
+    return msgspec.structs.replace(lease, root=posixpath.join(home, lease.root), heartbeat=heartbeat)

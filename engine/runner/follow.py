@@ -15,8 +15,8 @@ from engine.remote.session import SshSession
 from engine.remote.tail import Tail
 from engine.remote.transfer import put_inbox
 from engine.runner.context import RunContext
-from engine.runner.login import Heart
-from engine.runner.relying import RelyingParty
+from engine.runner.heartbeat import Heart
+from engine.runner.relying_party import RelyingParty
 from engine.wire import RUN_CLOSED, ChainReader, canonical
 
 POLL_SECONDS: Final = 0.2

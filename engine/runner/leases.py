@@ -1,17 +1,19 @@
-"""What the ledger keeps with an allocation: its lease, and the moments at which it ends."""
+"""What the ledger keeps with an allocation: its lease, and the deadlines at which it ends."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Self
 
 import msgspec
 
 from engine.providers.protocol import Lease
-from engine.runner.deadline import Deadline
 from engine.store.ledger import AllocationFields
 from engine.store.reader import Reader
 from engine.store.views import AllocationView
+from engine.system.clock import boot_id, boot_seconds
+from engine.wire import utc_text
 
 _LEASE: Final = "lease"
 _DEADLINE: Final = "deadline"
@@ -85,3 +87,28 @@ def matching(entries: Sequence[AllocationView], wanted: str) -> list[AllocationV
 def _moment(reader: Reader, allocation_id: str, name: str) -> Deadline | None:
     stored: Any = reader.allocation_detail(allocation_id).get(name)
     return None if stored is None else msgspec.convert(stored, Deadline)
+
+
+class Deadline(msgspec.Struct, frozen=True, kw_only=True):
+    """A moment: `utc` for people and for after a boot, `at` in seconds of the boot clock, which counts sleep too."""
+
+    utc: str
+    boot: str
+    at: float
+
+    @classmethod
+    def after(cls, seconds: float) -> Self:
+        """The moment `seconds` from now."""
+        utc = datetime.now(UTC) + timedelta(seconds=seconds)
+        return cls(utc=utc_text(utc), boot=boot_id(), at=boot_seconds() + seconds)
+
+    @classmethod
+    def of(cls, utc: str) -> Self:
+        """The moment that a provider names in UTC."""
+        return cls.after((datetime.fromisoformat(utc) - datetime.now(UTC)).total_seconds())
+
+    def left(self) -> float:
+        """Seconds until it comes; negative once it has."""
+        if self.boot and self.boot == boot_id():
+            return self.at - boot_seconds()
+        return (datetime.fromisoformat(self.utc) - datetime.now(UTC)).total_seconds()

@@ -23,11 +23,11 @@ from engine.remote.launch import Launched, launch
 from engine.remote.reconnect import Reconnecting
 from engine.remote.session import SshSession
 from engine.remote.transfer import upload
+from engine.runner.environment_local import EnvironmentReference
+from engine.runner.environment_remote import REFERENCE, Pinned, Source, chosen_lock, lock_in, make_ready, pinned, placed
 from engine.runner.folder import ADAPTER_CONFIG, RunFolder
 from engine.runner.ingest import Expected
 from engine.runner.journal import Journal
-from engine.runner.preparation import REFERENCE, Pinned, Source, chosen_lock, lock_in, make_ready, pinned, placed
-from engine.runner.reference import EnvironmentReference
 from engine.runner.start import INPUTS
 from engine.sealing.manifest import Manifest
 from engine.sealing.memory import wipe

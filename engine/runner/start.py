@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from engine.errors import GlasshouseError, RunError, StoreError, UsageError
+from engine.errors import GlasshouseError, StoreError, UsageError
 from engine.plan import Plan, checked, plan_digest
-from engine.runner.folder import LOGS, RunFolder
+from engine.runner.folder import RunFolder
+from engine.runner.spawn import spawn_runner
 from engine.store.reader import Reader
 from engine.store.writer import Writer
 
@@ -95,7 +93,7 @@ def _with_own_name(home: Path, plan: Plan) -> Plan:
     """
     from engine.providers.settings import load_settings
     from engine.runner.allocation import kept_allocation
-    from engine.runner.hosts import chosen_host
+    from engine.runner.spec import chosen_host
     from engine.store.views import RENTED
 
     wanted = plan.provider.allocation
@@ -130,29 +128,3 @@ def _spawn(writer: Writer, run_id: str) -> None:
     pid = spawn_runner(writer.home, run_id)
     with contextlib.suppress(StoreError):
         writer.claim_runner(run_id, pid)
-
-
-def spawn_runner(home: Path, run_id: str) -> int:
-    """Start the runner, detached from this terminal; returns its pid. Raises `RunError` (`runner_not_started`)."""
-    logs = home / LOGS
-    try:
-        logs.mkdir(mode=0o700, exist_ok=True)
-        fd = os.open(logs / f"runner-{run_id}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        with os.fdopen(fd, "ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "engine.runner", "--home", str(home), "--run", run_id],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                cwd="/",
-                # Caches written while the environment is measured would change it.
-                env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
-            )
-    except OSError as error:
-        raise RunError(
-            f"The run's own process cannot be started: {error.strerror}.",
-            "Free some space or memory, then try again.",
-            code="runner_not_started",
-        ) from error
-    return process.pid

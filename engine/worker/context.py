@@ -9,10 +9,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from engine.errors import RunError
 from engine.worker.children import Bundle
+from engine.worker.event_log import EventLog
 from engine.worker.identity import Identity
 from engine.worker.inbox import Inbox
 from engine.worker.job import Job
-from engine.worker.log import EventLog
 
 
 class Cancelled(RunError):

@@ -10,7 +10,7 @@ from typing import Final
 ROLES: Final = {
     "supervisor": "engine.worker.supervisor",
     "trainer": "engine.worker.trainer",
-    "keyproc": "engine.worker.keyproc",
+    "keyproc": "engine.worker.key_process",
     "scanner": "engine.worker.scanner",
     "measuring": "engine.worker.measuring",
 }

@@ -16,13 +16,13 @@ from engine.sealing.adapter import AdapterBinding
 from engine.sealing.manifest import Manifest, manifest_digest
 from engine.sealing.package import open_sealed, read_manifest
 from engine.wire import ADAPTER_SEALED, ZEROIZE_DONE, ZEROIZE_STARTED
-from engine.worker import device, hubweights, identity
+from engine.worker import gpu_memory, hub_weights, identity
 from engine.worker.attester import Attestation, EnvironmentMeasuring
 from engine.worker.channel import TIMEOUT, Channel, pair
 from engine.worker.children import Child, spawn_on_socket
 from engine.worker.context import Context
 from engine.worker.isolation import memfd, patterns, procfs
-from engine.worker.keyproc import ENVIRONMENT as KEY_ENVIRONMENT
+from engine.worker.key_process import ENVIRONMENT as KEY_ENVIRONMENT
 from engine.worker.segment import TrainerProcess
 from engine.worker.zeroization import SUPERVISOR, Prover
 
@@ -64,7 +64,7 @@ class ProtectedSegment:
         self._adapter_digest: str | None = None
         self._prover: Prover | None = None
         self._trainer: TrainerProcess | None = None
-        self._device = device.memory_used()
+        self._device = gpu_memory.memory_used()
         self._adapter_fd = memfd.create("adapter", 0)
         self._patterns_fd = memfd.create("patterns", patterns.STORE_BYTES)
 
@@ -90,7 +90,7 @@ class ProtectedSegment:
         manifest = read_manifest(self._context.folder / "package")
         if manifest_digest(manifest) != job.manifest_digest:
             raise RefusedError("The staged manifest is not the one that was sent.", code="manifest_mismatch")
-        self._hub = hubweights.fetch(job, self._context.folder)
+        self._hub = hub_weights.fetch(job, self._context.folder)
         measuring = EnvironmentMeasuring(self._context.bundle.sites)
         keys, enforcement = self._launch(manifest)
         attestation = Attestation(
@@ -312,6 +312,6 @@ class ProtectedSegment:
             self._prover.child.kill()
         for mapping in self._maps.values():
             mapping.close()
-        hubweights.close(self._hub)
+        hub_weights.close(self._hub)
         for fd in (*self._memfds.values(), self._adapter_fd, self._patterns_fd):
             os.close(fd)

@@ -11,7 +11,7 @@ import msgspec
 
 from engine.errors import RunError
 from engine.wire import ADAPTER_SAVED
-from engine.worker import hubweights, identity
+from engine.worker import hub_weights, identity
 from engine.worker.context import Context
 from engine.worker.segment import TrainerProcess
 
@@ -25,7 +25,7 @@ def run(context: Context) -> None:
     log.state(KIND, "launching", identity=msgspec.to_builtins(seen))
     files = {
         **open_payload(context.folder / "raw", context.job.payload_files),
-        **hubweights.fetch(context.job, context.folder),
+        **hub_weights.fetch(context.job, context.folder),
     }
     folder = context.outbox / "raw"
     folder.mkdir(mode=0o700)

@@ -24,10 +24,10 @@ from engine.wire import LAUNCH_ACCEPTED, RUN_CLOSED, sha256_hex, utc_now
 from engine.worker import identity, raw
 from engine.worker.children import Bundle
 from engine.worker.context import Cancelled, Context
+from engine.worker.event_log import EventLog
 from engine.worker.isolation import procfs
 from engine.worker.isolation.hardening import CONTROLS, Options, harden
 from engine.worker.job import read_job
-from engine.worker.log import EventLog
 
 KEPT: Final = frozenset({"no_core", "no_dump", "no_new_privs", "yama"})
 

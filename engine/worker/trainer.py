@@ -85,10 +85,10 @@ class TrainerRole:
             self._work(workload, trainer)
         except BaseException:
             if self.kind == "protected":
-                from engine.worker.training import secrets
+                from engine.worker.training import secret_patterns
 
                 with contextlib.suppress(Exception):  # what is being told is the first error
-                    secrets.wipe(workload, trainer)
+                    secret_patterns.wipe(workload, trainer)
             raise
         self._expect("exit")
 
@@ -149,16 +149,16 @@ class TrainerRole:
         self.channel.send({"msg": "adapter", "size": size, "sha256": digest})
 
     def _wipe(self, workload: Workload, trainer: loop.Trainer, last_row: int) -> None:
-        from engine.worker.training import secrets
+        from engine.worker.training import secret_patterns
 
         self._expect("patterns")
-        counts = secrets.write_patterns(
+        counts = secret_patterns.write_patterns(
             workload, trainer.optimizer, last_row, int(self.setup["patternsFd"]),
             secret_weights=bool(self.setup["secretWeights"]),
         )  # fmt: skip
         self.channel.send({"msg": "patterns", "counts": counts})
         self._expect("wipe")
-        detail = secrets.wipe(workload, trainer)
+        detail = secret_patterns.wipe(workload, trainer)
         self.channel.send({"msg": "wiped", "detail": detail})
 
 

@@ -12,7 +12,7 @@ from engine.errors import RunError
 from engine.wire import ZEROIZE_SCAN, utc_now
 from engine.worker.children import Child, spawn_on_socket
 from engine.worker.context import Context
-from engine.worker.device import DeviceMemory, device_after
+from engine.worker.gpu_memory import DeviceMemory, device_after
 from engine.worker.isolation import procfs
 from engine.worker.isolation.procfs import gone
 

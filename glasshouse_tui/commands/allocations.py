@@ -14,7 +14,7 @@ from glasshouse_tui.format import duration, gpu, moment, money, seconds_between,
 from glasshouse_tui.rented import FOREIGN, Totals, alarm, by_hand, totals
 
 if TYPE_CHECKING:
-    from engine.runner.tending import Listed, Overview, Trouble
+    from engine.allocations.overview import Listed, Overview, Trouble
 
 HEAD: Final = ("id", "provider", "GPU", "price", "age", "spent", "state", "run")
 _NUMBERS: Final = frozenset({3, 4, 5})
@@ -30,7 +30,7 @@ def allocations(context: click.Context, ended: bool, offline: bool) -> int:
     What is not ours is shown and never touched. Exits 1 when a provider could not be asked: what it has is then
     unknown, not absent.
     """
-    from engine.runner.tending import overview
+    from engine.allocations.overview import overview
 
     session = session_of(context)
     open_reader(session).data_version()

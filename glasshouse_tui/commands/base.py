@@ -143,7 +143,7 @@ def mention_allocations(session: Session) -> None:
     except (GlasshouseError, OSError):
         return  # a command that needs the store says what is wrong with it
     if found:
-        from engine.runner.guard import ensure_sentinel
+        from engine.runner.spawn import ensure_sentinel
 
         with contextlib.suppress(OSError):
             ensure_sentinel(session.home)  # it may have died, or this machine was started anew

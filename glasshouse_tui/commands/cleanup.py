@@ -16,7 +16,8 @@ from glasshouse_tui.commands.terminal import can_ask
 from glasshouse_tui.rented import by_hand, is_open, price, totals
 
 if TYPE_CHECKING:
-    from engine.runner.tending import Ended, Listed, Overview
+    from engine.allocations.cleanup import Ended
+    from engine.allocations.overview import Listed, Overview
 
 PROVEN: Final = ("gone", "not_ours")
 _SHOWN: Final = 4
@@ -32,7 +33,8 @@ def cleanup(context: click.Context, ids: tuple[str, ...], yes: bool) -> int:
     ID is any unique prefix of an allocation's id or of the provider's id, or its whole name. What is not ours is never
     touched, and a run that is going on keeps its allocation: cancel it first. Exits 0 when all are proven gone.
     """
-    from engine.runner.tending import clean_up, overview
+    from engine.allocations.cleanup import clean_up
+    from engine.allocations.overview import overview
 
     session = session_of(context)
     busy = _busy(session)
@@ -61,7 +63,7 @@ def say_phase(text: str) -> None:
 
 def _busy(session: Session) -> frozenset[str]:
     """The ids of the allocations that a living runner has."""
-    from engine.runner.tending import in_use
+    from engine.allocations.cleanup import in_use
 
     reader = open_reader(session)
     return frozenset(entry.id for entry in reader.allocations(open_only=True) if in_use(reader, entry))

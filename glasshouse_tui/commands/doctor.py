@@ -48,7 +48,7 @@ def doctor(
     """
     session = session_of(context)
     if reference:
-        from engine.records.anchors import own_reference
+        from engine.records.trust import own_reference
 
         emit_json(as_builtins(own_reference()))
         return 0

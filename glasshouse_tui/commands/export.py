@@ -16,8 +16,8 @@ from glasshouse_tui.commands.home import open_reader
 from glasshouse_tui.commands.output import as_builtins, emit_json, emit_text, plain
 
 if TYPE_CHECKING:
-    from engine.records.anchors import Anchors
     from engine.records.formats import Format
+    from engine.records.trust import Anchors
     from engine.records.verify import Proven, Verification
 
 FAILED: Final = 1
@@ -115,7 +115,7 @@ def verify(
     built-in one or one named with --policy. Exit 0: genuine and clean; 1: something does not hold; 3: genuine, but
     not clean, or a summary of which not everything could be checked.
     """
-    from engine.records.anchors import anchors
+    from engine.records.trust import anchors
 
     session = session_of(context)
     known = anchors(

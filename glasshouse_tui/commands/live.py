@@ -16,8 +16,8 @@ from glasshouse_tui.format import duration, money
 from glasshouse_tui.rented import by_hand
 
 if TYPE_CHECKING:
+    from engine.allocations.live_test import Outcome, Step, Wish
     from engine.providers.protocol import Quote
-    from engine.runner.selftest import Outcome, Step, Wish
     from glasshouse_tui.commands.base import Session
 
 
@@ -25,8 +25,8 @@ def wish_of(
     session: Session, max_cost: float, max_price: float | None, gpu: str | None, self_destruct: float | None
 ) -> Wish:
     """What the options and the settings allow; raises `UsageError`."""
+    from engine.allocations.live_test import CHEAP, Wish
     from engine.providers.settings import load_settings
-    from engine.runner.selftest import CHEAP, Wish
 
     own = load_settings(session.home).runpod
     return Wish(
@@ -89,8 +89,8 @@ def verdict(outcome: Outcome, provider: str) -> str:
 
 
 async def _quoted(session: Session, provider: str, wish: Wish) -> tuple[Quote, tuple[str, ...]]:
+    from engine.allocations.live_test import cheapest
     from engine.providers import provider_for
-    from engine.runner.selftest import cheapest
 
     member = provider_for(provider, session.home)
     try:
@@ -100,8 +100,8 @@ async def _quoted(session: Session, provider: str, wish: Wish) -> tuple[Quote, t
 
 
 async def _tested(session: Session, provider: str, wish: Wish, gpus: tuple[str, ...]) -> Outcome:
+    from engine.allocations.live_test import SelfTest
     from engine.providers import provider_for
-    from engine.runner.selftest import SelfTest
 
     last = ""
 

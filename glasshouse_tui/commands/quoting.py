@@ -54,7 +54,7 @@ def agree_to_price(session: Session, plan: Plan, *, ask: bool) -> None:
     if not _rents(plan) or session.json or not can_ask():
         return
     from engine.providers.settings import load_settings
-    from engine.runner.needs import spec_for
+    from engine.runner.spec import spec_for
 
     spec = spec_for(session.home, plan, load_settings(session.home), "quote")
     quote = asyncio.run(_quote(session, spec))
@@ -76,7 +76,7 @@ async def _quote(session: Session, spec: Spec) -> Quote:
 
 def quote_lines(quote: Quote, spec: Spec, keep_minutes: int | None) -> list[str]:
     """The price, the most that the run can cost, when the pod ends itself, and what keeping it means."""
-    from engine.runner.needs import most_it_costs
+    from engine.runner.spec import most_it_costs
 
     most = most_it_costs(quote, spec)
     seconds = most / quote.price_per_hour * 3600 if quote.price_per_hour > 0 else spec.max_seconds

@@ -29,7 +29,7 @@ def _starter(
     open_reader(session).data_version()
     policy = None
     if policy_file is not None:
-        from engine.records.anchors import read_policy
+        from engine.records.trust import read_policy
 
         policy = read_policy(policy_file)
     passphrase = passphrase_if_needed(session.home, passphrase_file)

@@ -46,7 +46,7 @@ from glasshouse_tui.widgets.paint import Line, Lines, bar, line
 from glasshouse_tui.widgets.table import Column, Row, RowTable
 
 if TYPE_CHECKING:
-    from engine.runner.tending import Overview
+    from engine.allocations.overview import Overview
 
 RUN_COLUMNS: Final = (
     Column("run", "RUN", 8, drop=8),

@@ -33,7 +33,7 @@ from glasshouse_tui.widgets.paint import Line, line
 from glasshouse_tui.widgets.table import Column, Row
 
 if TYPE_CHECKING:
-    from engine.runner.tending import Listed, Overview
+    from engine.allocations.overview import Listed, Overview
 
 ALLOCATION_COLUMNS: Final = (
     Column("name", "ALLOCATION", 20, flex=2, drop=1),

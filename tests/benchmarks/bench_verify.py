@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from engine.attestation.signers import TrustedKeys, trust_line, trusted_key
-from engine.records.anchors import Anchors, anchors
+from engine.records.trust import Anchors, anchors
 from engine.records.verify import verify_bytes
 
 ROUNDS: Final = 15

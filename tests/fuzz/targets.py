@@ -34,7 +34,7 @@ from engine.attestation.verifier import appraise
 from engine.attestation.zeroization import read_zeroization, runtime_state, zeroization_receipt
 from engine.measure.safetensors_header import plan_layout, read_header
 from engine.plan import dump_plan, load_plan, preset
-from engine.records.anchors import anchors
+from engine.records.trust import anchors
 from engine.records.verify import verify_bytes
 from engine.remote.launch import parse_stat
 from engine.remote.session import SshSession

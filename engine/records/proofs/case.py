@@ -23,9 +23,9 @@ from engine.attestation.statements import stated
 from engine.attestation.verifier import AttestationResult
 from engine.errors import RefusedError
 from engine.records import rebuild
-from engine.records.anchors import Anchors
 from engine.records.artifact import Artifact, Bundle
 from engine.records.facts import Facts
+from engine.records.trust import Anchors
 from engine.wire import (
     LAUNCH_ACCEPTED,
 )

@@ -8,7 +8,7 @@ import msgspec
 
 from engine.plan import Plan, Target
 from engine.worker.isolation.wipe import free_math_buffers, sweep_heap, trim
-from engine.worker.training import adapter, loop, secrets
+from engine.worker.training import adapter, loop, secret_patterns
 from engine.worker.training.model import Rehearsal, Workload, add_lora, choose_device, empty_model
 
 
@@ -61,7 +61,7 @@ def rehearse(plan: Plan, model_type: str) -> None:
     adapter.write(workload.trainable, "rehearsal", fd)
     adapter.is_finite(workload.trainable)
     os.close(fd)
-    secrets.zero_in_place(trainer)
+    secret_patterns.zero_in_place(trainer)
     free_math_buffers()
     sweep_heap()
     trim()

@@ -88,7 +88,7 @@ def desk(cli: CommandLine, fake_runpod: FakeRunPod, monkeypatch: pytest.MonkeyPa
     yield Desk(cli, fake_runpod)
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or ()
-        if "engine.runner.sentinel" in words and str(cli.home) in words:
+        if "engine.allocations.sentinel" in words and str(cli.home) in words:
             process.kill()
     everything = "".join(path.read_text(errors="replace") for path in (cli.home / "logs").glob("*"))
     assert fake_runpod.key not in everything

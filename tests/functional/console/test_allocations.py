@@ -9,7 +9,7 @@ import msgspec
 from textual.pilot import Pilot
 from textual.widgets import Input
 
-from engine.runner.tending import Listed, Overview, Trouble, overview
+from engine.allocations.overview import Listed, Overview, Trouble, overview
 from engine.store.reader import Reader
 from engine.store.views import AllocationView
 from glasshouse_tui.screens.dialogs import ConfirmScreen

@@ -14,8 +14,8 @@ from textual import events
 from textual.message import Message
 from textual.pilot import Pilot
 
+from engine.allocations.overview import Overview, overview
 from engine.errors import MissingExtraError
-from engine.runner.tending import Overview, overview
 from engine.store.reader import Reader
 from glasshouse_tui.app import GlasshouseApp
 from glasshouse_tui.messages import FleetRead, RunRead, RunStarted, SettingsRead, StoreWell

@@ -13,7 +13,7 @@ from engine.providers.local.provider import LocalProvider
 from engine.providers.protocol import Lease, Spec, allocation_name
 from engine.remote.reconnect import Reconnecting
 from engine.remote.session import SshSession
-from engine.runner.reference import EnvironmentReference
+from engine.runner.environment_local import EnvironmentReference
 from engine.runner.start import start_run
 from tests.functional.hostile.pod import Operator
 from tests.functional.runs.support import short_plan

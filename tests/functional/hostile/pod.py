@@ -31,11 +31,11 @@ from engine.records.facts import gather
 from engine.remote.launch import Launched
 from engine.remote.reconnect import Reconnecting
 from engine.runner.context import RunContext
+from engine.runner.environment_local import EnvironmentReference
 from engine.runner.folder import RunFolder
 from engine.runner.follow import Follower
 from engine.runner.ingest import Ingest
 from engine.runner.journal import Journal
-from engine.runner.reference import EnvironmentReference
 from engine.runner.staging import Staging
 from engine.store.reader import Reader
 from engine.store.writer import Writer

@@ -25,10 +25,10 @@ from engine.remote.environment import Prepared, measure, prepare
 from engine.remote.lockfile import Lock, lock_of, parse_lock, shipped_lock
 from engine.remote.reconnect import Reconnecting
 from engine.remote.session import SshSession
+from engine.runner.environment_local import environment_reference
+from engine.runner.environment_remote import REFERENCE
 from engine.runner.folder import RunFolder
 from engine.runner.journal import Journal
-from engine.runner.preparation import REFERENCE
-from engine.runner.reference import environment_reference
 from engine.runner.staging import BUNDLE, Staging
 from engine.sealing.run_key import RunKey
 from engine.store.reader import Reader

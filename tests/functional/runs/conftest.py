@@ -19,7 +19,7 @@ from engine.plan import Target
 from engine.records.artifact import dump_artifact
 from engine.records.export import export_run
 from engine.remote.bundle import build_bundle, site_paths
-from engine.runner.reference import CACHE
+from engine.runner.environment_local import CACHE
 from engine.store.reader import Reader
 from engine.store.views import RunView
 from tests.fake_runpod.client import FakeRunPod

@@ -77,7 +77,7 @@ class Renter(Operator):
                 return subprocess.Popen(command, stderr=log, start_new_session=True, cwd=SMALL_RUNNER.parents[3]).pid
 
         with monkeypatch.context() as patch:
-            patch.setattr("engine.runner.start.spawn_runner", spawn)
+            patch.setattr("engine.runner.spawn.spawn_runner", spawn)
             return self.start(plan)
 
     def ledger(self) -> list[AllocationView]:

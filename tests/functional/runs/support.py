@@ -15,9 +15,9 @@ import psutil
 import pytest
 
 from engine.plan import Plan, Segments, Target, preset
-from engine.records.anchors import anchors
 from engine.records.export import export_run
 from engine.records.formats import render
+from engine.records.trust import anchors
 from engine.records.verify import Verification, verify_bytes
 from engine.runner.start import resume_run, start_run
 from engine.store.reader import Reader
@@ -69,7 +69,7 @@ class Operator:
                 return subprocess.Popen(command, stderr=log, start_new_session=True, cwd=DYING.parents[3]).pid
 
         with monkeypatch.context() as patch:
-            patch.setattr("engine.runner.start.spawn_runner", spawn)
+            patch.setattr("engine.runner.spawn.spawn_runner", spawn)
             return go()
 
     def cancel(self, run_id: str) -> None:

@@ -17,11 +17,11 @@ import pytest
 from engine.attestation.policy import default_policy
 from engine.attestation.signers import TrustedKeys, trust_line, trusted_key
 from engine.errors import GlasshouseError, UsageError
-from engine.records.anchors import Anchors, anchors
 from engine.records.artifact import dump_artifact, parse_artifact
 from engine.records.export import export_run
 from engine.records.proofs import PROOFS, Case
 from engine.records.schema import rendered
+from engine.records.trust import Anchors, anchors
 from engine.records.verify import Verification, tried, verify_bytes
 from engine.store.reader import Reader
 from engine.store.views import RunView
@@ -100,7 +100,7 @@ def test_a_bundle_that_nobody_knows_is_told(
     exported: dict[str, Any], finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What another version of this project would build.
-    monkeypatch.setattr("engine.records.anchors.rebuilt", lambda _: "0" * 64)
+    monkeypatch.setattr("engine.records.trust.rebuilt", lambda _: "0" * 64)
     assert _failed(verify_bytes(_bytes(exported), anchors(finished[0].home))) == {"measurement": "measurement_unknown"}
     reference = tmp_path / "reference.json"
     digest = next(

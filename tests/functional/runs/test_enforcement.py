@@ -25,7 +25,7 @@ import pytest
 from engine.attestation.policy import CONTROLS, default_policy
 from engine.payload.build import HUB, build_payload
 from engine.remote.bundle import site_paths
-from engine.runner.reference import CACHE, environment_reference
+from engine.runner.environment_local import CACHE, environment_reference
 from engine.wire import RELEASE_PLAN_COMPLETED
 from engine.worker.isolation.seccomp import RET_ALLOW, RET_ERRNO, Instruction
 from tests.functional.runs import inject

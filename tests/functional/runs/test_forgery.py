@@ -14,7 +14,7 @@ import pytest
 
 from engine.attestation.policy import default_policy
 from engine.attestation.signers import TrustedKeys, trust_line, trusted_key
-from engine.records.anchors import Anchors
+from engine.records.trust import Anchors
 from engine.records.verify import Verification, verify_bytes
 from engine.store.views import RunView, Series
 from engine.wire import (

@@ -21,7 +21,7 @@ from tests.functional.runs.support import Operator, checks_of, short_plan
 
 Leak = tuple[str, str, str]  # the file that is patched, the line that the leak precedes, and the leak
 
-KEYPROC, TRAINER, PROTECTED = (f"engine/worker/{name}.py" for name in ("keyproc", "trainer", "protected"))
+KEYPROC, TRAINER, PROTECTED = (f"engine/worker/{name}.py" for name in ("key_process", "trainer", "protected"))
 KEYS = "        for index, entry in enumerate(manifest.files):\n"
 PRIVATE = "        return [\n            *patterns.key_items(patterns.RELEASE_KEY"
 WIPING = '        detail = secrets.wipe(workload, trainer)\n        self.channel.send({"msg": "wiped"'

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from engine.attestation.nonce import NonceLedger
-from engine.runner.reference import CACHE
+from engine.runner.environment_local import CACHE
 from engine.store.reader import Reader
 from engine.store.views import RunView
 from engine.wire import RELEASE_DENIED, RELEASE_GRANTED
@@ -35,7 +35,7 @@ def test_a_measurement_other_than_the_reference_is_refused(operator: Operator, r
         first = operator.start(short_plan("raw", steps=2))
         operator.finish(first)
         from engine.remote.bundle import site_paths
-        from engine.runner.reference import environment_reference
+        from engine.runner.environment_local import environment_reference
 
         environment_reference(operator.home, site_paths())
         shutil.copy(operator.home / CACHE, reference_cache)

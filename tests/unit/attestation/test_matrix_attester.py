@@ -22,10 +22,10 @@ from engine.wire import ATTEST_EVIDENCE, canonical, sha256_hex
 from engine.worker.attester import Attestation
 from engine.worker.children import Bundle
 from engine.worker.context import Context
+from engine.worker.event_log import EVENTS_FILE, EventLog
 from engine.worker.identity import Identity
 from engine.worker.isolation import memfd
 from engine.worker.job import Job
-from engine.worker.log import EVENTS_FILE, EventLog
 from tests.vectors import honest
 from tests.vectors.honest import RUN, digest, public, receiving, signing
 

@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 import pytest
 
+from engine.allocations.cleanup import Ended
+from engine.allocations.overview import Listed, Overview, Trouble
 from engine.errors import UsageError
 from engine.providers.protocol import Quote, Spec
-from engine.runner.tending import Ended, Listed, Overview, Trouble
 from glasshouse_tui.commands.allocations import alarm_text, listing_text, trouble_text
 from glasshouse_tui.commands.cleanup import find, proof_text
 from glasshouse_tui.commands.quoting import quote_lines

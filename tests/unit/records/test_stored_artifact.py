@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from engine.errors import GlasshouseError, RefusedError, UsageError
-from engine.records.anchors import Anchors, anchors, read_reference
 from engine.records.artifact import Artifact, dump_artifact, parse_artifact
 from engine.records.formats import FORMATS, render
 from engine.records.public import is_public
+from engine.records.trust import Anchors, anchors, read_reference
 from engine.records.verify import verify_bytes
 
 KEPT = Path(__file__).parents[2] / "vectors" / "artifact"

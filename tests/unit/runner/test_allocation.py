@@ -11,10 +11,10 @@ from engine.errors import RefusedError, StoreError, WireError
 from engine.plan import Plan, preset
 from engine.providers.local.provider import LocalProvider
 from engine.runner.allocation import Allocation
+from engine.runner.environment_local import EnvironmentReference
 from engine.runner.folder import RunFolder, left_behind
 from engine.runner.ingest import Ingest
 from engine.runner.journal import Journal
-from engine.runner.reference import EnvironmentReference
 from engine.sealing.run_key import RunKey
 from engine.store.reader import Reader
 from engine.store.writer import Writer

@@ -10,11 +10,11 @@ import msgspec
 import pytest
 
 from engine.plan import preset
-from engine.runner import machine
+from engine.runner import lifecycle
+from engine.runner.environment_local import EnvironmentReference
 from engine.runner.folder import RunFolder
 from engine.runner.journal import Journal
-from engine.runner.machine import Runner
-from engine.runner.reference import EnvironmentReference
+from engine.runner.lifecycle import Runner
 from engine.runner.staging import Staging
 from engine.sealing.run_key import RunKey
 from engine.store.reader import Reader
@@ -26,7 +26,7 @@ RUN = "0123456789ab"
 async def test_a_sealing_that_takes_long_is_told_in_the_runs_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "SEALING_SECONDS", 0.05)
+    monkeypatch.setattr(lifecycle, "SEALING_SECONDS", 0.05)
     plan = msgspec.structs.replace(preset("demo"), segments="protected")
     with Writer(tmp_path) as writer:
         writer.create_run(RUN, plan)

@@ -14,13 +14,14 @@ from typing import Any
 
 import pytest
 
+from engine.allocations import cleanup, overview, sentinel
+from engine.allocations.sentinel import Sentinel
 from engine.errors import ProviderError, StoreError
 from engine.plan import ProviderRequest, preset
 from engine.providers.protocol import EmptyProof, Found, Lease, LedgerEntry, Reconciliation, Scope
-from engine.runner import guard, sentinel, tending
+from engine.runner import spawn
+from engine.runner.end_allocation import end_allocation
 from engine.runner.leases import with_asked, with_end, with_keep, with_lease
-from engine.runner.release import end_allocation
-from engine.runner.sentinel import Sentinel
 from engine.store.ledger import AllocationFields
 from engine.store.reader import Reader
 from engine.store.writer import Writer
@@ -153,7 +154,7 @@ def test_what_is_entered_after_the_last_look_is_still_watched(
         watched.append(len(_states(tmp_path)))
         if len(watched) == 1:  # it has seen nothing and is about to go: a run enters what it rents, and starts no other
             writer.allocation_intent("a", "runpod", "new", RUN)
-            guard.ensure_sentinel(tmp_path)
+            spawn.ensure_sentinel(tmp_path)
         else:
             writer.allocation_state("a", "gone")
 
@@ -168,11 +169,11 @@ def test_what_is_entered_after_the_last_look_is_still_watched(
 def test_a_sentinel_is_started_where_none_holds_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
     monkeypatch.setattr(subprocess, "Popen", lambda command, **_: started.append(command))
-    guard.ensure_sentinel(tmp_path)
+    spawn.ensure_sentinel(tmp_path)
     assert len(started) == 1
-    fd = os.open(tmp_path / guard.FOLDER / guard.LOCK, os.O_RDWR)
+    fd = os.open(tmp_path / spawn.FOLDER / spawn.LOCK, os.O_RDWR)
     fcntl.flock(fd, fcntl.LOCK_EX)
-    guard.ensure_sentinel(tmp_path)
+    spawn.ensure_sentinel(tmp_path)
     os.close(fd)
     assert len(started) == 1
 
@@ -190,8 +191,8 @@ def test_a_cleanup_leaves_alone_what_a_run_was_resumed_on_meanwhile(
         writer.claim_runner(RUN, os.getppid())
 
     monkeypatch.setattr(pods, "release", resumed)
-    monkeypatch.setattr(tending, "provider_for", lambda *_: pods)
-    ended = tending.clean_up(tmp_path, ["first", "second"])
+    monkeypatch.setattr(cleanup, "provider_for", lambda *_: pods)
+    ended = cleanup.clean_up(tmp_path, ["first", "second"])
     assert [one.outcome for one in ended] == ["gone", "unknown"]
     assert pods.there == {"second"}
 
@@ -226,9 +227,9 @@ def test_keeping_for_longer_does_not_take_a_pod_from_the_run_that_took_it_up(
         writer.take_up(allocation_id, RUN)
         return with_keep(reader, allocation_id, minutes)
 
-    monkeypatch.setattr(tending, "with_keep", meanwhile)
+    monkeypatch.setattr(cleanup, "with_keep", meanwhile)
     with pytest.raises(StoreError):
-        tending.keep(tmp_path, "a", 10)
+        cleanup.keep(tmp_path, "a", 10)
     assert _states(tmp_path) == {"kept": "ready"}
 
 
@@ -237,13 +238,13 @@ def test_a_look_at_what_is_rented_starts_a_sentinel_that_died(
 ) -> None:
     started: list[object] = []
     monkeypatch.setattr(subprocess, "Popen", lambda command, **_: started.append(command))
-    monkeypatch.setattr(tending, "provider_for", lambda *_: pods)
-    assert tending.overview(tmp_path).troubles == ()
+    monkeypatch.setattr(overview, "provider_for", lambda *_: pods)
+    assert overview.overview(tmp_path).troubles == ()
     assert started == []
     writer.allocation_intent("a", "runpod", "asked", RUN)
-    tending.overview(tmp_path, look=False)
+    overview.overview(tmp_path, look=False)
     assert started == []
-    tending.overview(tmp_path)
+    overview.overview(tmp_path)
     assert len(started) == 1
 
 
@@ -251,11 +252,12 @@ def test_a_pod_that_is_listed_again_is_ours_and_loud(
     tmp_path: Path, pods: Pods, writer: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer.allocation_intent("again", "runpod", "again", None)
-    monkeypatch.setattr(tending, "provider_for", lambda *_: pods)
-    monkeypatch.setattr(tending, "watch_on", lambda *_: None)
-    assert [one.outcome for one in tending.clean_up(tmp_path, ["again"])] == ["gone"]
+    for module in (cleanup, overview):
+        monkeypatch.setattr(module, "provider_for", lambda *_: pods)
+        monkeypatch.setattr(module, "watch_on", lambda *_: None)
+    assert [one.outcome for one in cleanup.clean_up(tmp_path, ["again"])] == ["gone"]
     pods.there = {"again"}
-    (seen,) = tending.overview(tmp_path).allocations
+    (seen,) = overview.overview(tmp_path).allocations
     assert (seen.ours, seen.name, seen.state) == (True, "again", "leaked")
-    assert [one.outcome for one in tending.clean_up(tmp_path)] == ["gone"]
+    assert [one.outcome for one in cleanup.clean_up(tmp_path)] == ["gone"]
     assert pods.there == set()

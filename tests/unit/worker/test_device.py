@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import engine
-from engine.worker import device
-from engine.worker.device import DeviceMemory, device_after, memory_used
+from engine.worker import gpu_memory
+from engine.worker.gpu_memory import DeviceMemory, device_after, memory_used
 from engine.worker.isolation.hardening import device_files
 
 TOOL = """#!/bin/sh
@@ -122,7 +122,7 @@ def test_the_library_is_spoken_to_as_its_header_says(tmp_path: Path) -> None:
         pytest.skip("there is no C compiler to make a library with")
     source = tmp_path / "nvml.c"
     source.write_text(LIBRARY)
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", tmp_path / device.LIBRARY, source], check=True)
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", tmp_path / gpu_memory.LIBRARY, source], check=True)
     told = subprocess.run(
         [sys.executable, "-c", "from engine.worker import device; print(device._by_library())"],
         env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path), "PYTHONPATH": str(Path(engine.__file__).parents[1])},

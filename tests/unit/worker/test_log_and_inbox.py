@@ -10,8 +10,8 @@ import pytest
 
 from engine.errors import RunError
 from engine.wire import ChainReader
+from engine.worker.event_log import EVENTS_FILE, EventLog
 from engine.worker.inbox import MAX_MESSAGE, Inbox
-from engine.worker.log import EVENTS_FILE, EventLog
 
 
 def test_every_line_of_the_log_is_whole_and_linked(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from engine.sealing.manifest import MANIFEST_NAME, manifest_bytes
 from engine.sealing.package import SEALED_SUFFIX, SealedPackage, seal_package
 from engine.sealing.release import release_info, seal_release
 from engine.worker.isolation import memfd, patterns
-from engine.worker.keyproc import ENVIRONMENT
+from engine.worker.key_process import ENVIRONMENT
 from tests.unit.worker.isolation.clients import KeyClient, ScannerClient
 
 if TYPE_CHECKING:

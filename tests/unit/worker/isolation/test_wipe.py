@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engine.worker.keyproc import ENVIRONMENT
+from engine.worker.key_process import ENVIRONMENT
 
 if TYPE_CHECKING:
     from tests.unit.worker.isolation.conftest import Script

@@ -1,4 +1,4 @@
-"""Starting the sentinel, for whoever rents, keeps or looks at what is rented; light enough for every command."""
+"""Starting the detached processes: a run's runner, and the home's sentinel. Light enough for every command."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from engine.errors import RunError
 from engine.runner.folder import LOGS
 from engine.store.views import RENTED
 
@@ -32,7 +33,7 @@ def ensure_sentinel(home: Path) -> None:
     fd = os.open(home / LOGS / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     with os.fdopen(fd, "ab") as log:
         subprocess.Popen(
-            [sys.executable, "-m", "engine.runner.sentinel", "--home", str(home)],
+            [sys.executable, "-m", "engine.allocations.sentinel", "--home", str(home)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -60,3 +61,29 @@ def _runs(lock: Path) -> bool:
     finally:
         os.close(fd)
     return False
+
+
+def spawn_runner(home: Path, run_id: str) -> int:
+    """Start the runner, detached from this terminal; returns its pid. Raises `RunError` (`runner_not_started`)."""
+    logs = home / LOGS
+    try:
+        logs.mkdir(mode=0o700, exist_ok=True)
+        fd = os.open(logs / f"runner-{run_id}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        with os.fdopen(fd, "ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "engine.runner", "--home", str(home), "--run", run_id],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                cwd="/",
+                # Caches written while the environment is measured would change it.
+                env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+            )
+    except OSError as error:
+        raise RunError(
+            f"The run's own process cannot be started: {error.strerror}.",
+            "Free some space or memory, then try again.",
+            code="runner_not_started",
+        ) from error
+    return process.pid

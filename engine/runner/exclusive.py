@@ -1,4 +1,4 @@
-"""A run's claim on a machine that other homes and operators use too; elsewhere there is nothing to claim."""
+"""Who may use a machine that one run at a time uses: locks of this home, and a claim that other homes see too."""
 
 from __future__ import annotations
 
@@ -7,13 +7,21 @@ import time
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from engine.errors import GlasshouseError
-from engine.plan import Plan
+from engine.plan import Plan, load_plan
 from engine.providers.protocol import Exclusive, Lease, Provider, Spec
 from engine.providers.settings import load_settings
 from engine.remote.host_lock import renewed
+from engine.remote.launch import Launched
 from engine.remote.reconnect import Reconnecting
-from engine.runner.needs import spec_for
+from engine.runner.folder import RunFolder
+from engine.runner.spec import spec_for
+from engine.runner.staging import LAUNCHED
+from engine.store.reader import Reader
+from engine.store.views import RunSummary
+from engine.system.processes import start_ticks
 
 LOOK_SECONDS: Final = 15.0
 """Between two looks at a busy machine: each is a login, and somebody is being timed there."""
@@ -53,3 +61,25 @@ class Claim:
 
     def _spec(self) -> Spec:
         return spec_for(self._home, self._plan, load_settings(self._home), self._run_id)
+
+
+def lock_name(plan: Plan) -> str:
+    """The name of the machine's lock."""
+    return f"{plan.provider.name}:{plan.provider.allocation or 'default'}"
+
+
+def at_work(reader: Reader, home: Path, run_id: str, lock: str) -> RunSummary | None:
+    """Another run whose supervisor lives on this machine, whoever runs it; seen for the local provider only.
+
+    A dead runner's lock is free, but its supervisor trains on: two at once would spoil each other's times.
+    """
+    for summary in reader.unfinished():
+        if summary.id == run_id or summary.provider != "local":
+            continue
+        raw = RunFolder(home, summary.id).read(LAUNCHED)
+        if raw is None or lock_name(load_plan(reader.run(summary.id).plan)) != lock:
+            continue
+        launched = msgspec.json.decode(raw, type=Launched)
+        if start_ticks(launched.pid) == launched.start:
+            return summary
+    return None

@@ -1,14 +1,15 @@
-"""What a run asks of a provider: disk, time and ceilings, from its plan and the operator's settings."""
+"""What a run needs of a provider: disk, time, ceilings and host, from its plan and the operator's settings."""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Final
 
 from engine.plan import Plan
 from engine.providers.protocol import Quote, Spec
-from engine.providers.settings import Settings
-from engine.runner.hosts import host_in
+from engine.providers.settings import Settings, host_settings
+from engine.store.salt import salt_of
 
 ENVIRONMENT_GB: Final = 28
 """Wheels and installation of a CUDA build of torch with what it needs, and room for logs and adapters."""
@@ -49,3 +50,29 @@ def _seconds(plan: Plan) -> float:
     segment = plan.target.seconds if plan.target.seconds is not None else STEPS_SECONDS
     training = segment * len(plan.kinds()) * MARGIN
     return PREPARATION_SECONDS + training + (plan.provider.keep_for or 0) * 60.0
+
+
+_LENGTH: Final = 16
+
+
+def published_name(home: Path, name: str) -> str:
+    """The name of a host in plans: the same for all runs of this home, and telling nothing to others.
+
+    Raises `StoreError` as `salt_of`.
+    """
+    return "host-" + hashlib.sha256(salt_of(home) + name.encode()).hexdigest()[:_LENGTH]
+
+
+def host_in(home: Path, settings: Settings, published: str | None) -> str | None:
+    """The settings' name of the host that a plan names; a name of the settings stays, and so does None."""
+    if published is None or any(host.name == published for host in settings.host):
+        return published
+    return next((host.name for host in settings.host if published_name(home, host.name) == published), published)
+
+
+def chosen_host(home: Path, settings: Settings, wanted: str | None) -> str:
+    """The published name of the host that was asked for; None is the only one there is.
+
+    Raises `UsageError` as `host_settings`.
+    """
+    return published_name(home, host_settings(settings, wanted).name)

@@ -18,7 +18,7 @@ from engine.remote.environment import Measured, Prepared, measure, prepare
 from engine.remote.lockfile import Lock, lock_of, shipped_lock
 from engine.remote.reconnect import Reconnecting
 from engine.runner.folder import RunFolder
-from engine.runner.hosts import host_in
+from engine.runner.spec import host_in
 from engine.store.reader import Reader
 from engine.store.writer import Writer
 from engine.wire import parse

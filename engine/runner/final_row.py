@@ -1,24 +1,28 @@
-"""Bringing the row of an ended run up to date once its allocation is proven gone, and signing it anew."""
+"""The row of an ended run: computed, signed, stored, and signed again once its allocation is proven gone."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from engine.attestation.receipts import run_receipt
 from engine.errors import GlasshouseError
-from engine.plan import load_plan
+from engine.measure.stepchain import step_chain
+from engine.plan import load_plan, plan_digest
 from engine.providers.protocol import EmptyProof
 from engine.records import build_row
-from engine.records.facts import gather
+from engine.records.facts import Facts, gather
 from engine.runner.allocation import record_gone
+from engine.runner.end_allocation import outcome_of
 from engine.runner.folder import RunFolder
 from engine.runner.journal import Journal
-from engine.runner.release import outcome_of
-from engine.runner.signing import sign_row
 from engine.runner.staging import Staging
 from engine.store.reader import Reader
 from engine.store.views import FINAL_RUN_STATES, AllocationView
 from engine.store.writer import Writer
+from engine.wire import GENESIS
 
 
 def settle_runs(home: Path, writer: Writer, reader: Reader, entry: AllocationView, proof: EmptyProof) -> list[str]:
@@ -57,3 +61,24 @@ def _settle(home: Path, writer: Writer, reader: Reader, run_id: str, proof: Empt
         folder.destroy()
     finally:
         writer.release_runner(run_id)
+
+
+def sign_row(staging: Staging, facts: Facts, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The receipt of an ended run. A series is named by the head of the step chain over it."""
+    adapters: dict[str, str] = {
+        segment.kind: segment.adapter_sha256 for segment in facts.view.segments if segment.adapter_sha256 is not None
+    }
+    return run_receipt(
+        run_id=staging.run_id,
+        row=row,
+        plan_digest=plan_digest(facts.plan),
+        manifest_sha256=staging.prepared.manifest_digest,
+        adapters=adapters,
+        series={kind: step_chain(series.losses, series.nanos) for kind, series in facts.series.items()},
+        runner_head=facts.runner_log[-1].hash if facts.runner_log else GENESIS,
+        pod_head=facts.pod_log[-1].hash if facts.pod_log else GENESIS,
+        delegation=facts.receipts["delegation"],
+        bundle_sha256=staging.bundle_digest,
+        challenge=facts.plan.challenge,
+        privates=[staging.run_key.signing],
+    )

@@ -18,9 +18,9 @@ import msgspec
 from engine.errors import GlasshouseError, ProviderError
 from engine.providers.protocol import Lease, Provider, Quote, Spec, allocation_name
 from engine.runner.allocation import INSTALL
-from engine.runner.guard import ensure_sentinel
+from engine.runner.end_allocation import end_allocation
 from engine.runner.leases import with_end, with_lease
-from engine.runner.release import end_allocation
+from engine.runner.spawn import ensure_sentinel
 from engine.store.ledger import AllocationFields
 from engine.store.reader import Reader
 from engine.store.views import AllocationView

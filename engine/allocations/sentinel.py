@@ -19,13 +19,13 @@ from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from engine.allocations.cleanup import end_one, in_use
 from engine.errors import GlasshouseError
 from engine.providers import provider_for
 from engine.providers.protocol import Lease, Provider
 from engine.remote.session import SshSession
-from engine.runner.guard import FOLDER, LOCK
 from engine.runner.leases import asked_until, ends_at, kept_until, lease_of
-from engine.runner.tending import end_one, in_use
+from engine.runner.spawn import FOLDER, LOCK
 from engine.store.home import has_database
 from engine.store.reader import Reader
 from engine.store.views import RENTED, AllocationView
@@ -173,8 +173,8 @@ def _say(text: str) -> None:
 
 
 def main() -> int:
-    """`python -m engine.runner.sentinel --home DIR`; ends at once where another one runs."""
-    parser = argparse.ArgumentParser("engine.runner.sentinel")
+    """`python -m engine.allocations.sentinel --home DIR`; ends at once where another one runs."""
+    parser = argparse.ArgumentParser("engine.allocations.sentinel")
     parser.add_argument("--home", type=Path, required=True)
     home: Path = parser.parse_args().home
     fd = os.open(home / FOLDER / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

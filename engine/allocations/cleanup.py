@@ -1,4 +1,4 @@
-"""Allocations seen from outside a run: what there is, ending what is ours, keeping one for the next run."""
+"""Ending allocations from outside a run, with proof, and keeping one for the next run."""
 
 from __future__ import annotations
 
@@ -7,76 +7,27 @@ import contextlib
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
 import msgspec
 
 from engine.errors import GlasshouseError, RunError, StoreError, UsageError
 from engine.plan import MAX_KEEP_MINUTES
 from engine.providers import provider_for
-from engine.providers.protocol import Found, LedgerEntry, Provider, Reconciliation
-from engine.runner.guard import watch_on
-from engine.runner.leases import lease_of, matching, with_keep
-from engine.runner.release import ENDED, end_allocation, outcome_of
-from engine.runner.settle import settle_runs
+from engine.providers.protocol import Provider
+from engine.runner.end_allocation import ENDED, end_allocation, outcome_of
+from engine.runner.final_row import settle_runs
+from engine.runner.leases import matching, with_keep
+from engine.runner.spawn import watch_on
 from engine.store.reader import Reader
 from engine.store.views import FINAL_RUN_STATES, RENTED, AllocationView
 from engine.store.writer import Writer
-from engine.wire import utc_now
 
-_BUSY: Final = ("allocating", "connecting", "staging", "running", "collecting", "cleaning", "queued")
 OnPhase = Callable[[str], None]
 
 
-class _View(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    pass
-
-
-class Listed(_View, frozen=True, kw_only=True):
-    """One allocation: the ledger's, joined with what its provider lists; or a foreign one, which is only shown.
-
-    `id` is the ledger's. `state` is the ledger's word, or `foreign`. `observation` is None when the provider was not
-    asked, or did not answer. Prices in USD, times in UTC.
-    """
-
-    ours: bool
-    id: str | None
-    provider: str
-    name: str
-    allocation_id: str | None
-    gpu_model: str | None
-    state: str
-    observation: str | None
-    price_per_hour: float | None
-    since: str | None
-    spent: float | None
-    run_id: str | None
-    run_state: str | None
-    keep_until: str | None
-    deadline: str | None
-    reason: str
-
-
-class Trouble(_View, frozen=True, kw_only=True):
-    """A provider that could not be asked, and why."""
-
-    provider: str
-    code: str
-    message: str
-    hint: str
-
-
-class Overview(_View, frozen=True, kw_only=True):
-    """Everything that is open, or foreign, at one moment."""
-
-    at: str
-    allocations: tuple[Listed, ...]
-    troubles: tuple[Trouble, ...]
-
-
-class Ended(_View, frozen=True, kw_only=True):
+class Ended(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """What became of one allocation, with what was counted. `unknown`: the provider gave no certain answer."""
 
     id: str
@@ -87,118 +38,6 @@ class Ended(_View, frozen=True, kw_only=True):
     others: int | None
     reason: str
     price_per_hour: float | None
-
-
-def overview(home: Path, *, look: bool = True, ended: bool = False) -> Overview:
-    """What there is. `look` asks the providers; without it the ledger speaks alone. `ended`: also what is gone."""
-    with Reader(home) as reader:
-        entries = reader.allocations(open_only=not ended)
-        found, troubles = asyncio.run(_look(home, reader, entries)) if look else ({}, [])
-        if look:
-            found = {name: _taken_back(home, reader, name, seen) for name, seen in found.items()}
-            entries = reader.allocations(open_only=not ended)
-        listed = [_ours(entry, found.get(entry.provider)) for entry in entries]
-    foreign = [_foreign(provider, one) for provider, seen in found.items() for one in seen.foreign]
-    return Overview(at=utc_now(), allocations=(*listed, *foreign), troubles=tuple(troubles))
-
-
-async def _look(
-    home: Path, reader: Reader, entries: Sequence[AllocationView]
-) -> tuple[dict[str, Reconciliation], list[Trouble]]:
-    found: dict[str, Reconciliation] = {}
-    troubles: list[Trouble] = []
-    for name in _providers(entries):
-        mine = [
-            LedgerEntry(name=one.name, lease=lease_of(reader, one.id))
-            for one in entries
-            if one.provider == name and one.released_at is None
-        ]
-        try:
-            provider = provider_for(name, home)
-            try:
-                found[name] = await provider.reconcile(mine)
-                if mine:
-                    watch_on(home, name)
-            finally:
-                await provider.close()
-        except GlasshouseError as error:
-            if mine or error.code not in {"api_key_missing", "extra_missing"}:
-                troubles.append(Trouble(provider=name, code=error.code, message=error.message, hint=error.hint))
-    return found, troubles
-
-
-def _taken_back(home: Path, reader: Reader, provider: str, seen: Reconciliation) -> Reconciliation:
-    """What the provider lists, with what was believed gone and is listed again among what is ours: it bills."""
-    ended = {one.name: one for one in reader.allocations() if one.provider == provider and one.released_at is not None}
-    back = tuple(one for one in seen.foreign if one.name in ended)
-    if not back:
-        return seen
-    reason = "it is listed again, although two listings lacked it"
-    with Writer(home) as writer:
-        for one in back:
-            entry = ended[one.name]
-            writer.allocation_state(entry.id, "leaked", reason)
-            for run_id in reader.runs_served(entry.id):
-                writer.transition(run_id, "cleanup", "leaked", reason)
-    watch_on(home, provider)
-    return msgspec.structs.replace(
-        seen, ours=(*seen.ours, *back), foreign=tuple(one for one in seen.foreign if one not in back)
-    )
-
-
-def _providers(entries: Sequence[AllocationView]) -> list[str]:
-    """Whoever has something open, and whoever may have something that we do not know of."""
-    return sorted({one.provider for one in entries if one.released_at is None} | RENTED)
-
-
-def _ours(entry: AllocationView, seen: Reconciliation | None) -> Listed:
-    listed = next((one for one in seen.ours if one.name == entry.name), None) if seen else None
-    observation = None if seen is None or entry.released_at else "gone" if listed is None else listed.observation
-    if seen is not None and listed is None and entry.name not in seen.gone and entry.released_at is None:
-        observation = "unknown"
-    return Listed(
-        ours=True,
-        id=entry.id,
-        provider=entry.provider,
-        name=entry.name,
-        allocation_id=entry.provider_id or (listed.allocation_id if listed else None),
-        gpu_model=entry.gpu_model or (listed.gpu_model if listed else None),
-        state=entry.state,
-        observation=observation,
-        price_per_hour=entry.price_per_hour,
-        since=entry.created_at,
-        spent=entry.spent,
-        run_id=entry.run_id,
-        run_state=entry.run_state,
-        keep_until=entry.keep_until,
-        deadline=entry.deadline,
-        reason=entry.reason,
-    )
-
-
-def _foreign(provider: str, found: Found) -> Listed:
-    spent = None
-    if found.since is not None and found.price_per_hour is not None:
-        age = datetime.now(UTC) - datetime.fromisoformat(found.since)
-        spent = round(found.price_per_hour * max(age.total_seconds(), 0.0) / 3600, 6)
-    return Listed(
-        ours=False,
-        id=None,
-        provider=provider,
-        name=found.name,
-        allocation_id=found.allocation_id,
-        gpu_model=found.gpu_model,
-        state="foreign",
-        observation=found.observation,
-        price_per_hour=found.price_per_hour,
-        since=found.since,
-        spent=spent,
-        run_id=None,
-        run_state=None,
-        keep_until=None,
-        deadline=None,
-        reason="",
-    )
 
 
 def clean_up(home: Path, ids: Sequence[str] | None = None, on_phase: OnPhase | None = None) -> tuple[Ended, ...]:
@@ -360,7 +199,7 @@ def release_in_background(home: Path, allocation_id: str) -> None:
     """
     with Reader(home) as reader:
         (entry,) = _chosen(reader, [allocation_id])
-    command = [sys.executable, "-m", "engine.runner.tending", str(home), entry.id]
+    command = [sys.executable, "-m", "engine.allocations.cleanup", str(home), entry.id]
     try:
         subprocess.Popen(
             command,
@@ -379,7 +218,7 @@ def release_in_background(home: Path, allocation_id: str) -> None:
 
 
 def main(home: str, allocation_id: str) -> int:
-    """`python -m engine.runner.tending HOME ID`: end one allocation."""
+    """`python -m engine.allocations.cleanup HOME ID`: end one allocation."""
     with contextlib.suppress(StoreError, UsageError):
         ended = clean_up(Path(home), [allocation_id])
         return 0 if all(one.outcome in {"gone", "not_ours"} for one in ended) else 1

@@ -9,7 +9,7 @@ import pytest
 
 from engine.errors import UsageError
 from engine.providers.settings import HostSettings, Settings
-from engine.runner.hosts import chosen_host, host_in, published_name
+from engine.runner.spec import chosen_host, host_in, published_name
 
 HOST = HostSettings(name="gpu1.lab.example.org", address="192.0.2.7", user="me", host_key="SHA256:x", agent=True)
 SETTINGS = Settings(host=(HOST,))

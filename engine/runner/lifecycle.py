@@ -21,18 +21,15 @@ from engine.records import build_row
 from engine.records.facts import gather
 from engine.remote.reconnect import Reconnecting
 from engine.remote.session import SshSession
-from engine.runner.allocation import Allocation
-from engine.runner.claim import Claim
+from engine.runner.allocation import Allocation, anchored
 from engine.runner.collect import collect
 from engine.runner.context import RunContext
+from engine.runner.exclusive import Claim, at_work, lock_name
+from engine.runner.final_row import settle_runs, sign_row
 from engine.runner.folder import RunFolder, left_behind
 from engine.runner.follow import Follower
 from engine.runner.ingest import Ingest
 from engine.runner.journal import Journal
-from engine.runner.login import anchored
-from engine.runner.occupancy import at_work, lock_name
-from engine.runner.settle import settle_runs
-from engine.runner.signing import sign_row
 from engine.runner.staging import BUNDLE, LAUNCHED, PREPARED, Staging
 from engine.runner.start import INPUTS
 from engine.sealing.run_key import RUN_KEY_FILES

@@ -1,0 +1,26 @@
+"""The heartbeat file on an allocation, which keeps an allocation that would otherwise terminate itself alive."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from engine.remote.reconnect import Reconnecting
+
+BEAT_SECONDS: Final = 30.0
+
+
+class Heart:
+    """Touches the heartbeat file, now and then. An allocation that hears nothing for long ends itself."""
+
+    def __init__(self, path: str | None) -> None:
+        self._path = path
+        self._last = float("-inf")
+
+    async def beat(self, link: Reconnecting) -> None:
+        """Touch the file when that is due."""
+        path = self._path
+        if path is None or time.monotonic() - self._last < BEAT_SECONDS:
+            return
+        await link.call(lambda session: session.run(["touch", "--", path]))
+        self._last = time.monotonic()
