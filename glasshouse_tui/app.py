@@ -16,16 +16,16 @@ from textual.app import SystemCommand
 from textual.binding import BindingType
 from textual.screen import Screen
 
-from glasshouse_tui import operations
+from glasshouse_tui import backend
 from glasshouse_tui.bindings import ANYWHERE, KEYS, Key, bindings_for
-from glasshouse_tui.feed import Feed
-from glasshouse_tui.leaving import LeavingApp
 from glasshouse_tui.messages import Looked, RunMissing, SettingsRead, StoreTrouble, StoreWell
+from glasshouse_tui.poller import Poller
 from glasshouse_tui.screens.base import ConsoleScreen
 from glasshouse_tui.screens.dialogs import HelpScreen, TroubleScreen
 from glasshouse_tui.screens.fleet import FleetScreen
 from glasshouse_tui.screens.history import HistoryScreen
 from glasshouse_tui.screens.run import RunScreen
+from glasshouse_tui.shutdown import LeavingApp
 from glasshouse_tui.theme import DARK, MONO, THEME_ORDER, THEMES, next_theme
 
 _STYLES: Final = Path(__file__).parent / "styles"
@@ -50,7 +50,7 @@ class GlasshouseApp(LeavingApp):
         *,
         open_run: str | None = None,
         read_only: bool = False,
-        launcher: operations.Launcher | None = None,
+        launcher: backend.Launcher | None = None,
         now: Callable[[], datetime] = utc_clock,
     ) -> None:
         """`open_run`: an id, a unique prefix of one, or `last`, to show first. `now` is the clock, aware UTC."""
@@ -61,8 +61,8 @@ class GlasshouseApp(LeavingApp):
         self.home = home
         self.read_only = read_only
         self.now = now
-        self.launcher = launcher or operations.EngineLauncher()
-        self.feed = Feed(home, self, read_only=read_only)
+        self.launcher = launcher or backend.EngineLauncher()
+        self.poller = Poller(home, self, read_only=read_only)
         self._open_first = open_run
         self._restored: dict[str, dict[str, Any]] = {}
         self._acted = False
@@ -83,16 +83,16 @@ class GlasshouseApp(LeavingApp):
 
     def on_unmount(self) -> None:
         """End the feed's thread however the app ends."""
-        self.feed.stop()
+        self.poller.stop()
 
     def _start_reading(self) -> None:
-        self.run_worker(self.feed.run, thread=True, group="feed")
+        self.run_worker(self.poller.run, thread=True, group="feed")
         if self._open_first is not None:
             self.open_prefix(self._open_first)
 
     def stop_reading(self) -> None:
         """Read no more."""
-        self.feed.stop()
+        self.poller.stop()
 
     def settings(self) -> dict[str, Any] | None:
         """What comes back at the next start: both lists, the run in front, the theme."""
@@ -139,6 +139,10 @@ class GlasshouseApp(LeavingApp):
         """Show every key."""
         if isinstance(self.screen, ConsoleScreen):
             self.push_screen(HelpScreen())
+
+    def action_retry(self) -> None:
+        """Read the store again now."""
+        self.poller.wake()
 
     def action_next_theme(self) -> None:
         """Dark, light, monochrome."""

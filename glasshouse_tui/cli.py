@@ -22,8 +22,7 @@ from glasshouse_tui.commands.base import (
     session_of,
 )
 from glasshouse_tui.commands.failures import INTERRUPTED, Failure, explain
-from glasshouse_tui.commands.output import emit_json, emit_text, say
-from glasshouse_tui.commands.terminal import on_terminal
+from glasshouse_tui.commands.output import emit_json, emit_text, on_terminal, say
 
 _ROOM: Final = "glasshouse_tui.commands"
 COMMANDS: Final = {

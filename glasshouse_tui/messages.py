@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from textual.message import Message
 
 from engine.store.views import AllocationView, LogLine, RunSummary, RunView
-from glasshouse_tui.window import Answer
+from glasshouse_tui.paging import Answer
 
 if TYPE_CHECKING:
     from engine.allocations.overview import Overview

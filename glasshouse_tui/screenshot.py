@@ -9,8 +9,8 @@ from typing import Final
 
 from engine.errors import GlasshouseError, UsageError
 from glasshouse_tui.app import GlasshouseApp, utc_clock
-from glasshouse_tui.feed import Feed
 from glasshouse_tui.format import parse_time
+from glasshouse_tui.poller import Poller
 from glasshouse_tui.screens.run import RunScreen
 from glasshouse_tui.theme import DARK
 from glasshouse_tui.widgets.lossplot import LossPlot
@@ -31,7 +31,7 @@ async def draw(home: Path, run_id: str, size: tuple[int, int] = SIZE) -> str:
     summary = view.summary
     ended = parse_time(summary.finished_at) or utc_clock()
     app = GlasshouseApp(home, open_run=summary.id, now=lambda: ended)
-    app.feed = Feed(home, app, read_only=True)
+    app.poller = Poller(home, app, read_only=True)
     has_curves = summary.source == "mine" and any(segment.steps for segment in view.segments)
     async with app.run_test(size=size) as pilot:
         deadline = asyncio.get_running_loop().time() + _PATIENCE_SECONDS

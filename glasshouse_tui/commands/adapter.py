@@ -15,8 +15,7 @@ from engine.errors import RefusedError, SealingError, UsageError
 from engine.runner.folder import ADAPTER_CONFIG, ADAPTER_FILES, RunFolder
 from engine.store.views import RunView
 from engine.wire import sha256_hex
-from glasshouse_tui.commands.base import RUN_ID, Session, Subcommand, session_of
-from glasshouse_tui.commands.home import open_reader
+from glasshouse_tui.commands.base import RUN_ID, Session, Subcommand, open_reader, session_of
 from glasshouse_tui.commands.output import emit_json, emit_text
 from glasshouse_tui.commands.passphrase import KEYS, passphrase_if_needed, passphrase_option
 

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from glasshouse_tui.commands.base import AllocationSubcommand, session_of
-from glasshouse_tui.commands.home import open_reader
+from glasshouse_tui.allocation_status import FOREIGN, Totals, alarm, by_hand, totals
+from glasshouse_tui.commands.base import AllocationSubcommand, open_reader, session_of
 from glasshouse_tui.commands.output import UNKNOWN, as_builtins, emit_json, emit_text, known, plain, say, table
 from glasshouse_tui.format import duration, gpu, moment, money, seconds_between, short_id
-from glasshouse_tui.rented import FOREIGN, Totals, alarm, by_hand, totals
 
 if TYPE_CHECKING:
     from engine.allocations.overview import Listed, Overview, Trouble

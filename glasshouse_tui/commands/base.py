@@ -14,14 +14,24 @@ from click.shell_completion import CompletionItem
 
 from engine.errors import GlasshouseError
 from engine.store.views import RENTED
+from glasshouse_tui.allocation_status import is_left_alone, totals
 from glasshouse_tui.commands.output import note
 from glasshouse_tui.format import money
-from glasshouse_tui.rented import is_left_alone, totals
 
 if TYPE_CHECKING:
     from engine.store.reader import Reader
     from engine.store.views import AllocationView
     from engine.store.writer import Writer
+
+
+import os
+from typing import TYPE_CHECKING
+
+from engine.store.home import prepare_home, unwritable
+
+if TYPE_CHECKING:
+    from engine.store.reader import Reader
+
 
 HOME_VARIABLE: Final = "GLASSHOUSE_HOME"
 
@@ -228,3 +238,18 @@ class RunId(click.ParamType[str]):
 
 
 RUN_ID: Final = RunId()
+
+
+def check_home(home: Path) -> None:
+    """Make the home folder (0700) where it is absent; raises `StoreError` (`store_unwritable`)."""
+    prepare_home(home)
+    if not os.access(home, os.R_OK | os.W_OK | os.X_OK):
+        raise unwritable(home, "its permissions forbid it")
+
+
+def open_reader(session: Session) -> Reader:
+    """The store for reading; raises `StoreError` where the home could not hold one either."""
+    reader = session.reader()
+    if not reader.exists():
+        check_home(session.home)
+    return reader

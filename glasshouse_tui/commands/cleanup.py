@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from engine.errors import UsageError
+from glasshouse_tui.allocation_status import by_hand, is_open, price, totals
 from glasshouse_tui.commands.allocations import HEAD, cells
-from glasshouse_tui.commands.base import AllocationSubcommand, Session, session_of
-from glasshouse_tui.commands.home import open_reader
-from glasshouse_tui.commands.output import as_builtins, emit_json, emit_text, plain, say, table
-from glasshouse_tui.commands.terminal import can_ask
-from glasshouse_tui.rented import by_hand, is_open, price, totals
+from glasshouse_tui.commands.base import AllocationSubcommand, Session, open_reader, session_of
+from glasshouse_tui.commands.output import as_builtins, can_ask, emit_json, emit_text, plain, say, table
 
 if TYPE_CHECKING:
     from engine.allocations.cleanup import Ended

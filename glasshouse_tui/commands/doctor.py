@@ -6,7 +6,7 @@ import click
 
 from engine.errors import UsageError
 from glasshouse_tui.commands.base import Session, Subcommand, session_of
-from glasshouse_tui.commands.finding import Finding
+from glasshouse_tui.commands.doctor_checks import Finding
 from glasshouse_tui.commands.output import as_builtins, emit_json, emit_text, plain
 
 _MARKS = {"ok": "ok", "missing": "MISSING", "unknown": "unknown"}
@@ -59,7 +59,7 @@ def doctor(
             raise UsageError(f"{flag} speaks of the live self-test.", "Add --live, or leave it out.")
     if provider is not None:
         return _one_provider(session, provider)
-    from glasshouse_tui.commands.diagnosis import examine
+    from glasshouse_tui.commands.doctor_checks import examine
 
     findings = examine(session.home)
     can_run = not any(finding.needed and finding.status == "missing" for finding in findings)
@@ -72,7 +72,7 @@ def doctor(
 
 
 def _one_provider(session: Session, provider: str) -> int:
-    from glasshouse_tui.commands.diagnosis_rented import ask_provider, examine_rented
+    from glasshouse_tui.commands.doctor_checks import ask_provider, examine_rented
 
     findings = [*examine_rented(session.home), ask_provider(session.home, provider)]
     usable = findings[-1].status == "ok"
@@ -99,7 +99,7 @@ def _live(
         raise UsageError(
             "--live costs money, and no ceiling is given.", "Add --max-cost USD; 0.5 is plenty.", code="ceiling_missing"
         )
-    from glasshouse_tui.commands.live import live_test, wish_of
+    from glasshouse_tui.commands.doctor_live import live_test, wish_of
 
     return live_test(session, provider, wish_of(session, max_cost, max_price, gpu, self_destruct), yes=yes)
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from engine.errors import GlasshouseError, UsageError
-from glasshouse_tui.commands.base import RUN_ID, QuietSubcommand, Subcommand, session_of
-from glasshouse_tui.commands.home import open_reader
+from glasshouse_tui.commands.base import RUN_ID, QuietSubcommand, Subcommand, open_reader, session_of
 from glasshouse_tui.commands.output import as_builtins, emit_json, emit_text, plain
 
 if TYPE_CHECKING:

@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from engine.errors import UsageError
-from glasshouse_tui.commands.base import Subcommand, session_of
-from glasshouse_tui.commands.home import check_home
+from glasshouse_tui.commands.base import Subcommand, check_home, session_of
 from glasshouse_tui.commands.key_facts import facts_text, key_facts
-from glasshouse_tui.commands.new_file import new_file
-from glasshouse_tui.commands.output import emit_json, emit_text, note
+from glasshouse_tui.commands.output import emit_json, emit_text, new_file, note
 from glasshouse_tui.commands.passphrase import (
     KEYS,
     asked_passphrase,

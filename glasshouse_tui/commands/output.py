@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import math
+import os
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import msgspec
 
+from engine.errors import UsageError
 from glasshouse_tui.format import parse_time
 
 UNKNOWN = "unknown"
@@ -92,3 +97,40 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: frozense
         ).rstrip()
         for line in lines
     )
+
+
+def on_terminal() -> bool:
+    """True when all three standard streams are a terminal that can draw."""
+    streams = (sys.stdin, sys.stdout, sys.stderr)
+    return all(stream is not None and stream.isatty() for stream in streams) and os.environ.get("TERM") != "dumb"
+
+
+def can_ask() -> bool:
+    """True when a person can be asked for something that is not echoed."""
+    return sys.stdin is not None and sys.stdin.isatty() and sys.stderr is not None and sys.stderr.isatty()
+
+
+@contextmanager
+def new_file(path: Path | None) -> Iterator[BinaryIO]:
+    """A new file at `path`, made before the block so that nothing is done in vain, and removed when the block fails;
+    a buffer that nobody reads for None.
+
+    Raises `UsageError` (`output_exists`, `output_unwritable`).
+    """
+    if path is None:
+        yield io.BytesIO()
+        return
+    try:
+        file = path.open("xb")
+    except FileExistsError as error:
+        raise UsageError(f"{path} is there already.", "Give -o another name.", code="output_exists") from error
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be written: {error.strerror}.", "Give -o another place.", code="output_unwritable"
+        ) from error
+    try:
+        with file:
+            yield file
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 import click
 
 from engine.errors import UsageError
-from glasshouse_tui.commands.terminal import can_ask
+from glasshouse_tui.commands.output import can_ask
 
 VARIABLE: Final = "GLASSHOUSE_PASSPHRASE"
 KEYS: Final = "keys"

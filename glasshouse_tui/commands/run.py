@@ -9,14 +9,12 @@ from typing import Any, get_args
 import click
 
 from engine.plan import Order, Segments, preset, presets
-from glasshouse_tui.commands.base import Session, Subcommand, session_of
+from glasshouse_tui.commands.base import Session, Subcommand, open_reader, session_of
 from glasshouse_tui.commands.follow import exit_code, start_and_follow
-from glasshouse_tui.commands.home import open_reader
-from glasshouse_tui.commands.output import emit_json, emit_text
+from glasshouse_tui.commands.output import emit_json, emit_text, on_terminal
 from glasshouse_tui.commands.passphrase import passphrase_if_needed, passphrase_option
 from glasshouse_tui.commands.plan_options import Asked, RunOptions, asked_for
-from glasshouse_tui.commands.quoting import agree_to_price, check_rented
-from glasshouse_tui.commands.terminal import on_terminal
+from glasshouse_tui.commands.price_quote import agree_to_price, check_rented
 
 
 def _starter(

@@ -9,9 +9,8 @@ from typing import Final
 import click
 
 from engine.store.views import FINAL_RUN_STATES, RunSummary, Source
-from glasshouse_tui.commands.base import RUN_ID, Subcommand, session_of
+from glasshouse_tui.commands.base import RUN_ID, Subcommand, open_reader, session_of
 from glasshouse_tui.commands.follow import print_row
-from glasshouse_tui.commands.home import open_reader
 from glasshouse_tui.commands.output import (
     UNKNOWN,
     as_builtins,

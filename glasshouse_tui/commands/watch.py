@@ -10,9 +10,8 @@ import click
 import msgspec
 
 from engine.store.views import FINAL_RUN_STATES, LogLine
-from glasshouse_tui.commands.base import RUN_ID, Subcommand, session_of
+from glasshouse_tui.commands.base import RUN_ID, Subcommand, open_reader, session_of
 from glasshouse_tui.commands.follow import watch_run
-from glasshouse_tui.commands.home import open_reader
 from glasshouse_tui.commands.output import as_builtins, emit_json, emit_text, plain
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from glasshouse_tui.bindings import writing_actions
 from glasshouse_tui.widgets.bars import KeyBar, TopBar
 
 if TYPE_CHECKING:
-    from glasshouse_tui.app import GlasshouseApp
-    from glasshouse_tui.feed import Interest
+    from glasshouse_tui.console import Console
+    from glasshouse_tui.poller import Interest
 
 _WRITING = writing_actions()
 
@@ -31,9 +31,9 @@ class ConsoleScreen(Screen[None]):
         self._applies: tuple[bool, ...] = ()
 
     @property
-    def console(self) -> GlasshouseApp:
-        """The app, by its own type."""
-        return cast("GlasshouseApp", self.app)
+    def console(self) -> Console:
+        """The app, as far as screens know it."""
+        return cast("Console", self.app)
 
     @property
     def roomy(self) -> bool:
@@ -78,7 +78,7 @@ class ConsoleScreen(Screen[None]):
             return
         for bar in self.query(TopBar):
             bar.tick()
-        self.console.feed.watch(self.interest(), self)
+        self.console.poller.watch(self.interest(), self)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Hide what does not apply; show but refuse what read-only forbids."""

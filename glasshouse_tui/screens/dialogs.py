@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Final, cast
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -18,7 +18,6 @@ from glasshouse_tui.widgets.scroll import ScrollPanel
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from glasshouse_tui.app import GlasshouseApp
 
 _KEY_CELLS: Final = 11
 _SHAPES: Final = (
@@ -106,7 +105,7 @@ class TroubleScreen(ModalScreen[None]):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("q", "app.quit", "Quit"),
-        Binding("r", "retry", "Try again"),
+        Binding("r", "app.retry", "Try again"),
     ]
 
     def __init__(self, problem: Problem, home: Path) -> None:
@@ -137,7 +136,3 @@ class TroubleScreen(ModalScreen[None]):
         self.query_one("#sentence", Lines).show([(), line((plain(problem.message), "strong"))])
         self.query_one("#hint", Lines).show([(), line((plain(problem.hint), "plain"))])
         self.query_one("#trouble-home", Lines).show([(), line((f"home  {self._home}", "muted"))])
-
-    def action_retry(self) -> None:
-        """Read again now."""
-        cast("GlasshouseApp", self.app).feed.wake()

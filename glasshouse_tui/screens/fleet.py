@@ -12,8 +12,6 @@ from textual.containers import Vertical
 
 from engine.store.views import AllocationView, RunSummary, RunView
 from glasshouse_tui.bindings import FLEET, bindings_for
-from glasshouse_tui.feed import FLEET_RUNS, FleetInterest
-from glasshouse_tui.figures import active_segment, is_final, overhead, run_share, seconds_left
 from glasshouse_tui.format import (
     DASH,
     clock,
@@ -28,6 +26,8 @@ from glasshouse_tui.format import (
     whole_percent,
 )
 from glasshouse_tui.messages import FleetData, FleetRead
+from glasshouse_tui.poller import FLEET_RUNS, FleetInterest
+from glasshouse_tui.run_metrics import active_segment, is_final, overhead, run_share, seconds_left
 from glasshouse_tui.screens.base import ConsoleScreen
 from glasshouse_tui.screens.fleet_allocations import (
     ALLOCATION_COLUMNS,
@@ -41,7 +41,7 @@ from glasshouse_tui.screens.fleet_allocations import (
     rows,
     title,
 )
-from glasshouse_tui.states import clean_look, look
+from glasshouse_tui.state_styles import clean_look, look
 from glasshouse_tui.widgets.paint import Line, Lines, bar, line
 from glasshouse_tui.widgets.table import Column, Row, RowTable
 
@@ -142,7 +142,7 @@ class FleetScreen(ConsoleScreen):
 
     def action_look(self) -> None:
         """Ask the providers what is there."""
-        self.console.look()
+        self.console.query_providers()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Keeping and releasing apply to some allocations only."""

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 from engine.store.views import RENTED, AllocationView, RunSummary
-from glasshouse_tui.figures import is_final
+from glasshouse_tui.allocation_status import by_hand, is_left_alone, is_open, is_parked, price, totals
 from glasshouse_tui.format import (
     DASH,
     clock,
@@ -20,15 +20,8 @@ from glasshouse_tui.format import (
     seconds_between,
     short_id,
 )
-from glasshouse_tui.rented import (
-    by_hand,
-    is_left_alone,
-    is_open,
-    is_parked,
-    price,
-    totals,
-)
-from glasshouse_tui.states import UNKNOWN, look
+from glasshouse_tui.run_metrics import is_final
+from glasshouse_tui.state_styles import UNKNOWN, look
 from glasshouse_tui.widgets.paint import Line, line
 from glasshouse_tui.widgets.table import Column, Row
 

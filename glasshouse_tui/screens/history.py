@@ -16,15 +16,15 @@ from textual.widgets import Input
 from engine.errors import GlasshouseError
 from engine.store.views import RunSummary
 from glasshouse_tui.bindings import HISTORY, bindings_for
-from glasshouse_tui.feed import ChangeInterest, problem_of
-from glasshouse_tui.figures import is_final
 from glasshouse_tui.format import DASH, count, day, gpu, model, moment, percent, plain, short_id
 from glasshouse_tui.messages import Refused, StoreChanged, WindowRead
+from glasshouse_tui.paging import SORTS, SOURCES, Question, Where, Window, read
+from glasshouse_tui.poller import ChangeInterest, problem_of
+from glasshouse_tui.run_metrics import is_final
 from glasshouse_tui.screens.base import ConsoleScreen
-from glasshouse_tui.states import clean_look, look
+from glasshouse_tui.state_styles import clean_look, look
 from glasshouse_tui.widgets.paint import Lines, line
 from glasshouse_tui.widgets.table import Column, Row, RowTable
-from glasshouse_tui.window import SORTS, SOURCES, Question, Where, Window, read
 
 COLUMNS: Final = (
     Column("label", "LABEL", 12, flex=2),

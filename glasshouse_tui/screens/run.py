@@ -13,13 +13,13 @@ from textual.css.query import NoMatches
 
 from engine.store.views import RunView
 from glasshouse_tui.bindings import RUN, bindings_for
-from glasshouse_tui.feed import RunInterest
-from glasshouse_tui.figures import is_final, seconds_left
 from glasshouse_tui.format import day, duration, gpu, model, moment, plain, seconds_between, short_id, words
-from glasshouse_tui.live_checks import checks_of
 from glasshouse_tui.messages import RunData, RunRead
+from glasshouse_tui.poller import RunInterest
+from glasshouse_tui.provisional_checks import checks_of
+from glasshouse_tui.run_metrics import is_final, seconds_left
 from glasshouse_tui.screens.base import ConsoleScreen
-from glasshouse_tui.states import ORPHANED, look
+from glasshouse_tui.state_styles import ORPHANED, look
 from glasshouse_tui.widgets.bars import TopBar
 from glasshouse_tui.widgets.lossplot import LossPlot
 from glasshouse_tui.widgets.paint import Line, Lines, line, spread
@@ -105,7 +105,7 @@ class RunScreen(ConsoleScreen):
         self._show_panel()
         self._redraw()
         if self.in_front:
-            self.console.feed.watch(self.interest(), self)
+            self.console.poller.watch(self.interest(), self)
 
     def top_bar(self) -> TopBar:
         """The top bar of the list that lies below."""

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from engine.store.views import Check, LogLine, RunView
-from glasshouse_tui.figures import is_final, overhead, reason_of
 from glasshouse_tui.format import DASH, brief, clock, controls_text, duration, percent, plain, words
-from glasshouse_tui.states import UNKNOWN, Look, clean_look, look
+from glasshouse_tui.run_metrics import is_final, overhead, reason_of
+from glasshouse_tui.state_styles import UNKNOWN, Look, clean_look, look
 from glasshouse_tui.widgets.paint import Line, line
 from glasshouse_tui.widgets.table import Column, Row
 

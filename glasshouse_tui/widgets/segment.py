@@ -10,9 +10,9 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 
 from engine.store.views import RunView, SegmentView
-from glasshouse_tui.figures import segment_of, share_done, stages
 from glasshouse_tui.format import DASH, count, duration, loss, rate, whole_percent, words
-from glasshouse_tui.states import look
+from glasshouse_tui.run_metrics import segment_of, share_done, stages
+from glasshouse_tui.state_styles import look
 from glasshouse_tui.widgets.paint import Line, Lines, bar, line, spread
 from glasshouse_tui.widgets.stages import StageRow
 

@@ -12,9 +12,9 @@ from textual.geometry import Size
 from textual.widget import Widget
 
 from glasshouse_tui.bindings import STAGES, bindings_for
-from glasshouse_tui.figures import Stage
 from glasshouse_tui.format import clock, duration, plain
-from glasshouse_tui.states import POINTER, Look, look
+from glasshouse_tui.run_metrics import Stage
+from glasshouse_tui.state_styles import POINTER, Look, look
 from glasshouse_tui.widgets.paint import Line, Span, content_of, fit, line, width_of
 
 _LEAST_CELL: Final = 17

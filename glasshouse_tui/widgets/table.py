@@ -16,7 +16,7 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from glasshouse_tui.bindings import TABLES, bindings_for
-from glasshouse_tui.states import POINTER
+from glasshouse_tui.state_styles import POINTER
 from glasshouse_tui.theme import tone
 from glasshouse_tui.widgets.paint import Line, fit
 

@@ -18,9 +18,9 @@ from aiohttp import web
 from tests.fake_runpod.account import Account
 from tests.fake_runpod.admin import Admin
 from tests.fake_runpod.contract import Contract, document_path
-from tests.fake_runpod.gate import Gate
 from tests.fake_runpod.graphql_api import GraphqlApi
 from tests.fake_runpod.needs import missing
+from tests.fake_runpod.request_pipeline import Gate
 from tests.fake_runpod.rest_api import RestApi
 from tests.fake_runpod.views import Settings
 

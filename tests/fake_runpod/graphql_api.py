@@ -10,9 +10,9 @@ from aiohttp import web
 from tests.fake_runpod.account import ACCOUNT_PUBLIC_KEY, Account
 from tests.fake_runpod.container import HOST
 from tests.fake_runpod.faults import Struck
-from tests.fake_runpod.gate import Asked, Caller, Gate, Reply
 from tests.fake_runpod.graphql_text import Enum, Field, GraphqlError, Operation, parse
 from tests.fake_runpod.pod import PRIVATE_IP, SSH_PORT, Order, Pod
+from tests.fake_runpod.request_pipeline import Asked, Caller, Gate, Reply
 
 if TYPE_CHECKING:
     from tests.fake_runpod.views import Gpu

@@ -13,8 +13,8 @@ from aiohttp import web
 from tests.fake_runpod.account import ACCOUNT_PUBLIC_KEY, Account, RefusedError
 from tests.fake_runpod.container import HOST
 from tests.fake_runpod.faults import Struck
-from tests.fake_runpod.gate import Asked, Caller, Gate, Reply, client_left
 from tests.fake_runpod.pod import PRIVATE_IP, SSH_PORT, Order, Pod
+from tests.fake_runpod.request_pipeline import Asked, Caller, Gate, Reply, client_left
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence

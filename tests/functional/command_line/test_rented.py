@@ -25,7 +25,7 @@ from engine.providers.protocol import Spec
 from engine.runner.leases import with_lease
 from engine.store.reader import Reader
 from engine.store.writer import Writer
-from glasshouse_tui.operations import EngineLauncher
+from glasshouse_tui.backend import EngineLauncher
 
 if TYPE_CHECKING:
     from tests.fake_runpod.client import FakeRunPod

@@ -33,7 +33,7 @@ class LookingLauncher(StoryLauncher):
         super().__init__(story)
         self.answers: list[Overview] = []
 
-    def look(self, home: Path) -> Overview:
+    def query_providers(self, home: Path) -> Overview:
         if self.answers:
             return self.answers.pop(0)
         seen = overview(home, look=False)

@@ -8,8 +8,8 @@ import pytest
 
 from engine.store.reader import Reader
 from engine.store.views import RunView
-from glasshouse_tui import figures
-from glasshouse_tui.live_checks import checks_of
+from glasshouse_tui import run_metrics
+from glasshouse_tui.provisional_checks import checks_of
 
 if TYPE_CHECKING:
     from tests.functional.console.conftest import Story
@@ -22,8 +22,8 @@ def view_of(story: Story, run_id: str = RUN) -> RunView:
         return reader.run(run_id)
 
 
-def named(story: Story, kind: str) -> dict[str, figures.Stage]:
-    return {stage.name: stage for stage in figures.stages(view_of(story), kind, story.clock())}
+def named(story: Story, kind: str) -> dict[str, run_metrics.Stage]:
+    return {stage.name: stage for stage in run_metrics.stages(view_of(story), kind, story.clock())}
 
 
 def test_a_stage_lasts_until_the_next_one_and_the_present_one_until_now(story: Story) -> None:
@@ -62,41 +62,41 @@ def test_a_reason_that_is_added_later_does_not_restart_a_stage(story: Story) -> 
 def test_progress_counts_both_segments(story: Story) -> None:
     story.half(RUN)
     view = view_of(story)
-    assert figures.run_share(view) == pytest.approx(0.75)
-    active = figures.active_segment(view)
+    assert run_metrics.run_share(view) == pytest.approx(0.75)
+    active = run_metrics.active_segment(view)
     assert active is not None
     assert active.kind == "protected"
 
 
 def test_time_left_of_a_step_budget_comes_from_the_measured_rate(story: Story) -> None:
     story.half(RUN)
-    assert figures.seconds_left(view_of(story)) == pytest.approx(600 * 0.0129, rel=0.01)
+    assert run_metrics.seconds_left(view_of(story)) == pytest.approx(600 * 0.0129, rel=0.01)
 
 
 def test_time_left_is_unknown_before_the_first_step_and_gone_at_the_end(story: Story) -> None:
     story.queue(RUN)
-    assert figures.seconds_left(view_of(story)) is None
+    assert run_metrics.seconds_left(view_of(story)) is None
     story.whole("3f9a1c0d77b2")
-    assert figures.seconds_left(view_of(story, "3f9a1c0d77b2")) is None
+    assert run_metrics.seconds_left(view_of(story, "3f9a1c0d77b2")) is None
 
 
 def test_the_overhead_is_provisional_until_the_row_stands(story: Story) -> None:
     story.half(RUN)
-    live = figures.overhead(view_of(story))
+    live = run_metrics.overhead(view_of(story))
     assert live is not None
     assert live[0] == pytest.approx(0.78, abs=0.05)
-    assert live[1] == figures.PROVISIONAL
+    assert live[1] == run_metrics.PROVISIONAL
     story.finish(RUN)
-    final = figures.overhead(view_of(story))
+    final = run_metrics.overhead(view_of(story))
     assert final is not None
-    assert final[1] == figures.SINGLE_PAIR
+    assert final[1] == run_metrics.SINGLE_PAIR
 
 
 def test_there_is_no_overhead_before_both_segments_have_steps(story: Story) -> None:
     story.queue(RUN)
     story.allocate(RUN)
     story.raw(RUN)
-    assert figures.overhead(view_of(story)) is None
+    assert run_metrics.overhead(view_of(story)) is None
 
 
 def test_live_checks_turn_as_states_decide_them(story: Story) -> None:
@@ -126,6 +126,6 @@ def test_the_final_verdict_replaces_the_live_checks(story: Story) -> None:
 
 def test_a_published_row_has_no_stages_and_no_checks(story: Story) -> None:
     view = view_of(story, "pub-lora-05b-15m")
-    assert figures.stages(view, "raw", story.clock()) == ()
+    assert run_metrics.stages(view, "raw", story.clock()) == ()
     assert checks_of(view) == ()
-    assert figures.overhead(view) == (0.86, figures.SINGLE_PAIR)
+    assert run_metrics.overhead(view) == (0.86, run_metrics.SINGLE_PAIR)

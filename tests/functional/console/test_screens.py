@@ -58,7 +58,7 @@ class StoryLauncher:
         self.story.writer.allocation_state(allocation_id, "releasing")
         self.story.writer.allocation_state(allocation_id, "gone", "absent in 2 successful listings")
 
-    def look(self, home: Path) -> Overview:
+    def query_providers(self, home: Path) -> Overview:
         return overview(home, look=False)
 
 

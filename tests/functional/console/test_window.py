@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from glasshouse_tui.window import MOST, NEAR, PAGE, Question, Window, read
+from glasshouse_tui.paging import MOST, NEAR, PAGE, Question, Window, read
 
 if TYPE_CHECKING:
     from tests.functional.console.conftest import Story

@@ -10,10 +10,10 @@ from engine.allocations.cleanup import Ended
 from engine.allocations.overview import Listed, Overview, Trouble
 from engine.errors import UsageError
 from engine.providers.protocol import Quote, Spec
+from glasshouse_tui.allocation_status import is_left_alone, totals
 from glasshouse_tui.commands.allocations import alarm_text, listing_text, trouble_text
 from glasshouse_tui.commands.cleanup import find, proof_text
-from glasshouse_tui.commands.quoting import quote_lines
-from glasshouse_tui.rented import is_left_alone, totals
+from glasshouse_tui.commands.price_quote import quote_lines
 
 AT = "2026-05-17T14:03:20.000Z"
 

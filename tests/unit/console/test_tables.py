@@ -10,8 +10,8 @@ import pytest
 
 from engine.records.checks import ARTIFACT, LIFECYCLE
 from engine.store import views
-from glasshouse_tui import bindings, states, theme
-from glasshouse_tui.live_checks import GROUPS
+from glasshouse_tui import bindings, state_styles, theme
+from glasshouse_tui.provisional_checks import GROUPS
 
 STORED = {
     "run": views.RunState,
@@ -26,20 +26,22 @@ STORED = {
 
 @pytest.mark.parametrize("subject", STORED)
 def test_every_stored_state_has_a_shape_and_its_own_word(subject: str) -> None:
-    looks = states.LOOKS[subject]
+    looks = state_styles.LOOKS[subject]
     assert set(looks) == set(get_args(STORED[subject]))
     assert all(len(look.shape) == 1 and look.word for look in looks.values())
     assert len({look.word for look in looks.values()}) == len(looks)
 
 
 def test_what_nobody_knows_looks_unknown_and_never_fine() -> None:
-    assert states.look("attestation", None) == states.look("attestation", "brand_new") == states.UNKNOWN
-    assert states.UNKNOWN.tone != "good"
-    assert states.clean_look(None).tone != "good"
+    assert (
+        state_styles.look("attestation", None) == state_styles.look("attestation", "brand_new") == state_styles.UNKNOWN
+    )
+    assert state_styles.UNKNOWN.tone != "good"
+    assert state_styles.clean_look(None).tone != "good"
 
 
 def test_good_and_bad_differ_by_shape_as_well_as_colour() -> None:
-    for looks in states.LOOKS.values():
+    for looks in state_styles.LOOKS.values():
         good = {look.shape for look in looks.values() if look.tone == "good"}
         bad = {look.shape for look in looks.values() if look.tone == "bad"}
         assert not good & bad

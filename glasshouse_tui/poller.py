@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from engine.errors import GlasshouseError, UsageError
-from glasshouse_tui.figures import is_final
 from glasshouse_tui.messages import (
     FleetData,
     FleetRead,
@@ -29,6 +28,7 @@ from glasshouse_tui.messages import (
     StoreTrouble,
     StoreWell,
 )
+from glasshouse_tui.run_metrics import is_final
 
 if TYPE_CHECKING:
     from textual.message import Message
@@ -88,7 +88,7 @@ def problem_of(error: BaseException) -> Problem:
     return Problem("store_unusable", f"The database cannot be read: {error}.", "Try again; see `glasshouse doctor`.")
 
 
-class Feed:
+class Poller:
     """Reads for one interest at a time; `run` is the body of its thread."""
 
     def __init__(self, home: Path, app: Target, *, read_only: bool) -> None:

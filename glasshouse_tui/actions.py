@@ -15,12 +15,12 @@ from textual.app import App
 from textual.message import Message
 
 from engine.errors import GlasshouseError
-from glasshouse_tui import operations
-from glasshouse_tui.feed import problem_of
+from glasshouse_tui import backend
+from glasshouse_tui.allocation_status import price
+from glasshouse_tui.backend import Launcher
 from glasshouse_tui.format import clock, money, parse_time, plain, short_id
 from glasshouse_tui.messages import Copied, Done, Looked, Problem, Refused, RunFound, RunStarted
-from glasshouse_tui.operations import Launcher
-from glasshouse_tui.rented import price
+from glasshouse_tui.poller import problem_of
 from glasshouse_tui.screens.dialogs import ConfirmScreen
 from glasshouse_tui.screens.keeping import KeepScreen
 
@@ -40,7 +40,7 @@ class RequestingApp(App[int]):
     def __init__(self) -> None:
         super().__init__(ansi_color=True if "NO_COLOR" in os.environ else None)
         self._starting = False
-        self._looking = False
+        self._querying = False
 
     def open_run(self, run_id: str, *, panel: str = "") -> None:
         """Show one run."""
@@ -67,7 +67,7 @@ class RequestingApp(App[int]):
         """Ask whether to cancel, then do it."""
 
         def go() -> Message:
-            operations.cancel(self.home, run_id)
+            backend.cancel(self.home, run_id)
             return Done(f"Run {short_id(run_id)} was asked to stop; it cleans up first.")
 
         def answered(yes: bool | None) -> None:
@@ -123,18 +123,18 @@ class RequestingApp(App[int]):
             answered,
         )
 
-    def look(self) -> None:
-        """Ask the providers what is there, one asking at a time."""
-        if self._looking:
+    def query_providers(self) -> None:
+        """Query the providers for what is rented; one query at a time."""
+        if self._querying:
             return
-        self._looking = True
+        self._querying = True
         self.notify("Asking the providers what is there.", timeout=3)
 
         def go() -> Message:
             try:
-                return Looked(self.launcher.look(self.home))
+                return Looked(self.launcher.query_providers(self.home))
             finally:
-                self._looking = False
+                self._querying = False
 
         self._in_thread(go)
 
@@ -143,11 +143,11 @@ class RequestingApp(App[int]):
         if what == "id":
             self.post_message(Copied("id", run_id))
         else:
-            self._in_thread(lambda: Copied("row", operations.row_json(self.home, run_id)))
+            self._in_thread(lambda: Copied("row", backend.row_json(self.home, run_id)))
 
     def open_prefix(self, prefix: str) -> None:
         """Show the run whose id begins so, or `last`."""
-        self._in_thread(lambda: RunFound(operations.full_id(self.home, prefix)))
+        self._in_thread(lambda: RunFound(backend.full_id(self.home, prefix)))
 
     @work(thread=True, group="requests")
     def _in_thread(self, ask: Callable[[], Message]) -> None:

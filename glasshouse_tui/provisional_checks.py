@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Final, Literal
 
 from engine.store.views import Check, CheckStatus, RunView
-from glasshouse_tui.figures import is_final, segment_of
+from glasshouse_tui.run_metrics import is_final, segment_of
 
 Outcome = tuple[CheckStatus, str]
 

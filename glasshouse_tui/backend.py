@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from glasshouse_tui.feed import SETTINGS
+from glasshouse_tui.poller import SETTINGS
 
 if TYPE_CHECKING:
     from engine.allocations.overview import Overview
@@ -30,7 +30,7 @@ class Launcher(Protocol):
     def release(self, home: Path, allocation_id: str) -> None:
         """Start ending an allocation; the ledger shows what becomes of it."""
 
-    def look(self, home: Path) -> Overview:
+    def query_providers(self, home: Path) -> Overview:
         """Ask every provider what is there, over the network."""
 
 
@@ -62,7 +62,7 @@ class EngineLauncher:
 
         release_in_background(home, allocation_id)
 
-    def look(self, home: Path) -> Overview:
+    def query_providers(self, home: Path) -> Overview:
         """The ledger joined with what the providers list now."""
         from engine.allocations.overview import overview
 

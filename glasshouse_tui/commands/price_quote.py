@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from engine.errors import UsageError
-from glasshouse_tui.commands.output import plain, say
-from glasshouse_tui.commands.terminal import can_ask
+from glasshouse_tui.commands.output import can_ask, plain, say
 from glasshouse_tui.format import duration, money
 
 if TYPE_CHECKING:

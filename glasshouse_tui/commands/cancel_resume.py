@@ -11,12 +11,13 @@ from glasshouse_tui.commands.base import (
     QuietSubcommand,
     Session,
     Subcommand,
+    check_home,
     mention_unattended,
+    open_reader,
     session_of,
     unattended,
 )
 from glasshouse_tui.commands.follow import watch_run
-from glasshouse_tui.commands.home import check_home, open_reader
 from glasshouse_tui.commands.output import emit_json, emit_text, say
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from textual.worker import WorkerFailed
 
-from glasshouse_tui import operations
+from glasshouse_tui import backend
+from glasshouse_tui.actions import RequestingApp
 from glasshouse_tui.format import plain
 from glasshouse_tui.messages import Problem
-from glasshouse_tui.requests import RequestingApp
 
 
 class LeavingApp(RequestingApp):
@@ -48,10 +48,10 @@ class LeavingApp(RequestingApp):
         self.stop_reading()
         settings = self.settings()
         if settings is not None:
-            saved = await self.in_thread(partial(operations.save_settings, self.home, settings))
+            saved = await self.in_thread(partial(backend.save_settings, self.home, settings))
             if isinstance(saved, Problem):
                 self.farewell.append(f"The screen was not kept for the next start: {plain(saved.message)}")
-        going = await self.in_thread(partial(operations.going_on, self.home))
+        going = await self.in_thread(partial(backend.going_on, self.home))
         if isinstance(going, list) and going:
             runs = "1 run goes" if len(going) == 1 else f"{len(going)} runs go"
             self.farewell.append(

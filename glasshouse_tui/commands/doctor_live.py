@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 import click
 
 from engine.errors import UsageError
-from glasshouse_tui.commands.home import open_reader
-from glasshouse_tui.commands.output import as_builtins, emit_json, emit_text, plain, say
+from glasshouse_tui.allocation_status import by_hand
+from glasshouse_tui.commands.base import open_reader
+from glasshouse_tui.commands.output import as_builtins, can_ask, emit_json, emit_text, plain, say
 from glasshouse_tui.commands.plan_options import gpu_names
-from glasshouse_tui.commands.terminal import can_ask
 from glasshouse_tui.format import duration, money
-from glasshouse_tui.rented import by_hand
 
 if TYPE_CHECKING:
     from engine.allocations.live_test import Outcome, Step, Wish
