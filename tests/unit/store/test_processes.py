@@ -37,7 +37,7 @@ with Writer(Path(sys.argv[1])) as writer:
     chain = ChainReader("run-a", head=tail.head, next_seq=tail.next_seq)
     offset = tail.offset
     for line in lines[tail.next_seq:]:
-        event = chain.poller(line)
+        event = chain.feed(line)
         offset += len(line)
         writer.ingest("run-a", [event], offset)
         print(event.seq, flush=True)

@@ -124,7 +124,7 @@ def test_the_library_is_spoken_to_as_its_header_says(tmp_path: Path) -> None:
     source.write_text(LIBRARY)
     subprocess.run([compiler, "-shared", "-fPIC", "-o", tmp_path / gpu_memory.LIBRARY, source], check=True)
     told = subprocess.run(
-        [sys.executable, "-c", "from engine.worker import device; print(device._by_library())"],
+        [sys.executable, "-c", "from engine.worker import gpu_memory; print(gpu_memory._by_library())"],
         env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path), "PYTHONPATH": str(Path(engine.__file__).parents[1])},
         capture_output=True, check=True, text=True,
     )  # fmt: skip

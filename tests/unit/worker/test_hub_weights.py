@@ -28,12 +28,12 @@ import json, os, sys
 from pathlib import Path
 import msgspec
 from engine.errors import RunError
-from engine.worker import hubweights
+from engine.worker import hub_weights
 from engine.worker.job import Job
 
 job = msgspec.json.decode(sys.argv[1], type=Job)
 try:
-    found = hubweights.fetch(job, Path(sys.argv[2]))
+    found = hub_weights.fetch(job, Path(sys.argv[2]))
     print(json.dumps({name: os.readlink(f"/proc/self/fd/{fd}") for name, fd in found.items()}))
 except RunError as error:
     print(json.dumps({"error": error.code}))
