@@ -69,7 +69,7 @@ class Operator:
                 return subprocess.Popen(command, stderr=log, start_new_session=True, cwd=DYING.parents[3]).pid
 
         with monkeypatch.context() as patch:
-            patch.setattr("engine.runner.spawn.spawn_runner", spawn)
+            patch.setattr("engine.runner.start.spawn_runner", spawn)
             return go()
 
     def cancel(self, run_id: str) -> None:
