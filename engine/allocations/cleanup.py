@@ -13,7 +13,7 @@ from typing import Literal
 import msgspec
 
 from engine.errors import GlasshouseError, RunError, StoreError, UsageError
-from engine.plan import MAX_KEEP_MINUTES
+from engine.plan import MAX_KEEP_MINUTES, RENTED
 from engine.providers import provider_for
 from engine.providers.protocol import Provider
 from engine.runner.end_allocation import ENDED, end_allocation, outcome_of
@@ -21,7 +21,7 @@ from engine.runner.final_row import settle_runs
 from engine.runner.leases import matching, with_keep
 from engine.runner.spawn import watch_on
 from engine.store.reader import Reader
-from engine.store.views import FINAL_RUN_STATES, RENTED, AllocationView
+from engine.store.views import FINAL_RUN_STATES, AllocationView
 from engine.store.writer import Writer
 
 OnPhase = Callable[[str], None]

@@ -10,12 +10,13 @@ from pathlib import Path
 import msgspec
 
 from engine.errors import GlasshouseError
+from engine.plan import RENTED
 from engine.providers import provider_for
 from engine.providers.protocol import Found, LedgerEntry, Reconciliation
 from engine.runner.leases import lease_of
 from engine.runner.spawn import watch_on
 from engine.store.reader import Reader
-from engine.store.views import RENTED, AllocationView
+from engine.store.views import AllocationView
 from engine.store.writer import Writer
 from engine.wire import utc_now
 

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from engine.allocations.cleanup import end_one, in_use
 from engine.errors import GlasshouseError
+from engine.plan import RENTED
 from engine.providers import provider_for
 from engine.providers.protocol import Lease, Provider
 from engine.remote.session import SshSession
@@ -28,7 +29,7 @@ from engine.runner.leases import asked_until, ends_at, kept_until, lease_of
 from engine.runner.spawn import FOLDER, LOCK
 from engine.store.home import has_database
 from engine.store.reader import Reader
-from engine.store.views import RENTED, AllocationView
+from engine.store.views import AllocationView
 from engine.store.writer import Writer
 from engine.wire import utc_now
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from engine.errors import UsageError
+from engine.plan import PROVIDERS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from engine.providers.protocol import Provider
-
-NAMES: Final = ("local", "static", "runpod")
 
 
 def provider_for(name: str, home: Path) -> Provider:
@@ -33,7 +32,7 @@ def provider_for(name: str, home: Path) -> Provider:
         return RunPodProvider(home, load_settings(home))
     raise UsageError(
         f"There is no provider called {name!r}.",
-        f"Choose one of: {', '.join(NAMES)}.",
+        f"Choose one of: {', '.join(PROVIDERS)}.",
         code="provider_unknown",
     )
 

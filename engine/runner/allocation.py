@@ -22,7 +22,7 @@ from engine.runner.leases import lease_of, matching, with_asked, with_keep, with
 from engine.runner.spawn import ensure_sentinel, watch_on
 from engine.runner.spec import spec_for
 from engine.store.reader import Reader
-from engine.store.views import RENTED, AllocationView
+from engine.store.views import AllocationView
 from engine.store.writer import Writer
 from engine.wire import ALLOCATION_GONE, utc_now
 
@@ -110,7 +110,7 @@ class Allocation:
     @property
     def is_rented(self) -> bool:
         """True where it costs money by the hour."""
-        return self._provider.name in RENTED
+        return self._plan.provider.kind.rents
 
     def entry(self) -> AllocationView | None:
         """The run's ledger entry; the ledger alone knows what was asked for, whatever becomes of the run folder.

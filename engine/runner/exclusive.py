@@ -74,7 +74,7 @@ def at_work(reader: Reader, home: Path, run_id: str, lock: str) -> RunSummary | 
     A dead runner's lock is free, but its supervisor trains on: two at once would spoil each other's times.
     """
     for summary in reader.unfinished():
-        if summary.id == run_id or summary.provider != "local":
+        if summary.id == run_id or not load_plan(reader.run(summary.id).plan).provider.kind.on_this_machine:
             continue
         raw = RunFolder(home, summary.id).read(LAUNCHED)
         if raw is None or lock_name(load_plan(reader.run(summary.id).plan)) != lock:

@@ -226,7 +226,7 @@ class Runner:
 
     async def _wait_for_allocation(self) -> None:
         """Until the machine is free, but never for a run that is at work on it already."""
-        if self.plan.provider.name not in {"local", "static"}:
+        if not self.plan.provider.kind.exclusive:
             return
         while True:
             mine = self.writer.claim_allocation(self._lock_name())

@@ -187,7 +187,7 @@ class Staging:
             self._bundle = build_bundle(lock)
             self.folder.write(BUNDLE, self._bundle)
             self._writer.evidence(self.run_id, "lock", dict(lock))
-        if self.plan.segments != "raw" and self._reference is None and self.plan.provider.name == "local":
+        if self.plan.segments != "raw" and self._reference is None and self.plan.provider.kind.on_this_machine:
             self._reference = EnvironmentReference(self.folder.home, site_paths())
         if self.is_launched:
             return  # nothing is sent any more, and the inputs may be gone by now

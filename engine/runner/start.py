@@ -94,12 +94,11 @@ def _with_own_name(home: Path, plan: Plan) -> Plan:
     from engine.providers.settings import load_settings
     from engine.runner.allocation import kept_allocation
     from engine.runner.spec import chosen_host
-    from engine.store.views import RENTED
 
     wanted = plan.provider.allocation
     if plan.provider.name == "static":
         name = chosen_host(home, load_settings(home), wanted)
-    elif wanted is not None and plan.provider.name in RENTED:
+    elif wanted is not None and plan.provider.kind.rents:
         with Reader(home) as reader:
             name = kept_allocation(reader, wanted).id
     else:

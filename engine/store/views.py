@@ -23,8 +23,6 @@ RequestKind = Literal["cancel", "cleanup", "keep"]
 CheckStatus = Literal["passed", "failed", "not_applicable", "pending"]
 Source = Literal["mine", "published"]
 
-RENTED: Final = frozenset({"runpod"})
-"""Providers whose allocations cost money by the hour."""
 FINAL_RUN_STATES: Final = ("finished", "failed", "cancelled")
 RAW_STAGES: Final = ("pending", "launching", "loading", "warming", "training", "done")
 PROTECTED_STAGES: Final = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from engine.providers.protocol import Quote, Spec
     from glasshouse_tui.commands.base import Session
 
-RENTED: Final = "runpod"
-
 
 def check_rented(session: Session, plan: Plan) -> None:
     """Refuse to rent a GPU without a ceiling in options, preset or settings, and to run where nothing is kept.
@@ -25,7 +23,7 @@ def check_rented(session: Session, plan: Plan) -> None:
     Raises `UsageError`: `ceiling_missing`, `config_invalid`, `allocation_unknown`.
     """
     if not _rents(plan):
-        if plan.provider.name == RENTED and plan.provider.allocation is not None:
+        if plan.provider.kind.rents and plan.provider.allocation is not None:
             from engine.runner.allocation import kept_allocation
 
             with session.reader() as reader:
@@ -42,7 +40,7 @@ def check_rented(session: Session, plan: Plan) -> None:
 
 
 def _rents(plan: Plan) -> bool:
-    return plan.provider.name == RENTED and plan.provider.allocation is None
+    return plan.provider.kind.rents and plan.provider.allocation is None
 
 
 def agree_to_price(session: Session, plan: Plan, *, ask: bool) -> None:
@@ -56,17 +54,17 @@ def agree_to_price(session: Session, plan: Plan, *, ask: bool) -> None:
     from engine.runner.spec import spec_for
 
     spec = spec_for(session.home, plan, load_settings(session.home), "quote")
-    quote = asyncio.run(_quote(session, spec))
+    quote = asyncio.run(_quote(session, plan, spec))
     for line in quote_lines(quote, spec, plan.provider.keep_for):
         say(line)
     if ask:
         click.confirm("Rent it?", abort=True, err=True)
 
 
-async def _quote(session: Session, spec: Spec) -> Quote:
+async def _quote(session: Session, plan: Plan, spec: Spec) -> Quote:
     from engine.providers import provider_for
 
-    provider = provider_for(RENTED, session.home)
+    provider = provider_for(plan.provider.name, session.home)
     try:
         return await provider.quote(spec)
     finally:

@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
-from engine.store.views import RENTED, AllocationView, RunSummary
+from engine.plan import RENTED
+from engine.store.views import AllocationView, RunSummary
 from glasshouse_tui.allocation_status import by_hand, is_left_alone, is_open, is_parked, price, totals
 from glasshouse_tui.format import (
     DASH,

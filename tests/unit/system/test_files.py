@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from engine.system import files
 from engine.system.files import overwrite, private_file, write_private
 
 
@@ -24,7 +23,7 @@ def synced(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
         seen.append(("folder" if path.is_dir() else "file", (folder / "key").exists()))
         fsync(descriptor)
 
-    monkeypatch.setattr(files.os, "fsync", watched)
+    monkeypatch.setattr(os, "fsync", watched)
     return seen
 
 
