@@ -58,7 +58,8 @@ async def _clean_up(
         for entry in entries:
             if on_phase:
                 on_phase(f"ending {entry.name}")
-            if any(one.id == entry.id and in_use(reader, one) for one in reader.allocations(open_only=True)):
+            present = reader.allocation(entry.id)
+            if present is not None and present.released_at is None and in_use(reader, present):
                 reason = "allocation_in_use: a run took it up, or was resumed on it, meanwhile."
                 ended.append(_ended(entry, "unknown", 0, None, reason))
                 continue
@@ -179,9 +180,10 @@ def keep(home: Path, allocation_id: str, minutes: int) -> str:
                 f"{entry.name} is not rented, so there is nothing to keep.", "Start the next run.", code="keep_refused"
             )
         if entry.ledger_state == "kept":
-            fields = with_keep(reader, entry.id, minutes)
-            writer.allocation_state(entry.id, "kept", f"kept until {fields['keep_until']}", only_from="kept", **fields)
-            return str(fields["keep_until"])
+            fields = with_keep(entry, minutes)
+            until = fields["keep_until"].utc if fields["keep_until"] else ""
+            writer.allocation_state(entry.id, "kept", f"kept until {until}", only_from="kept", **fields)
+            return until
         if entry.run_id is None or not in_use(reader, entry):
             raise UsageError(
                 f"{entry.name} is {entry.state}, and nobody is running its run.",

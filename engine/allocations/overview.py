@@ -83,7 +83,7 @@ async def _look(
     troubles: list[Trouble] = []
     for name in _providers(entries):
         mine = [
-            LedgerEntry(name=one.name, lease=lease_of(reader, one.id))
+            LedgerEntry(name=one.name, lease=lease_of(one))
             for one in entries
             if one.provider == name and one.released_at is None
         ]
@@ -144,8 +144,8 @@ def _ours(entry: AllocationView, seen: Reconciliation | None) -> Listed:
         spent=entry.spent,
         run_id=entry.run_id,
         run_state=entry.run_state,
-        keep_until=entry.keep_until,
-        deadline=entry.deadline,
+        keep_until=entry.keep_until.utc if entry.keep_until else None,
+        deadline=entry.deadline.utc if entry.deadline else None,
         reason=entry.reason,
     )
 

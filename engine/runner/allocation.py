@@ -18,7 +18,7 @@ from engine.providers.settings import load_settings
 from engine.remote.session import SshSession
 from engine.runner.end_allocation import ENDED, end_allocation, outcome_of
 from engine.runner.journal import Journal
-from engine.runner.leases import lease_of, matching, with_asked, with_keep, with_lease
+from engine.runner.leases import lease_of, matching, with_intent, with_keep, with_lease
 from engine.runner.spawn import ensure_sentinel, watch_on
 from engine.runner.spec import spec_for
 from engine.store.reader import Reader
@@ -56,18 +56,18 @@ class Allocation:
             )
         if self.is_rented:
             ensure_sentinel(self._home)
-        lease = lease_of(self._reader, entry.id)
+        lease = lease_of(entry)
         if lease is None:
             lease = await self._acquire(entry)
         ready = await self._provider.wait_ready(msgspec.structs.replace(lease, run_id=self._run_id), self._on_phase)
-        self._writer.allocation_state(entry.id, "ready", **with_lease(self._reader, entry.id, ready))
+        self._writer.allocation_state(entry.id, "ready", **with_lease(ready))
         return ready
 
     def anchored(self, lease: Lease) -> Lease:
         """Keep a lease whose folders are absolute by now, so that a runner that takes over uses the same ones."""
         entry = self.entry()
         if entry is not None:
-            self._writer.allocation_state(entry.id, "ready", **with_lease(self._reader, entry.id, lease))
+            self._writer.allocation_state(entry.id, "ready", **with_lease(lease))
         return lease
 
     async def end(self, keep_minutes: int | None = None) -> EmptyProof | None:
@@ -117,10 +117,7 @@ class Allocation:
 
         One that it kept may be another run's by now.
         """
-        entries = self._reader.allocations()
-        own = (one for one in entries if one.run_id == self._run_id)
-        served = (one for one in entries if self._run_id in self._reader.runs_served(one.id))
-        return next(own, None) or next(served, None)
+        return self._reader.allocation_of(self._run_id)
 
     async def _acquire(self, entry: AllocationView) -> Lease:
         spec = spec_for(self._home, self._plan, self._settings, entry.name)
@@ -129,12 +126,12 @@ class Allocation:
         except GlasshouseError as error:
             self._writer.allocation_state(entry.id, "intent", f"{error.code}: {error.message}")
             raise
-        self._writer.allocation_state(entry.id, "created", **with_lease(self._reader, entry.id, lease))
+        self._writer.allocation_state(entry.id, "created", **with_lease(lease))
         return lease
 
     def _intend(self) -> AllocationView:
         name = allocation_name(self._install(), self._run_id)
-        asked = with_asked(spec_for(self._home, self._plan, self._settings, name).max_seconds)
+        asked = with_intent(spec_for(self._home, self._plan, self._settings, name).max_seconds)
         self._writer.allocation_intent(secrets.token_hex(6), self._provider.name, name, self._run_id, **asked)
         entry = self.entry()
         if entry is None:
@@ -151,8 +148,8 @@ class Allocation:
         return self.entry()
 
     def _keep(self, entry: AllocationView, minutes: int) -> None:
-        fields = with_keep(self._reader, entry.id, minutes)
-        until = fields["keep_until"]
+        fields = with_keep(entry, minutes)
+        until = fields["keep_until"].utc if fields["keep_until"] else ""
         self._writer.allocation_state(entry.id, "kept", f"kept until {until}", only_from=entry.ledger_state, **fields)
         watch_on(self._home, self._provider.name)
         self._writer.transition(self._run_id, "cleanup", "kept", f"kept until {until}")

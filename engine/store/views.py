@@ -6,6 +6,8 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from engine.store.deadline import Deadline
+
 RunState = Literal[
     "queued", "allocating", "connecting", "staging", "running", "collecting", "cleaning",
     "finished", "failed", "cancelled",
@@ -150,8 +152,8 @@ class LogLine(_View, frozen=True, kw_only=True):
 class AllocationView(_View, frozen=True, kw_only=True):
     """One allocation of the ledger. Prices in USD; None is unknown.
 
-    `run_id`: the run that has it, or had it last. `keep_until`, `deadline`: when it is ended if nobody uses it, and
-    when at the latest.
+    `run_id`: the run that has it, or had it last. `lease`: as its provider gave it. It is terminated at `keep_until`
+    when nobody uses it, at `deadline` whatever runs on it, and at `intended_until` when no lease ever came.
     """
 
     id: str
@@ -168,8 +170,10 @@ class AllocationView(_View, frozen=True, kw_only=True):
     spent: float | None
     run_id: str | None
     run_state: RunState | None
-    keep_until: str | None = None
-    deadline: str | None = None
+    lease: dict[str, Any] | None = None
+    keep_until: Deadline | None = None
+    deadline: Deadline | None = None
+    intended_until: Deadline | None = None
 
 
 class Request(_View, frozen=True, kw_only=True):

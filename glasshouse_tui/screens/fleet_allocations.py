@@ -100,7 +100,7 @@ def allocation_row(allocation: AllocationView, now: datetime, seen: Listed | Non
 def _state(allocation: AllocationView, now: datetime, seen: Listed | None) -> Line:
     shown = look("cleanup", allocation.state)
     if allocation.state == "kept":
-        left = seconds_between(now.isoformat(), allocation.keep_until)
+        left = seconds_between(now.isoformat(), allocation.keep_until.utc if allocation.keep_until else None)
         return line((f"{shown.shape} kept {_coarse(left)}", shown.tone))
     same = seen is not None and seen.state == allocation.state and is_open(allocation)
     told = _OBSERVED.get(seen.observation or "") if seen is not None and same else None
@@ -196,9 +196,9 @@ def detail(one: AllocationView) -> Line:
     if one.provider_id and one.provider_id != one.name:
         parts.append(plain(one.provider_id, 60))
     if one.keep_until and one.state == "kept":
-        parts.append(f"kept until {clock(one.keep_until)}")
-    if one.deadline and is_open(one) and parse_time(one.deadline):
-        parts.append(f"ends itself by {moment(one.deadline)}")
+        parts.append(f"kept until {clock(one.keep_until.utc)}")
+    if one.deadline and is_open(one) and parse_time(one.deadline.utc):
+        parts.append(f"ends itself by {moment(one.deadline.utc)}")
     if one.reason:
         parts.append(plain(one.reason, 200))
     return line((" · ".join(parts), "muted"))
