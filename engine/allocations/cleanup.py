@@ -16,6 +16,7 @@ from engine.errors import GlasshouseError, RunError, StoreError, UsageError
 from engine.plan import MAX_KEEP_MINUTES, RENTED
 from engine.providers import provider_for
 from engine.providers.protocol import Provider
+from engine.providers.settings import load_settings
 from engine.runner.end_allocation import ENDED, end_allocation, outcome_of
 from engine.runner.final_row import settle_runs
 from engine.runner.leases import matching, with_keep
@@ -63,7 +64,7 @@ async def _clean_up(
                 reason = "allocation_in_use: a run took it up, or was resumed on it, meanwhile."
                 ended.append(_ended(entry, "unknown", 0, None, reason))
                 continue
-            provider = providers.setdefault(entry.provider, provider_for(entry.provider, home))
+            provider = providers.setdefault(entry.provider, provider_for(entry.provider, home, load_settings(home)))
             ended.append(await end_one(home, writer, reader, provider, entry))
             if ended[-1].outcome not in ENDED:
                 watch_on(home, entry.provider)

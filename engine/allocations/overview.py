@@ -13,6 +13,7 @@ from engine.errors import GlasshouseError
 from engine.plan import RENTED
 from engine.providers import provider_for
 from engine.providers.protocol import Found, LedgerEntry, Reconciliation
+from engine.providers.settings import load_settings
 from engine.runner.leases import lease_of
 from engine.runner.spawn import watch_on
 from engine.store.reader import Reader
@@ -88,7 +89,7 @@ async def _look(
             if one.provider == name and one.released_at is None
         ]
         try:
-            provider = provider_for(name, home)
+            provider = provider_for(name, home, load_settings(home))
             try:
                 found[name] = await provider.reconcile(mine)
                 if mine:

@@ -24,6 +24,7 @@ from engine.errors import GlasshouseError
 from engine.plan import RENTED
 from engine.providers import provider_for
 from engine.providers.protocol import Lease, Provider
+from engine.providers.settings import load_settings
 from engine.remote.session import SshSession
 from engine.runner.leases import lease_of
 from engine.runner.spawn import FOLDER, LOCK
@@ -99,7 +100,7 @@ class Sentinel:
 
     async def _end(self, entry: AllocationView) -> None:
         self._tried[entry.id] = time.monotonic()
-        provider = provider_for(entry.provider, self._home)
+        provider = provider_for(entry.provider, self._home, load_settings(self._home))
         try:
             with Writer(self._home) as writer, Reader(self._home) as reader:
                 overdue = entry.deadline is not None and entry.deadline.left() <= 0
@@ -117,7 +118,7 @@ class Sentinel:
         if lease is None or lease.heartbeat is None or not due:
             return
         self._beaten[entry.id] = time.monotonic()
-        provider = provider_for(entry.provider, self._home)
+        provider = provider_for(entry.provider, self._home, load_settings(self._home))
         try:
             await _touch(provider, lease, lease.heartbeat)
         except GlasshouseError as error:

@@ -1,4 +1,4 @@
-"""Where runs happen: the provider protocol and its members."""
+"""Where runs happen: the provider protocol and its implementations."""
 
 from __future__ import annotations
 
@@ -12,24 +12,26 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engine.providers.protocol import Provider
+    from engine.providers.settings import Settings
 
 
-def provider_for(name: str, home: Path) -> Provider:
-    """The provider called `name`, for this home; raises `UsageError` (`provider_unknown`)."""
+def provider_for(name: str, home: Path, settings: Settings) -> Provider:
+    """The provider called `name`, for this home; only the chosen one is loaded.
+
+    Raises `UsageError` (`provider_unknown`).
+    """
     if name == "local":
-        from engine.providers.local.provider import LocalProvider  # noqa: PLC0415  # only the chosen one is loaded
+        from engine.providers.local.provider import LocalProvider  # noqa: PLC0415
 
         return LocalProvider(home)
     if name == "static":
-        from engine.providers.settings import load_settings  # noqa: PLC0415
         from engine.providers.static.provider import StaticProvider  # noqa: PLC0415
 
-        return StaticProvider(load_settings(home))
+        return StaticProvider(settings)
     if name == "runpod":
         from engine.providers.runpod.provider import RunPodProvider  # noqa: PLC0415
-        from engine.providers.settings import load_settings  # noqa: PLC0415
 
-        return RunPodProvider(home, load_settings(home))
+        return RunPodProvider(home, settings)
     raise UsageError(
         f"There is no provider called {name!r}.",
         f"Choose one of: {', '.join(PROVIDERS)}.",
@@ -37,9 +39,9 @@ def provider_for(name: str, home: Path) -> Provider:
     )
 
 
-def preflight(name: str, home: Path) -> None:
+def preflight(name: str, home: Path, settings: Settings) -> None:
     """`Provider.preflight` for callers without an event loop."""
-    asyncio.run(_preflight(provider_for(name, home)))
+    asyncio.run(_preflight(provider_for(name, home, settings)))
 
 
 async def _preflight(provider: Provider) -> None:

@@ -14,7 +14,7 @@ import msgspec
 from engine.errors import GlasshouseError, ProviderError, RemoteError, StoreError, UsageError
 from engine.plan import Plan
 from engine.providers.protocol import EmptyProof, Lease, Provider, allocation_name
-from engine.providers.settings import load_settings
+from engine.providers.settings import Settings
 from engine.remote.session import SshSession
 from engine.runner.end_allocation import ENDED, end_allocation, outcome_of
 from engine.runner.journal import Journal
@@ -34,9 +34,17 @@ class Allocation:
     """One allocation of one run, with its ledger entry. `on_phase` hears what is waited for."""
 
     def __init__(
-        self, home: Path, writer: Writer, reader: Reader, provider: Provider, plan: Plan, run_id: str, journal: Journal,
+        self,
+        home: Path,
+        writer: Writer,
+        reader: Reader,
+        provider: Provider,
+        plan: Plan,
+        settings: Settings,
+        run_id: str,
+        journal: Journal,
         on_phase: Callable[[str], None] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._home = home
         self._writer = writer
         self._reader = reader
@@ -45,7 +53,7 @@ class Allocation:
         self._run_id = run_id
         self._journal = journal
         self._on_phase = on_phase
-        self._settings = load_settings(home)
+        self._settings = settings
 
     async def have(self) -> Lease:
         """The run's lease, ready: acquired now, taken up where it was kept, or where an earlier runner left it."""

@@ -14,6 +14,7 @@ from glasshouse_tui.format import duration, money
 if TYPE_CHECKING:
     from engine.plan import Plan
     from engine.providers.protocol import Quote, Spec
+    from engine.providers.settings import Settings
     from glasshouse_tui.commands.base import Session
 
 
@@ -53,18 +54,19 @@ def agree_to_price(session: Session, plan: Plan, *, ask: bool) -> None:
     from engine.providers.settings import load_settings
     from engine.runner.spec import spec_for
 
-    spec = spec_for(session.home, plan, load_settings(session.home), "quote")
-    quote = asyncio.run(_quote(session, plan, spec))
+    settings = load_settings(session.home)
+    spec = spec_for(session.home, plan, settings, "quote")
+    quote = asyncio.run(_quote(session, plan, spec, settings))
     for line in quote_lines(quote, spec, plan.provider.keep_for):
         say(line)
     if ask:
         click.confirm("Rent it?", abort=True, err=True)
 
 
-async def _quote(session: Session, plan: Plan, spec: Spec) -> Quote:
+async def _quote(session: Session, plan: Plan, spec: Spec, settings: Settings) -> Quote:
     from engine.providers import provider_for
 
-    provider = provider_for(plan.provider.name, session.home)
+    provider = provider_for(plan.provider.name, session.home, settings)
     try:
         return await provider.quote(spec)
     finally:
