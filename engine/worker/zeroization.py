@@ -9,7 +9,8 @@ import msgspec
 
 from engine.attestation.zeroization import ProcessEnd, Scan, Zeroization
 from engine.errors import RunError
-from engine.wire import ZEROIZE_SCAN, utc_now
+from engine.events import ZeroizeScan
+from engine.wire import utc_now
 from engine.worker.children import Child, spawn_on_socket
 from engine.worker.context import Context
 from engine.worker.gpu_memory import DeviceMemory, device_after
@@ -73,14 +74,13 @@ class Prover:
             for name, count in report.hits.items():
                 totals[name] = totals.get(name, 0) + count
         self._context.log.add(
-            ZEROIZE_SCAN,
-            {
-                "moment": moment,
-                "targets": targets,
-                "hits": totals,
-                "bytesRead": sum(report.bytes_read for report in found.values()),
-                "milliseconds": seen["milliseconds"],
-            },
+            ZeroizeScan(
+                moment=moment,
+                targets=targets,
+                hits=totals,
+                bytes_read=sum(report.bytes_read for report in found.values()),
+                milliseconds=seen["milliseconds"],
+            )
         )
 
     def _renew_supervisor(self) -> None:
