@@ -17,6 +17,7 @@ from engine.plan import Plan, checked, plan_digest
 from engine.runner.folder import LOGS, RunFolder
 from engine.store.reader import Reader
 from engine.store.writer import Writer
+from engine.worker.isolation.binding import BIND_NOW
 
 if TYPE_CHECKING:
     from engine.attestation.policy import Policy
@@ -147,7 +148,7 @@ def spawn_runner(home: Path, run_id: str) -> int:
                 start_new_session=True,
                 cwd="/",
                 # Caches written while the environment is measured would change it.
-                env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+                env={**os.environ, **BIND_NOW, "PYTHONDONTWRITEBYTECODE": "1"},
             )
     except OSError as error:
         raise RunError(

@@ -20,6 +20,7 @@ from engine.errors import RemoteError
 from engine.providers.processes import Process, is_alive, look
 from engine.remote.launch import Launched, alive, launch, launch_command
 from engine.wire import sha256_hex
+from engine.worker.isolation.binding import BIND_NOW
 
 if TYPE_CHECKING:
     from engine.remote.session import SshSession
@@ -160,6 +161,7 @@ def test_the_supervisor_is_isolated_detached_and_knows_its_place(run_dir: Path, 
     assert "SECRET_TOKEN" not in report["env"]
     assert "LD_PRELOAD" not in report["env"]
     assert report["env"]["TZ"] == "UTC"
+    assert BIND_NOW.items() <= report["env"].items()
     log = str(run_dir / "supervisor.log")
     assert report["descriptors"] == {
         "0": "/dev/null", "1": log, "2": log, str(number): "/memfd:glasshouse-bundle (deleted)",

@@ -154,7 +154,7 @@ def test_the_key_process_is_hardened_and_wipes_what_is_freed(supervise: Any) -> 
     ready = supervise("open").ready
     sure = ("single_task", "no_dump", "no_core", "no_new_privs", "seccomp", "dontdump")
     assert {name: ready["enforcement"][name]["value"] for name in sure} == dict.fromkeys(sure, "enforced")
-    assert ready["wiping"] == {"perturb": True, "tcache_off": True}
+    assert ready["wiping"] == {"perturb": True, "tcache_off": True, "bound_at_start": True}
     assert len(base64.b64decode(ready["public"])) == 32
 
 
