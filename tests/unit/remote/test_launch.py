@@ -65,7 +65,7 @@ def _program(*parts: str) -> str:
 
 
 def _wait_for(path: Path) -> Path:
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while not path.exists():
         assert time.monotonic() < until, f"{path} did not appear"
         time.sleep(0.01)
@@ -103,7 +103,7 @@ def _launch_here(bundle: Path, digest: str, run_dir: Path, *sites: str) -> tuple
         done = subprocess.run(
             command,
             capture_output=True,
-            timeout=30,
+            timeout=60,
             check=False,
             pass_fds=[held],
             env={**os.environ, "SECRET_TOKEN": "x", "LD_PRELOAD": "", "TZ": "UTC"},

@@ -62,7 +62,7 @@ def start(bundle: int) -> Iterator[Start]:
         role.channel.close()
         if role.process.poll() is None:
             role.process.kill()
-        role.process.wait(10)
+        role.process.wait(60)
 
 
 @pytest.fixture
@@ -104,4 +104,4 @@ def script() -> Iterator[Script]:
     for process in running:
         if process.poll() is None:
             process.kill()
-        process.communicate(timeout=10)
+        process.communicate(timeout=60)
