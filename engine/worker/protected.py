@@ -25,7 +25,7 @@ from engine.worker.context import Context
 from engine.worker.isolation import memfd, patterns, procfs
 from engine.worker.key_process import ENVIRONMENT as KEY_ENVIRONMENT
 from engine.worker.segment import TrainerProcess
-from engine.worker.zeroization import SUPERVISOR, Prover
+from engine.worker.zeroization import SUPERVISOR, Prover, stack_faults
 
 KIND: Final[SegmentKind] = "protected"
 KEY_SECONDS: Final = 3600.0
@@ -269,7 +269,7 @@ class ProtectedSegment:
         """Sign what was seen and put it into the log, with the reasons for which it proves nothing."""
         context = self._context
         found = prover.finish(nonce_digest=self._nonce_digest, adapter_digest=self._adapter_digest)
-        reasons = [*zeroization_faults(found), *prover.failures, *failures]
+        reasons = [*zeroization_faults(found), *stack_faults(found), *prover.failures, *failures]
         self._done = True
         procfs.clear(context.scratch)
         context.log.add(

@@ -25,9 +25,16 @@ METHODS: Final = (
     "keys overwritten, cipher objects dropped, freed memory overwritten",
     "parameters, gradients and moments zeroed in place",
     "payload and adapter memfds overwritten and unmapped",
-    "buffers of the maths library freed, free heap swept",
+    "buffers of the maths library freed, free heap and stack below the wipe swept",
 )
+# Beside `zeroization_hits`: a register saved on the stack has another cause than what was freed unwiped.
+STACK_HITS: Final = "zeroization_stack_hits"
 Moment = Literal["before", "after"]
+
+
+def stack_faults(found: Zeroization) -> tuple[str, ...]:
+    """The reason code for secrets that were still on a main thread's stack; empty where there were none."""
+    return (STACK_HITS,) if any(scan.where.get("stack") for scan in found.after.values()) else ()
 
 
 class Prover:
