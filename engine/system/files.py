@@ -1,4 +1,4 @@
-"""Files that only their owner may read, written whole or not at all, and read without following links."""
+"""Files that only their owner can read, written atomically, and read without following links."""
 
 from __future__ import annotations
 
@@ -16,10 +16,7 @@ from engine.errors import SealingError
 
 @contextmanager
 def private_file(path: Path) -> Iterator[BinaryIO]:
-    """A file of mode 0600 that takes the place of `path` when the block ends well; otherwise nothing remains.
-
-    Raises `OSError` as the system gives it.
-    """
+    """A file of mode 0600 that replaces `path` when the block succeeds; otherwise it is removed. Raises `OSError`."""
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
@@ -34,7 +31,7 @@ def private_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_private(path: Path, data: bytes) -> None:
-    """Put `data` at `path` (0600) in one step, synced to disk."""
+    """Write `data` to `path` (0600) atomically, synced to disk."""
     with private_file(path) as file:
         file.write(data)
     sync_folder(path.parent)
@@ -50,12 +47,12 @@ def sync_folder(folder: Path) -> None:
 
 
 def open_regular(path: Path, what: str) -> io.BufferedReader:
-    """Open a regular file; raises `SealingError` (`payload_missing`) for absence, links and devices."""
+    """Open a regular file; raises `SealingError` (`payload_missing`) if it is absent, a link or a special file."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise SealingError(
-            f"The sealed file {what} is not there or is a link.",
+            f"The sealed file {what} is missing or is a link.",
             "Transfer the package again.",
             code="payload_missing",
         ) from error
