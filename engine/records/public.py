@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from engine import wire
 from engine.attestation.public_text import is_public_text
-from engine.attestation.statements import stated
+from engine.attestation.statements import unverified_payload
 from engine.errors import RefusedError
 from engine.store.chains import Chain
 
@@ -289,7 +289,7 @@ def is_public(chain: Chain, event: str, body: dict[str, Any]) -> bool:
         return False
     try:
         msgspec.convert(body, kind, strict=True)
-        signed = stated(body["receipt"]) if "receipt" in body else {}
+        signed = unverified_payload(body["receipt"]) if "receipt" in body else {}
     except (msgspec.ValidationError, RefusedError):
         return False
     return all(map(is_public_text, (*_texts(body), *_texts(signed))))
