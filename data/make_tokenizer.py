@@ -1,4 +1,4 @@
-"""Makes `tiny_model/tokenizer.json` from `sample_corpus.jsonl`: byte-level BPE with ChatML control tokens.
+"""Trains `tiny_model/tokenizer.json` on `sample_corpus.jsonl`: byte-level BPE with ChatML control tokens.
 
 Run from the checkout: `python data/make_tokenizer.py`. The same corpus gives the same file.
 """
@@ -14,7 +14,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 HERE = Path(__file__).resolve().parent
 VOCABULARY = 1024
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-# Words as Qwen2's tokenizer splits them, which transformers applies to any model of that type.
+# Text is split into words as by Qwen2's tokenizer, which transformers applies to any model of that type.
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -23,7 +23,7 @@ ROLES = ("system\n", "user\n", "assistant\n")
 
 
 def texts(corpus: Path) -> list[str]:
-    """Every content of the corpus, each under its role as ChatML writes it."""
+    """Every message of the corpus, its role first, as in ChatML."""
     lines = corpus.read_text(encoding="utf-8").splitlines()
     turns = [turn for line in lines for turn in json.loads(line)["messages"]]
     return [*ROLES, *(part for turn in turns for part in (turn["role"] + "\n", turn["content"]))]

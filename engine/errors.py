@@ -1,4 +1,4 @@
-"""Errors that a person can act on: a stable code, a sentence, and what to do."""
+"""Errors that a user can act on: a stable code, a sentence, and what to do."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import ClassVar
 
 
 class GlasshouseError(Exception):
-    """Base of every error that reaches a person.
+    """Base of every error that reaches a user.
 
     `code` is stable and machine-readable; `message` is one sentence without secrets; `hint` says what to do.
-    `exit_code` is what the command line returns: 1 for a failed run or check, 2 for usage.
+    `exit_code` is the exit status of the command line: 1 for a failed run or check, 2 for wrong usage.
     """
 
     default_code: ClassVar[str] = "error"
@@ -27,7 +27,7 @@ class GlasshouseError(Exception):
 
 
 class UsageError(GlasshouseError):
-    """What was asked for makes no sense as asked."""
+    """A command, option or input that cannot be used as given."""
 
     default_code = "usage"
     exit_code = 2
@@ -58,13 +58,13 @@ class StoreError(GlasshouseError):
 
 
 class WireError(GlasshouseError):
-    """Bytes from the allocation that break the event format or its chain."""
+    """Bytes from the allocation that violate the event format or its hash chain."""
 
     default_code = "wire_invalid"
 
 
 class SealingError(GlasshouseError):
-    """A package, key or sealed adapter that does not open."""
+    """A package, key or sealed adapter that cannot be made or opened."""
 
     default_code = "sealing_failed"
 
@@ -76,18 +76,18 @@ class RefusedError(GlasshouseError):
 
 
 class RemoteError(GlasshouseError):
-    """SSH, staging or collecting failed."""
+    """An SSH connection, staging or collecting failed."""
 
     default_code = "remote_failed"
 
 
 class ProviderError(GlasshouseError):
-    """An allocation could not be had, observed or released."""
+    """An allocation could not be acquired, observed or released."""
 
     default_code = "provider_failed"
 
 
 class RunError(GlasshouseError):
-    """A run that cannot go on."""
+    """A run that cannot continue."""
 
     default_code = "run_failed"

@@ -24,7 +24,7 @@ _KEY_BYTES: Final = 32
 
 
 class Challenge(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the attester has to answer.
+    """What the attester must answer.
 
     `nonce` and `recipient_public` (the operator's X25519 key) are base64 of 32 bytes; digests are SHA-256 in
     hex; `challenge` is the buyer's text; `runner_head` is the head of the runner's log when the challenge was
@@ -53,7 +53,7 @@ class Challenge(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return base64.b64decode(self.recipient_public)
 
 
-def _holds(text: str, size: int) -> bool:
+def _is_base64_of(text: str, size: int) -> bool:
     try:
         raw = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
@@ -61,12 +61,12 @@ def _holds(text: str, size: int) -> bool:
     return len(raw) == size and base64.b64encode(raw).decode() == text
 
 
-def _sound(challenge: Challenge) -> bool:
+def _is_valid(challenge: Challenge) -> bool:
     return (
         challenge.version == CHALLENGE_VERSION
         and is_run_id(challenge.run_id)
-        and _holds(challenge.nonce, NONCE_BYTES)
-        and _holds(challenge.recipient_public, _KEY_BYTES)
+        and _is_base64_of(challenge.nonce, NONCE_BYTES)
+        and _is_base64_of(challenge.recipient_public, _KEY_BYTES)
         and is_digest(challenge.plan_digest)
         and is_digest(challenge.manifest_digest)
         and is_digest(challenge.policy_digest)
@@ -77,8 +77,8 @@ def _sound(challenge: Challenge) -> bool:
 
 
 def sign_challenge(challenge: Challenge, run_private: Ed25519PrivateKey) -> dict[str, Any]:
-    """The challenge in a DSSE envelope of the run's key; raises `RefusedError` (`challenge_invalid`)."""
-    if not _sound(challenge):
+    """The challenge in a DSSE envelope signed by the run's key; raises `RefusedError` (`challenge_invalid`)."""
+    if not _is_valid(challenge):
         raise refusal("challenge_invalid")
     return seal_envelope(canonical(msgspec.to_builtins(challenge)), CHALLENGE_TYPE, run_private)
 
@@ -90,7 +90,7 @@ def open_challenge(envelope: object, run_public: bytes, *, run_id: str) -> Chall
         challenge = msgspec.convert(parse(payload), Challenge, strict=True)
     except (RefusedError, WireError, msgspec.ValidationError) as error:
         raise refusal("challenge_invalid") from error
-    if not _sound(challenge):
+    if not _is_valid(challenge):
         raise refusal("challenge_invalid")
     if challenge.run_id != run_id:
         raise refusal("run_mismatch")
@@ -112,9 +112,7 @@ def nonce_object(
     ssh_host_key: str,
     gpu_uuid: str | None,
 ) -> str:
-    """SHA-256 in hex over everything that evidence binds, so that no part can be exchanged: the `eat_nonce`
-    claim.
-    """
+    """The `eat_nonce` claim: SHA-256 in hex over everything that evidence binds, so that no part can be exchanged."""
     return digest_of(
         {
             "type": _NONCE_OBJECT,

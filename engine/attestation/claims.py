@@ -1,4 +1,4 @@
-"""The claims of evidence: those of EAT (RFC 9711) where it has one, and ours beside them."""
+"""The claims of evidence: those of EAT (RFC 9711) where it defines one, and our own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Scalar = str | int | float | bool | None
 
 
 class Observed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One control as it was observed: `enforced`, `absent`, `not_attempted` or `failed:<why>`."""
+    """One control as it was observed: `enforced`, `absent`, `not_attempted` or `failed:<reason>`."""
 
     value: str
     detail: str = ""
@@ -38,10 +38,10 @@ class Heads(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Claims(msgspec.Struct, frozen=True, kw_only=True):
-    """What evidence says. Keys and the nonce are raw bytes, digests SHA-256 in hex, times seconds of UTC.
+    """The content of evidence. Keys and the nonce are raw bytes, digests SHA-256 in hex, times UTC seconds.
 
     `eat_nonce` is the nonce object; `nonce` the Verifier's nonce in it. `enforcement` maps the names of
-    `policy.CONTROLS` to what was observed. `submods` are flat claims of process, cpu and gpu0.
+    `policy.CONTROLS` to what was observed. `submods` are flat claims about process, cpu and gpu0.
     """
 
     eat_profile: str = PROFILE
@@ -74,7 +74,7 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def random_ueid() -> bytes:
-    """A UEID of type RAND: one type byte and 16 random ones. It names an attester for one run."""
+    """A UEID of type RAND: one type byte and 16 random bytes. It identifies an attester for one run."""
     return bytes([_UEID_RANDOM]) + os.getrandom(UEID_BYTES - 1)
 
 
@@ -144,7 +144,7 @@ def make_claims(
 
 
 def bound_nonce(claims: Claims) -> str:
-    """The nonce object over what these claims say; equals their `eat_nonce` when nothing was exchanged."""
+    """The nonce object recomputed over these claims; equals their `eat_nonce` when nothing was exchanged."""
     return nonce_object(
         nonce=claims.nonce,
         cnf=claims.cnf,

@@ -1,7 +1,7 @@
-"""DSSE envelopes by securesystemslib, held to their strictest form.
+"""DSSE envelopes by securesystemslib, accepted in their strictest form only.
 
-An envelope is accepted only if it is exactly what a signer of ours writes: known fields, canonical base64,
-the exact payload type, and one valid signature of each expected public key and of no other.
+An envelope is accepted only if it is exactly what our signers write: known fields, canonical base64, the exact payload
+type, and one valid signature by each expected public key and by no other.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from engine.sealing.pem import key_id
 from engine.system.imports import without
 from engine.wire import parse
 
-with without("boto3", "botocore"):  # 14 MB for signers in a cloud, which are not used
+with without("boto3", "botocore"):  # 14 MB for cloud signers, which are not used
     from securesystemslib.dsse import Envelope
     from securesystemslib.exceptions import VerificationError
     from securesystemslib.signer import CryptoSigner, SSlibKey
@@ -37,23 +37,23 @@ def _signer(private: Ed25519PrivateKey) -> CryptoSigner:
 
 
 def seal_envelope(payload: bytes, payload_type: str, *privates: Ed25519PrivateKey) -> dict[str, Any]:
-    """An envelope around `payload`, signed by every key given, named by SHA-256 over its public half."""
+    """An envelope around `payload`, signed by every key given; the key id is SHA-256 over the raw public key."""
     envelope = Envelope(payload, payload_type, {})
     for private in privates:
         envelope.sign(_signer(private))
-    made: dict[str, Any] = envelope.to_dict()
-    return made
+    signed: dict[str, Any] = envelope.to_dict()
+    return signed
 
 
 def countersign(envelope: dict[str, Any], private: Ed25519PrivateKey) -> dict[str, Any]:
     """A copy of `envelope` with one more signature; raises `RefusedError` (`envelope_malformed`)."""
-    opened = _parse(envelope)
-    opened.sign(_signer(private))
-    made: dict[str, Any] = opened.to_dict()
-    return made
+    parsed = _parse(envelope)
+    parsed.sign(_signer(private))
+    signed: dict[str, Any] = parsed.to_dict()
+    return signed
 
 
-def _has_form(envelope: object) -> bool:
+def _has_envelope_form(envelope: object) -> bool:
     if not isinstance(envelope, dict) or set(envelope) != _FIELDS:
         return False
     payload, signatures = envelope["payload"], envelope["signatures"]
@@ -72,60 +72,61 @@ def _has_form(envelope: object) -> bool:
 
 
 def _parse(envelope: object) -> Envelope:
-    if not _has_form(envelope):
+    if not _has_envelope_form(envelope):
         raise refusal("envelope_malformed")
     try:
-        opened = Envelope.from_dict(copy.deepcopy(envelope))
-        same = opened.to_dict() == envelope
+        parsed = Envelope.from_dict(copy.deepcopy(envelope))
+        is_canonical = parsed.to_dict() == envelope
     except (ValueError, KeyError, TypeError) as error:  # bad base64, a key id twice
         raise refusal("envelope_malformed") from error
-    if not same:
+    if not is_canonical:
         raise refusal("envelope_malformed")
-    return opened
+    return parsed
 
 
 def open_envelope(envelope: object, payload_type: str, publics: Sequence[bytes]) -> bytes:
-    """The payload, when exactly the keys in `publics` (raw, distinct) have signed it.
+    """The payload, if exactly the keys in `publics` (raw, distinct) have signed it.
 
     Raises `RefusedError`: `envelope_malformed`, `envelope_payload_type`, `envelope_keys_not_distinct`,
     `envelope_signer_unknown`, `envelope_signature_invalid`.
     """
-    opened = _parse(envelope)
-    if opened.payload_type != payload_type:
+    parsed = _parse(envelope)
+    if parsed.payload_type != payload_type:
         raise refusal("envelope_payload_type")
     if len(set(publics)) != len(publics) or not publics:
         raise refusal("envelope_keys_not_distinct")
-    keys = [_public(raw) for raw in publics]
-    if set(opened.signatures) != {key.keyid for key in keys}:
-        raise refusal("envelope_keys_not_distinct" if _renamed(opened, publics) else "envelope_signer_unknown")
+    keys = [_public_key(raw) for raw in publics]
+    if set(parsed.signatures) != {key.keyid for key in keys}:
+        signs_twice = _signs_under_other_id(parsed, publics)
+        raise refusal("envelope_keys_not_distinct" if signs_twice else "envelope_signer_unknown")
     try:
-        opened.verify(keys, threshold=len(keys))
+        parsed.verify(keys, threshold=len(keys))
     except VerificationError as error:
         raise refusal("envelope_signature_invalid") from error
-    payload: bytes = opened.payload
+    payload: bytes = parsed.payload
     return payload
 
 
 def peek_payload(envelope: object) -> dict[str, Any]:
-    """The JSON object in an envelope, with nothing proven: only to learn which keys to hold it against.
+    """The JSON object in an envelope, its signatures unchecked: only to find out which keys must verify it.
 
     Raises `RefusedError` (`envelope_malformed`, `statement_malformed`).
     """
     try:
-        held = parse(_parse(envelope).payload)
+        payload = parse(_parse(envelope).payload)
     except WireError as error:
         raise refusal("statement_malformed") from error
-    if not isinstance(held, dict):
+    if not isinstance(payload, dict):
         raise refusal("statement_malformed")
-    return held
+    return payload
 
 
-def _renamed(opened: Envelope, publics: Sequence[bytes]) -> bool:
-    """True when one of the keys signs under a name that is not its own."""
+def _signs_under_other_id(envelope: Envelope, publics: Sequence[bytes]) -> bool:
+    """True when one of the keys made a signature that is listed under another key's id."""
     for raw in publics:
         public = Ed25519PublicKey.from_public_bytes(bytes(raw))
-        for keyid, signature in opened.signatures.items():
-            if keyid != key_id(raw) and _verifies(public, bytes.fromhex(signature.signature), opened.pae()):
+        for keyid, signature in envelope.signatures.items():
+            if keyid != key_id(raw) and _verifies(public, bytes.fromhex(signature.signature), envelope.pae()):
                 return True
     return False
 
@@ -138,7 +139,7 @@ def _verifies(public: Ed25519PublicKey, signature: bytes, signed: bytes) -> bool
     return True
 
 
-def _public(raw: bytes) -> SSlibKey:
+def _public_key(raw: bytes) -> SSlibKey:
     try:
         return SSlibKey.from_crypto(Ed25519PublicKey.from_public_bytes(bytes(raw)), keyid=key_id(raw))
     except ValueError as error:

@@ -1,7 +1,7 @@
 """Evidence: an Entity Attestation Token (RFC 9711) as a JWT, signed with Ed25519 (RFC 9864) by the attester.
 
-The token's claims are those of the RFC where it has one, and ours beside them. A reader accepts only the
-exact header, the exact claims and canonical encodings; anything else is a typed refusal.
+The token's claims are those of the RFC where it defines one, and our own. A reader accepts only the exact header, the
+exact claims and canonical encodings; anything else is a typed refusal.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def _from_token(token: _Token) -> Claims:
     measurements = msgspec.convert(parse(measured), Measurements, strict=True)
     jwk = token.cnf.jwk
     if content != _JSON_CONTENT or (jwk.kty, jwk.crv) != ("OKP", "X25519"):
-        raise ValueError("another kind of measurement or key")
+        raise ValueError("unknown kind of measurement or key")
     fields = {name: getattr(token, name) for name in _Token.__struct_fields__}
     fields |= {
         "ueid": _decode(token.ueid),
@@ -158,7 +158,7 @@ def _from_token(token: _Token) -> Claims:
     return Claims(**fields)
 
 
-def _sound(claims: Claims) -> bool:
+def _is_valid(claims: Claims) -> bool:
     digests = (
         claims.eat_nonce,
         claims.plan_digest,
@@ -172,7 +172,7 @@ def _sound(claims: Claims) -> bool:
     texts = (
         *(claims.eat_profile, claims.jti, claims.hwmodel, claims.swname, claims.swversion, claims.tier),
         *(claims.pod_id, claims.gpu_uuid or ""),
-        *(text for name, seen in claims.enforcement.items() for text in (name, seen.value, seen.detail)),
+        *(text for name, control in claims.enforcement.items() for text in (name, control.value, control.detail)),
         *(text for name, submod in claims.submods.items() for text in (name, *submod)),
         *(value for submod in claims.submods.values() for value in submod.values() if isinstance(value, str)),
     )
@@ -192,13 +192,14 @@ def _sound(claims: Claims) -> bool:
 
 
 def sign_evidence(claims: Claims, attester_private: Ed25519PrivateKey) -> str:
-    """The signed token; raises `RefusedError` (`evidence_claims`, `evidence_too_large`,
-    `attester_key_unknown`).
+    """The signed token.
+
+    Raises `RefusedError` (`evidence_claims`, `evidence_too_large`, `attester_key_unknown`).
     """
     public = attester_private.public_key().public_bytes_raw()
     if claims.attester_key != public:
         raise refusal("attester_key_unknown")
-    if not _sound(claims):
+    if not _is_valid(claims):
         raise refusal("evidence_claims")
     try:
         payload = canonical(_to_token(claims))
@@ -239,30 +240,29 @@ def _signed_payload(token: str, attester_public: bytes) -> bytes:
         raise refusal("attester_key_unknown")
     try:
         key = OKPKey.import_key(Ed25519PublicKey.from_public_bytes(attester_public))
-        opened = jws.deserialize_compact(token, key, algorithms=[ALGORITHM])
+        verified = jws.deserialize_compact(token, key, algorithms=[ALGORITHM])
     except BadSignatureError as error:
         raise refusal("signature_invalid") from error
     except (JoseError, ValueError, TypeError) as error:
         raise refusal("evidence_malformed") from error
-    return bytes(opened.payload or b"")
+    return bytes(verified.payload or b"")
 
 
 def observed_controls(token: str) -> dict[str, str]:
-    """What a token says of each control, its signature unchecked; empty where it cannot be read."""
+    """The value of each control in a token, its signature unchecked; empty if the token cannot be read."""
     try:
         raw = parse(_decode(token.split(".")[1]))
-        found = msgspec.convert(raw["enforcement"], dict[str, Observed], strict=True)
+        enforcement = msgspec.convert(raw["enforcement"], dict[str, Observed], strict=True)
     except (LookupError, TypeError, ValueError, WireError, msgspec.ValidationError):
         return {}
-    return {name: seen.value for name, seen in sorted(found.items())}
+    return {name: control.value for name, control in sorted(enforcement.items())}
 
 
 def parse_evidence(token: str, attester_public: bytes) -> Claims:
     """The claims of a token that `attester_public` (32 raw bytes) signed.
 
     Raises `RefusedError`: `evidence_too_large`, `evidence_malformed`, `evidence_alg`, `attester_key_unknown`,
-    `signature_invalid`, `evidence_claims`. Whether the claims are the expected ones is the verifier's
-    question.
+    `signature_invalid`, `evidence_claims`. The verifier compares the claims with the expected ones.
     """
     if len(token) > MAX_EVIDENCE_BYTES:
         raise refusal("evidence_too_large")
@@ -273,7 +273,7 @@ def parse_evidence(token: str, attester_public: bytes) -> Claims:
         claims = _from_token(msgspec.convert(raw, _Token, strict=True))
     except (WireError, msgspec.ValidationError, ValueError, RecursionError) as error:
         raise refusal("evidence_claims") from error
-    if not is_canonical or not _sound(claims):
+    if not is_canonical or not _is_valid(claims):
         raise refusal("evidence_claims")
     if claims.attester_key != attester_public:
         raise refusal("attester_key_unknown")

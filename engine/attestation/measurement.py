@@ -1,10 +1,9 @@
-"""What runs, as digests: the bundle, the lock inside it, and every file of the environment that it imports
-from.
+"""What runs, as digests: the bundle, the lock inside it, and every file of the environment that it imports from.
 
-The environment's digest depends on what the files are, not on where they lie. It covers sources, extension
-modules, data, the compiled caches that this interpreter would load, what links lead to outside the folders, and
-the files by which an interpreter can be told to look elsewhere. `Listing.fingerprint` tells whether any of them was
-touched since, restored or not: a file's change time cannot be set back without privileges.
+The environment's digest depends on the content of the files, not on the folders' paths. It covers sources, extension
+modules, data, the compiled caches that this interpreter would load, the targets of links outside the folders, and the
+files that can redirect an interpreter's imports. `Listing.fingerprint` shows whether any of them was touched since,
+even if its content was restored: a file's change time cannot be set back without privileges.
 """
 
 from __future__ import annotations
@@ -57,8 +56,8 @@ class EnvironmentMeasurement(msgspec.Struct, frozen=True, kw_only=True):
     skipped: int
 
 
-class _Found(msgspec.Struct, frozen=True):
-    """One thing to hash. `linked` is what a link leads to; `stamp` is what the file system says of it."""
+class _Entry(msgspec.Struct, frozen=True):
+    """One file or link to hash. `linked` is the target of a link; `stamp` is its packed file status."""
 
     label: bytes
     kind: Kind
@@ -72,7 +71,7 @@ def bundle_digest(bundle: bytes) -> str:
 
 
 def stdlib_roots() -> tuple[Path, ...]:
-    """The folders of the base interpreter's standard library, the same inside and outside of `-S` and a venv."""
+    """The folders of the base interpreter's standard library; the same with and without `-S` or a venv."""
     base = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}
     base |= {"installed_base": sys.base_prefix, "installed_platbase": sys.base_exec_prefix}
     paths = (Path(sysconfig.get_path(name, vars=base)).resolve() for name in ("stdlib", "platstdlib"))
@@ -83,14 +82,14 @@ def _libpython() -> Path | None:
     folder, name = sysconfig.get_config_var("LIBDIR"), sysconfig.get_config_var("INSTSONAME")
     if not folder or not name or not str(name).startswith("libpython") or ".so" not in str(name):
         return None
-    found = Path(str(folder)) / str(name)
-    return found if found.is_file() else None
+    library = Path(str(folder)) / str(name)
+    return library if library.is_file() else None
 
 
 def _redirections(interpreter: Path) -> Iterator[tuple[bytes, Path]]:
-    """Files that are normally absent: an interpreter that finds one takes its library from elsewhere, even isolated.
+    """Files that are normally absent: an interpreter that finds one imports from elsewhere, even in isolated mode.
 
-    The archive stands before the standard library on every import path; a `._pth` file replaces the whole path.
+    The archive precedes the standard library on every import path; a `._pth` file replaces the whole path.
     """
     archive = f"python{sys.version_info.major}{sys.version_info.minor}.zip"
     for prefix in dict.fromkeys((sys.base_prefix, sys.base_exec_prefix)):
@@ -103,11 +102,11 @@ def _redirections(interpreter: Path) -> Iterator[tuple[bytes, Path]]:
 
 
 def _environment_files(interpreter: Path) -> list[Path]:
-    """Where this interpreter looks for its `pyvenv.cfg`, which names the installation that it belongs to."""
+    """Where this interpreter looks for its `pyvenv.cfg`, which names its base installation."""
     return [folder / "pyvenv.cfg" for folder in (interpreter.parent, interpreter.parent.parent)]
 
 
-def _runs(name: str) -> bool:
+def _is_loaded_cache(name: str) -> bool:
     """True for the compiled caches that this interpreter would load."""
     stem, _, tail = name.partition(f".{sys.implementation.cache_tag}")
     return bool(stem) and tail in (".pyc", ".opt-1.pyc", ".opt-2.pyc")
@@ -119,57 +118,57 @@ def _stamp(status: os.stat_result) -> bytes:
 
 
 class _Walk:
-    """Lists one root: what to hash, and how much was passed over."""
+    """Lists one root: what to hash, and how much was skipped. `excluded` are folders that are not part of it."""
 
-    def __init__(self, number: int, root: Path, apart: frozenset[str], roots: Sequence[str]) -> None:
+    def __init__(self, number: int, root: Path, excluded: frozenset[str], roots: Sequence[str]) -> None:
         self._number = number
         self._root = str(root)
-        self._apart = apart
+        self._excluded = excluded
         self._roots = roots
         self.skipped = 0
 
-    def found(self) -> Iterator[_Found]:
-        return self._in(self._root, self._root, "file", ())
+    def entries(self) -> Iterator[_Entry]:
+        return self._folder(self._root, self._root, "file", ())
 
-    def _in(self, folder: str, place: str, kind: Kind, through: tuple[str, ...]) -> Iterator[_Found]:
-        """What lies in `folder`, which is reached as `place`; `through` are the linked folders on the way."""
-        caches = place.endswith(f"/{_CACHE_FOLDER}")
+    def _folder(self, folder: str, place: str, kind: Kind, through: tuple[str, ...]) -> Iterator[_Entry]:
+        """The entries of `folder`, which is reached as `place`; `through` are the linked folders on the way to it."""
+        is_cache = place.endswith(f"/{_CACHE_FOLDER}")
         with os.scandir(folder) as entries:
             for entry in entries:
                 here = f"{place}/{entry.name}"
                 if entry.is_symlink():
-                    yield self._one(here, entry.path, "link", entry.stat(follow_symlinks=False))
-                    yield from self._behind(here, entry.path, caches, through)
+                    yield self._entry(here, entry.path, "link", entry.stat(follow_symlinks=False))
+                    yield from self._link_target(here, entry.path, is_cache, through)
                 elif entry.is_dir(follow_symlinks=False):
-                    if entry.path not in self._apart or kind == "linked":
-                        yield from self._in(entry.path, here, kind, through)
-                elif entry.is_file(follow_symlinks=False) and (not caches or _runs(entry.name)):
-                    yield self._one(here, entry.path, kind, entry.stat(follow_symlinks=False))
+                    if entry.path not in self._excluded or kind == "linked":
+                        yield from self._folder(entry.path, here, kind, through)
+                elif entry.is_file(follow_symlinks=False) and (not is_cache or _is_loaded_cache(entry.name)):
+                    yield self._entry(here, entry.path, kind, entry.stat(follow_symlinks=False))
                 else:
                     self.skipped += 1
 
-    def _behind(self, place: str, link: str, caches: bool, through: tuple[str, ...]) -> Iterator[_Found]:
-        """What a link leads to: a file always, a folder unless it is measured under its own name."""
+    def _link_target(self, place: str, link: str, is_cache: bool, through: tuple[str, ...]) -> Iterator[_Entry]:
+        """The target of a link: always if it is a file; if it is a folder, unless it is measured under its own path."""
         target = os.path.realpath(link)
         try:
             status = os.stat(target)  # noqa: PTH116  # the text is a path already
         except OSError:
             return
         if stat.S_ISREG(status.st_mode):
-            if not caches or _runs(place.rpartition("/")[2]):
-                yield self._one(place, target, "linked", status)
+            if not is_cache or _is_loaded_cache(place.rpartition("/")[2]):
+                yield self._entry(place, target, "linked", status)
         elif not stat.S_ISDIR(status.st_mode):
             self.skipped += 1
-        elif not self._is_measured(target) and not any(_within(one, target) for one in through):
-            yield from self._in(target, place, "linked", (*through, target))
+        elif not self._is_measured(target) and not any(_within(linked, target) for linked in through):
+            yield from self._folder(target, place, "linked", (*through, target))
 
     def _is_measured(self, folder: str) -> bool:
         inside = any(_within(folder, root) for root in self._roots)
-        return inside and not any(_within(folder, one) for one in self._apart if one not in self._roots)
+        return inside and not any(_within(folder, other) for other in self._excluded if other not in self._roots)
 
-    def _one(self, place: str, path: str, kind: Kind, status: os.stat_result) -> _Found:
+    def _entry(self, place: str, path: str, kind: Kind, status: os.stat_result) -> _Entry:
         label = b"%d/" % self._number + os.fsencode(place[len(self._root) + 1 :])
-        return _Found(label, kind, path, _stamp(status))
+        return _Entry(label, kind, path, _stamp(status))
 
 
 def _within(path: str, folder: str) -> bool:
@@ -177,72 +176,72 @@ def _within(path: str, folder: str) -> bool:
 
 
 class Listing:
-    """What an environment consists of at one moment, not hashed yet. Raises as `list_environment`."""
+    """The files of an environment at one time, not hashed yet. Raises as `list_environment`."""
 
     def __init__(self, roots: Sequence[Path], interpreter: Path) -> None:
         resolved = [root.resolve() for root in roots]
         names = [str(root) for root in resolved]
         foreign = [str(root / name) for root in stdlib_roots() for name in _FOREIGN]
-        apart = frozenset([*names, *foreign])
-        walks = [_Walk(number, root, apart - {str(root)}, names) for number, root in enumerate(resolved)]
-        found = [_single(b"interpreter", interpreter.resolve())]
+        excluded = frozenset([*names, *foreign])
+        walks = [_Walk(number, root, excluded - {str(root)}, names) for number, root in enumerate(resolved)]
+        entries = [_single(b"interpreter", interpreter.resolve())]
         library = _libpython()
         if library is not None:
-            found.append(_single(b"libpython", library.resolve()))
+            entries.append(_single(b"libpython", library.resolve()))
         redirections = {path.resolve(): label for label, path in _redirections(interpreter) if path.exists()}
-        found += [_single(label, path) for path, label in redirections.items()]
+        entries += [_single(label, path) for path, label in redirections.items()]
         for walk in walks:
-            for one in walk.found():
-                found.append(one)
-                if len(found) > _MAX_ENTRIES:
+            for entry in walk.entries():
+                entries.append(entry)
+                if len(entries) > _MAX_ENTRIES:
                     raise OSError("more files than the limit")
-        self._found = sorted(found, key=lambda one: (one.label, one.kind, one.path))
+        self._entries = sorted(entries, key=lambda entry: (entry.label, entry.kind, entry.path))
         self._skipped = sum(walk.skipped for walk in walks)
-        self.fingerprint = _fingerprint(self._found, _environment_files(interpreter))
+        self.fingerprint = _fingerprint(self._entries, _environment_files(interpreter))
 
     def measure(self) -> EnvironmentMeasurement:
         """Hash everything that was listed, in two threads; raises `RefusedError` (`environment_unreadable`)."""
-        found = self._found
-        groups = [found[start : start + _GROUP] for start in range(0, len(found), _GROUP)]
+        entries = self._entries
+        groups = [entries[start : start + _GROUP] for start in range(0, len(entries), _GROUP)]
         try:
             with ThreadPoolExecutor(_THREADS) as pool:
                 hashed = [result for results in pool.map(_hash_group, groups) for result in results]
         except OSError as error:
             raise _unreadable(error) from error
         digest = hashlib.sha256(_DOMAIN)
-        for one, (size, content) in zip(found, hashed, strict=True):
-            fields = (one.label, one.kind.encode(), b"%d" % size, content)
+        for entry, (size, content) in zip(entries, hashed, strict=True):
+            fields = (entry.label, entry.kind.encode(), b"%d" % size, content)
             digest.update(b"".join(map(_netstring, fields)))
-        files = [size for one, (size, _) in zip(found, hashed, strict=True) if one.kind != "link"]
+        files = [size for entry, (size, _) in zip(entries, hashed, strict=True) if entry.kind != "link"]
         return EnvironmentMeasurement(
             digest=digest.hexdigest(),
             files=len(files),
             bytes=sum(files),
-            links=len(found) - len(files),
+            links=len(entries) - len(files),
             skipped=self._skipped,
         )
 
 
-def _single(label: bytes, path: Path) -> _Found:
-    return _Found(label, "file", str(path), _stamp(path.stat()))
+def _single(label: bytes, path: Path) -> _Entry:
+    return _Entry(label, "file", str(path), _stamp(path.stat()))
 
 
-def _fingerprint(found: Iterable[_Found], others: Iterable[Path]) -> str:
-    """Moves whenever something that was listed is touched, replaced, added or removed."""
+def _fingerprint(entries: Iterable[_Entry], others: Iterable[Path]) -> str:
+    """Changes whenever a listed file is touched, replaced, added or removed."""
     digest = hashlib.sha256(_DOMAIN)
-    for one in found:
-        digest.update(b"".join(map(_netstring, (one.label, os.fsencode(one.path), one.stamp))))
+    for entry in entries:
+        digest.update(b"".join(map(_netstring, (entry.label, os.fsencode(entry.path), entry.stamp))))
     for path in others:
         stamp = _stamp(path.stat()) if path.exists() else b""
         digest.update(b"".join(map(_netstring, (os.fsencode(path), stamp))))
     return digest.hexdigest()
 
 
-def _hash(found: _Found) -> tuple[int, bytes]:
-    if found.kind == "link":
-        target = os.fsencode(os.readlink(found.path))  # noqa: PTH115  # bytes as the system has them
+def _hash(entry: _Entry) -> tuple[int, bytes]:
+    if entry.kind == "link":
+        target = os.fsencode(os.readlink(entry.path))  # noqa: PTH115  # bytes as the system has them
         return len(target), hashlib.sha256(target).digest()
-    descriptor = os.open(found.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123  # closes the descriptor
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -253,8 +252,8 @@ def _hash(found: _Found) -> tuple[int, bytes]:
         return status.st_size, hashlib.file_digest(file, "sha256").digest()
 
 
-def _hash_group(group: Sequence[_Found]) -> list[tuple[int, bytes]]:
-    return [_hash(found) for found in group]
+def _hash_group(group: Sequence[_Entry]) -> list[tuple[int, bytes]]:
+    return [_hash(entry) for entry in group]
 
 
 def _netstring(field: bytes) -> bytes:
@@ -268,9 +267,9 @@ def _unreadable(error: OSError) -> RefusedError:
 def list_environment(roots: Sequence[Path], interpreter: Path) -> Listing:
     """Everything below `roots`, and the interpreter (by the path under which it is started).
 
-    The order of `roots` counts, their places do not. A root inside another is listed once, under its own number; the
-    standard library's own `site-packages` is left out unless it is a root. Links count by their target and by what it
-    holds. Raises `RefusedError` (`environment_unreadable`).
+    The order of `roots` matters, their paths do not. A root inside another is listed once, under its own number; the
+    standard library's own `site-packages` is left out unless it is a root. A link is listed with its target path and
+    with its target's content. Raises `RefusedError` (`environment_unreadable`).
     """
     try:
         return Listing(roots, interpreter)
@@ -279,10 +278,10 @@ def list_environment(roots: Sequence[Path], interpreter: Path) -> Listing:
 
 
 def environment_digest(roots: Sequence[Path], interpreter: Path) -> EnvironmentMeasurement:
-    """List and measure at once; seconds per GiB. Raises `RefusedError` (`environment_unreadable`)."""
+    """List and measure in one call; takes seconds per GiB. Raises `RefusedError` (`environment_unreadable`)."""
     return list_environment(roots, interpreter).measure()
 
 
 def listed_environment(sites: tuple[str, ...]) -> Listing:
-    """Interpreter, standard library and the folders of third-party code, in that order."""
+    """The listing of this interpreter, its standard library and the third-party folders `sites`, in that order."""
     return list_environment([*stdlib_roots(), *map(Path, sites)], Path(sys.executable))

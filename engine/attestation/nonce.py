@@ -1,8 +1,8 @@
 """The Verifier's nonces: 32 bytes, used once, by one run, within 120 s.
 
-Age is counted on CLOCK_BOOTTIME, which setting the clock does not move and sleep does not stop. The record of
-what was issued lives in a small file, so that a restarted runner refuses what the first one had accepted;
-after a reboot every open nonce is expired.
+Age is measured by CLOCK_BOOTTIME: setting the wall clock does not change it, and it goes on while the machine sleeps.
+The record of issued nonces is a small file, so that a restarted runner refuses what the first one has accepted; after a
+reboot every unused nonce is expired.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ class NonceLedger:
     def issue(self, run_id: str) -> bytes:
         """A fresh nonce for one run; raises `RefusedError` (`nonce_state_damaged`, `nonce_state_unwritable`)."""
         nonce = os.getrandom(NONCE_BYTES)
-        made = _Issued(nonce=_text(nonce), run_id=run_id, boot=self._boot(), at=self._clock())
+        issued = _Issued(nonce=_text(nonce), run_id=run_id, boot=self._boot(), at=self._clock())
         with self._locked():
             state = self._read()
-            self._write(_State(nonces=(*state.nonces[-(MAX_NONCES - 1) :], made)))
+            self._write(_State(nonces=(*state.nonces[-(MAX_NONCES - 1) :], issued)))
         return nonce
 
     def outstanding(self, run_id: str) -> bytes | None:
-        """The run's latest nonce that could still be redeemed, for a runner that was restarted."""
+        """The run's latest nonce that can still be redeemed, for a runner that was restarted."""
         with self._locked():
             for issued in reversed(self._read().nonces):
                 if issued.run_id == run_id and not issued.used and not self._expired(issued):
@@ -71,14 +71,14 @@ class NonceLedger:
         return None
 
     def redeem(self, nonce: bytes, run_id: str) -> None:
-        """Use a nonce up; it counts as used from here on whatever comes of it.
+        """Use a nonce up: it is recorded as used even if it turns out to be expired.
 
         Raises `RefusedError`: `nonce_unknown`, `nonce_other_run`, `nonce_replayed`, `nonce_expired`,
-        `nonce_state_damaged`, `nonce_state_unwritable`: nothing is accepted that could not be recorded.
+        `nonce_state_damaged`, `nonce_state_unwritable` (a use that cannot be recorded is not accepted).
         """
         with self._locked():
             state = self._read()
-            issued = next((one for one in state.nonces if one.nonce == _text(nonce)), None)
+            issued = next((entry for entry in state.nonces if entry.nonce == _text(nonce)), None)
             if issued is None:
                 raise refusal("nonce_unknown")
             if issued.run_id != run_id:
@@ -86,7 +86,7 @@ class NonceLedger:
             if issued.used:
                 raise refusal("nonce_replayed")
             used = msgspec.structs.replace(issued, used=True)
-            self._write(_State(nonces=tuple(used if one is issued else one for one in state.nonces)))
+            self._write(_State(nonces=tuple(used if entry is issued else entry for entry in state.nonces)))
             if self._expired(issued):
                 raise refusal("nonce_expired")
 
@@ -99,7 +99,7 @@ class NonceLedger:
         try:
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise _unusable(error) from error
+            raise _unwritable(error) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
@@ -124,10 +124,10 @@ class NonceLedger:
         try:
             write_private(self._path, canonical(msgspec.to_builtins(state)))
         except OSError as error:
-            raise _unusable(error) from error
+            raise _unwritable(error) from error
 
 
-def _unusable(error: OSError) -> RefusedError:
+def _unwritable(error: OSError) -> RefusedError:
     return refusal("nonce_state_unwritable", error.strerror or "")
 
 

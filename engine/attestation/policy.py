@@ -40,8 +40,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     `version` only grows. `required_controls` are names of `CONTROLS` that must be observed as enforced.
     `max_evidence_age_seconds` and `max_clock_skew_seconds` compare the attester's clock with the operator's;
-    freshness itself rests on the nonce. `sealed_adapter`: adapters leave the allocation sealed only.
-    `positive_control`: zeroization without a hit before the wipe does not count.
+    freshness itself is proven by the nonce. `sealed_adapter`: adapters leave the allocation only in sealed form.
+    `positive_control`: zeroization is not proven unless the scan found the secrets before the wipe.
     """
 
     schema: int = POLICY_SCHEMA
@@ -56,7 +56,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     positive_control: bool = True
 
 
-def _sound(policy: Policy) -> bool:
+def _is_valid(policy: Policy) -> bool:
     return (
         policy.schema == POLICY_SCHEMA
         and 1 <= policy.version <= MAX_VERSION
@@ -83,13 +83,13 @@ def policy_from(raw: Any) -> Policy:
         policy = msgspec.convert(raw, Policy, strict=True)
     except msgspec.ValidationError as error:
         raise refusal("policy_invalid") from error
-    if not _sound(policy):
+    if not _is_valid(policy):
         raise refusal("policy_invalid")
     return policy
 
 
 def load_policy(data: bytes) -> Policy:
-    """A policy from its file; raises `RefusedError` (`policy_unknown_field`, `policy_invalid`)."""
+    """A policy from the bytes of its file; raises `RefusedError` (`policy_unknown_field`, `policy_invalid`)."""
     if len(data) > MAX_POLICY_BYTES:
         raise refusal("policy_invalid")
     try:
@@ -110,7 +110,7 @@ def policy_digest(policy: Policy) -> str:
 
 
 def loosened(custom: Policy, default: Policy) -> tuple[str, ...]:
-    """The fields in which `custom` asks for less than `default`, as they are named in the file."""
+    """The fields in which `custom` requires less than `default`, by their names in the file."""
     looser = {
         "tiers": not set(custom.tiers) <= set(default.tiers),
         "requiredControls": not set(custom.required_controls) >= set(default.required_controls),
@@ -124,14 +124,14 @@ def loosened(custom: Policy, default: Policy) -> tuple[str, ...]:
 
 
 def narrower_or_equal(custom: Policy, default: Policy) -> bool:
-    """True when `custom` is no older than `default` and asks for at least as much in every field."""
+    """True when `custom` is not older than `default` and requires at least as much in every field."""
     return custom.version >= default.version and not loosened(custom, default)
 
 
 def checked_policy(custom: Policy, default: Policy) -> Policy:
     """`custom`, if it may replace `default`; raises `RefusedError` (`policy_older`, `policy_loosened`)."""
     if custom.version < default.version:
-        raise refusal("policy_older", f"version {custom.version} of {default.version}")
+        raise refusal("policy_older", f"version {custom.version}, the built-in one is {default.version}")
     looser = loosened(custom, default)
     if looser:
         raise refusal("policy_loosened", ", ".join(looser))

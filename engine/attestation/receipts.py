@@ -1,8 +1,7 @@
-"""Receipts: signed statements that something happened. Each predicate is a struct whose fields say what it
-states.
+"""Receipts: signed statements that something happened. The fields of each predicate's struct are what it states.
 
-Who signs: the operator's key a delegation, the run's key a release, the attester's ephemeral key a
-zeroization, which the run's key countersigns after it has looked, and the end of its log; the run's key the whole run.
+Signers: the operator's key signs the delegation; the run's key the release and the whole run; the attester's ephemeral
+key the end of its log and the zeroization, which the runner checks and countersigns with the run's key.
 """
 
 from __future__ import annotations
@@ -69,10 +68,9 @@ class Delegation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class Release(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The package's keys were released to `cnf_public` (raw, hex) on one appraisal result, and on that one
-    only.
+    """The package's keys were released to `cnf_public` (raw, hex) on one appraisal result, and on that one only.
 
-    `ciphertext_sha256` names the bytes that are sent, and sent again after a reconnect. Heads are those of
+    `ciphertext_sha256` is the digest of the bytes that are sent, and sent again after a reconnect. Heads are those of
     the two logs when the release was decided.
     """
 
@@ -90,7 +88,9 @@ class Release(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Closing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The attester's last word: its log up to `pod_head`, behind `runner_head` of the runner's (None when untold)."""
+    """The end of the attester's log, at `pod_head`. `runner_head` is the last head of the runner's log that it
+    received, or None.
+    """
 
     run_id: str
     pod_head: str
@@ -145,8 +145,7 @@ def check_delegation(
     plan_digest: str,
     at: datetime | None = None,
 ) -> bytes:
-    """The run's raw public key, when the operator delegated to it for this run and plan and it is valid at
-    `at`.
+    """The run's raw public key, if the operator's delegation to it is for this run and plan and valid at `at`.
 
     Raises `RefusedError`: `envelope_*`, `statement_malformed`, `predicate_*`, `delegation_other_run`,
     `delegation_expired`.
@@ -169,7 +168,7 @@ def check_delegation(
 
 
 def release_receipt(body: Release, run_key: Ed25519PrivateKey) -> dict[str, Any]:
-    """The receipt that is signed and stored before the keys are sent."""
+    """The receipt of a release, signed and stored before the keys are sent."""
     subjects = {
         "evidence": body.evidence_sha256,
         "result": body.result_sha256,
@@ -194,7 +193,7 @@ def closing_receipt(body: Closing, attester: Ed25519PrivateKey) -> dict[str, Any
 
 
 def read_closing(envelope: object, attester_public: bytes, *, run_id: str) -> Closing:
-    """The closing of one run; raises `RefusedError` (`receipt_other_run` and as `read_predicate`)."""
+    """The closing receipt of one run; raises `RefusedError` (`receipt_other_run` and as `read_predicate`)."""
     body, subjects = read_predicate(envelope, attester_public, CLOSING, Closing)
     if body.run_id != run_id or subjects != {"pod-log": body.pod_head}:
         raise refusal("receipt_other_run")
@@ -249,7 +248,7 @@ def _run_subjects(body: RunReceipt) -> dict[str, str]:
 def read_run_receipt(
     envelope: object, publics: bytes | Sequence[bytes], *, run_id: str, row: Mapping[str, Any]
 ) -> RunReceipt:
-    """The receipt of this run over exactly this row.
+    """The receipt of this run that covers exactly this row.
 
     Raises `RefusedError`: `receipt_other_run` (another run or row), and as `read_predicate`.
     """

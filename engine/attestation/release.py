@@ -1,4 +1,4 @@
-"""The gate in front of the keys: one release per accepted result, receipted before it is sent."""
+"""Release of the keys: one per accepted result, with a signed receipt before it is sent."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from engine.wire import sha256_hex, utc_now
 
 
 class PreparedRelease(msgspec.Struct, frozen=True, kw_only=True):
-    """A release that is ready: store `receipt` and `ciphertext`, then send.
+    """A release that is ready to send: store `receipt` and `ciphertext` first.
 
-    Only these bytes are ever sent again.
+    After a reconnect exactly these bytes are sent again; no second release is made.
     """
 
     ciphertext: bytes
@@ -36,7 +36,7 @@ def prepare_release(
     pod_head: str,
     previous: Sequence[Release] = (),
 ) -> PreparedRelease:
-    """Encrypt `keys` to the attested key of an accepted result, and sign the receipt of it.
+    """Encrypt `keys` to the attested key of an accepted result, and sign the receipt of the release.
 
     `previous` are the releases of this run so far. Raises `RefusedError`: `release_before_result` (no
     accepted result), `release_other_result` (a result of another run), `release_repeated`, `cnf_invalid`.

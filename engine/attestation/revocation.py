@@ -1,7 +1,7 @@
-"""What is stated about operators' signing keys: one introduces the next (rotation), or is not to be trusted any more
+"""Statements about operators' signing keys: one introduces the next (rotation), or is no longer to be trusted
 (revocation). In-toto statements in DSSE envelopes, like receipts.
 
-A file of such statements is canonical JSON lines, one envelope a line; so that a file with one statement is a bare
+A file of such statements is canonical JSON lines, one envelope per line, so a file with one statement is a bare
 envelope.
 """
 
@@ -20,7 +20,7 @@ from engine.attestation.dsse import peek_payload
 from engine.attestation.reasons import refusal
 from engine.attestation.statements import read_predicate, sign, statement
 from engine.errors import RefusedError, UsageError, WireError
-from engine.sealing.key_generations import is_moment
+from engine.sealing.key_generations import is_utc_text
 from engine.sealing.manifest import is_digest
 from engine.sealing.pem import key_id
 from engine.wire import canonical, parse, utc_text
@@ -37,7 +37,7 @@ KINDS: Final[tuple[Kind, ...]] = ("compromised", "superseded", "lost")
 class Rotation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """From `rotated` (UTC) on `new_public` signs for the operator in place of `old_public` (raw, hex).
 
-    Signed by both: the old key introduces, the new one shows that it is there.
+    Signed by both: the old key introduces the new one, which proves that its private half exists.
     """
 
     old_public: str
@@ -45,15 +45,16 @@ class Rotation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     rotated: str
 
     @property
-    def moment(self) -> datetime:
+    def rotated_at(self) -> datetime:
         """`rotated` as a time."""
         return datetime.fromisoformat(self.rotated)
 
 
 class Revocation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """From `revoked` (UTC) on nothing that `public` (raw, hex) signs counts; `compromised`: nothing ever did.
+    """Nothing that `public` (raw, hex) signs from `revoked` (UTC) on is accepted; if `compromised`, nothing at any
+    time.
 
-    `signer` (raw, hex) made the statement: the key itself, or a successor of it. `text` is the operator's own words.
+    `signer` (raw, hex) made the statement: the key itself, or a successor of it. `text` is the operator's comment.
     """
 
     public: str
@@ -68,24 +69,24 @@ class Revocation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         return key_id(bytes.fromhex(self.public))
 
     @property
-    def moment(self) -> datetime:
+    def revoked_at(self) -> datetime:
         """`revoked` as a time."""
         return datetime.fromisoformat(self.revoked)
 
 
 @dataclass(frozen=True)
 class Statements:
-    """Rotations and revocations whose signatures hold; whether a signer had any right to them is not said here."""
+    """Rotations and revocations whose signatures verify; whether their signers were entitled to them is not checked."""
 
     rotations: tuple[Rotation, ...] = ()
     revocations: tuple[Revocation, ...] = ()
 
     def __add__(self, other: Statements) -> Statements:
-        """Both."""
+        """The statements of both."""
         return Statements(self.rotations + other.rotations, self.revocations + other.revocations)
 
 
-def _sayable(text: str) -> bool:
+def _is_printable_line(text: str) -> bool:
     return len(text) <= MAX_TEXT and text.isprintable()
 
 
@@ -102,12 +103,12 @@ def revocation_statement(
 ) -> dict[str, Any]:
     """The envelope that revokes `public` from `at` on.
 
-    Raises `UsageError` (`revocation_text`) where `text` has more than 200 characters or some that do not print.
+    Raises `UsageError` (`revocation_text`) if `text` has more than 200 characters or unprintable ones.
     """
-    if not _sayable(text):
+    if not _is_printable_line(text):
         raise UsageError(
-            f"The words of a revocation are one line of at most {MAX_TEXT} printable characters.",
-            "Say it in fewer words.",
+            f"The text of a revocation must be one line of at most {MAX_TEXT} printable characters.",
+            "Shorten the text, and write it on one line.",
             code="revocation_text",
         )
     body = Revocation(
@@ -120,8 +121,8 @@ def revocation_statement(
     return sign(statement(REVOCATION, {"key": key_id(public)}, msgspec.to_builtins(body)), signer)
 
 
-def _claimed(envelope: object, *names: str) -> tuple[bytes, ...]:
-    """Whose keys an envelope says have signed it, for its signatures to be held against."""
+def _claimed_keys(envelope: object, *names: str) -> tuple[bytes, ...]:
+    """The keys in the predicate's fields `names`, by which the envelope claims to be signed; not verified."""
     body = peek_payload(envelope).get("predicate")
     claimed = [body.get(name) for name in names] if isinstance(body, dict) else []
     if not claimed or not all(isinstance(public, str) and is_digest(public) for public in claimed):
@@ -132,24 +133,24 @@ def _claimed(envelope: object, *names: str) -> tuple[bytes, ...]:
 def read_rotation(envelope: object) -> Rotation:
     """A rotation that both its keys have signed; raises `RefusedError` (`rotation_invalid`)."""
     try:
-        old, new = _claimed(envelope, "old_public", "new_public")
+        old, new = _claimed_keys(envelope, "old_public", "new_public")
         body, subjects = read_predicate(envelope, (old, new), ROTATION, Rotation)
     except RefusedError as error:
         raise refusal("rotation_invalid", error.code) from error
-    if subjects != {"old-key": key_id(old), "new-key": key_id(new)} or not is_moment(body.rotated):
+    if subjects != {"old-key": key_id(old), "new-key": key_id(new)} or not is_utc_text(body.rotated):
         raise refusal("rotation_invalid", "predicate_malformed")
     return body
 
 
 def read_revocation(envelope: object) -> Revocation:
-    """A revocation that the key which it names has signed; raises `RefusedError` (`revocation_invalid`)."""
+    """A revocation signed by the key that it names as `signer`; raises `RefusedError` (`revocation_invalid`)."""
     try:
-        (signer,) = _claimed(envelope, "signer")
+        (signer,) = _claimed_keys(envelope, "signer")
         body, subjects = read_predicate(envelope, signer, REVOCATION, Revocation)
     except RefusedError as error:
         raise refusal("revocation_invalid", error.code) from error
-    sound = is_digest(body.public) and subjects == {"key": body.key_id}
-    if not sound or not is_moment(body.revoked) or not _sayable(body.text):
+    names_key = is_digest(body.public) and subjects == {"key": body.key_id}
+    if not names_key or not is_utc_text(body.revoked) or not _is_printable_line(body.text):
         raise refusal("revocation_invalid", "predicate_malformed")
     return body
 
@@ -170,12 +171,12 @@ def read_statements(envelopes: Iterable[object]) -> Statements:
 
 
 def statements_to_bytes(envelopes: Iterable[dict[str, Any]]) -> bytes:
-    """A file of statements, one canonical envelope a line."""
+    """A file of statements, one canonical envelope per line."""
     return b"".join(canonical(envelope) + b"\n" for envelope in envelopes)
 
 
 def read_revocations(paths: Sequence[Path]) -> Statements:
-    """What the files given by hand state: revocations, and the rotations that link their signers to the revoked keys.
+    """The statements in files that the user names: revocations, and the rotations from revoked keys to their signers.
 
     Raises `RefusedError` (`revocation_invalid`, `rotation_invalid`) and `UsageError` (`revocation_unreadable`).
     """
@@ -195,5 +196,5 @@ def read_revocations(paths: Sequence[Path]) -> Statements:
         try:
             envelopes += [parse(line) for line in data.splitlines() if line.strip()]
         except WireError as error:
-            raise refusal("revocation_invalid", f"{path.name} does not hold envelopes, one a line") from error
+            raise refusal("revocation_invalid", f"{path.name} does not hold one envelope per line") from error
     return read_statements(envelopes)

@@ -1,6 +1,6 @@
-"""Changing the operator's keys so that others can follow: rotation and revocation.
+"""Changing the operator's keys so that others can follow the change: rotation and revocation.
 
-Both change the key folder whole or not at all, and leave a signed statement in it.
+Both change the key folder atomically, and leave a signed statement in it.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from engine.wire import utc_text
 
 
 @dataclass(frozen=True)
-class Changed:
-    """What a change came to.
+class KeyChange:
+    """The result of a rotation or revocation.
 
-    `keys` are those in use now; `publish` are the envelopes that a stranger needs to follow, the new one first;
-    `rotated` tells whether there is a new signing key.
+    `keys` are those in use now; `publish` are the envelopes that others need to follow the change, the new one first;
+    `rotated` is True if there is a new signing key.
     """
 
     keys: OperatorKeys
@@ -37,18 +37,18 @@ class Changed:
 
 
 def _new_signing(keys: OperatorKeys, at: datetime) -> tuple[OperatorKeys, dict[str, Any]]:
-    """The keys with a new signing key, introduced by the old one, of which the public half stays."""
+    """The keys with a new signing key that the old one introduces; of the old one only the public half is kept."""
     private = Ed25519PrivateKey.generate()
-    introduced = rotation_statement(keys.signing, private, at=at)
+    introduction = rotation_statement(keys.signing, private, at=at)
     past = PastKey(public=keys.ring.signing, made=keys.ring.signing_made, retired=utc_text(at))
     ring = msgspec.structs.replace(
         keys.ring,
         signing=private.public_key().public_bytes_raw().hex(),
         signing_made=utc_text(at),
         past_signing=(past, *keys.ring.past_signing),
-        statements=(*keys.ring.statements, introduced),
+        statements=(*keys.ring.statements, introduction),
     )
-    return replace(keys, signing=private, ring=ring), introduced
+    return replace(keys, signing=private, ring=ring), introduction
 
 
 def _new_recipient(keys: OperatorKeys, at: datetime) -> OperatorKeys:
@@ -72,25 +72,25 @@ def rotate_keys(
     signing: bool = True,
     recipient: bool = True,
     now: datetime | None = None,
-) -> Changed:
+) -> KeyChange:
     """New keys in `folder`, under the same passphrase unless there is a new one.
 
-    The private half of the old signing key is destroyed; runs that it has delegated to go on. Raises `SealingError`
+    The private half of the old signing key is destroyed; runs under its delegations continue. Raises `SealingError`
     as `OperatorKeys.load` does, `passphrase_invalid`, `key_ring_full`.
     """
     at = now or datetime.now(UTC)
-    introduced: list[dict[str, Any]] = []
+    publish: list[dict[str, Any]] = []
 
-    def changed(keys: OperatorKeys) -> OperatorKeys:
+    def rotate(keys: OperatorKeys) -> OperatorKeys:
         if recipient:
             keys = _new_recipient(keys, at)
         if signing:
-            keys, made = _new_signing(keys, at)
-            introduced.append(made)
+            keys, introduction = _new_signing(keys, at)
+            publish.append(introduction)
         return keys
 
-    keys = change(folder, passphrase, changed, new_passphrase=new_passphrase)
-    return Changed(keys, tuple(introduced), rotated=signing)
+    keys = change(folder, passphrase, rotate, new_passphrase=new_passphrase)
+    return KeyChange(keys, tuple(publish), rotated=signing)
 
 
 def revoke_key(
@@ -101,34 +101,34 @@ def revoke_key(
     reason: Kind,
     text: str = "",
     now: datetime | None = None,
-) -> Changed:
-    """Revoke the signing key whose id is `target` (SHA-256 in hex; None is the present one).
+) -> KeyChange:
+    """Revoke the signing key whose id is `target` (SHA-256 in hex; None is the current one).
 
-    The present key revokes itself and gives way to a new one in the same step; a former key, whose private half is
-    gone, is revoked by the present one. Raises as `rotate_keys`, and `UsageError`: `key_unknown`, `key_revoked`
-    (already, as hard), `revocation_text`.
+    The current key revokes itself and is replaced by a new one in the same step; a former key, whose private half no
+    longer exists, is revoked by the current one. Raises as `rotate_keys`, and `UsageError`: `key_unknown`,
+    `key_revoked` (already, for a reason at least as severe), `revocation_text`.
     """
     at = now or datetime.now(UTC)
     publish: list[dict[str, Any]] = []
     rotated = False
 
-    def changed(keys: OperatorKeys) -> OperatorKeys:
+    def revoke(keys: OperatorKeys) -> OperatorKeys:
         nonlocal rotated
         public = _target(folder, keys, target, reason)
-        made = revocation_statement(public, keys.signing, reason=reason, text=text, at=at)
-        publish.append(made)
+        revocation = revocation_statement(public, keys.signing, reason=reason, text=text, at=at)
+        publish.append(revocation)
         if public == keys.signing_public:
-            keys, introduced = _new_signing(keys, at)
+            keys, introduction = _new_signing(keys, at)
             rotated = True
-            if reason != "compromised":  # a compromised key introduces nobody
-                publish.append(introduced)
+            if reason != "compromised":  # an introduction by a compromised key is not trusted
+                publish.append(introduction)
         else:
             publish.extend(_links(keys.ring.statements, public))
-        ring = msgspec.structs.replace(keys.ring, statements=(*keys.ring.statements, made))
+        ring = msgspec.structs.replace(keys.ring, statements=(*keys.ring.statements, revocation))
         return replace(keys, ring=ring)
 
-    keys = change(folder, passphrase, changed)
-    return Changed(keys, tuple(publish), rotated=rotated)
+    keys = change(folder, passphrase, revoke)
+    return KeyChange(keys, tuple(publish), rotated=rotated)
 
 
 def _target(folder: Path, keys: OperatorKeys, target: str | None, reason: Kind) -> bytes:
@@ -136,21 +136,21 @@ def _target(folder: Path, keys: OperatorKeys, target: str | None, reason: Kind) 
     name = keys.key_id if target is None else target
     if name in {key_id(bytes.fromhex(public)) for public in keys.ring.recipient_keys}:
         raise UsageError(
-            "This is a recipient key: it signs nothing, so nothing of it can be revoked.",
-            "Replace it by `glasshouse key rotate --recipient`.",
+            "This is a recipient key. It signs nothing, so it cannot be revoked.",
+            "Replace it with `glasshouse key rotate --recipient`.",
             code="key_unknown",
         )
     known = TrustedKeys.from_home(folder).keys.get(name)
     if known is None or known.public is None:
         raise UsageError(
             "No signing key of this home has this fingerprint.",
-            "`glasshouse key show` lists them.",
+            "Run `glasshouse key show` to list this home's keys.",
             code="key_unknown",
         )
     if known.revocation is not None and reason in (known.revocation, "superseded", "lost"):
         raise UsageError(
-            f"The key {fingerprint(known.public)} is revoked already: {known.revocation}.",
-            "Only `compromised` says more than another reason.",
+            f"The key {fingerprint(known.public)} is already revoked: {known.revocation}.",
+            "Revoke it again only as `compromised`, the one reason that is more severe than the others.",
             code="key_revoked",
         )
     return known.public
@@ -158,11 +158,11 @@ def _target(folder: Path, keys: OperatorKeys, target: str | None, reason: Kind) 
 
 def _links(statements: tuple[dict[str, Any], ...], public: bytes) -> list[dict[str, Any]]:
     """The rotations that lead from a key to its successors."""
-    read = [(made, read_statements([made])) for made in statements]
-    reached = successors(key_id(public), sum((found for _, found in read), start=read_statements([])))
+    parsed = [(envelope, read_statements([envelope])) for envelope in statements]
+    reached = successors(key_id(public), sum((content for _, content in parsed), start=read_statements([])))
     return [
-        made
-        for made, found in read
-        for rotation in found.rotations
+        envelope
+        for envelope, content in parsed
+        for rotation in content.rotations
         if key_id(bytes.fromhex(rotation.old_public)) in reached
     ]

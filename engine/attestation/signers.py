@@ -1,9 +1,9 @@
-"""Whose rows count: the operators' signing keys that somebody trusts, what became of them, and the judgement of one
-signature.
+"""Which signers are accepted: the operators' signing keys that a verifier trusts, their rotations and revocations, and
+the decision about one signature.
 
 Nothing here needs a passphrase, a private key, a database or a network.
 
-A verifier does this:
+A verifier calls:
 
     trusted = TrustedKeys.from_home(home / "keys") | TrustedKeys.given(trusted_key(text) for text in trust_options)
     revocations = read_revocations(revocation_files)
@@ -11,13 +11,15 @@ A verifier does this:
 
 The rules:
 
-- A key counts when it is trusted, or when a trusted key introduced it by rotations: it and no other key, while it was
-  in use. A key that introduced two leads to neither: one of them may be a thief's.
-- A retired key counts for delegations issued until it was retired (and a minute longer: a run may have been starting).
-- `compromised`: nothing that the key signed counts, whatever date it bears, for a thief chooses the date; nor does any
-  key that it introduced, unless that one is trusted for itself.
-- `superseded`, `lost`: delegations issued before the revocation still count, and rotations up to it still lead on.
-- A key may be revoked by itself, by a successor, or by any key of the same home. Of two revocations the harder counts.
+- A key is accepted if it is trusted itself, or if a trusted key introduced it by a rotation while in use and introduced
+  no other key. If a key introduced two, neither is accepted through it: one of them may be a thief's.
+- A retired key is accepted for delegations issued until it was retired, and one minute longer, because a run may have
+  been starting.
+- `compromised`: nothing that the key signed is accepted, whatever its date, because a thief chooses the date. Nor is a
+  key that it introduced, unless that key is trusted itself.
+- `superseded`, `lost`: delegations issued before the revocation and rotations up to it are still accepted.
+- A key may be revoked by itself, by a successor, or by any key of the same home. Of two revocations the more severe one
+  applies.
 """
 
 from __future__ import annotations
@@ -61,9 +63,9 @@ State = Literal["current", "retired", "revoked"]
 
 @dataclass(frozen=True)
 class TrustedKey:
-    """A signing key and what is known about it. `public` is raw, None where only a fingerprint was given.
+    """A signing key and what is known about it. `public` is raw, None if only a fingerprint was given.
 
-    Times are UTC: it signs from `valid_from` until `valid_until`; None means that nothing is known against it.
+    Times are UTC: it signs from `valid_from` until `valid_until`; None means without a known limit.
     """
 
     key_id: str
@@ -77,14 +79,14 @@ class TrustedKey:
 
     @property
     def state(self) -> State:
-        """`revoked` before `retired` before `current`."""
+        """`revoked` takes precedence over `retired`, and `retired` over `current`."""
         if self.revocation is not None:
             return "revoked"
         return "current" if self.valid_until is None else "retired"
 
     @property
     def fingerprint(self) -> str:
-        """The key's name for people."""
+        """The key's id as users see it."""
         return f"SHA256:{self.key_id}"
 
     def _merged(self, other: TrustedKey) -> TrustedKey:
@@ -97,18 +99,18 @@ class TrustedKey:
             home=self.home or other.home,
         )
 
-    def _judged(self, revocation: Revocation) -> TrustedKey:
-        """With a revocation; of two the harder one stays."""
+    def _with_revocation(self, revocation: Revocation) -> TrustedKey:
+        """The key with a revocation; of two the more severe one is kept, then the earlier one."""
         if self.revocation is not None and self.revoked_at is not None:
-            hard, new_is_hard = self.revocation == "compromised", revocation.reason == "compromised"
-            if hard > new_is_hard or (hard == new_is_hard and self.revoked_at <= revocation.moment):
+            severe, new_is_severe = self.revocation == "compromised", revocation.reason == "compromised"
+            if severe > new_is_severe or (severe == new_is_severe and self.revoked_at <= revocation.revoked_at):
                 return self
         return replace(
-            self, revoked_at=revocation.moment, revocation=revocation.reason, revocation_text=revocation.text
+            self, revoked_at=revocation.revoked_at, revocation=revocation.reason, revocation_text=revocation.text
         )
 
 
-def _of_home(public: str, made: str, retired: str | None) -> TrustedKey:
+def _home_key(public: str, made: str, retired: str | None) -> TrustedKey:
     raw = bytes.fromhex(public)
     return TrustedKey(
         key_id(raw),
@@ -121,50 +123,50 @@ def _of_home(public: str, made: str, retired: str | None) -> TrustedKey:
 
 @dataclass(frozen=True)
 class TrustedKeys:
-    """The keys that somebody trusts, by key id, and the statements known beside them."""
+    """The keys that a verifier trusts, by key id, and the known statements about them."""
 
     keys: dict[str, TrustedKey]
     statements: Statements = NOTHING
 
     @classmethod
     def from_home(cls, folder: Path) -> TrustedKeys:
-        """The signing keys, present and past, of a key folder (`home / "keys"`); none where there is no folder.
+        """The signing keys, current and past, of a key folder (`home / "keys"`); none if there is no folder.
 
         Raises `SealingError` (`key_invalid`, `key_permissions`, `key_folder_unusable`) and `RefusedError`
-        (`rotation_invalid`, `revocation_invalid`) where the folder's files are damaged.
+        (`rotation_invalid`, `revocation_invalid`) if the folder's files are damaged.
         """
         ring = read_ring(folder)
         if ring is None:
             return cls({})
-        keys = [_of_home(ring.signing, ring.signing_made, None)]
-        keys += [_of_home(past.public, past.made, past.retired) for past in ring.past_signing]
-        return _revoked(cls({key.key_id: key for key in keys}, read_statements(ring.statements)))
+        keys = [_home_key(ring.signing, ring.signing_made, None)]
+        keys += [_home_key(past.public, past.made, past.retired) for past in ring.past_signing]
+        return _apply_revocations(cls({key.key_id: key for key in keys}, read_statements(ring.statements)))
 
     @classmethod
     def given(cls, keys: Iterable[TrustedKey]) -> TrustedKeys:
-        """Keys as `trusted_key` reads them."""
+        """The trust in single keys, as `trusted_key` parses them."""
         return cls({}) | cls({key.key_id: key for key in keys})
 
     def __or__(self, other: TrustedKeys) -> TrustedKeys:
-        """The keys of both, each with what either knows about it."""
+        """The keys of both, each with what is known about it in either."""
         merged = dict(self.keys)
         for name, key in other.keys.items():
             merged[name] = merged[name]._merged(key) if name in merged else key
-        return _revoked(TrustedKeys(merged, self.statements + other.statements))
+        return _apply_revocations(TrustedKeys(merged, self.statements + other.statements))
 
     def find(self, public: bytes) -> TrustedKey | None:
-        """The key, when it is among them."""
+        """The key, if it is trusted."""
         return self.keys.get(key_id(public))
 
 
 def trust_line(public: bytes) -> str:
-    """A signing key as one line, in the form that `trusted_key` takes."""
+    """A signing key as one line, in the form that `trusted_key` parses."""
     return f"ed25519:{public.hex()}"
 
 
-def _distrust(text: str, why: str) -> UsageError:
+def _not_a_key(text: str, why: str) -> UsageError:
     return UsageError(
-        f"{text} is not a key to trust: {why}.",
+        f"{text} cannot be used as a trusted key: {why}.",
         "Give a fingerprint (SHA256:...), a PEM file of an Ed25519 public key, or what `glasshouse key show --public` "
         "prints.",
         code="trust_invalid",
@@ -172,17 +174,17 @@ def _distrust(text: str, why: str) -> UsageError:
 
 
 def _from_text(text: str) -> TrustedKey | None:
-    if found := _FINGERPRINT.fullmatch(text):
-        return TrustedKey(found[1])
-    if found := _PUBLIC.fullmatch(text):
-        public = bytes.fromhex(found[1])
+    if match := _FINGERPRINT.fullmatch(text):
+        return TrustedKey(match[1])
+    if match := _PUBLIC.fullmatch(text):
+        public = bytes.fromhex(match[1])
         return TrustedKey(key_id(public), public)
     return None
 
 
 def trusted_key(text_or_path: str | Path) -> TrustedKey:
-    """What a person gives as a key to trust: a fingerprint with or without `SHA256:` (64 hex digits), the line that
-    `key show --public` prints, or a file with either or with an Ed25519 public key in PEM.
+    """A key that the user trusts: given as a fingerprint with or without `SHA256:` (64 hex digits), as the line that
+    `key show --public` prints, or as a file with either of them or with an Ed25519 public key in PEM.
 
     Raises `UsageError` (`trust_invalid`).
     """
@@ -192,13 +194,13 @@ def trusted_key(text_or_path: str | Path) -> TrustedKey:
     shown = str(path) if str(path).isprintable() and len(str(path)) <= 200 else "This"
     try:
         if not path.is_file():
-            raise _distrust(shown, "it has no form that is known, and is no file")
+            raise _not_a_key(shown, "it is neither a key in a known form nor an existing file")
         with path.open("rb") as file:
             data = file.read(_MAX_FILE_BYTES + 1)
     except (OSError, ValueError) as error:
-        raise _distrust(shown, "it cannot be read") from error
+        raise _not_a_key(shown, "it cannot be read") from error
     if b"PRIVATE KEY" in data:
-        raise _distrust(shown, "it holds a private key, which is nobody else's to see")
+        raise _not_a_key(shown, "it holds a private key, which only its owner should have")
     if b"-----BEGIN" in data:
         return _from_pem(data, shown)
     try:
@@ -206,7 +208,7 @@ def trusted_key(text_or_path: str | Path) -> TrustedKey:
     except UnicodeDecodeError:
         key = None
     if key is None:
-        raise _distrust(shown, "it holds neither a fingerprint nor a public key")
+        raise _not_a_key(shown, "it holds neither a fingerprint nor a public key")
     return key
 
 
@@ -214,24 +216,24 @@ def _from_pem(data: bytes, shown: str) -> TrustedKey:
     try:
         key = load_pem_public_key(data)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise _distrust(shown, "its PEM does not hold a public key") from error
+        raise _not_a_key(shown, "its PEM does not hold a public key") from error
     if not isinstance(key, Ed25519PublicKey):
-        raise _distrust(shown, "its key is not an Ed25519 key; only those sign rows")
+        raise _not_a_key(shown, "its key is not an Ed25519 key, and only those sign rows")
     public = key.public_bytes_raw()
     return TrustedKey(key_id(public), public)
 
 
 def successors(key: str, statements: Statements) -> frozenset[str]:
-    """Ids of the keys that `key` introduced, and those in turn."""
-    found, open_ends = {key}, [key]
-    while open_ends:
-        public_id = open_ends.pop()
+    """Ids of `key` itself, of the keys that it introduced, of those that they introduced, and so on."""
+    reached, pending = {key}, [key]
+    while pending:
+        public_id = pending.pop()
         for rotation in statements.rotations:
             new = key_id(bytes.fromhex(rotation.new_public))
-            if key_id(bytes.fromhex(rotation.old_public)) == public_id and new not in found:
-                found.add(new)
-                open_ends.append(new)
-    return frozenset(found)
+            if key_id(bytes.fromhex(rotation.old_public)) == public_id and new not in reached:
+                reached.add(new)
+                pending.append(new)
+    return frozenset(reached)
 
 
 def _may_revoke(trusted: TrustedKeys, revocation: Revocation) -> bool:
@@ -241,50 +243,51 @@ def _may_revoke(trusted: TrustedKeys, revocation: Revocation) -> bool:
     return signer in successors(revocation.key_id, trusted.statements)
 
 
-def _revoked(trusted: TrustedKeys) -> TrustedKeys:
-    """With every revocation entered that its signer had a right to."""
+def _apply_revocations(trusted: TrustedKeys) -> TrustedKeys:
+    """The keys with every revocation applied whose signer was entitled to it."""
     keys = dict(trusted.keys)
     for revocation in trusted.statements.revocations:
         if revocation.key_id in keys and _may_revoke(trusted, revocation):
-            keys[revocation.key_id] = keys[revocation.key_id]._judged(revocation)
+            keys[revocation.key_id] = keys[revocation.key_id]._with_revocation(revocation)
     return TrustedKeys(keys, trusted.statements)
 
 
-def _leads_on(key: TrustedKey, moment: datetime) -> bool:
+def _may_introduce(key: TrustedKey, at: datetime) -> bool:
     if key.revocation == "compromised":
         return False
-    in_use = key.valid_until is None or moment <= key.valid_until + GRACE
-    return in_use and (key.revoked_at is None or moment <= key.revoked_at)
+    in_use = key.valid_until is None or at <= key.valid_until + GRACE
+    return in_use and (key.revoked_at is None or at <= key.revoked_at)
 
 
 def follow_rotations(trusted: TrustedKeys, statements: Statements = NOTHING) -> TrustedKeys:
-    """The trusted keys with those that they introduced, and with every revocation known entered.
+    """The trusted keys and the keys that they introduced, with all known revocations applied.
 
-    A key that introduced another is retired from then on. Whoever stole a retired key can still sign with it, so one
-    that introduced two keys leads to neither, and this home's own keys lead to none but its own.
+    A key that introduced another is retired from then on. Somebody who stole a retired key can still sign with it:
+    therefore, if a key introduced two others, neither is trusted through it, and keys of this home introduce no key
+    from outside it.
     """
     known = trusted | TrustedKeys({}, statements)
     pairs = {(rotation.old_public, rotation.new_public) for rotation in known.statements.rotations}
     forked = {old for old, count in Counter(old for old, _ in pairs).items() if count > 1}
-    grown = True
-    while grown:
-        grown = False
+    has_grown = True
+    while has_grown:
+        has_grown = False
         for rotation in known.statements.rotations:
             old, new = bytes.fromhex(rotation.old_public), bytes.fromhex(rotation.new_public)
             introducer = known.find(old)
-            if introducer is None or not _leads_on(introducer, rotation.moment):
+            if introducer is None or not _may_introduce(introducer, rotation.rotated_at):
                 continue
             if introducer.home or rotation.old_public in forked:
                 continue
-            learned = TrustedKeys(
+            introduced = TrustedKeys(
                 {
-                    introducer.key_id: TrustedKey(introducer.key_id, old, valid_until=rotation.moment),
-                    key_id(new): TrustedKey(key_id(new), new, valid_from=rotation.moment),
+                    introducer.key_id: TrustedKey(introducer.key_id, old, valid_until=rotation.rotated_at),
+                    key_id(new): TrustedKey(key_id(new), new, valid_from=rotation.rotated_at),
                 }
             )
-            joined = known | learned
-            grown = grown or joined.keys != known.keys
-            known = joined
+            merged = known | introduced
+            has_grown = has_grown or merged.keys != known.keys
+            known = merged
     return known
 
 
@@ -295,18 +298,18 @@ def judge_signer(
     trusted: TrustedKeys,
     revocations: Statements = NOTHING,
 ) -> TrustedKey:
-    """The trusted key that `public` (raw) is, when what it signed at `issued` counts.
+    """The trusted key for `public` (raw), if what it signed at `issued` is accepted.
 
-    `issued` is when its delegation to the run's key says that it was issued, with a time zone. `revocations` are those
-    given by hand; those of `trusted` count too. Raises `RefusedError`: `signer_unknown`, `signer_revoked`;
-    `revocation_invalid` where a revocation of this very key was signed by somebody without the right to.
+    `issued` is the time that its delegation to the run's key states, with a time zone. `revocations` are those that the
+    user gave; those of `trusted` apply too. Raises `RefusedError`: `signer_unknown`, `signer_revoked`;
+    `revocation_invalid` if a revocation of this key was signed by a key that is not entitled to it.
     """
     if issued.tzinfo is None:
         raise refusal("predicate_malformed")
     known = follow_rotations(trusted, revocations)
     for revocation in known.statements.revocations:
         if revocation.public == public.hex() and not _may_revoke(known, revocation):
-            raise refusal("revocation_invalid", "its signer is no successor of the key")
+            raise refusal("revocation_invalid", "its signer is not a successor of the key")
     key = known.find(public)
     if key is None:
         raise refusal("signer_unknown", fingerprint(public))

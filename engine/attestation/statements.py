@@ -1,4 +1,4 @@
-"""In-toto Statements v1 in DSSE envelopes: what a receipt is made of."""
+"""In-toto Statements v1 in DSSE envelopes: the format of receipts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Subject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Statement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
-    """An in-toto Statement v1. `subjects` maps names to SHA-256 in hex when read by `Statement.named`."""
+    """An in-toto Statement v1. `named` maps the subjects' names to SHA-256 in hex."""
 
     type: str = msgspec.field(default=STATEMENT_TYPE, name="_type")
     subject: tuple[_Subject, ...]
@@ -41,7 +41,7 @@ class Statement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     @property
     def named(self) -> dict[str, str]:
-        """Subjects by name."""
+        """The subjects' digests by name."""
         return {subject.name: subject.digest.sha256 for subject in self.subject}
 
 
@@ -55,13 +55,13 @@ def statement(predicate_type: str, subjects: Mapping[str, str], predicate: Mappi
     }
 
 
-def sign(made: Mapping[str, Any], *privates: Ed25519PrivateKey) -> dict[str, Any]:
+def sign(content: Mapping[str, Any], *privates: Ed25519PrivateKey) -> dict[str, Any]:
     """The envelope of a statement, signed by every key given."""
-    return seal_envelope(canonical(dict(made)), PAYLOAD_TYPE, *privates)
+    return seal_envelope(canonical(dict(content)), PAYLOAD_TYPE, *privates)
 
 
-def stated(envelope: Mapping[str, Any]) -> Any:
-    """What an envelope holds, its signatures unchecked; raises `RefusedError` (`envelope_malformed`)."""
+def unverified_payload(envelope: Mapping[str, Any]) -> Any:
+    """The JSON in an envelope, its signatures unchecked; raises `RefusedError` (`envelope_malformed`)."""
     try:
         return parse(base64.b64decode(str(envelope["payload"]), validate=True))
     except (KeyError, ValueError, WireError) as error:
@@ -77,7 +77,7 @@ def open_statement(envelope: object, publics: bytes | Sequence[bytes], predicate
     payload = open_envelope(envelope, PAYLOAD_TYPE, keys)
     try:
         opened = msgspec.convert(parse(payload), Statement, strict=True)
-    except (WireError, ValueError) as error:  # what msgspec raises, for a lone surrogate too
+    except (WireError, ValueError) as error:  # msgspec raises ValueError, also for a lone surrogate
         raise refusal("statement_malformed") from error
     subjects = opened.subject
     named = len(subjects) <= MAX_SUBJECTS and len(opened.named) == len(subjects)
@@ -96,8 +96,9 @@ def verify(envelope: object, public: bytes | Sequence[bytes], predicate_type: st
 def read_predicate(
     envelope: object, public: bytes | Sequence[bytes], predicate_type: str, kind: type[PredicateT]
 ) -> tuple[PredicateT, dict[str, str]]:
-    """The predicate as `kind`, and the subjects by name; raises `RefusedError` as above,
-    `predicate_malformed`.
+    """The predicate as `kind`, and the subjects by name.
+
+    Raises `RefusedError` as `open_statement` does, and `predicate_malformed`.
     """
     opened = open_statement(envelope, public, predicate_type)
     try:

@@ -1,7 +1,7 @@
-"""The Verifier: appraises evidence against a policy and reference values, and says every rule that failed.
+"""The Verifier: appraises evidence against a policy and reference values, and lists every rule that failed.
 
-The result is shaped as an EAR. Evidence of the software tier is at best `warning`: nothing below it vouches
-for it.
+The result has the form of an EAT Attestation Result (EAR). Evidence of the software tier is at best `warning`, because
+no hardware vouches for it.
 """
 
 from __future__ import annotations
@@ -29,25 +29,23 @@ _TOKEN: Final = "token"  # noqa: S105  # the name of a check
 Status = Literal["none", "affirming", "warning", "contraindicated"]
 _TRUST_VALUES: Final = {"none": 0, "affirming": 2, "warning": 32, "contraindicated": 96}
 
-# Which checks speak for which entry of the trustworthiness vector.
+# The checks that decide each entry of the trustworthiness vector.
+_IDENTITY: Final = ("freshness", "time", "run", "allocation", "host_key", "gpu", "runner_log", "nonce_object")
 _VECTOR: Final[dict[str, tuple[str, ...]]] = {
-    "instance-identity": (
-        _TOKEN, "freshness", "time", "run", "allocation", "host_key", "gpu", "runner_log", "nonce_object",
-    ),
+    "instance-identity": (_TOKEN, *_IDENTITY),
     "configuration": ("policy", "plan", "challenge", "debug", "enforcement", "profile"),
     "executables": ("bundle", "lock"),
     "file-system": ("environment",),
     "hardware": ("tier",),
     "storage-opaque": ("package",),
-}  # fmt: skip
+}
 
 
 class Expectations(msgspec.Struct, frozen=True, kw_only=True):
     """The reference values of one run. Digests are SHA-256 in hex, keys raw.
 
-    `attester_public` is the key of `launch.accepted`; `ssh_host_key` the digest of the pinned one. `cnf` is
-    compared when the allocation announced it beside the evidence. `nonce` is only for stored evidence, where
-    no ledger is.
+    `attester_public` is the key of `launch.accepted`; `ssh_host_key` the digest of the pinned one. `cnf` is compared if
+    the allocation announced it separately from the evidence. `nonce` is only for stored evidence, which has no ledger.
     """
 
     run_id: str
@@ -65,7 +63,7 @@ class Expectations(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Appraisal(msgspec.Struct, frozen=True, kw_only=True):
-    """One rule. `code` is a key of `REASONS` when it failed, else empty; `hint` says what to do."""
+    """One rule's outcome. `code` is a key of `REASONS` if it failed, else empty; `hint` says what to do."""
 
     name: str
     status: Literal["passed", "failed"]
@@ -75,9 +73,9 @@ class Appraisal(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AttestationResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What the Verifier found. `result_id` names this result for the one release that it may carry.
+    """The Verifier's result. `result_id` identifies it for the one release that may be made on it.
 
-    `cnf` (hex) is the attested key, only when the evidence was accepted. Times are UTC.
+    `cnf` (hex) is the attested key, present only if the evidence was accepted. Times are UTC.
     """
 
     result_id: str
@@ -126,9 +124,9 @@ def result_digest(result: AttestationResult) -> str:
 
 
 class _Case:
-    """One appraisal: claims against expectations.
+    """One appraisal: claims compared with expectations.
 
-    Each rule returns a reason code and what was seen, or None.
+    Each rule returns None if it passed, else a reason code and a detail.
     """
 
     def __init__(self, claims: Claims, expected: Expectations, policy: Policy, now: float) -> None:
@@ -139,14 +137,14 @@ class _Case:
 
     def rules(self) -> dict[str, Callable[[], tuple[str, str] | None]]:
         claims, expected = self.claims, self.expected
-        seen, wanted = claims.measurements, expected.measurements
+        measured, reference = claims.measurements, expected.measurements
         return {
             "run": lambda: _equal("run_mismatch", claims.run_id, expected.run_id),
             "profile": lambda: _equal("profile_unknown", claims.eat_profile, PROFILE),
             "time": self._time,
-            "bundle": lambda: _equal("measurement_mismatch", seen.bundle, wanted.bundle),
-            "lock": lambda: _equal("lock_mismatch", seen.lock, wanted.lock),
-            "environment": lambda: _equal("environment_mismatch", seen.environment, wanted.environment),
+            "bundle": lambda: _equal("measurement_mismatch", measured.bundle, reference.bundle),
+            "lock": lambda: _equal("lock_mismatch", measured.lock, reference.lock),
+            "environment": lambda: _equal("environment_mismatch", measured.environment, reference.environment),
             "plan": lambda: _equal("plan_mismatch", claims.plan_digest, expected.plan_digest),
             "policy": lambda: _equal("policy_mismatch", claims.policy_digest, policy_digest(self.policy)),
             "package": lambda: _equal("manifest_mismatch", claims.manifest_digest, expected.manifest_digest),
@@ -176,7 +174,7 @@ class _Case:
             return "cnf_exchanged", ""
         if claims.eat_nonce == bound_nonce(claims):
             return None
-        others_hold = bound_nonce(claims) == nonce_object(
+        all_else_matches = bound_nonce(claims) == nonce_object(
             nonce=claims.nonce,
             cnf=claims.cnf,
             attester_public=claims.attester_key,
@@ -190,16 +188,16 @@ class _Case:
             ssh_host_key=expected.ssh_host_key,
             gpu_uuid=expected.gpu_uuid,
         )
-        return ("cnf_exchanged" if others_hold else "nonce_object_mismatch"), ""
+        return ("cnf_exchanged" if all_else_matches else "nonce_object_mismatch"), ""
 
     def _tier(self) -> tuple[str, str] | None:
         claims = self.claims
-        reported = any("report" in submod for submod in claims.submods.values())
+        has_report = any("report" in submod for submod in claims.submods.values())
         if claims.tier == SOFTWARE:
             if not claims.not_a_hardware_tee_claim:
                 return "tier_overclaimed", ""
             return None if SOFTWARE in self.policy.tiers else ("tier_not_allowed", SOFTWARE)
-        if claims.not_a_hardware_tee_claim or not reported:
+        if claims.not_a_hardware_tee_claim or not has_report:
             return "tier_overclaimed", ""
         return "tier_unsupported", claims.tier if claims.tier in HARDWARE_TIERS else "unknown"
 
@@ -215,8 +213,8 @@ class _Case:
         return ("enforcement_missing", ", ".join(missing)) if missing else None
 
 
-def _equal(code: str, seen: object, wanted: object) -> tuple[str, str] | None:
-    return None if seen == wanted else (code, "")
+def _equal(code: str, claimed: object, expected: object) -> tuple[str, str] | None:
+    return None if claimed == expected else (code, "")
 
 
 def _freshness(claims: Claims, expected: Expectations, nonces: NonceLedger | None) -> Appraisal:
@@ -229,10 +227,10 @@ def _freshness(claims: Claims, expected: Expectations, nonces: NonceLedger | Non
     return _appraisal("freshness", None)
 
 
-def _appraisal(name: str, found: tuple[str, str] | None) -> Appraisal:
-    if found is None:
+def _appraisal(name: str, failure: tuple[str, str] | None) -> Appraisal:
+    if failure is None:
         return Appraisal(name=name, status="passed")
-    code, detail = found
+    code, detail = failure
     sentence, hint = REASONS[code]
     reason = f"{sentence[:-1]}: {detail}." if detail else sentence
     return Appraisal(name=name, status="failed", code=code, reason=reason, hint=hint)
@@ -246,12 +244,10 @@ def appraise(
     nonces: NonceLedger | None,
     now: float,
 ) -> AttestationResult:
-    """Appraise evidence; `now` is UTC in seconds. Never raises for what the token holds: every failed rule is
-    listed.
+    """Appraise evidence; `now` is UTC in seconds. Never raises because of the token's content: it lists failed rules.
 
-    A nonce in evidence that the attester's key has signed is used up, whatever the result. `nonces` is None
-    only for stored evidence, whose freshness was decided when it arrived: then it must carry
-    `expected.nonce`.
+    A nonce in evidence that the attester's key has signed is used up, whatever the result. `nonces` is None only for
+    stored evidence, whose freshness was decided on arrival: it must then carry `expected.nonce`.
     """
     try:
         claims = parse_evidence(token, expected.attester_public)
@@ -275,13 +271,13 @@ def _status(claims: Claims | None, checks: tuple[Appraisal, ...]) -> Status:
 
 def _vector(status: Status, tier: str, checks: tuple[Appraisal, ...]) -> dict[str, int]:
     failed = {check.name for check in checks if check.status == "failed"}
-    made = {check.name for check in checks}
+    performed = {check.name for check in checks}
     best = _TRUST_VALUES["warning" if tier == SOFTWARE else "affirming"]
     vector = {}
     for entry, names in _VECTOR.items():
         if failed & set(names):
             vector[entry] = _TRUST_VALUES["contraindicated"]
-        elif made >= set(names) and not (entry == "hardware" and tier == SOFTWARE):
+        elif performed >= set(names) and not (entry == "hardware" and tier == SOFTWARE):
             vector[entry] = best
         else:
             vector[entry] = _TRUST_VALUES["none"]
@@ -316,6 +312,6 @@ def _result(
 
 
 def no_evidence(*, expected: Expectations, policy: Policy) -> AttestationResult:
-    """The result where no evidence came: status `none`, nothing accepted."""
+    """The result if no evidence arrived: status `none`, nothing accepted."""
     empty = _result("", None, expected, policy, ())
     return msgspec.structs.replace(empty, status="none")

@@ -1,7 +1,7 @@
-"""What a zeroization receipt states, and what it takes for it to prove something.
+"""What a zeroization receipt states, and when it proves zeroization.
 
-The wipe is what NIST SP 800-88 calls Clear. The scan proves that known byte patterns are absent from the
-readable pages of the processes named, and no more.
+The wipe is what NIST SP 800-88 calls Clear. The scan proves that known byte patterns are absent from the readable pages
+of the named processes, and no more.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ ALLOWED_UNREAD: Final = (
 
 
 class Area(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Areas of one class that were not read: how many, and their bytes."""
+    """Memory areas of one class that were not read: their number, and their size in bytes."""
 
     regions: int
     bytes: int
 
 
 class Scan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One process, or its descriptors, scanned once. `hits` has every pattern class that was looked for.
+    """One scan of a process, or of its descriptors. `hits` has an entry for every pattern class that was searched.
 
-    `unread_other` lists what was not read outside the allowed classes; anything there spoils the proof.
+    `unread_other` lists areas outside the allowed classes that were not read; if it is not empty, nothing is proven.
     """
 
     state: str
@@ -63,7 +63,7 @@ class Scan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class ProcessEnd(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A process that held secrets. `gone`: its pid with this start time is no more."""
+    """A process that held secrets. `gone`: no process with this pid and start time exists any more."""
 
     role: str
     pid: int
@@ -72,7 +72,7 @@ class ProcessEnd(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The accelerators afterwards; `present` False and the rest None where there is none.
+    """The accelerators after the wipe; without any, `present` is False and the rest None.
 
     `bytes_before` is the memory in use before the first process of the segment was started.
     """
@@ -85,10 +85,10 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Zeroization(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What was wiped, and how it was looked for. Scans are by target: key process, trainer, supervisor.
+    """What was wiped, and what the scans found. Scans are keyed by target: key process, trainer, supervisor.
 
-    `before` holds the positive control. `processes_unseen` counts processes of the machine that would not say which
-    deleted files they hold. Digests are SHA-256 in hex; `began` and `ended` are UTC.
+    `before` is the positive control. `processes_unseen` counts processes of the machine whose deleted files could not
+    be listed. Digests are SHA-256 in hex; `began` and `ended` are UTC.
     """
 
     run_id: str
@@ -118,16 +118,16 @@ def _hits(scans: dict[str, Scan]) -> dict[str, int]:
     return total
 
 
-def _read_whole(scan: Scan) -> bool:
-    skipped = set(scan.skipped) <= set(ALLOWED_UNREAD)
-    return scan.state == "read" and scan.bytes_read > 0 and not scan.unread_other and skipped
+def _is_complete(scan: Scan) -> bool:
+    skips_are_allowed = set(scan.skipped) <= set(ALLOWED_UNREAD)
+    return scan.state == "read" and scan.bytes_read > 0 and not scan.unread_other and skips_are_allowed
 
 
-def _looked_again(found: Zeroization) -> bool:
-    """Every target was scanned again, for every class that was looked for in it."""
+def _is_scanned_again(receipt: Zeroization) -> bool:
+    """Every target was scanned again after the wipe, for every class that was searched in it before."""
     return all(
-        target in found.after and set(found.after[target].hits) >= set(scan.hits)
-        for target, scan in found.before.items()
+        target in receipt.after and set(receipt.after[target].hits) >= set(scan.hits)
+        for target, scan in receipt.before.items()
     )
 
 
@@ -135,53 +135,53 @@ def _counts(scans: dict[str, Scan]) -> list[int]:
     return [count for scan in scans.values() for count in scan.hits.values()]
 
 
-def zeroization_faults(found: Zeroization) -> tuple[str, ...]:
-    """The reason codes for which this proves nothing, in a fixed order; empty when it proves zeroization."""
-    before, after = _counts(found.before), _counts(found.after)
-    control = _hits(found.before)
-    device = found.device
+def zeroization_faults(receipt: Zeroization) -> tuple[str, ...]:
+    """The reason codes why this does not prove zeroization, in a fixed order; empty if it does."""
+    before, after = _counts(receipt.before), _counts(receipt.after)
+    control = _hits(receipt.before)
+    device = receipt.device
     faults = {
-        "zeroization_incomplete": not set(control) >= _required(found)
-        or not _looked_again(found)
-        or not found.processes
+        "zeroization_incomplete": not set(control) >= _required_classes(receipt)
+        or not _is_scanned_again(receipt)
+        or not receipt.processes
         or any(count < 0 for count in (*before, *after)),
         "zeroization_no_control": not control or any(count <= 0 for count in control.values()),
         "zeroization_hits": any(after),
-        "zeroization_unread": not all(map(_read_whole, found.after.values())),
-        "zeroization_process_alive": not all(process.gone for process in found.processes),
-        "zeroization_scratch": not found.scratch_empty,
-        "zeroization_deleted_files": found.deleted_files_held != 0,
+        "zeroization_unread": not all(map(_is_complete, receipt.after.values())),
+        "zeroization_process_alive": not all(process.gone for process in receipt.processes),
+        "zeroization_scratch": not receipt.scratch_empty,
+        "zeroization_deleted_files": receipt.deleted_files_held != 0,
         "zeroization_device": device.present and not (device.at_baseline and device.compute_processes == 0),
     }
-    return tuple(code for code, at_fault in faults.items() if at_fault)
+    return tuple(code for code, applies in faults.items() if applies)
 
 
-def _required(found: Zeroization) -> set[str]:
-    return {*REQUIRED_CLASSES, *(() if found.adapter_sha256 is None else REQUIRED_WITH_ADAPTER)}
+def _required_classes(receipt: Zeroization) -> set[str]:
+    return {*REQUIRED_CLASSES, *(() if receipt.adapter_sha256 is None else REQUIRED_WITH_ADAPTER)}
 
 
-def runtime_state(found: Zeroization) -> Literal["zeroized", "unverified"]:
-    """`zeroized` only when nothing is at fault."""
-    return "unverified" if zeroization_faults(found) else "zeroized"
+def runtime_state(receipt: Zeroization) -> Literal["zeroized", "unverified"]:
+    """`zeroized` only if the receipt has no faults."""
+    return "unverified" if zeroization_faults(receipt) else "zeroized"
 
 
-def zeroization_receipt(found: Zeroization, attester: Ed25519PrivateKey) -> dict[str, Any]:
-    """The attester's receipt, whatever it proves."""
-    subjects = {"package": found.manifest_sha256, "nonce": found.nonce_sha256, "pod-log": found.pod_head}
-    if found.adapter_sha256 is not None:
-        subjects["adapter"] = found.adapter_sha256
-    return sign(statement(ZEROIZATION, subjects, msgspec.to_builtins(found)), attester)
+def zeroization_receipt(body: Zeroization, attester: Ed25519PrivateKey) -> dict[str, Any]:
+    """The attester's signed receipt, whether or not it proves zeroization."""
+    subjects = {"package": body.manifest_sha256, "nonce": body.nonce_sha256, "pod-log": body.pod_head}
+    if body.adapter_sha256 is not None:
+        subjects["adapter"] = body.adapter_sha256
+    return sign(statement(ZEROIZATION, subjects, msgspec.to_builtins(body)), attester)
 
 
 def read_zeroization(
     envelope: object, publics: bytes | tuple[bytes, ...], *, run_id: str, manifest_sha256: str, nonce_sha256: str
 ) -> Zeroization:
-    """The receipt of this run, package and nonce, signed by exactly `publics`; what it proves is judged
-    apart.
+    """The receipt of this run, package and nonce, signed by exactly `publics`; `zeroization_faults` tells what it
+    proves.
 
     Raises `RefusedError`: `receipt_other_run` (also a replayed one), and as `read_predicate`.
     """
-    found, _ = read_predicate(envelope, publics, ZEROIZATION, Zeroization)
-    if (found.run_id, found.manifest_sha256, found.nonce_sha256) != (run_id, manifest_sha256, nonce_sha256):
+    receipt, _ = read_predicate(envelope, publics, ZEROIZATION, Zeroization)
+    if (receipt.run_id, receipt.manifest_sha256, receipt.nonce_sha256) != (run_id, manifest_sha256, nonce_sha256):
         raise refusal("receipt_other_run")
-    return found
+    return receipt

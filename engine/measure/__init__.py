@@ -1,1 +1,1 @@
-"""What a measurement means: overhead, precision, stored series and the digest of tensors."""
+"""How measured values are computed: overhead, precision, stored series and the digest of tensors."""

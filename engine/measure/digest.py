@@ -1,4 +1,4 @@
-"""`tensor_digest`: one digest over named tensors, whatever file or library they come from."""
+"""`tensor_digest`: one digest over named tensors, independent of the file or library that they come from."""
 
 from __future__ import annotations
 
@@ -12,36 +12,37 @@ NamedTensor = tuple[str, str, Sequence[int], Buffer]
 
 DOMAIN: Final = b"glasshouse tensor digest v1\0"
 ITEM_BYTES: Final = {
-    "BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
-    "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
-}  # fmt: skip
+    **dict.fromkeys(("BOOL", "U8", "I8"), 1),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("U32", "I32", "F32"), 4),
+    **dict.fromkeys(("U64", "I64", "F64"), 8),
+}
 
 
-def _counted(data: bytes) -> bytes:
+def _with_length(data: bytes) -> bytes:
     return len(data).to_bytes(8, "little") + data
 
 
 def tensor_digest(tensors: Iterable[NamedTensor]) -> str:
-    """SHA-256 in hex over a domain tag and, for each tensor in the UTF-8 order of its name: the name, the
-    dtype (safetensors' word, as in "F32"), the shape, the data.
+    """SHA-256 in hex over a domain tag and, for each tensor, its name, dtype, shape and data.
 
-    Name and dtype follow their length, the shape its rank, all as u64 little-endian. The data is contiguous,
-    little-endian, in C order. Raises `ValueError` for a repeated name, an unknown dtype, and data whose size
-    does not fit dtype and shape.
+    Tensors are ordered by their names in UTF-8; dtypes are named as in safetensors ("F32"). Name and dtype are preceded
+    by their length, the shape by its rank, all as u64 little-endian. The data is contiguous, little-endian, in C order.
+    Raises `ValueError` for a repeated name, an unknown dtype, and data whose size does not match dtype and shape.
     """
     ordered = sorted(((name.encode(), dtype, shape, data) for name, dtype, shape, data in tensors), key=lambda t: t[0])
     hasher = hashlib.sha256(DOMAIN)
     last: bytes | None = None
     for name, dtype, shape, data in ordered:
         if name == last:
-            raise ValueError(f"the tensor {name.decode()!r} is there twice")
+            raise ValueError(f"the tensor {name.decode()!r} is given twice")
         last = name
         if dtype not in ITEM_BYTES:
             raise ValueError(f"the tensor {name.decode()!r} has the unknown dtype {dtype!r}")
         flat = memoryview(data).cast("B") if memoryview(data).nbytes else memoryview(b"")
         if flat.nbytes != math.prod(shape) * ITEM_BYTES[dtype]:
-            raise ValueError(f"the tensor {name.decode()!r} has {flat.nbytes} bytes, not those of its shape")
-        hasher.update(_counted(name) + _counted(dtype.encode()))
+            raise ValueError(f"the tensor {name.decode()!r} has {flat.nbytes} bytes, which do not match its shape")
+        hasher.update(_with_length(name) + _with_length(dtype.encode()))
         hasher.update(len(shape).to_bytes(8, "little") + b"".join(size.to_bytes(8, "little") for size in shape))
         hasher.update(flat)
     return hasher.hexdigest()

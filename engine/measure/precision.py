@@ -1,7 +1,7 @@
-"""How finely one pair resolves its own overhead: a moving-block bootstrap over the stored step times.
+"""How precisely one pair determines its own overhead: a moving-block bootstrap over the stored step times.
 
-This is the precision within the two segments. It leaves out what differs between processes, so it is no
-confidence interval of the overhead and is never called one.
+This is the precision within the two segments. It does not include the variation between processes, so it is not a
+confidence interval of the overhead and must not be called one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _COVERED: Final = (2.5, 97.5)
 
 
 class Precision(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """`half_width_pct`: half the central 95 % of resampled overheads, in percent.
+    """`half_width_pct`: half the width of the central 95 % of resampled overheads, in percent.
 
     `raw_blocks` and `protected_blocks` count the whole blocks of at least `block_seconds` in each segment.
     """
@@ -40,7 +40,7 @@ def _block_steps(nanos: NDArray[np.uint64], seconds: float) -> int:
 
 
 def _resampled_means(nanos: NDArray[np.uint64], block: int, resamples: int, seed: int) -> NDArray[np.float64]:
-    """Mean step times of `resamples` series, each joined from blocks drawn at overlapping starts."""
+    """Mean step times of `resamples` series, each joined from blocks drawn at random, overlapping positions."""
     edges = np.concatenate(([0.0], np.cumsum(nanos, dtype=np.float64)))
     sums = edges[block:] - edges[:-block]
     blocks = math.ceil(len(nanos) / block)
@@ -57,11 +57,11 @@ def within_segment_precision(
     block_seconds: float = BLOCK_SECONDS,
     resamples: int = RESAMPLES,
 ) -> Precision | None:
-    """The precision of one pair's overhead, or None where a segment holds fewer than three whole blocks, or
-    step times of zero that leave no ratio.
+    """The precision of one pair's overhead.
 
-    The arrays are step times in nanoseconds. Raises `ValueError` for blocks shorter than 3 s: step times hang
-    together over seconds, and shorter blocks would flatter.
+    None if a segment has fewer than three whole blocks, or step times of zero, which have no ratio. The arrays are step
+    times in nanoseconds. Raises `ValueError` for blocks shorter than 3 s: step times are correlated over seconds, so
+    shorter blocks would understate the width.
     """
     if block_seconds < BLOCK_SECONDS:
         raise ValueError(f"blocks of {block_seconds} s are shorter than {BLOCK_SECONDS} s")

@@ -1,4 +1,4 @@
-"""The safetensors layout read from and written to raw buffers, so that no plaintext passes through the heap."""
+"""The safetensors layout, read from and written to raw buffers, so that no plaintext passes through the heap."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from engine.wire import parse
 
 MAX_HEADER: Final = 64 * 1024 * 1024
 MAX_SIDE: Final = 2**63
-MAX_SIDES: Final = 8  # what no adapter or model has; multiplying many takes long
+MAX_SIDES: Final = 8  # more than any adapter or model has; a header with very many would take long to multiply
 MAX_NAME: Final = 512
 ITEM_BYTES: Final = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
 
 class TensorSpec(msgspec.Struct, frozen=True):
-    """Where one tensor lies: `start` and `end` are byte offsets into the whole buffer."""
+    """One tensor and its position: `start` and `end` are byte offsets into the whole buffer."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -30,15 +30,15 @@ class TensorSpec(msgspec.Struct, frozen=True):
 
 
 def read_header(buffer: memoryview) -> dict[str, TensorSpec]:
-    """The tensors of a safetensors buffer; raises `SealingError` (`tensors_invalid`) unless every offset fits."""
+    """The tensors of a safetensors buffer; raises `SealingError` (`tensors_invalid`) for an invalid shape or offset."""
     if len(buffer) < 8:
         raise _invalid("it is shorter than its header")
     (length,) = struct.unpack("<Q", bytes(buffer[:8]))
     if length > MAX_HEADER or 8 + length > len(buffer):
-        raise _invalid("its header does not fit")
+        raise _invalid("its header is longer than the file or the limit")
     raw = parse(bytes(buffer[8 : 8 + length]))
     base = 8 + length
-    found: dict[str, TensorSpec] = {}
+    tensors: dict[str, TensorSpec] = {}
     try:
         for name, entry in raw.items():
             if name == "__metadata__":
@@ -50,25 +50,25 @@ def read_header(buffer: memoryview) -> dict[str, TensorSpec]:
             if len(shape) > MAX_SIDES or not all(0 <= side < MAX_SIDE for side in shape):
                 raise _invalid(f"{name!r} has an impossible shape")
             if dtype not in ITEM_BYTES or end - start != math.prod(shape) * ITEM_BYTES[dtype]:
-                raise _invalid(f"the size of {name!r} does not fit its shape")
+                raise _invalid(f"the size of {name!r} does not match its shape")
             if not 0 <= start <= end <= len(buffer) - base:
-                raise _invalid(f"{name!r} lies outside")
-            found[name] = TensorSpec(dtype, shape, base + start, base + end)
+                raise _invalid(f"{name!r} extends beyond the file")
+            tensors[name] = TensorSpec(dtype, shape, base + start, base + end)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _invalid("its header is malformed") from error
-    return found
+    return tensors
 
 
 def _invalid(why: str) -> SealingError:
-    return SealingError(f"A tensor file is not valid: {why}.", "Make the package again.", code="tensors_invalid")
+    return SealingError(f"A tensor file is not valid: {why}.", "Create the package again.", code="tensors_invalid")
 
 
 def plan_layout(
     tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: str
 ) -> tuple[bytes, dict[str, TensorSpec], int]:
-    """Header bytes, places and total size for tensors given as name -> (dtype, shape), in name order.
+    """Header bytes, positions and total size for tensors given as name -> (dtype, shape), in name order.
 
-    `metadata` becomes the one metadata key, `glasshouse`: more than one key would not save reproducibly elsewhere.
+    `metadata` becomes the one metadata key, `glasshouse`: with more than one, other writers would not keep their order.
     """
     header: dict[str, object] = {"__metadata__": {"glasshouse": metadata}}
     offset = 0
@@ -82,8 +82,8 @@ def plan_layout(
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     base = 8 + len(text)
-    places = {
+    positions = {
         name: TensorSpec(tensors[name][0], tensors[name][1], base + start, base + end)
         for name, (start, end) in spans.items()
     }
-    return struct.pack("<Q", len(text)) + text, places, base + offset
+    return struct.pack("<Q", len(text)) + text, positions, base + offset

@@ -1,4 +1,4 @@
-"""A segment's per-step series as one compact blob: float32 losses and uint64 nanoseconds, bit for bit.
+"""A segment's per-step series as one compact blob: float32 losses and uint64 nanoseconds, without loss of a bit.
 
 Layout: `GHS1`, the number of steps and the size of the first stream (u64 little-endian each), then two zlib
 streams: losses and nanoseconds, each with its bytes shuffled (all first bytes, all second bytes, ...).
@@ -42,7 +42,7 @@ def _inflate(stream: bytes, size: int) -> bytes:
     except zlib.error as error:
         raise WireError("A stored series is damaged.", code="series_invalid") from error
     if len(data) != size or not inflater.eof or inflater.unused_data:
-        raise WireError("A stored series has not the length that it states.", code="series_invalid")
+        raise WireError("A stored series does not have the length that it states.", code="series_invalid")
     return data
 
 
@@ -58,12 +58,12 @@ def pack_series(losses: Losses, nanos: Nanos) -> bytes:
 
 
 def unpack_series(blob: bytes, *, max_steps: int = MAX_STEPS) -> tuple[Losses, Nanos]:
-    """Losses and nanoseconds of `pack_series`, bit for bit.
+    """The losses and nanoseconds that `pack_series` packed, bit for bit.
 
     Raises `WireError` (`series_invalid`) for anything else, and for more than `max_steps` steps.
     """
     if len(blob) < _HEADER.size:
-        raise WireError("A stored series is cut short.", code="series_invalid")
+        raise WireError("A stored series is truncated.", code="series_invalid")
     magic, steps, first = _HEADER.unpack_from(blob)
     if magic != MAGIC or steps > max_steps or first > len(blob) - _HEADER.size:
         raise WireError("This is not a stored series.", code="series_invalid")

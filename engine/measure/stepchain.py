@@ -1,4 +1,4 @@
-"""The chain of evidence over measured steps: a protected trainer keeps it in the loop, and anyone can recompute it."""
+"""The hash chain over measured steps: a protected trainer extends it at every step, and anyone can recompute it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class StepChain:
         self.steps = 0
 
     def add(self, loss: float, nanos: int) -> None:
-        """Take in one step."""
+        """Append one step."""
         self._hash.update(_STEP.pack(self.steps, loss, nanos))
         self.steps += 1
 
@@ -31,6 +31,6 @@ class StepChain:
 def step_chain(losses: Iterable[float], nanos: Iterable[int]) -> str:
     """The head over two whole series."""
     chain = StepChain()
-    for loss, taken in zip(losses, nanos, strict=True):
-        chain.add(loss, taken)
+    for loss, duration in zip(losses, nanos, strict=True):
+        chain.add(loss, duration)
     return chain.head()

@@ -1,1 +1,1 @@
-"""What a run trains on: token ids, adapter start and model as files, made from a plan without torch."""
+"""What a run trains on: token ids, initial adapter and model as files, built from a plan without torch."""

@@ -1,4 +1,4 @@
-"""The payload of a plan: every file that the allocation trains from, made before anything is rented."""
+"""The payload of a plan: every file that the allocation trains from, built before anything is rented."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ HUB: Final = "hub.json"
 
 
 class Payload(msgspec.Struct, frozen=True, eq=False, kw_only=True):
-    """The files by name (a `Path` is packed as it lies) and what describes them.
+    """The files by name (a `Path` is packed unchanged) and what describes them.
 
-    `samples` are trained on, `dropped` had nothing left to learn, `truncated` lost their end. `model_digest`
-    is the plan's for a folder, the weights' tensor digest for the tiny model, the digest of `hub.json` for a
-    hub model. `order_digest`, `init_digest` and `tokens_digest` are tensor digests of order, adapter start
-    and tokens. `noise_seed` is for whatever the training loop draws.
+    `samples` is the number trained on, `dropped` of those with nothing left to learn, `truncated` of those that were
+    cut. `model_digest` is the plan's for a folder, the weights' tensor digest for the tiny model, the digest of
+    `hub.json` for a hub model. `order_digest`, `init_digest` and `tokens_digest` are tensor digests of sample order,
+    initial adapter and tokens. `noise_seed` seeds the random numbers of the training loop.
     """
 
     files: dict[str, bytes | Path]
@@ -52,12 +52,12 @@ class Payload(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     noise_seed: int
 
     def size(self) -> int:
-        """All files together, in bytes."""
+        """The total size of the files in bytes."""
         return sum(len(file) if isinstance(file, bytes) else file.stat().st_size for file in self.files.values())
 
 
 class Inputs(msgspec.Struct, frozen=True, kw_only=True):
-    """What a plan reads: `samples` in the data file, its digest, and a model folder's digest."""
+    """The inputs of a plan: the number of samples in the data file, its digest, and a model folder's digest."""
 
     samples: int
     data_digest: str
@@ -76,14 +76,20 @@ def _data(plan: Plan, data_file: Path | None) -> DataFile:
     if plan.data.source == "builtin":
         return read_data(data_path("sample_corpus.jsonl"))
     if data_file is None:
-        raise DataError("This plan needs its data file.", "Give the file with --data.", code="data_missing")
+        raise DataError(
+            "The plan uses your own data, but no data file was given.",
+            "Give the file with --data.",
+            code="data_missing",
+        )
     return read_data(data_file)
 
 
-def _folder_needed(model_folder: Path | None) -> Path:
+def _require_folder(model_folder: Path | None) -> Path:
     if model_folder is None:
         raise DataError(
-            "This plan needs its model folder.", "Give the folder with --model.", code="model_folder_missing"
+            "The plan uses a local model, but no model folder was given.",
+            "Give the folder with --model.",
+            code="model_folder_missing",
         )
     return model_folder
 
@@ -93,17 +99,17 @@ def describe_inputs(plan: Plan, *, data_file: Path | None = None, model_folder: 
     data = _data(plan, data_file)
     model = None
     if plan.model.source == "folder":
-        model = folder_digest(read_folder(_folder_needed(model_folder), plan.lora.targets))
+        model = folder_digest(read_folder(_require_folder(model_folder), plan.lora.targets))
     return Inputs(samples=len(data.samples), data_digest=data.digest, model_digest=model)
 
 
 def plan_with_digests(plan: Plan, *, data_file: Path | None = None, model_folder: Path | None = None) -> Plan:
-    """The plan with the digests of its inputs in it, as it is frozen before its own digest is taken."""
-    found = describe_inputs(plan, data_file=data_file, model_folder=model_folder)
+    """The plan with the digests of its inputs: the form over which the plan's own digest is computed."""
+    inputs = describe_inputs(plan, data_file=data_file, model_folder=model_folder)
     return msgspec.structs.replace(
         plan,
-        data=msgspec.structs.replace(plan.data, digest=found.data_digest, samples=found.samples),
-        model=msgspec.structs.replace(plan.model, digest=found.model_digest),
+        data=msgspec.structs.replace(plan.data, digest=inputs.data_digest, samples=inputs.samples),
+        model=msgspec.structs.replace(plan.model, digest=inputs.model_digest),
     )
 
 
@@ -147,14 +153,14 @@ def _hub(plan: Plan) -> _Model:
 
 def _model(plan: Plan, model_folder: Path | None, init_seed: int) -> _Model:
     if plan.model.source == "folder":
-        return _folder(plan, _folder_needed(model_folder))
+        return _folder(plan, _require_folder(model_folder))
     return _hub(plan) if plan.model.source == "hub" else _tiny(init_seed)
 
 
 def _tokens(plan: Plan, data: DataFile, model: _Model, noise_seed: int) -> Tokens:
     if plan.training.max_length > model.shape.positions:
         raise DataError(
-            f"The model has {model.shape.positions} positions, fewer than the maximum length asked for.",
+            f"The requested maximum length exceeds the {model.shape.positions} positions of the model.",
             f"Give --max-length {model.shape.positions} or less.",
             code="max_length_too_long",
         )
@@ -165,12 +171,12 @@ def _tokens(plan: Plan, data: DataFile, model: _Model, noise_seed: int) -> Token
 
 def _order(plan: Plan, samples: int, order_seed: int) -> NDArray[np.int64]:
     steps = plan.target.steps
-    wanted = None if steps is None else (steps + plan.training.warmup_steps) * plan.training.batch
-    return sample_order(order_seed, samples, order_entries(samples, wanted))
+    needed = None if steps is None else (steps + plan.training.warmup_steps) * plan.training.batch
+    return sample_order(order_seed, samples, order_entries(samples, needed))
 
 
 def _adapter_config(plan: Plan) -> bytes:
-    """peft's `LoraConfig` for the collected adapter. Only a hub model has a name that peft could look up."""
+    """peft's `LoraConfig` for the collected adapter. Only a hub model has a name that peft can resolve."""
     return canonical(
         {
             "base_model_name_or_path": plan.model.name if plan.model.source == "hub" else None,
@@ -190,10 +196,10 @@ def _adapter_config(plan: Plan) -> bytes:
 
 
 def build_payload(plan: Plan, *, data_file: Path | None = None, model_folder: Path | None = None) -> Payload:
-    """Make every file of the payload; both segments of a pair get the same.
+    """Build every file of the payload; both segments of a pair get the same.
 
     Raises `DataError` for inputs that cannot be used or that differ from the digests in the plan, and
-    `MissingExtraError` for a hub model without huggingface_hub.
+    `MissingExtraError` for a hub model if huggingface_hub is not installed.
     """
     seeds = expand(plan.seed)
     data = _data(plan, data_file)

@@ -20,7 +20,7 @@ _EMBEDDING: Final = "model.embed_tokens.weight"
 
 
 class ModelFolder(msgspec.Struct, frozen=True, kw_only=True):
-    """A folder that can be trained. `shards` are in the order of their names."""
+    """A model folder that can be trained. `shards` are ordered by their names."""
 
     config: dict[str, Any]
     shape: ModelShape
@@ -35,26 +35,26 @@ def _refuse(what: str, hint: str, code: str) -> DataError:
 def _required(folder: Path, name: str) -> Path:
     path = folder / name
     if not path.is_file():
-        raise _refuse(f"{folder} lacks {name}", "Give a folder that save_pretrained wrote.", "model_file_missing")
+        raise _refuse(f"{folder} has no {name}", "Give a folder that save_pretrained wrote.", "model_file_missing")
     return path
 
 
 def _indexed(folder: Path) -> dict[str, str]:
-    """The index file's tensor names and the shard of each."""
-    broken = _refuse(f"has an unusable {INDEX}", "Save the model again.", "model_index_invalid")
+    """The tensor names in the index file, and the shard of each."""
+    invalid = _refuse(f"has an invalid {INDEX}", "Save the model again.", "model_index_invalid")
     path = folder / INDEX
     if path.stat().st_size > MAX_INDEX_BYTES:
-        raise broken
+        raise invalid
     try:
         raw = parse(path.read_bytes())
     except (WireError, UnicodeDecodeError) as error:
-        raise broken from error
+        raise invalid from error
     weights = raw.get("weight_map") if isinstance(raw, dict) else None
     if not isinstance(weights, dict) or not weights:
-        raise broken
+        raise invalid
     for shard in weights.values():
         if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
-            raise broken
+            raise invalid
     return weights
 
 
@@ -70,7 +70,7 @@ def _contents(shard: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _shards(folder: Path) -> tuple[tuple[Path, ...], dict[str, tuple[int, ...]]]:
-    """The weight files and every tensor's shape, the index honoured where there is one."""
+    """The weight files and every tensor's shape, by the index if there is one."""
     if not (folder / INDEX).is_file():
         path = _required(folder, SINGLE)
         return (path,), _contents(path)
@@ -81,7 +81,7 @@ def _shards(folder: Path) -> tuple[tuple[Path, ...], dict[str, tuple[int, ...]]]
         contents = _contents(path)
         if set(contents) != {name for name, shard in index.items() if shard == path.name}:
             raise _refuse(
-                f"has a {path.name} that differs from {INDEX}", "Save the model again.", "model_index_invalid"
+                f"has a {path.name} that does not match {INDEX}", "Save the model again.", "model_index_invalid"
             )
         shapes.update(contents)
     return paths, shapes
@@ -102,13 +102,13 @@ def read_folder(folder: Path, targets: tuple[str, ...]) -> ModelFolder:
     config, shape = read_config(_required(folder, "config.json").read_bytes())
     tokenizer = _required(folder, "tokenizer.json")
     shards, shapes = _shards(folder)
-    wanted = {
+    required = {
         f"model.layers.{layer}.self_attn.{target}.weight": shape.projection(target)
         for layer in range(shape.layers)
         for target in targets
     }
-    wanted[_EMBEDDING] = (shape.vocab, shape.hidden)
-    for name, size in wanted.items():
+    required[_EMBEDDING] = (shape.vocab, shape.hidden)
+    for name, size in required.items():
         if shapes.get(name) != size:
             raise _refuse(
                 f"has no {name} of the shape that its config.json states",

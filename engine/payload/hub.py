@@ -1,6 +1,6 @@
-"""A hub model at a pinned revision: configuration and tokenizer come here, weights go to the allocation.
+"""A hub model at a pinned revision: configuration and tokenizer are downloaded here, the weights on the allocation.
 
-The weights' digests, as the hub lists them, travel in the payload: the allocation checks what it downloads.
+The payload contains the weights' digests as the hub lists them, and the allocation checks its downloads against them.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def _weights(siblings: list[Any], index: Any) -> dict[str, HubFile]:
 def fetch_hub(model: str, revision: str, *, endpoint: str | None = None, cache: Path | None = None) -> HubModel:
     """Configuration, tokenizer and weight digests of a pinned revision.
 
-    `endpoint` and `cache` default to huggingface_hub's own. Raises `MissingExtraError` without that library
-    and `DataError`: `hub_model_unknown`, `hub_gated`, `hub_unreachable`, `model_*`.
+    `endpoint` and `cache` default to huggingface_hub's own. Raises `MissingExtraError` without that library, and
+    `DataError`: `hub_model_unknown`, `hub_gated`, `hub_unreachable`, `model_*`.
     """
     try:
         from huggingface_hub import HfApi, hf_hub_download
@@ -94,7 +94,9 @@ def fetch_hub(model: str, revision: str, *, endpoint: str | None = None, cache: 
         config_path, tokenizer = fetch("config.json"), fetch("tokenizer.json")
     except GatedRepoError as error:
         raise DataError(
-            f"The hub model {model} is gated.", "Accept its terms and log in to the hub.", code="hub_gated"
+            f"The hub model {model} is gated: its files need a login.",
+            "Accept its terms on the hub, and log in to the hub.",
+            code="hub_gated",
         ) from error
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         raise DataError(
@@ -106,7 +108,7 @@ def fetch_hub(model: str, revision: str, *, endpoint: str | None = None, cache: 
         raise _unreachable(model) from error
     except EntryNotFoundError as error:
         raise DataError(
-            f"The hub model {model} lacks config.json or tokenizer.json.",
+            f"The hub model {model} has no config.json or no tokenizer.json.",
             "Give a model that has both.",
             code="model_file_missing",
         ) from error
@@ -121,7 +123,9 @@ def fetch_hub(model: str, revision: str, *, endpoint: str | None = None, cache: 
     try:
         index = parse(index_path.read_bytes()) if index_path else None
     except (WireError, UnicodeDecodeError) as error:
-        raise DataError(f"The hub model has an unusable {INDEX}.", code="model_index_invalid") from error
+        raise DataError(
+            f"The hub model has an invalid {INDEX}.", "Choose another revision.", code="model_index_invalid"
+        ) from error
     config, shape = read_config(config_path.read_bytes())
     return HubModel(
         id=model,

@@ -28,7 +28,7 @@ class Message(msgspec.Struct, frozen=True):
 
 
 class Sample(msgspec.Struct, frozen=True):
-    """One chat. The assistant's turns are what is learned; the last turn is one of them."""
+    """One chat. The model learns the assistant's turns; the last turn is one of them."""
 
     messages: tuple[Message, ...]
 
@@ -48,7 +48,7 @@ def _text(value: Any, number: int, name: str) -> str:
     if not isinstance(value, str):
         raise _refuse(number, f"has a {name} that is not text", "data_shape_invalid")
     if not value.strip():
-        raise _refuse(number, f"has an empty {name}", "data_sample_empty", f"Give the {name} a text, or drop the line.")
+        raise _refuse(number, f"has an empty {name}", "data_sample_empty", f"Fill in the {name}, or remove the line.")
     return value
 
 
@@ -56,19 +56,19 @@ def _message(raw: Any, number: int) -> Message:
     if not isinstance(raw, dict) or set(raw) != {"role", "content"}:
         raise _refuse(number, "has a message that is not exactly role and content", "data_shape_invalid")
     if raw["role"] not in _ROLES:
-        raise _refuse(number, f"has a role that is none of {', '.join(_ROLES)}", "data_shape_invalid")
+        raise _refuse(number, f"has a role other than {', '.join(_ROLES)}", "data_shape_invalid")
     return Message(raw["role"], _text(raw["content"], number, f"{raw['role']} content"))
 
 
 def _chat(raw: Any, number: int) -> Sample:
     if not isinstance(raw, list) or not raw:
-        raise _refuse(number, "has messages that are not a filled list", "data_shape_invalid")
+        raise _refuse(number, "has messages that are not a non-empty list", "data_shape_invalid")
     messages = tuple(_message(item, number) for item in raw)
     roles = [message.role for message in messages]
     if "system" in roles[1:]:
-        raise _refuse(number, "has a system message after the first place", "data_shape_invalid")
+        raise _refuse(number, "has a system message that is not the first message", "data_shape_invalid")
     if roles[-1] != "assistant":
-        raise _refuse(number, "does not end with the assistant's message", "data_shape_invalid")
+        raise _refuse(number, "does not end with a message of the assistant", "data_shape_invalid")
     if "user" not in roles[: roles.index("assistant")]:
         raise _refuse(number, "has an answer before any user message", "data_shape_invalid")
     return Sample(messages)
@@ -83,7 +83,9 @@ def _sample(line: bytes, number: int) -> Sample:
         raw = parse(text)
     except WireError as error:
         if isinstance(error.__cause__, UnicodeEncodeError):
-            raise _refuse(number, "has half a surrogate pair", "data_not_utf8", "Repair the text.") from error
+            raise _refuse(
+                number, "has an unpaired surrogate in a string", "data_not_utf8", "Remove the broken character."
+            ) from error
         what = "repeats a key" if error.code == "json_duplicate_key" else "is not JSON"
         raise _refuse(number, what, "data_json_invalid") from error
     if isinstance(raw, dict) and set(raw) == {"messages"}:
@@ -98,21 +100,23 @@ def _sample(line: bytes, number: int) -> Sample:
 
 
 def _lines(path: Path, hasher: hashlib._Hash) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines from 1; every byte goes through `hasher`."""
+    """The lines, numbered from 1; `hasher` gets every byte."""
     number = 0
     with path.open("rb") as file:
         while line := file.readline(MAX_LINE_BYTES + 1):
             number += 1
             if len(line) > MAX_LINE_BYTES:
-                raise _refuse(number, "is longer than 1 MiB", "data_line_too_long", "Split the sample.")
+                raise _refuse(
+                    number, "is longer than 1 MiB", "data_line_too_long", "Split the sample into shorter ones."
+                )
             hasher.update(line)
             yield number, line.removeprefix(_BOM) if number == 1 else line
 
 
 def read_data(path: Path) -> DataFile:
-    """The samples of a JSONL file, in order, and its digest. Blank lines are passed over.
+    """The samples of a JSONL file, in order, and its digest. Blank lines are skipped.
 
-    Raises `DataError` with the line's number and a `data_*` code for whatever is wrong first.
+    Raises `DataError` with the line's number and a `data_*` code for the first error.
     """
     hasher = hashlib.sha256()
     try:
@@ -128,7 +132,7 @@ def read_data(path: Path) -> DataFile:
             code="data_unreadable",
         ) from error
     if not samples:
-        raise DataError(f"The data file {path} holds no sample.", _SHAPES, code="data_empty")
+        raise DataError(f"The data file {path} contains no samples.", _SHAPES, code="data_empty")
     return DataFile(samples, hasher.hexdigest())
 
 
@@ -138,5 +142,5 @@ def read_samples(path: Path) -> list[Sample]:
 
 
 def data_digest(path: Path) -> str:
-    """SHA-256 in hex of a data file, checked as `read_data` checks it."""
+    """SHA-256 in hex of a data file, which is checked as by `read_data`."""
     return read_data(path).digest

@@ -1,4 +1,4 @@
-"""A causal language model's configuration: the few figures that a payload needs, checked once."""
+"""A causal language model's configuration: the sizes that a payload needs, checked once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _HINT: Final = "Give a causal language model with Llama's or Qwen2's layout, in 
 
 
 class ModelShape(msgspec.Struct, frozen=True, kw_only=True):
-    """Sizes of a Llama- or Qwen2-like model; `eos` and `pad` are None where the configuration has none."""
+    """Sizes of a Llama- or Qwen2-like model; `eos` and `pad` are None if the configuration has none."""
 
     hidden: int
     layers: int
@@ -48,7 +48,7 @@ def _size(config: dict[str, Any], name: str, default: int | None = None) -> int:
     if value is None and default is not None:
         return default
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
-        raise _refuse(f"has no usable {name}")
+        raise _refuse(f"has no valid {name}")
     return value
 
 
@@ -59,7 +59,7 @@ def _token(config: dict[str, Any], name: str) -> int | None:
     if value is None:
         return None
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise _refuse(f"has no usable {name}")
+        raise _refuse(f"has no valid {name}")
     return value
 
 
@@ -71,23 +71,23 @@ def read_config(raw: bytes) -> tuple[dict[str, Any], ModelShape]:
         config = parse(raw)
         canonical(config)
     except (WireError, UnicodeDecodeError) as error:
-        raise _refuse("is not JSON that has a canonical form") from error
+        raise _refuse("is not JSON with a canonical form") from error
     if not isinstance(config, dict):
         raise _refuse("is not a JSON object")
     architectures = config.get("architectures")
     if not isinstance(architectures, list) or len(architectures) != 1 or not isinstance(architectures[0], str):
-        raise _refuse("names no single architecture")
+        raise _refuse("does not name exactly one architecture")
     if not architectures[0].endswith("ForCausalLM"):
-        raise _refuse(f"names {architectures[0][:60]!r}, which is no causal language model", "model_unsupported")
+        raise _refuse(f"names {architectures[0][:60]!r}, which is not a causal language model", "model_unsupported")
     for name, what in (
-        ("auto_map", "needs code of its own"),
-        ("quantization_config", "is of a quantised model"),
+        ("auto_map", "requires custom code, which is not run"),
+        ("quantization_config", "describes a quantised model, which is not supported"),
     ):
         if config.get(name):
             raise _refuse(what, "model_unsupported")
     hidden, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
     if config.get("head_dim") is None and hidden % heads:
-        raise _refuse("has a hidden size that its heads do not divide")
+        raise _refuse("has a hidden size that is not a multiple of its number of heads")
     shape = ModelShape(
         hidden=hidden,
         layers=_size(config, "num_hidden_layers"),
@@ -102,5 +102,5 @@ def read_config(raw: bytes) -> tuple[dict[str, Any], ModelShape]:
         pad=_token(config, "pad_token_id"),
     )
     if shape.heads % shape.kv_heads:
-        raise _refuse("has query heads that its key and value heads do not divide")
+        raise _refuse("has a number of query heads that is not a multiple of its key and value heads")
     return config, shape

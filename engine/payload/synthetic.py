@@ -11,10 +11,10 @@ from engine.payload.tokenize import IGNORED, Tokens
 
 
 def stand_in(tokens: Tokens, plain_ids: NDArray[np.int64], seed: int) -> Tokens:
-    """As many samples of the same lengths and masks, with ids drawn from `plain_ids` by the seed.
+    """Samples of the same number, lengths and masks, with ids drawn from `plain_ids` by the seed.
 
-    Padding and turn marks stay; every other id depends on seed and position alone, never on the data. Raises
-    `DataError` when the tokenizer has no plain id.
+    Padding and turn marks are kept; every other id depends on seed and position alone, never on the data. Raises
+    `DataError` (`tokenizer_invalid`) if `plain_ids` is empty.
     """
     if not len(plain_ids):
         raise DataError("The tokenizer has only control tokens.", "Give another model.", code="tokenizer_invalid")

@@ -11,7 +11,7 @@ from safetensors.numpy import save
 
 from engine.measure.digest import tensor_digest
 
-_WORDS: Final = {"float32": "F32", "int32": "I32", "int64": "I64"}
+_DTYPES: Final = {"float32": "F32", "int32": "I32", "int64": "I64"}
 
 
 def tensor_bytes(tensors: Mapping[str, NDArray[Any]]) -> bytes:
@@ -25,7 +25,7 @@ def array_digest(tensors: Mapping[str, NDArray[Any]]) -> str:
     return tensor_digest(
         (
             name,
-            _WORDS[array.dtype.name],
+            _DTYPES[array.dtype.name],
             array.shape,
             np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).tobytes(),
         )

@@ -1,8 +1,8 @@
 """Samples as token ids in ChatML: `<|im_start|>role\\ncontent<|im_end|>`, turns joined by a newline.
 
-The assistant's contents and the marks that end them are learned; all else is masked. A tokenizer without
-the two marks spells the first as text and ends a turn with the model's end-of-sequence token. Text that looks
-like a control token stays text.
+The assistant's contents and the marks that end them are learned; everything else is masked. If a tokenizer lacks the
+two marks, the first is encoded as text and a turn ends with the model's end-of-sequence token. Text in the data that
+looks like a control token is encoded as text.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _CHUNK: Final = 512
 class Tokens(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     """`input_ids` and `labels` are int32 [samples, max_length]; `marks` is True where an id is a turn's mark.
 
-    `lengths` counts each sample's tokens before the padding. `dropped` samples had nothing left to learn;
-    `truncated` ones lost their end.
+    `lengths` counts each sample's tokens without the padding. `dropped` counts samples with nothing left to learn,
+    `truncated` those that were cut.
     """
 
     input_ids: NDArray[np.int32]
@@ -55,7 +55,11 @@ class _Row(msgspec.Struct):
 
 
 class ChatEncoder:
-    """A tokenizer bound to the model whose ids it makes. Raises `DataError` (`tokenizer_invalid`) at once."""
+    """A tokenizer for one model.
+
+    The constructor raises `DataError` (`tokenizer_invalid`, `model_file_missing`) if the tokenizer cannot be used with
+    it.
+    """
 
     def __init__(self, path: Path, shape: ModelShape) -> None:
         if not path.is_file():
@@ -68,15 +72,17 @@ class ChatEncoder:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises nothing narrower
             raise DataError(
-                "The model's tokenizer.json is not a tokenizer.", "Save it again.", code="tokenizer_invalid"
+                "The model's tokenizer.json is not a valid tokenizer.",
+                "Save the tokenizer again.",
+                code="tokenizer_invalid",
             ) from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
         self._shape = shape
-        opens, closes = self._tokenizer.token_to_id(_OPEN), self._tokenizer.token_to_id(_CLOSE)
-        if opens is not None and closes is not None:
-            self._open, self._close = [opens], [closes]
+        open_id, close_id = self._tokenizer.token_to_id(_OPEN), self._tokenizer.token_to_id(_CLOSE)
+        if open_id is not None and close_id is not None:
+            self._open, self._close = [open_id], [close_id]
         elif shape.eos is not None:
             self._open, self._close = self._ids([_OPEN])[0], [shape.eos]
         else:
@@ -90,21 +96,21 @@ class ChatEncoder:
         padding = self._tokenizer.token_to_id(_PAD)
         self.pad = next(token for token in (shape.pad, padding, *self._close) if token is not None)
         if max(self.pad, *self._open, *self._close) >= shape.vocab:
-            raise self._too_high()
+            raise self._beyond_vocabulary()
 
     @staticmethod
-    def _too_high() -> DataError:
+    def _beyond_vocabulary() -> DataError:
         return DataError(
-            "The tokenizer has ids above the model's vocabulary.",
+            "The tokenizer has ids beyond the model's vocabulary, so it belongs to another model.",
             "Give the tokenizer.json that belongs to the model.",
             code="tokenizer_invalid",
         )
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
-        return [found.ids for found in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def plain_ids(self) -> NDArray[np.int64]:
-        """Every id of the vocabulary that is no control token, ascending."""
+        """Every id of the vocabulary that is not a control token, ascending."""
         control = set(self._tokenizer.get_added_tokens_decoder()) | {self.pad, *self._close}
         known = set(self._tokenizer.get_vocab(with_added_tokens=True).values())
         return np.array(sorted(token for token in known - control if token < self._shape.vocab), np.int64)
@@ -129,14 +135,14 @@ class ChatEncoder:
                 yield self._row(sample.messages, contents)
 
     def encode(self, samples: Sequence[Sample], max_length: int) -> Tokens:
-        """The samples, cut and padded to `max_length`.
+        """The samples, truncated or padded to `max_length`.
 
-        Raises `DataError`: `data_too_large` above 4 GiB of ids, `data_nothing_to_learn` when all are dropped.
+        Raises `DataError`: `data_too_large` above 4 GiB of ids, `data_nothing_to_learn` if all samples are dropped.
         """
         shape = (len(samples), max_length)
         if 2 * 4 * len(samples) * max_length > MAX_TOKEN_BYTES:
             raise DataError(
-                f"{len(samples)} samples of {max_length} tokens are more than a run can carry.",
+                f"{len(samples)} samples of {max_length} tokens exceed the limit of a run.",
                 "Give a smaller file or a smaller --max-length.",
                 code="data_too_large",
             )
@@ -155,12 +161,12 @@ class ChatEncoder:
             kept += 1
         if not kept:
             raise DataError(
-                f"No sample has an answer within its first {max_length} tokens.",
+                f"No sample has a part of an answer within its first {max_length} tokens, so nothing can be learned.",
                 "Give a larger --max-length or shorter prompts.",
                 code="data_nothing_to_learn",
             )
         if int(input_ids[:kept].max()) >= self._shape.vocab:
-            raise self._too_high()
+            raise self._beyond_vocabulary()
         return Tokens(
             input_ids=input_ids[:kept],
             labels=labels[:kept],

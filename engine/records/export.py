@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from engine.attestation.statements import stated
+from engine.attestation.statements import unverified_payload
 from engine.errors import RefusedError, UsageError
 from engine.events import Chain
 from engine.records.artifact import SERIES, Artifact, Bundle, Entry, Heads, Logs, Receipts, dump_artifact, packed
@@ -108,7 +108,7 @@ def _texts(value: object) -> Iterator[str]:
         for inner in value.values():
             yield from _texts(inner)
         if isinstance(value.get("payload"), str):
-            yield from _texts(stated(value))
+            yield from _texts(unverified_payload(value))
     elif isinstance(value, list | tuple):
         for inner in value:
             yield from _texts(inner)

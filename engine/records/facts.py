@@ -13,7 +13,7 @@ from typing import Any, Generic
 import msgspec
 
 from engine.attestation.receipts import read_closing
-from engine.attestation.statements import stated
+from engine.attestation.statements import unverified_payload
 from engine.attestation.zeroization import Zeroization, zeroization_faults
 from engine.errors import RefusedError, WireError
 from engine.events import (
@@ -108,7 +108,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         if receipt is None or not done:
             return ("zeroization_missing",)
         try:
-            found = msgspec.convert(stated(receipt)["predicate"], Zeroization, strict=True)
+            found = msgspec.convert(unverified_payload(receipt)["predicate"], Zeroization, strict=True)
         except (KeyError, TypeError, RefusedError, msgspec.ValidationError):
             return ("receipt_malformed",)
         return wipe_faults(found, done[-1].body)

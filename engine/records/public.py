@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from engine.attestation.public_text import is_public_text
-from engine.attestation.statements import stated
+from engine.attestation.statements import unverified_payload
 from engine.errors import RefusedError
 from engine.events import COMMITTED, Chain
 
@@ -28,7 +28,7 @@ def is_public(chain: Chain, event: str, body: dict[str, Any]) -> bool:
         return False
     try:
         msgspec.convert(body, kind, strict=True)
-        signed = stated(body["receipt"]) if "receipt" in body else {}
+        signed = unverified_payload(body["receipt"]) if "receipt" in body else {}
     except (msgspec.ValidationError, RefusedError):
         return False
     return all(map(is_public_text, (*_texts(body), *_texts(signed))))

@@ -1,8 +1,8 @@
 """Sealed adapters: one self-describing file that only the operator's recipient key opens.
 
-Line 1 is a canonical JSON header. Its `wrapped_key` is the content key by HPKE. The header without
-`wrapped_key`, in canonical JSON, is both the HPKE `info` and the Cobblestone context, so that no field of it
-can be changed. The Cobblestone-256 stream follows to the end of the file.
+Line 1 is a canonical JSON header. Its `wrapped_key` is the content key, encrypted by HPKE. The header without
+`wrapped_key`, in canonical JSON, is both the HPKE `info` and the Cobblestone context, so that no field of it can be
+changed. The Cobblestone-256 stream follows to the end of the file.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class AdapterBinding(msgspec.Struct, frozen=True):
 
 
 class AdapterHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The first line of a sealed adapter. `size` is that of the plain bytes; `wrapped_key` is base64."""
+    """The first line of a sealed adapter. `size` counts the plain bytes; `wrapped_key` is base64."""
 
     format: str
     version: int
@@ -59,7 +59,7 @@ class AdapterHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     @property
     def binding(self) -> AdapterBinding:
-        """What the header claims to belong to; proven only once the file is open."""
+        """What the adapter belongs to by its header; proven only once the file has been opened."""
         return AdapterBinding(self.run_id, self.segment, self.manifest_sha256, self.nonce_sha256)
 
 
@@ -78,7 +78,7 @@ def _refuse(code: str, message: str, hint: str = _HINT) -> RefusedError:
     return RefusedError(message, hint, code=code)
 
 
-def _sound(binding: AdapterBinding, size: int) -> bool:
+def _is_valid(binding: AdapterBinding, size: int) -> bool:
     return (
         is_run_id(binding.run_id)
         and binding.segment in ("raw", "protected")
@@ -91,21 +91,23 @@ def _sound(binding: AdapterBinding, size: int) -> bool:
 def seal_adapter(
     plain: memoryview, recipient_public: bytes, binding: AdapterBinding, key: bytearray, out: BinaryIO
 ) -> str:
-    """Write the sealed adapter to `out`; returns SHA-256 of the file in hex. The caller made `key` and wipes
-    it.
+    """Write the sealed adapter to `out`; returns SHA-256 of the file in hex.
 
-    `plain` is a contiguous buffer of bytes. Raises `RefusedError` (`adapter_binding_invalid`,
-    `recipient_invalid`).
+    `plain` is a contiguous buffer of bytes; `key` is a fresh key, which the caller wipes afterwards. Raises
+    `RefusedError` (`adapter_binding_invalid`, `recipient_invalid`).
     """
     plain = plain.cast("B")
-    if not _sound(binding, len(plain)):
-        raise _refuse("adapter_binding_invalid", "An adapter needs content, a run, a segment and two digests.")
+    if not _is_valid(binding, len(plain)):
+        raise _refuse(
+            "adapter_binding_invalid",
+            "The adapter is empty or too large, or its run id, segment or digests are invalid, so it was not sealed.",
+        )
     context = _context(binding, len(plain))
     public = hpke_public(recipient_public, code="recipient_invalid", what="The operator's recipient key")
     try:
         wrapped = SUITE.encrypt(key, public, info=context)
     except ValueError as error:
-        raise _refuse("recipient_invalid", "The operator's recipient key cannot receive a secret.") from error
+        raise _refuse("recipient_invalid", "The operator's recipient key cannot be used for encryption.") from error
     header = AdapterHeader(
         format=ADAPTER_FORMAT,
         version=ADAPTER_VERSION,
@@ -135,14 +137,16 @@ def _read_header(source: io.BufferedReader) -> AdapterHeader:
     if not is_canonical:
         raise _refuse("adapter_malformed", "The header of this sealed adapter is not in its canonical form.")
     if header.format != ADAPTER_FORMAT or header.version != ADAPTER_VERSION:
-        raise _refuse("adapter_malformed", "This kind of sealed adapter is not known here.", "Update glasshouse.")
-    if not _sound(header.binding, header.size):
+        raise _refuse(
+            "adapter_malformed", "This version of glasshouse does not know this adapter format.", "Update glasshouse."
+        )
+    if not _is_valid(header.binding, header.size):
         raise _refuse("adapter_malformed", "The header of this sealed adapter is malformed.")
     return header
 
 
 def read_adapter_header(path: Path) -> AdapterHeader:
-    """The header of a sealed adapter, not proven yet; raises `RefusedError` (`adapter_malformed`)."""
+    """The header of a sealed adapter, not authenticated yet; raises `RefusedError` (`adapter_malformed`)."""
     with open_regular(path, "adapter") as source:
         return _read_header(source)
 
@@ -160,7 +164,7 @@ def _unwrap(header: AdapterHeader, context: bytes, recipient_private: X25519Priv
         raise _refuse(
             "adapter_wrong_key",
             "This adapter was sealed to another recipient key, or its header was changed.",
-            "Restore the operator keys that the run was made with.",
+            "Restore the operator keys that were in use when the run was started.",
         ) from None
 
 
@@ -175,8 +179,8 @@ def open_adapter(path: Path, recipient_private: X25519PrivateKey, expect: Adapte
         if expect is not None and header.binding != expect:
             raise _refuse("adapter_wrong_binding", "This adapter belongs to another run, segment or package.")
         stream_bytes = os.fstat(source.fileno()).st_size - source.tell()
-        if stream_bytes < sealed_size(header.size):  # before a buffer of the claimed size is made
-            raise _refuse("adapter_truncated", "The sealed adapter ends too early.")
+        if stream_bytes < sealed_size(header.size):  # before a buffer of the claimed size is allocated
+            raise _refuse("adapter_truncated", "The sealed adapter is shorter than its header states.")
         context = _context(header.binding, header.size)
         key = _unwrap(header, context, recipient_private)
         plain = bytearray(header.size)

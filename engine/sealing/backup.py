@@ -1,7 +1,7 @@
 """One encrypted file that holds the operator's keys: scrypt (RFC 7914) over a passphrase, then Cobblestone-256.
 
-The file is canonical JSON; everything beside `sealed` is the stream's context, so that no field can be changed.
-Version 1 has one signing and one recipient key; version 2 has their history too, and the former recipient keys.
+The file is canonical JSON; everything but `sealed` is the stream's context, so that no field can be changed. Version 1
+has one signing and one recipient key; version 2 also has their history and the former recipient keys.
 """
 
 from __future__ import annotations
@@ -60,19 +60,19 @@ class _Backup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return built
 
     def context(self) -> bytes:
-        """What the sealed part is bound to."""
+        """The context that the sealed part is bound to."""
         built = self.fields()
         del built["sealed"]
         return canonical(built)
 
     @property
     def history(self) -> Ring:
-        """The ring, which version 1 leaves to be told by the two keys."""
+        """The ring; in version 1 it follows from the two keys."""
         return self.ring or Ring.fresh(PublicKeys(created=self.created, signing=self.signing, recipient=self.recipient))
 
     @property
     def secret_bytes(self) -> int:
-        """How long the sealed keys are, opened."""
+        """The size of the decrypted keys in bytes."""
         return KEY_BYTES * (2 + len(self.history.past_recipients))
 
 
@@ -119,8 +119,8 @@ def _parse(data: bytes) -> tuple[_Backup, bytes, bytes]:
     except (SealingError, WireError, msgspec.ValidationError, binascii.Error, ValueError) as error:
         raise _invalid() from error
     version = 1 if backup.ring is None else 2
-    known = backup.format == BACKUP_FORMAT and backup.version == version and backup.kdf == _Kdf(salt=backup.kdf.salt)
-    if not known or len(salt) != _SALT_BYTES or len(sealed) != sealed_size(backup.secret_bytes):
+    is_known = backup.format == BACKUP_FORMAT and backup.version == version and backup.kdf == _Kdf(salt=backup.kdf.salt)
+    if not is_known or len(salt) != _SALT_BYTES or len(sealed) != sealed_size(backup.secret_bytes):
         raise _invalid()
     return backup, sealed, salt
 
@@ -131,11 +131,11 @@ def _open(data: bytes, passphrase: str) -> OperatorKeys:
     key = _derive(passphrase, salt)
     try:
         decrypt_into(key, backup.context(), io.BytesIO(sealed), memoryview(secret), what="The backup", kind="backup")
-        halves = [memoryview(secret)[start : start + KEY_BYTES] for start in range(0, len(secret), KEY_BYTES)]
-        present, *past = map(X25519PrivateKey.from_private_bytes, halves[1:])
+        privates = [memoryview(secret)[start : start + KEY_BYTES] for start in range(0, len(secret), KEY_BYTES)]
+        current, *past = map(X25519PrivateKey.from_private_bytes, privates[1:])
         keys = OperatorKeys(
-            signing=Ed25519PrivateKey.from_private_bytes(halves[0]),
-            recipient=present,
+            signing=Ed25519PrivateKey.from_private_bytes(privates[0]),
+            recipient=current,
             ring=backup.history,
             encrypted=False,
             past_recipients=tuple(past),
@@ -157,7 +157,7 @@ def _open(data: bytes, passphrase: str) -> OperatorKeys:
 def backup(folder: Path, target_file: Path, passphrase: str, *, key_passphrase: str | None = None) -> None:
     """Write the keys of `folder`, with their history, to a new file of mode 0600, encrypted under `passphrase`.
 
-    `key_passphrase` opens the keys where they are under another passphrase. Raises `SealingError`:
+    `key_passphrase` opens the keys if they have another passphrase. Raises `SealingError`:
     `backup_exists`, `backup_unwritable`, `passphrase_invalid`, and as `OperatorKeys.load` does.
     """
     check_passphrase(passphrase)
@@ -167,8 +167,8 @@ def backup(folder: Path, target_file: Path, passphrase: str, *, key_passphrase: 
         descriptor = os.open(target_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except FileExistsError as error:
         raise SealingError(
-            "The backup file exists already.",
-            "Choose another name; a backup replaces nothing.",
+            "The backup file already exists, and a backup never replaces a file.",
+            "Choose another name.",
             code="backup_exists",
         ) from error
     except OSError as error:
@@ -192,8 +192,8 @@ def _unwritable(error: OSError) -> SealingError:
     )
 
 
-def _found(folder: Path, *, force: bool) -> Ring | None:
-    """The ring that is there already; force passes over a damaged one."""
+def _existing_ring(folder: Path, *, force: bool) -> Ring | None:
+    """The ring that the folder already has; with `force` a damaged one is ignored."""
     try:
         return read_ring(folder)
     except SealingError:
@@ -202,8 +202,8 @@ def _found(folder: Path, *, force: bool) -> Ring | None:
         raise
 
 
-def _same(found: Ring | None, ring: Ring) -> bool:
-    return found is not None and (found.signing, found.recipient) == (ring.signing, ring.recipient)
+def _has_same_keys(existing: Ring | None, ring: Ring) -> bool:
+    return existing is not None and (existing.signing, existing.recipient) == (ring.signing, ring.recipient)
 
 
 def restore(
@@ -211,9 +211,9 @@ def restore(
 ) -> OperatorKeys:
     """Put the keys of a backup into `folder`, under `key_passphrase` (None leaves them unencrypted).
 
-    Where the same operator's keys are there, what is known about former keys stays known: an older backup undoes no
-    revocation. Raises `SealingError`: `backup_invalid`, `key_passphrase_wrong`, and `key_exists` when other keys are
-    there and `force` is not set; nothing changes then.
+    If the folder already has keys of the same operator, what is known about former keys is kept: an older backup undoes
+    no revocation. Raises `SealingError`: `backup_invalid`, `key_passphrase_wrong`, and `key_exists` if the folder has
+    other keys and `force` is not set; nothing is changed then.
     """
     try:
         with file.open("rb") as source:
@@ -224,14 +224,14 @@ def restore(
         ) from error
     keys = _open(data, passphrase)
     with locked(folder):
-        found = _found(folder, force=force)
-        if (folder / SIGNING_FILE).exists() and not force and not _same(found, keys.ring):
+        existing = _existing_ring(folder, force=force)
+        if (folder / SIGNING_FILE).exists() and not force and not _has_same_keys(existing, keys.ring):
             raise SealingError(
-                "Other operator keys are here already; adapters sealed to them could never be opened again.",
-                "Back those up first, then use --force.",
+                "This home already has other operator keys; adapters sealed to them could never be opened again.",
+                "Back up those keys first, then use --force.",
                 code="key_exists",
             )
-        if found is not None:
-            keys = replace(keys, ring=keys.ring.remembering(found, at=utc_now()))
+        if existing is not None:
+            keys = replace(keys, ring=keys.ring.with_history_of(existing, at=utc_now()))
         install(folder, keys, key_passphrase)
     return OperatorKeys.load(folder, key_passphrase)

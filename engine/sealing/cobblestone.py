@@ -1,8 +1,8 @@
 """Streaming Cobblestone-256 (C2SP chunked encryption) between files and buffers, in constant memory.
 
-A stream is a 56-byte header (nonce and key commitment) and chunks of 16 KiB, each with a 16-byte tag. The
-last chunk is always shorter than 16 KiB, so that a stream cut between chunks does not authenticate. Nothing
-may use a plaintext before `decrypt_into` has returned.
+A stream is a 56-byte header (nonce and key commitment) and chunks of 16 KiB, each with a 16-byte tag. The last chunk is
+always shorter than 16 KiB, so that a stream cut between chunks does not authenticate. No plaintext may be used before
+`decrypt_into` has returned.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from engine.sealing.prefault import prefaulting
 HEADER_BYTES: Final = 56
 CHUNK_BYTES: Final = 16 * 1024
 TAG_BYTES: Final = 16
-BLOCK_CHUNKS: Final = 16  # what stays in a core's cache between two steps is moved twice as fast
+BLOCK_CHUNKS: Final = 16  # a block that stays in a core's cache between two steps is moved twice as fast
 BLOCK_BYTES: Final = BLOCK_CHUNKS * CHUNK_BYTES
 
 _SEALED_BLOCK: Final = BLOCK_CHUNKS * (CHUNK_BYTES + TAG_BYTES)
-_HINT: Final = "Do not use these bytes; transfer or make them again."
+_HINT: Final = "Do not use this file; transfer it or create it again."
 
 
 class Source(Protocol):
@@ -75,14 +75,14 @@ class _Refusals:
         self._kind = kind
 
     def truncated(self) -> RefusedError:
-        return RefusedError(f"{self._what} ends too early.", _HINT, code=f"{self._kind}_truncated")
+        return RefusedError(f"{self._what} is truncated.", _HINT, code=f"{self._kind}_truncated")
 
     def tampered(self) -> RefusedError:
         return RefusedError(f"{self._what} was changed after it was sealed.", _HINT, code=f"{self._kind}_tampered")
 
     def wrong_context(self) -> RefusedError:
         return RefusedError(
-            f"{self._what} was not sealed under this key for this place.",
+            f"{self._what} was sealed with another key, or belongs somewhere else.",
             _HINT,
             code=f"{self._kind}_wrong_context",
         )
@@ -98,11 +98,11 @@ def decrypt_into(
     kind: str,
     progress: Callable[[int], None] | None = None,
 ) -> str:
-    """Decrypt the whole of `source` into `target` (of exactly the plain size); returns SHA-256 of the
-    plaintext. `progress` gets the plain bytes of each step, none of them authentic as a whole yet.
+    """Decrypt the whole of `source` into `target` (of exactly the plain size); returns SHA-256 of the plaintext in hex.
 
-    Raises `RefusedError` with `<kind>_truncated`, `<kind>_tampered` or `<kind>_wrong_context` (another key,
-    context or header), after zeroing `target`. `what` names the stream in the sentence.
+    `progress` gets the number of plain bytes of each step; the plaintext is not authentic before this returns. Raises
+    `RefusedError` with `<kind>_truncated`, `<kind>_tampered` or `<kind>_wrong_context` (another key, context or
+    header), after zeroing `target`. `what` names the stream in messages.
     """
     refusals = _Refusals(what, kind)
     try:

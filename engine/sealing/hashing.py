@@ -1,4 +1,4 @@
-"""SHA-256 over buffers in order, beside the work of the thread that fills them."""
+"""SHA-256 over buffers in order, concurrently with the thread that fills them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Final
 
-HASH_BYTES: Final = 512 * 1024  # handed over at once: often enough to keep up, seldom enough to cost nothing
-WAITING: Final = 3  # buffers that may wait, so that neither thread stops for a hiccup of the other
+HASH_BYTES: Final = 512 * 1024  # per hand-over: small enough to keep up, large enough for its cost not to matter
+WAITING: Final = 3  # buffers that may be queued, so that a short delay in one thread does not stall the other
 _WORTH_A_THREAD: Final = 16 * HASH_BYTES
 
 
 @contextmanager
 def hashing_thread(size: int) -> Iterator[ThreadPoolExecutor | None]:
-    """One thread to hash `size` bytes on, or None where starting it costs more than it saves."""
+    """One thread to hash `size` bytes on, or None if starting it would cost more than it saves."""
     if size < _WORTH_A_THREAD:
         yield None
         return
@@ -28,7 +28,7 @@ def hashing_thread(size: int) -> Iterator[ThreadPoolExecutor | None]:
 
 
 class Hasher:
-    """One digest. After `update` returns, all but the last `WAITING` buffers may be used again."""
+    """One digest. After `update` returns, all buffers but the last `WAITING` may be reused."""
 
     def __init__(self, thread: ThreadPoolExecutor | None) -> None:
         self._digest = hashlib.sha256()
@@ -36,7 +36,7 @@ class Hasher:
         self._waiting: deque[Future[None]] = deque()
 
     def update(self, data: memoryview) -> None:
-        """Hash `data` next; it must not change until then."""
+        """Queue `data` to be hashed next; it must not change until it is hashed."""
         if self._thread is None:
             self._digest.update(data)
             return
@@ -44,12 +44,12 @@ class Hasher:
         self._wait(WAITING)
 
     def hexdigest(self) -> str:
-        """The digest of everything that was given, in hex."""
+        """The digest of everything that was passed to `update`, in hex."""
         self.drain()
         return self._digest.hexdigest()
 
     def drain(self) -> None:
-        """Wait until everything that was given is hashed."""
+        """Wait until everything that was passed to `update` is hashed."""
         self._wait(0)
 
     def _wait(self, left: int) -> None:

@@ -1,8 +1,8 @@
-"""The public side of the operator's keys over time: which sign and receive now, which did before, and what was stated
-about them.
+"""The public side of the operator's keys over time: the current and past signing and recipient keys, and the signed
+statements about them.
 
-`ring.json` is there from the first rotation on; before that `public.json` says everything. It is one file, so that
-whoever only reads sees one moment of it, without a lock and without a passphrase.
+`ring.json` exists from the first rotation on; before that `public.json` says everything. It is one file, so that
+readers see a consistent state of it without a lock and without a passphrase.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PUBLIC_FILE: Final = "public.json"
 INCOMING: Final = ".incoming"
 MAX_RING_BYTES: Final = 1024 * 1024
 _VERSION: Final = 1
-_MOMENT: Final = re.compile(r"[12][0-9]{3}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?Z")
+_UTC: Final = re.compile(r"[12][0-9]{3}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?Z")
 
 
 class PublicKeys(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -53,7 +53,7 @@ class PastKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class Ring(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The keys in use and those before them, newest first, with the signed statements about them, oldest first.
 
-    Public halves are raw, in hex; times are UTC. `statements` are DSSE envelopes, which are not judged here.
+    Public halves are raw, in hex; times are UTC. `statements` are DSSE envelopes, which are not verified here.
     """
 
     version: int = _VERSION
@@ -77,29 +77,30 @@ class Ring(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     @property
     def has_history(self) -> bool:
-        """True when it says more than `public.json` does."""
+        """True if it contains more than `public.json`."""
         return bool(self.past_signing or self.past_recipients or self.statements)
 
     @property
     def signing_keys(self) -> frozenset[str]:
-        """Every signing key, present and past, raw and in hex."""
+        """Every signing key, current and past, raw and in hex."""
         return frozenset({self.signing, *(past.public for past in self.past_signing)})
 
     @property
     def recipient_keys(self) -> frozenset[str]:
-        """Every recipient key, present and past, raw and in hex."""
+        """Every recipient key, current and past, raw and in hex."""
         return frozenset({self.recipient, *(past.public for past in self.past_recipients)})
 
-    def remembering(self, other: Ring, *, at: str) -> Ring:
-        """This ring with the former signing keys and the statements that `other`, of the same operator, knows beside
-        it; unchanged where the two share no signing key. `at` (UTC) is when `other` ends.
+    def with_history_of(self, other: Ring, *, at: str) -> Ring:
+        """This ring with the former signing keys and statements of `other` added, if it is the same operator's.
+
+        Unchanged if the two share no signing key. `at` (UTC) is when the current keys of `other` are retired.
         """
         if not self.signing_keys & other.signing_keys:
             return self
-        ended = PastKey(public=other.signing, made=other.signing_made, retired=at)
+        retired = PastKey(public=other.signing, made=other.signing_made, retired=at)
         known = self.signing_keys
-        past = tuple(key for key in (ended, *other.past_signing) if key.public not in known)
-        statements = tuple(made for made in other.statements if made not in self.statements)
+        past = tuple(key for key in (retired, *other.past_signing) if key.public not in known)
+        statements = tuple(envelope for envelope in other.statements if envelope not in self.statements)
         return msgspec.structs.replace(
             self, past_signing=past + self.past_signing, statements=self.statements + statements
         )
@@ -109,13 +110,13 @@ class Ring(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         data = canonical(msgspec.to_builtins(self))
         if len(data) > MAX_RING_BYTES:
             raise SealingError(
-                "The record of former keys has no room left.", "Start a new --home.", code="key_ring_full"
+                "The record of former keys has reached its maximum size.", "Start a new --home.", code="key_ring_full"
             )
         return data
 
 
 def damaged(name: str) -> SealingError:
-    """The error of a public file that says nothing sensible."""
+    """The error for a public file that is not valid."""
     return SealingError(f"{name} is damaged.", "Restore the keys from a backup.", code="key_invalid")
 
 
@@ -129,15 +130,17 @@ def parse_ring(data: bytes | str) -> Ring:
         raise damaged(RING_FILE)
     dates = [ring.signing_made, ring.recipient_made]
     dates += [date for past in (*ring.past_signing, *ring.past_recipients) for date in (past.made, past.retired)]
-    if not (_distinct(ring.recipient, ring.past_recipients) and all(map(is_moment, dates))):
+    if not (_distinct(ring.recipient, ring.past_recipients) and all(map(is_utc_text, dates))):
         raise damaged(RING_FILE)
     return ring
 
 
-def is_moment(text: str) -> bool:
-    """True for UTC in the form that we write, in a year that arithmetic survives."""
+def is_utc_text(text: str) -> bool:
+    """True for a UTC time in the form that we write, in a year from 1000 to 2999: date arithmetic cannot overflow
+    then.
+    """
     try:
-        return _MOMENT.fullmatch(text) is not None and bool(datetime.fromisoformat(text))
+        return _UTC.fullmatch(text) is not None and bool(datetime.fromisoformat(text))
     except ValueError:
         return False
 
@@ -153,14 +156,14 @@ def parse_public(data: bytes) -> PublicKeys:
         public = msgspec.convert(parse(data), PublicKeys, strict=True)
     except (WireError, ValueError) as error:
         raise damaged(PUBLIC_FILE) from error
-    sound = is_digest(public.signing) and is_digest(public.recipient) and is_moment(public.created)
-    if not (public.version == 1 and sound):
+    is_valid = is_digest(public.signing) and is_digest(public.recipient) and is_utc_text(public.created)
+    if not (public.version == 1 and is_valid):
         raise damaged(PUBLIC_FILE)
     return public
 
 
 def _committed(folder: Path, name: str) -> Path | None:
-    """Where the newest committed version of a file is: a change whose move was interrupted counts."""
+    """Where the newest committed version of a file is: a change that is not moved into place yet is committed too."""
     for place in (folder / INCOMING / name, folder / name):
         if place.exists():
             return place
@@ -168,7 +171,7 @@ def _committed(folder: Path, name: str) -> Path | None:
 
 
 def _read(folder: Path, name: str) -> bytes | None:
-    for _ in range(100):  # a change may move the file between looking and reading
+    for _ in range(100):  # a change may move the file between the check and the read
         place = _committed(folder, name)
         if place is None:
             return None
@@ -181,7 +184,7 @@ def _read(folder: Path, name: str) -> bytes | None:
 
 
 def read_ring(folder: Path) -> Ring | None:
-    """The ring in a key folder as one moment has it, without lock, passphrase or private key; None without keys.
+    """A consistent state of a key folder's ring, without lock, passphrase or private key; None if there are no keys.
 
     Raises `SealingError` (`key_invalid`, `key_permissions`, `key_missing`, `key_folder_unusable`).
     """
@@ -199,5 +202,5 @@ def _read_ring(folder: Path) -> Ring | None:
         if data is not None:
             return parse_ring(data)
         public = _read(folder, PUBLIC_FILE)
-        if _committed(folder, RING_FILE) is None:  # else the first rotation came between
+        if _committed(folder, RING_FILE) is None:  # else the first rotation happened between the two reads
             return None if public is None else Ring.fresh(parse_public(public))

@@ -33,7 +33,7 @@ class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a package holds and what it belongs to. `created` is UTC; digests are SHA-256 in hex."""
+    """The files of a package and what it belongs to. `created` is UTC; digests are SHA-256 in hex."""
 
     version: int
     package_id: str
@@ -69,42 +69,44 @@ def _refuse(code: str, message: str) -> SealingError:
 
 
 def check_name(name: str) -> None:
-    """Raise `SealingError` (`manifest_name`) for a name with separators, a leading dot or odd characters."""
+    """Raise `SealingError` (`manifest_name`) for a name with separators, a leading dot or characters not in `_NAME`."""
     if _NAME.fullmatch(name) is None or ".." in name:
         shown = name if name.isprintable() and len(name) <= 64 else "(unprintable or long)"
-        raise _refuse("manifest_name", f"A package file cannot be called {shown!r}.")
+        raise _refuse("manifest_name", f"{shown!r} is not allowed as the name of a package file.")
 
 
 def _check_files(files: tuple[FileEntry, ...]) -> None:
     if not 0 < len(files) <= MAX_FILES:
-        raise _refuse("manifest_count", f"A package holds 1 to {MAX_FILES} files, not {len(files)}.")
-    seen: set[str] = set()
+        raise _refuse("manifest_count", f"A package must have 1 to {MAX_FILES} files, not {len(files)}.")
+    names: set[str] = set()
     for entry in files:
         check_name(entry.name)
-        if entry.name.casefold() in seen:
+        if entry.name.casefold() in names:
             raise _refuse("manifest_duplicate", f"The manifest lists {entry.name} twice.")
-        seen.add(entry.name.casefold())
+        names.add(entry.name.casefold())
         if not 0 <= entry.size <= MAX_FILE_BYTES:
-            raise _refuse("manifest_size", f"The size of {entry.name} in the manifest is absurd.")
+            raise _refuse("manifest_size", f"The size of {entry.name} in the manifest is outside the limits.")
         if not is_digest(entry.sha256):
             raise _refuse("manifest_invalid", f"The digest of {entry.name} in the manifest is not a SHA-256.")
     if sum(entry.size for entry in files) > MAX_TOTAL_BYTES:
-        raise _refuse("manifest_size", "The sizes in the manifest add up to an absurd total.")
+        raise _refuse("manifest_size", "The total size of the files in the manifest exceeds the limit.")
 
 
 def checked_manifest(manifest: Manifest) -> Manifest:
-    """The same manifest when every value is sound; raises `SealingError` (`manifest_*` codes)."""
+    """The same manifest, if every value is valid; raises `SealingError` (`manifest_*` codes)."""
     if manifest.version != MANIFEST_VERSION:
-        raise _refuse("manifest_version", f"Manifest version {manifest.version} is not known here.")
-    sound = (
+        raise _refuse(
+            "manifest_version", f"This version of glasshouse does not know manifest version {manifest.version}."
+        )
+    is_valid = (
         _PACKAGE_ID.fullmatch(manifest.package_id)
         and is_run_id(manifest.run_id)
         and _CREATED.fullmatch(manifest.created)
         and is_digest(manifest.plan_digest)
         and is_digest(manifest.policy_digest)
     )
-    if not sound:
-        raise _refuse("manifest_invalid", "The manifest has an id, time or digest that is malformed.")
+    if not is_valid:
+        raise _refuse("manifest_invalid", "The manifest has a malformed id, time or digest.")
     _check_files(manifest.files)
     return manifest
 
@@ -123,5 +125,5 @@ def parse_manifest(data: bytes) -> Manifest:
     try:
         manifest = msgspec.convert(raw, Manifest, strict=True)
     except msgspec.ValidationError as error:
-        raise _refuse("manifest_invalid", "The manifest does not fit its schema.") from error
+        raise _refuse("manifest_invalid", "The manifest does not match its schema.") from error
     return checked_manifest(manifest)

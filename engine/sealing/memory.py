@@ -1,9 +1,8 @@
-"""Keys in memory: made in buffers that can be wiped, and wiped.
+"""Keys in memory: created in buffers that can be wiped, and wiping them.
 
-`wipe` overwrites the bytes that it is given and no others. It cannot reach copies that a library, the
-interpreter or the allocator made earlier (slices, reallocated buffers, cipher contexts), registers, or pages
-written to swap: drop cipher objects first, avoid slices of keys (use `memoryview`), and let a scan of the
-process prove the rest.
+`wipe` overwrites the bytes that it is given and no others. It cannot reach copies that a library, the interpreter or
+the allocator made earlier (slices, reallocated buffers, cipher contexts), registers, or pages written to swap: drop
+cipher objects first, avoid slices of keys (use `memoryview`), and scan the process to prove that no copy is left.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ _BYTES_HEADER: Final = bytes.__basicsize__ - 1
 def wipe(buffer: bytearray | memoryview | bytes) -> None:
     """Overwrite `buffer` with zeros in place, `bytes` included; raises `ValueError` for a read-only view.
 
-    `bytes` of length 0 and 1 are shared by the interpreter and are left alone.
+    `bytes` of length 0 and 1 are shared by the interpreter and are not overwritten.
     """
     if isinstance(buffer, bytes):
         if len(buffer) > 1:
@@ -34,8 +33,8 @@ def wipe(buffer: bytearray | memoryview | bytes) -> None:
 
 
 def random_key(size: int = KEY_BYTES) -> bytearray:
-    """`size` random bytes by getrandom(2), which needs no file to be opened; the caller wipes them."""
-    if not 0 < size <= 256:  # one call never returns less up to here
+    """`size` random bytes by getrandom(2), which works without opening a file; the caller wipes them."""
+    if not 0 < size <= 256:  # up to this size one call never returns fewer bytes
         raise ValueError("A key has 1 to 256 bytes.")
     drawn = os.getrandom(size)
     key = bytearray(drawn)
@@ -44,7 +43,7 @@ def random_key(size: int = KEY_BYTES) -> bytearray:
 
 
 def random_keys(count: int) -> bytearray:
-    """A row of `count` random 32-byte keys; the caller wipes it."""
+    """`count` random 32-byte keys, one after another in one buffer; the caller wipes it."""
     keys = bytearray(count * KEY_BYTES)
     for index in range(count):
         drawn = os.getrandom(KEY_BYTES)
@@ -54,7 +53,7 @@ def random_keys(count: int) -> bytearray:
 
 
 def key_at(keys: bytearray | memoryview, index: int) -> memoryview:
-    """The `index`-th 32-byte key of a row of keys, as a view and not as a copy."""
+    """The `index`-th 32-byte key of a buffer of keys, as a view and not as a copy."""
     if not 0 <= index < len(keys) // KEY_BYTES:
         raise IndexError("There is no such key.")
     return memoryview(keys)[index * KEY_BYTES : (index + 1) * KEY_BYTES]

@@ -1,8 +1,8 @@
-"""The operator's keys at rest: a signing key (Ed25519) and a recipient key (X25519), apart.
+"""The operator's keys at rest: a signing key (Ed25519) and a separate recipient key (X25519).
 
 PKCS8 PEM files of mode 0600 in a folder of mode 0700: the keys in use, and the former recipient keys, so that what was
-sealed to them still opens. Former signing keys leave only their public half, in `ring.json`. Every change is staged
-whole and then moved in; whoever opens the folder next finishes an interrupted move.
+sealed to them still opens. Of former signing keys only the public half is kept, in `ring.json`. Every change is staged
+completely and then moved into place; an interrupted move is finished by the next process that opens the folder.
 """
 
 from __future__ import annotations
@@ -46,10 +46,7 @@ OpenedT = TypeVar("OpenedT")
 
 
 class KeyStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """What can be told about the operator's keys without a passphrase.
-
-    Fingerprints are None when there are none.
-    """
+    """What is known about the operator's keys without a passphrase. Fingerprints are None if there are no keys."""
 
     present: bool
     encrypted: bool = False
@@ -62,8 +59,8 @@ class KeyStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 class OperatorKeys:
     """The operator's unlocked keys.
 
-    `ring` has their public side and its history; `past_recipients` are the former recipient keys in its order;
-    `encrypted` tells whether the files are under a passphrase.
+    `ring` has their public side and its history; `past_recipients` are the former recipient keys in the order of the
+    ring; `encrypted` is True if the files are encrypted with a passphrase.
     """
 
     signing: Ed25519PrivateKey = field(repr=False)
@@ -80,7 +77,7 @@ class OperatorKeys:
 
     @classmethod
     def ensure(cls, folder: Path, passphrase: str | None = None) -> OperatorKeys:
-        """The keys in `folder`, made first (under `passphrase`, if any) when there are none.
+        """The keys in `folder`; if there are none, new ones are made first (under `passphrase`, if any).
 
         Raises `SealingError` as `load` does, and `key_folder_unusable`.
         """
@@ -123,19 +120,19 @@ class OperatorKeys:
 
     @property
     def signing_fingerprint(self) -> str:
-        """The signing key's name for people."""
+        """The signing key's id as users see it."""
         return fingerprint(self.signing_public)
 
     @property
     def recipient_fingerprint(self) -> str:
-        """The recipient key's name for people."""
+        """The recipient key's id as users see it."""
         return fingerprint(self.recipient_public)
 
     def with_recipient(self, opener: Callable[[X25519PrivateKey], OpenedT]) -> OpenedT:
-        """What `opener` makes of the recipient key that fits, the present one tried first.
+        """The result of `opener` with the recipient key that opens the adapter; the current key is tried first.
 
-        A sealed adapter does not name its key; another key fails at unwrapping, before anything is decrypted. Raises
-        as `opener` does: `adapter_wrong_key` when no key fits.
+        A sealed adapter does not name its key; a wrong key fails at unwrapping, before anything is decrypted. Raises
+        as `opener` does: `adapter_wrong_key` if no key opens it.
         """
         *others, last = (self.recipient, *self.past_recipients)
         for key in others:
@@ -147,7 +144,7 @@ class OperatorKeys:
         return opener(last)
 
     def is_consistent(self) -> bool:
-        """True when the private halves are those that `ring` names."""
+        """True if the private keys match the public halves in `ring`."""
         past = tuple(key.public_key().public_bytes_raw().hex() for key in self.past_recipients)
         named = (self.ring.signing, self.ring.recipient, tuple(key.public for key in self.ring.past_recipients))
         return named == (self.signing_public.hex(), self.recipient_public.hex(), past)
@@ -169,15 +166,15 @@ def past_recipient_file(public: str) -> str:
 
 def _missing() -> SealingError:
     return SealingError(
-        "There are no operator keys here.",
-        "Start a run to make them, or use `glasshouse key restore`.",
+        "This home has no operator keys.",
+        "Start a run to create them, or restore a backup with `glasshouse key restore`.",
         code="key_missing",
     )
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the key folder (made 0700) alone, with any interrupted change finished.
+    """Hold the key folder (created with mode 0700) exclusively, after finishing any interrupted change.
 
     Raises `SealingError` (`key_folder_unusable`).
     """
@@ -218,7 +215,7 @@ def _finish(folder: Path) -> None:
 
 
 def _scrub(path: Path) -> None:
-    """Overwrite a signing key that is about to be replaced; a name that shares the file elsewhere keeps it."""
+    """Overwrite a signing key that is about to be replaced, unless the file has another hard link, which keeps it."""
     if not path.exists() or path.is_symlink():
         return
     path.chmod(0o600)
@@ -245,7 +242,7 @@ def _replace_files(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def install(folder: Path, keys: OperatorKeys, passphrase: str | None) -> None:
-    """Put `keys` with their history into a folder that the caller holds by `locked`, all files or none."""
+    """Put `keys` with their history into a folder that the caller has `locked`: all files or none."""
     public = public_of(keys.signing, keys.recipient, keys.created)
     files = {
         SIGNING_FILE: private_pem(keys.signing, passphrase),
@@ -262,22 +259,22 @@ def install(folder: Path, keys: OperatorKeys, passphrase: str | None) -> None:
 def change(
     folder: Path,
     passphrase: str | None,
-    changed: Callable[[OperatorKeys], OperatorKeys],
+    edit: Callable[[OperatorKeys], OperatorKeys],
     *,
     new_passphrase: str | None = None,
 ) -> OperatorKeys:
-    """Put `changed` of the keys in `folder` in their place; returns the new ones.
+    """Replace the keys in `folder` by what `edit` returns for them; returns the new ones.
 
-    They stay under `passphrase` where they were under it, unless there is a new one. Killed at any moment, the folder
-    has the old keys or the new ones. Raises `SealingError` as `OperatorKeys.load` does, and as `changed` does; nothing
-    changes then.
+    Encrypted keys keep `passphrase` unless there is a new one. If the process is killed at any time, the folder has
+    either the old keys or the new ones. Raises `SealingError` as `OperatorKeys.load` does, and as `edit` does; nothing
+    is changed then.
     """
     if not folder.is_dir():
         raise _missing()
     with locked(folder):
         keys = _load(folder, passphrase)
         kept = passphrase if keys.encrypted else None
-        install(folder, changed(keys), kept if new_passphrase is None else new_passphrase)
+        install(folder, edit(keys), kept if new_passphrase is None else new_passphrase)
         return _load(folder, kept if new_passphrase is None else new_passphrase)
 
 
@@ -299,7 +296,7 @@ def _load(folder: Path, passphrase: str | None) -> OperatorKeys:
     keys = OperatorKeys(signing, recipient, ring, is_encrypted(signing_pem), past)
     if not keys.is_consistent() or (public.signing, public.recipient) != (ring.signing, ring.recipient):
         raise SealingError(
-            f"The keys are not those of {PUBLIC_FILE}.",
+            f"The private keys do not match {PUBLIC_FILE} and {RING_FILE}.",
             "Restore the keys from a backup.",
             code="key_mismatch",
         )
@@ -307,7 +304,7 @@ def _load(folder: Path, passphrase: str | None) -> OperatorKeys:
 
 
 def status(folder: Path) -> KeyStatus:
-    """What is in the key folder, without a passphrase; raises `SealingError` as `OperatorKeys.load` does."""
+    """The status of a key folder, without a passphrase; raises `SealingError` as `OperatorKeys.load` does."""
     if not folder.is_dir():
         return KeyStatus(present=False)
     with locked(folder):

@@ -1,9 +1,9 @@
-"""Packages: files sealed one by one under their own keys, bound to their name and their package.
+"""Packages: files sealed one by one, each under its own key, bound to their name and their package.
 
-A file's digest is taken while the file is encrypted, so no stream can be bound to it beforehand. Each stream is
-bound to the outline of its manifest, which is everything but the digests, and each digest is compared with the
-opened bytes. So all files of a package open under one manifest only, and `check_released` sees before the first
-of them that it is the manifest that the keys were released for.
+A file's digest is computed while the file is encrypted, so no stream can be bound to it beforehand. Each stream is
+bound to the outline of its manifest, which is everything but the digests, and each digest is compared with the opened
+bytes. So all files of a package open under one manifest only, and `check_released` checks before the first of them that
+the keys were released for this manifest.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ from engine.wire import canonical, parse, sha256_hex, utc_now
 SEALED_SUFFIX: Final = ".sealed"
 STREAM_FORMAT: Final = "glasshouse/payload/2"
 _SLOTS: Final = WAITING + 1
-_NOT_YET: Final = "0" * 64  # stands for a digest while the file is not sealed
+_NO_DIGEST: Final = "0" * 64  # placeholder until the file is sealed
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class SealedPackage:
-    """A package on disk, and its keys: 32 bytes a file in manifest order. Whoever holds it wipes `keys`."""
+    """A package on disk, and its keys: 32 bytes per file in manifest order. The owner wipes `keys`."""
 
     manifest: Manifest
     folder: Path
@@ -64,8 +64,8 @@ class SealedPackage:
 
 def _changed(name: str) -> SealingError:
     return SealingError(
-        f"The payload file {name} changed while it was sealed.",
-        "Let nothing write to it during a run.",
+        f"The payload file {name} changed while it was being sealed, so the package was discarded.",
+        "Start the run again, and do not write to the file meanwhile.",
         code="payload_changed",
     )
 
@@ -82,32 +82,32 @@ def _open_plain(name: str, source: Path) -> io.FileIO:
 
 
 def _blocks(name: str, source: bytes | Path, size: int, hasher: Hasher) -> Generator[memoryview]:
-    """Exactly `size` bytes of the source in blocks, each given to the hasher too; buffers are wiped at the end."""
+    """Exactly `size` bytes of the source in blocks, which are also hashed; buffers are wiped at the end."""
     if isinstance(source, bytes):
         yield from _hashed_parts(
             (memoryview(source)[at : at + HASH_BYTES] for at in range(0, size, HASH_BYTES)), hasher
         )
         return
-    row = bytearray(_SLOTS * min(HASH_BYTES, size))
+    slots = bytearray(_SLOTS * min(HASH_BYTES, size))
     try:
         with _open_plain(name, source) as file:
-            yield from _hashed_parts(_filled(name, file, memoryview(row), size), hasher)
-            hasher.drain()  # before its last parts are wiped
+            yield from _hashed_parts(_read_parts(name, file, memoryview(slots), size), hasher)
+            hasher.drain()  # before the last parts are wiped
     finally:
-        wipe(row)
+        wipe(slots)
 
 
-def _filled(name: str, file: io.FileIO, row: memoryview, size: int) -> Iterator[memoryview]:
-    """`size` bytes of the file in parts; `row` has a slot for each part that may wait, and one to fill."""
-    slot = len(row) // _SLOTS
+def _read_parts(name: str, file: io.FileIO, slots: memoryview, size: int) -> Iterator[memoryview]:
+    """`size` bytes of the file in parts; `slots` has room for each part that may be queued, and for one to fill."""
+    slot = len(slots) // _SLOTS
     left, at = size, 0
     while left:
-        count = file.readinto(row[at : at + min(left, slot)])
+        count = file.readinto(slots[at : at + min(left, slot)])
         if not count:
             raise _changed(name)
-        yield row[at : at + count]
+        yield slots[at : at + count]
         left -= count
-        at = (at + slot) % len(row)
+        at = (at + slot) % len(slots)
 
 
 def _hashed_parts(parts: Iterator[memoryview], hasher: Hasher) -> Iterator[memoryview]:
@@ -118,7 +118,7 @@ def _hashed_parts(parts: Iterator[memoryview], hasher: Hasher) -> Iterator[memor
 
 
 def _identity(name: str, source: bytes | Path) -> tuple[int, ...]:
-    """Size first; then, for a file, what changes when somebody writes to it or exchanges it."""
+    """The size; for a file also the status fields that change when it is written to or exchanged."""
     if isinstance(source, bytes):
         return (len(source),)
     with _open_plain(name, source) as file:
@@ -129,7 +129,7 @@ def _identity(name: str, source: bytes | Path) -> tuple[int, ...]:
 
 
 def outline_digest(manifest: Manifest) -> str:
-    """SHA-256 in hex over the manifest without its files' digests: what is known before a byte is sealed."""
+    """SHA-256 in hex over the manifest without its files' digests: all that is known before sealing begins."""
     fields = msgspec.to_builtins(manifest)
     fields["files"] = [{"name": entry.name, "size": entry.size} for entry in manifest.files]
     return sha256_hex(canonical(fields))
@@ -145,7 +145,7 @@ def file_context(manifest: Manifest, entry: FileEntry) -> bytes:
 
 
 class _Sealer:
-    """One package being made, in one pass over its files: each part is hashed while it is encrypted."""
+    """Seals one package in one pass over its files: each part is hashed while it is encrypted."""
 
     def __init__(self, files: Mapping[str, bytes | Path], out: Path, progress: Progress | None) -> None:
         for name in files:
@@ -159,7 +159,7 @@ class _Sealer:
 
     def outline(self) -> tuple[FileEntry, ...]:
         """Name and size of every file, without its digest."""
-        return tuple(FileEntry(name, identity[0], _NOT_YET) for name, identity in self._identities.items())
+        return tuple(FileEntry(name, identity[0], _NO_DIGEST) for name, identity in self._identities.items())
 
     def _advance(self, count: int) -> None:
         self._done += count
@@ -167,7 +167,7 @@ class _Sealer:
             self._progress(self._done, self._total)
 
     def seal(self, draft: Manifest, keys: bytearray) -> Manifest:
-        """Write the sealed files, then the manifest: where it is, the package is whole. Returns the manifest."""
+        """Write the sealed files, then the manifest, which marks the package as complete. Returns the manifest."""
         outline = outline_digest(draft)
         self._advance(0)
         entries = []
@@ -207,12 +207,11 @@ def seal_package(
     policy_digest: str,
     progress: Progress | None = None,
 ) -> SealedPackage:
-    """Seal `files` (name -> content or path) into `out` (made 0700): `<name>.sealed` each, and
-    `manifest.json`.
+    """Seal `files` (name -> content or path) into `out` (created 0700), as `<name>.sealed` and `manifest.json`.
 
-    `progress(done, total)` counts plain bytes from 0 to the total, in the caller's thread; what it raises ends
-    the sealing. Raises `SealingError` (`manifest_*`, `payload_unreadable`, `payload_changed`,
-    `package_unwritable`) and leaves nothing half-written.
+    `progress(done, total)` counts plain bytes from 0 to the total, in the caller's thread; an exception that it raises
+    aborts the sealing. Raises `SealingError` (`manifest_*`, `payload_unreadable`, `payload_changed`,
+    `package_unwritable`) and leaves no partial files behind.
     """
     sealer = _Sealer(files, out, progress)
     draft = checked_manifest(
@@ -263,9 +262,9 @@ def open_sealed(folder: Path, entry: FileEntry) -> io.BufferedReader:
 
 
 def check_released(manifest: Manifest, info: bytes) -> None:
-    """See that keys which `open_release` gave out for `info` were released for this manifest.
+    """Check that the keys which `open_release` returned for `info` were released for this manifest.
 
-    Raises `RefusedError` (`payload_wrong_context`). To be called before the first `open_file`.
+    Raises `RefusedError` (`payload_wrong_context`). Call it before the first `open_file`.
     """
     try:
         released = parse(info)
@@ -274,7 +273,7 @@ def check_released(manifest: Manifest, info: bytes) -> None:
     if not isinstance(released, dict) or released.get("manifest_sha256") != manifest_digest(manifest):
         raise RefusedError(
             "The keys were released for another package.",
-            "Start the run again; a release works for the package that it was made for.",
+            "Start the run again; a release is valid only for the package that it was made for.",
             code="payload_wrong_context",
         )
 
@@ -292,51 +291,51 @@ def open_file(
     Returns only when the whole file is authentic and matches the manifest. `progress(done, total)` counts plain
     bytes from 0; it reaches the total only then. Raises `RefusedError`: `payload_truncated`, `payload_tampered`,
     `payload_wrong_context` (another key, file, package or outline), `payload_digest_mismatch`; `target` is zeroed
-    then. `ValueError` for a buffer that does not fit. The caller wipes `key`.
+    then. Raises `ValueError` for an unsuitable buffer. The caller wipes `key`.
     """
     if target.readonly or not target.c_contiguous or target.itemsize != 1 or target.nbytes != entry.size:
-        raise ValueError("The target is a writable buffer of exactly the file's size.")
+        raise ValueError("The target must be a writable buffer of exactly the file's size.")
     if entry not in manifest.files:
         wipe(target)
         raise RefusedError(
-            f"The manifest does not list {entry.name} as given.",
-            "Read the entry from this manifest.",
+            f"The manifest does not list {entry.name} with this size and digest.",
+            "Take the entry from this manifest.",
             code="payload_wrong_context",
         )
     what = f"The sealed file {entry.name}"
-    steps = _Steps(progress, entry.size)
+    opening = _OpeningProgress(progress, entry.size)
     context = file_context(manifest, entry)
-    found = decrypt_into(key, context, source, target, what=what, kind="payload", progress=steps.advance)
-    if found != entry.sha256:
+    digest = decrypt_into(key, context, source, target, what=what, kind="payload", progress=opening.advance)
+    if digest != entry.sha256:
         wipe(target)
         raise RefusedError(
             f"{what} does not match the manifest's digest.",
             "Build the package again; do not use this one.",
             code="payload_digest_mismatch",
         )
-    steps.finish()
+    opening.finish()
 
 
-class _Steps:
-    """Tells how far an opening is, and holds the last step back until the file is known to be authentic."""
+class _OpeningProgress:
+    """Reports the progress of an opening; the total is reported only once the file is known to be authentic."""
 
     def __init__(self, progress: Progress | None, total: int) -> None:
         self._progress = progress
         self._total = total
         self._done = 0
-        self._tell()
+        self._report()
 
     def advance(self, count: int) -> None:
         """`count` more bytes are decrypted."""
         self._done += count
         if self._done < self._total:
-            self._tell()
+            self._report()
 
     def finish(self) -> None:
-        """The file is whole."""
+        """The file is complete and authentic."""
         self._done = self._total
-        self._tell()
+        self._report()
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         if self._progress is not None:
             self._progress(self._done, self._total)

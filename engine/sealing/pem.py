@@ -1,4 +1,4 @@
-"""Private keys as PKCS8 PEM, and the names of public keys."""
+"""Private keys as PKCS8 PEM, and the ids of public keys."""
 
 from __future__ import annotations
 
@@ -34,27 +34,27 @@ def key_id(public: bytes) -> str:
 
 
 def fingerprint(public: bytes) -> str:
-    """`SHA256:` and the key id, as shown to people."""
+    """`SHA256:` and the key id, as shown to users."""
     return f"SHA256:{key_id(public)}"
 
 
 def check_passphrase(passphrase: str) -> bytes:
-    """The passphrase in UTF-8; raises `SealingError` (`passphrase_invalid`) when it is empty or too long."""
+    """The passphrase in UTF-8; raises `SealingError` (`passphrase_invalid`) if it is empty or too long."""
     try:
         encoded = passphrase.encode()
     except UnicodeEncodeError as error:
         raise SealingError("The passphrase is not valid text.", code="passphrase_invalid") from error
     if not 0 < len(encoded) <= MAX_PASSPHRASE_BYTES:
         raise SealingError(
-            f"A passphrase has 1 to {MAX_PASSPHRASE_BYTES} bytes.",
-            "Choose another one.",
+            f"A passphrase must have 1 to {MAX_PASSPHRASE_BYTES} bytes.",
+            "Choose another passphrase.",
             code="passphrase_invalid",
         )
     return encoded
 
 
 def private_pem(key: PrivateKey, passphrase: str | None) -> bytes:
-    """PKCS8 PEM of a private key, encrypted when there is a passphrase."""
+    """PKCS8 PEM of a private key, encrypted if there is a passphrase."""
     protection: KeySerializationEncryption = NoEncryption()
     if passphrase is not None:
         protection = BestAvailableEncryption(check_passphrase(passphrase))
@@ -62,7 +62,7 @@ def private_pem(key: PrivateKey, passphrase: str | None) -> bytes:
 
 
 def is_encrypted(pem: bytes) -> bool:
-    """True when a PEM holds an encrypted private key."""
+    """True if a PEM holds an encrypted private key."""
     return _ENCRYPTED in pem
 
 
@@ -75,9 +75,7 @@ def read_pem(path: Path, *, limit: int = _MAX_PEM_BYTES) -> bytes:
         if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
             raise SealingError(f"{path.name} is not a key file.", "Restore the keys from a backup.", code="key_invalid")
         if status.st_mode & 0o077:
-            raise SealingError(
-                f"Others than you may read {path.name}.", f"Run: chmod 600 {path}", code="key_permissions"
-            )
+            raise SealingError(f"Other users can read {path.name}.", f"Run: chmod 600 {path}", code="key_permissions")
         return path.read_bytes()
     except OSError as error:
         raise SealingError(
@@ -90,7 +88,9 @@ def read_pem(path: Path, *, limit: int = _MAX_PEM_BYTES) -> bytes:
 def _load(pem: bytes, passphrase: str | None, name: str) -> object:
     encrypted = is_encrypted(pem)
     if encrypted and passphrase is None:
-        raise SealingError(f"{name} is under a passphrase.", "Give the passphrase.", code="key_passphrase_needed")
+        raise SealingError(
+            f"{name} is encrypted with a passphrase.", "Give the passphrase.", code="key_passphrase_needed"
+        )
     try:
         return load_pem_private_key(pem, check_passphrase(passphrase) if encrypted and passphrase else None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
@@ -103,14 +103,14 @@ def _load(pem: bytes, passphrase: str | None, name: str) -> object:
 
 def _invalid(name: str) -> SealingError:
     return SealingError(
-        f"{name} does not hold the key that belongs there.",
+        f"{name} does not hold a private key of the expected kind.",
         "Restore the keys from a backup.",
         code="key_invalid",
     )
 
 
 def load_ed25519(pem: bytes, passphrase: str | None, name: str) -> Ed25519PrivateKey:
-    """A signing key from its PEM; a passphrase is ignored where the PEM is not encrypted.
+    """A signing key from its PEM; a passphrase is ignored if the PEM is not encrypted.
 
     Raises `SealingError` (`key_passphrase_needed`, `key_passphrase_wrong`, `key_invalid`).
     """
@@ -121,7 +121,7 @@ def load_ed25519(pem: bytes, passphrase: str | None, name: str) -> Ed25519Privat
 
 
 def load_x25519(pem: bytes, passphrase: str | None, name: str) -> X25519PrivateKey:
-    """A recipient key from its PEM, as `load_ed25519` does."""
+    """A recipient key from its PEM; raises as `load_ed25519`."""
     key = _load(pem, passphrase, name)
     if not isinstance(key, X25519PrivateKey):
         raise _invalid(name)

@@ -1,6 +1,6 @@
-"""Memory for a large buffer, taken ahead of the thread that fills it.
+"""Allocates the pages of a large buffer ahead of the thread that fills it.
 
-The first store to each page of a fresh map costs more than decrypting the page does.
+The first store to each page of a fresh memory map costs more than decrypting the page does.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _madvise.restype = ctypes.c_int
 
 @contextmanager
 def prefaulting(target: memoryview) -> Iterator[None]:
-    """While the block runs, a thread backs the whole pages of `target` with memory, first to last.
+    """While the block runs, a thread allocates all whole pages of `target`, from first to last.
 
-    A kernel that cannot do so is left alone: the pages then come with the first store, as always.
+    If the kernel does not support that, nothing happens: each page is then allocated by its first store, as usual.
     """
     if len(target) < _WORTH_A_THREAD:
         yield
@@ -38,7 +38,7 @@ def prefaulting(target: memoryview) -> Iterator[None]:
         yield
     finally:
         stop.set()
-        thread.join()  # nobody may unmap the target before
+        thread.join()  # the target must not be unmapped before the thread has ended
         del anchor
 
 

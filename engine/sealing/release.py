@@ -1,6 +1,6 @@
-"""Key release: the package's keys by HPKE (RFC 9180) to the attested key, bound to what was appraised.
+"""Key release: the package's keys, encrypted by HPKE (RFC 9180) to the attested key and bound to what was appraised.
 
-Suite: DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-256-GCM. All binding is in `info`.
+Suite: DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-256-GCM. The binding is entirely in `info`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ def release_info(*, evidence_sha256: str, policy_sha256: str, manifest_sha256: s
     Raises `SealingError` (`release_info_invalid`) for a malformed digest or run id.
     """
     if not (is_run_id(run_id) and all(map(is_digest, (evidence_sha256, policy_sha256, manifest_sha256)))):
-        raise SealingError("A release is bound to three SHA-256 digests and a run id.", code="release_info_invalid")
+        raise SealingError(
+            "The release has a malformed SHA-256 digest or run id, so it was not made.", code="release_info_invalid"
+        )
     return canonical(
         {
             "protocol": RELEASE_PROTOCOL,
@@ -55,7 +57,7 @@ def seal_release(keys: bytearray | memoryview, cnf_public: bytes, info: bytes) -
         return SUITE.encrypt(keys, public, info=info)
     except ValueError as error:  # a point of small order has no shared secret
         raise RefusedError(
-            "The attested key cannot receive a secret.", "Start the run again.", code="cnf_invalid"
+            "The attested key cannot be used for encryption.", "Start the run again.", code="cnf_invalid"
         ) from error
 
 
@@ -69,6 +71,6 @@ def open_release(ciphertext: bytes, private_key: X25519PrivateKey, info: bytes) 
     except InvalidTag:
         raise RefusedError(
             "The released keys are not bound to this evidence, policy, package and run.",
-            "Start the run again; a release works for the run that it was made for.",
+            "Start the run again; a release is valid only for the run that it was made for.",
             code="release_wrong_binding",
         ) from None

@@ -1,4 +1,4 @@
-"""The key of one run: it signs what the runner states, and seals the content keys while the run lasts."""
+"""The key of one run: it signs the runner's statements, and seals the content keys while the run lasts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PROTOCOL: Final = "glasshouse/run-keys/1"
 
 @dataclass(frozen=True)
 class RunKey:
-    """The pair of a run: Ed25519 to sign, X25519 to keep content keys across a restart of the runner."""
+    """The two keys of a run: Ed25519 to sign, X25519 to keep content keys across a restart of the runner."""
 
     run_id: str
     signing: Ed25519PrivateKey = field(repr=False)
@@ -33,27 +33,27 @@ class RunKey:
 
     @classmethod
     def create(cls, folder: Path, run_id: str) -> RunKey:
-        """A new pair, stored in `folder` (0600).
+        """Two new keys, stored in `folder` (0600).
 
         Raises `SealingError` (`run_key_exists`, `run_key_unwritable`).
         """
         if (folder / SIGNING_FILE).exists():
-            raise SealingError("This run has its key already.", "Use `glasshouse resume`.", code="run_key_exists")
-        made = cls(run_id, Ed25519PrivateKey.generate(), X25519PrivateKey.generate())
+            raise SealingError("This run already has its key.", "Use `glasshouse resume`.", code="run_key_exists")
+        key = cls(run_id, Ed25519PrivateKey.generate(), X25519PrivateKey.generate())
         try:
-            write_private(folder / SEALING_FILE, private_pem(made.sealing, None))
-            write_private(folder / SIGNING_FILE, private_pem(made.signing, None))
+            write_private(folder / SEALING_FILE, private_pem(key.sealing, None))
+            write_private(folder / SIGNING_FILE, private_pem(key.signing, None))
         except OSError as error:
             raise SealingError(
                 f"The run's key cannot be written: {error.strerror}.",
                 "Free some space or choose another --home.",
                 code="run_key_unwritable",
             ) from error
-        return made
+        return key
 
     @classmethod
     def load(cls, folder: Path, run_id: str) -> RunKey:
-        """The pair in `folder`; raises `SealingError` (`key_missing`, `key_permissions`, `key_invalid`)."""
+        """The keys in `folder`; raises `SealingError` (`key_missing`, `key_permissions`, `key_invalid`)."""
         return cls(
             run_id,
             load_ed25519(read_pem(folder / SIGNING_FILE), None, SIGNING_FILE),
@@ -72,18 +72,18 @@ class RunKey:
 
     @property
     def fingerprint(self) -> str:
-        """The signing key's name for people."""
+        """The signing key's id as users see it."""
         return fingerprint(self.public)
 
     def _info(self) -> bytes:
         return canonical({"protocol": _PROTOCOL, "run_id": self.run_id})
 
     def seal_keys(self, keys: bytearray | memoryview) -> bytes:
-        """Content keys by HPKE to this run's own sealing key, for the run folder."""
+        """Content keys, encrypted by HPKE to this run's own sealing key, for the run folder."""
         return SUITE.encrypt(keys, self.sealing.public_key(), info=self._info())
 
     def open_keys(self, sealed: bytes) -> bytearray:
-        """What `seal_keys` sealed; the caller wipes it. Raises `RefusedError` (`run_keys_wrong_binding`)."""
+        """The keys that `seal_keys` sealed; the caller wipes them. Raises `RefusedError` (`run_keys_wrong_binding`)."""
         try:
             opened = SUITE.decrypt(sealed, self.sealing, info=self._info())
         except InvalidTag:
@@ -98,7 +98,7 @@ class RunKey:
 
 
 def destroy_run_key(folder: Path) -> None:
-    """Overwrite and remove a run's key files. A file system that copies on write may keep the old blocks."""
+    """Overwrite and remove a run's key files. A copy-on-write file system may keep the old blocks."""
     for name in RUN_KEY_FILES:
         try:
             overwrite(folder / name)

@@ -16,7 +16,7 @@ def open_regular(path: Path, what: str) -> io.BufferedReader:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise SealingError(
-            f"The sealed file {what} is not there or is a link.",
+            f"The sealed file {what} is missing or is a link.",
             "Transfer the package again.",
             code="payload_missing",
         ) from error

@@ -1,1 +1,1 @@
-"""What the engine needs of the operating system: processes, clocks, files, imports, shipped data."""
+"""What the engine needs from the operating system: processes, clocks, files, imports, shipped data."""

@@ -1,4 +1,4 @@
-"""The boot clock: it counts sleep, and steps of the wall clock do not touch it."""
+"""The boot clock: it goes on during sleep, and changes of the wall clock do not affect it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 def boot_seconds() -> float:
-    """Seconds since this machine booted; they go on while it sleeps."""
+    """Seconds since this machine booted, including time asleep."""
     return time.clock_gettime(_CLOCK)
 
 
 def boot_id() -> str:
-    """The kernel's random id of this boot, empty where there is none."""
+    """The kernel's random id of this boot; empty if there is none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

@@ -1,4 +1,4 @@
-"""Which process a pid means: a pid is reused, a pid together with its start time is not."""
+"""Identifying processes: a pid is reused, a pid together with its start time is not."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class ProcessStat(NamedTuple):
 
     @property
     def has_ended(self) -> bool:
-        """True for a zombie: it has neither memory nor open files."""
+        """True for a zombie: it has no memory and no open files any more."""
         return self.state in _ENDED
 
 
 def read_stat(pid: int) -> ProcessStat | None:
-    """What the kernel says about `pid`, zombies included; None when there is no such process."""
+    """The kernel's status of `pid`, zombies included; None if there is no such process."""
     try:
-        # The command name may hold spaces and parentheses; the last one ends it.
+        # The command name may contain spaces and parentheses; it ends at the last closing parenthesis.
         fields = (PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
@@ -43,11 +43,11 @@ def live_process(pid: int) -> ProcessStat | None:
 
 
 def start_ticks(pid: int) -> int | None:
-    """When this process started, in clock ticks since boot; None when it is gone. A zombie counts as gone."""
+    """When this process started, in clock ticks since boot; None if it is gone. A zombie counts as gone."""
     process = live_process(pid)
     return None if process is None else process.start
 
 
 def is_alive(pid: int, start: int, boot: str | None = None) -> bool:
-    """True while the process with this pid and start time runs; with `boot`, only if that boot is the present one."""
+    """True while the process with this pid and start time runs; with `boot`, only if that is the current boot."""
     return (boot is None or boot == boot_id()) and start_ticks(pid) == start

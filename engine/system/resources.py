@@ -1,4 +1,4 @@
-"""Where the shipped data lies: `engine/_data` in a wheel, `data/` beside `engine/` in a checkout."""
+"""Where the shipped data is: `engine/_data` in a wheel, `data/` beside `engine/` in a checkout."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def data_path(*parts: str) -> Path:
-    """The path of a shipped file or folder; raises `GlasshouseError` (`install_broken`) when it is absent."""
+    """The path of a shipped file or folder; raises `GlasshouseError` (`install_broken`) if it is absent."""
     for root in (_PACKAGE / "_data", _PACKAGE.parent / "data"):
         candidate = root.joinpath(*parts)
         if candidate.exists():

@@ -1,4 +1,4 @@
-"""Work that goes on to its end whoever cancels: a rented machine is never left half released."""
+"""Work that runs to completion even if it is cancelled, so that a rented machine is never left half released."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ T = TypeVar("T")
 
 
 async def run_to_completion(work: Coroutine[Any, Any, T]) -> T:
-    """Run `work` whole. A cancellation that came meanwhile goes on afterwards, unless `work` failed: then its error."""
+    """Run `work` to completion. A cancellation that arrives meanwhile is raised afterwards, unless `work` failed: then
+    its error is raised.
+    """
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():

@@ -1,8 +1,8 @@
 """`python -m tests.fuzz.atheris_parsers TARGET [libFuzzer options]`: coverage-guided fuzzing of one parser.
 
 `python -m tests.fuzz.atheris_parsers` lists the targets. It needs `atheris` (`pip install atheris`), which is not part
-of the `test` extra; without it this says SKIPPED and exits 0. An input that raises anything but `GlasshouseError` is
-left by libFuzzer as `crash-…` in the working folder: make a vector or a case of `test_parsers.py` of it.
+of the `test` extra; without it this prints SKIPPED and exits 0. libFuzzer stores an input that raises anything but
+`GlasshouseError` as `crash-…` in the working folder: turn it into a vector or into a case of `test_parsers.py`.
 Example: `python -m tests.fuzz.atheris_parsers claims -max_total_time=60 -rss_limit_mb=1024 -timeout=5`.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 
 def main(argv: Sequence[str]) -> int:
-    """Fuzz the target named by the first word; the rest goes to libFuzzer."""
+    """Fuzz the target named by the first argument; the other arguments go to libFuzzer."""
     if importlib.util.find_spec("atheris") is None:
         sys.stderr.write("SKIPPED: atheris is not installed\n")
         return 0
@@ -25,11 +25,11 @@ def main(argv: Sequence[str]) -> int:
     with atheris.instrument_imports(include=["engine", "tests.fuzz", "json", "base64", "binascii"]):
         from engine.errors import GlasshouseError
         from tests.fuzz.targets import targets
-    found = targets()
-    if len(argv) < 2 or argv[1] not in found:
-        sys.stderr.write(f"a target is one of: {', '.join(found)}\n")
+    known = targets()
+    if len(argv) < 2 or argv[1] not in known:
+        sys.stderr.write(f"name one of these targets: {', '.join(known)}\n")
         return 2
-    target = found[argv[1]]
+    target = known[argv[1]]
 
     def one(data: bytes) -> None:
         try:

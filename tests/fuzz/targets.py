@@ -1,6 +1,7 @@
-"""Every parser that reads what somebody else wrote, as a function of bytes, with honest inputs to start from.
+"""Every parser of untrusted input as a function of bytes, with valid inputs to start from.
 
-What is signed is signed here again, so that a change reaches the code behind the signature: the signer is the attacker.
+Changed content is signed again, so that the change reaches the code behind the signature check: the signer is the
+attacker.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ _FOLDER: Final = Path(_TEMPORARY.name)
 
 
 class Target(msgspec.Struct, frozen=True):
-    """`read` may raise nothing but `GlasshouseError`; `seeds` are inputs that it takes."""
+    """`read` may raise nothing but `GlasshouseError`; `seeds` are inputs that it accepts."""
 
     read: Read
     seeds: tuple[bytes, ...]
@@ -77,18 +78,16 @@ def _json(data: bytes) -> object:
 
 def _appraised(token: str) -> object:
     _file("nonces.json", canonical(honest.ledger()))
-    ledger = NonceLedger(
-        _FOLDER / "nonces.json", clock=lambda: float(honest.SECONDS), boot=lambda: honest.BOOT
-    )  # fmt: skip
+    ledger = NonceLedger(_FOLDER / "nonces.json", clock=lambda: float(honest.SECONDS), boot=lambda: honest.BOOT)
     return appraise(token, expected=honest.expectations(), policy=default_policy(), nonces=ledger, now=honest.NOW)
 
 
 def _nonces(data: bytes) -> object:
     _file("ledger.json", data)
     ledger = NonceLedger(_FOLDER / "ledger.json", clock=lambda: float(honest.SECONDS), boot=lambda: honest.BOOT)
-    found = ledger.outstanding(RUN)
-    ledger.redeem(honest.seed("nonce") if found is None else found, RUN)
-    return found
+    nonce = ledger.outstanding(RUN)
+    ledger.redeem(honest.seed("nonce") if nonce is None else nonce, RUN)
+    return nonce
 
 
 def _signed(payload: bytes, key: str, kind: str = PAYLOAD_TYPE) -> dict[str, Any]:
@@ -102,20 +101,23 @@ def _challenge(data: bytes) -> object:
 def _delegation(data: bytes) -> object:
     return check_delegation(
         _signed(data, "operator"), public(signing("operator")), run_id=RUN, plan_digest=digest("plan")
-    )  # fmt: skip
+    )
 
 
 def _zeroization(data: bytes) -> object:
     proof = honest.zeroization()
-    found = read_zeroization(
-        _signed(data, "attester"), public(signing("attester")), run_id=RUN, manifest_sha256=proof.manifest_sha256,
+    receipt = read_zeroization(
+        _signed(data, "attester"),
+        public(signing("attester")),
+        run_id=RUN,
+        manifest_sha256=proof.manifest_sha256,
         nonce_sha256=proof.nonce_sha256,
-    )  # fmt: skip
-    return runtime_state(found)
+    )
+    return runtime_state(receipt)
 
 
 class _Hostile:
-    """A far side that gives `data` as its log, and as much of it at once as it likes."""
+    """A remote side that serves `data` as its log."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -168,19 +170,31 @@ def _payload(envelope: dict[str, Any]) -> bytes:
 def _honest_job() -> bytes:
     plan = preset("demo")
     job = Job(
-        run_id=RUN, allocation_id="pod-1", plan=dump_plan(plan), plan_digest=digest("plan"), policy={},
-        policy_digest=digest("policy"), manifest_digest=None, payload_files={}, hub_weights={}, hub_revision=None,
-        model_type="qwen2", noise_seed=1, run_public_key="", recipient_public_key="", ssh_host_key_digest="",
-    )  # fmt: skip
+        run_id=RUN,
+        allocation_id="pod-1",
+        plan=dump_plan(plan),
+        plan_digest=digest("plan"),
+        policy={},
+        policy_digest=digest("policy"),
+        manifest_digest=None,
+        payload_files={},
+        hub_weights={},
+        hub_revision=None,
+        model_type="qwen2",
+        noise_seed=1,
+        run_public_key="",
+        recipient_public_key="",
+        ssh_host_key_digest="",
+    )
     return canonical(msgspec.to_builtins(job))
 
 
 def _verified(data: bytes) -> object:
-    """What a stranger makes of an artifact; one that was changed is never genuine."""
+    """The verification of an artifact by a stranger; a changed one must never be genuine."""
     known = anchors(_FOLDER, trust=[str(ARTIFACT / "operator.txt")], references=[ARTIFACT / "reference.json"])
-    found = verify_bytes(data, known)
-    assert not found.genuine or parse(data) == parse((ARTIFACT / "row.json").read_bytes())
-    return found
+    verification = verify_bytes(data, known)
+    assert not verification.genuine or parse(data) == parse((ARTIFACT / "row.json").read_bytes())
+    return verification
 
 
 def _ring() -> bytes:
@@ -198,10 +212,19 @@ def _statements(data: bytes) -> object:
 
 def _run_receipt() -> dict[str, Any]:
     return run_receipt(
-        run_id=RUN, row={}, plan_digest=digest("plan"), manifest_sha256=None, adapters={"raw": digest("adapter")},
-        series={"raw": digest("series")}, runner_head=digest("head"), pod_head=digest("pod head"), delegation={},
-        bundle_sha256=digest("bundle"), challenge=None, privates=[signing("run")],
-    )  # fmt: skip
+        run_id=RUN,
+        row={},
+        plan_digest=digest("plan"),
+        manifest_sha256=None,
+        adapters={"raw": digest("adapter")},
+        series={"raw": digest("series")},
+        runner_head=digest("head"),
+        pod_head=digest("pod head"),
+        delegation={},
+        bundle_sha256=digest("bundle"),
+        challenge=None,
+        privates=[signing("run")],
+    )
 
 
 def _tensors() -> bytes:
@@ -215,9 +238,7 @@ def targets() -> dict[str, Target]:
     token = honest.token()
     claims = base64.urlsafe_b64decode(token.split(".")[1] + "===")
     release = release_receipt(honest.release(), signing("run"))
-    delegation = delegate(
-        signing("operator"), run, run_id=RUN, plan_digest=digest("plan"), seconds=1e9
-    )  # fmt: skip
+    delegation = delegate(signing("operator"), run, run_id=RUN, plan_digest=digest("plan"), seconds=1e9)
     log = log_cases.lines()
     return {
         "json": Target(_json, (b'{"a":[1,2.5,null,true,"x"]}',)),

@@ -1,4 +1,4 @@
-"""What a vector is: inputs, and how they are to be refused."""
+"""The format of a vector: inputs, and how they must be refused."""
 
 from __future__ import annotations
 
@@ -13,16 +13,26 @@ EXPECTED: Final = "expected.json"
 MATRIX: Final = Path(__file__).parent / "matrix.json"
 
 Kind = Literal[
-    "evidence", "release", "opening", "policy", "package", "challenge", "delegation", "zeroization", "envelope",
-    "log", "adapter", "tensors",
-]  # fmt: skip
+    "evidence",
+    "release",
+    "opening",
+    "policy",
+    "package",
+    "challenge",
+    "delegation",
+    "zeroization",
+    "envelope",
+    "log",
+    "adapter",
+    "tensors",
+]
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
     """One vector. `name` begins with the number of its attack, 00 for honest inputs that must pass.
 
-    `codes` are every reason code of the refusal in the order given, empty for the honest; `given` becomes
-    `input.json`, `files` lie beside it as they are.
+    `codes` are all reason codes of the refusal in their order, empty for an honest input; `given` becomes `input.json`,
+    and `files` are stored beside it.
     """
 
     name: str
@@ -47,7 +57,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Vector(msgspec.Struct, frozen=True, kw_only=True):
-    """A vector as it lies on the disk."""
+    """A vector as stored on disk."""
 
     folder: Path
     kind: Kind

@@ -1,7 +1,7 @@
-"""An honest run with fixed keys and times: what the vectors start from.
+"""An honest run with fixed keys and times, from which the vectors are derived.
 
-Everything here follows from fixed seeds, except what the libraries draw at random (content keys, nonces of streams,
-HPKE ephemeral keys): that lies in `base/`, made once.
+Everything here follows from fixed seeds, except the random values of the libraries (content keys, nonces of streams,
+HPKE ephemeral keys): the files with those are in `base/`, made once.
 """
 
 from __future__ import annotations
@@ -36,13 +36,18 @@ BOOT: Final = "boot-1"
 SECONDS: Final = 5_000
 TIME: Final = "2026-05-17T12:00:00.000Z"
 KEYS: Final = (
-    "content_key", "content_key_half", "release_key", "release_key_half", "adapter_key", "adapter_key_half",
-)  # fmt: skip
+    "content_key",
+    "content_key_half",
+    "release_key",
+    "release_key_half",
+    "adapter_key",
+    "adapter_key_half",
+)
 CLASSES: Final = (*KEYS, "canary_row", "weights", "adapter", "moments")
 
 
 def seed(name: str) -> bytes:
-    """32 bytes that belong to a name."""
+    """32 bytes derived from a name."""
     return hashlib.sha256(f"glasshouse vectors: {name}".encode()).digest()
 
 
@@ -62,7 +67,7 @@ def public(key: Ed25519PrivateKey | X25519PrivateKey) -> bytes:
 
 
 def digest(name: str) -> str:
-    """A SHA-256 that stands for something that no vector looks into."""
+    """A SHA-256 in place of the digest of something that no vector contains."""
     return seed(f"digest {name}").hex()
 
 
@@ -98,23 +103,23 @@ def challenge(**changes: Any) -> Challenge:
 
 def expectations(**changes: Any) -> Expectations:
     """The reference values of the honest run."""
-    asked = challenge()
+    sent = challenge()
     made = Expectations(
         run_id=RUN,
         attester_public=public(signing("attester")),
         measurements=measurements(),
-        plan_digest=asked.plan_digest,
-        manifest_digest=asked.manifest_digest,
-        challenge=asked.challenge,
+        plan_digest=sent.plan_digest,
+        manifest_digest=sent.manifest_digest,
+        challenge=sent.challenge,
         pod_id="pod-1",
         ssh_host_key=digest("host key"),
-        runner_head=asked.runner_head,
+        runner_head=sent.runner_head,
         gpu_uuid="GPU-1",
     )
     return msgspec.structs.replace(made, **changes)
 
 
-def claims(asked: Challenge | None = None, **arguments: Any) -> Claims:
+def claims(answered: Challenge | None = None, **arguments: Any) -> Claims:
     """Honest claims; `arguments` replace those of `make_claims`, so that the nonce object covers them."""
     honest: dict[str, Any] = {
         "attester_public": public(signing("attester")),
@@ -130,7 +135,7 @@ def claims(asked: Challenge | None = None, **arguments: Any) -> Claims:
         "submods": {"process": {"pid": 7}, "cpu": {"model": "AMD EPYC"}, "gpu0": {"uuid": "GPU-1"}},
         "now": NOW,
     }
-    made = make_claims(asked or challenge(), **{**honest, **arguments})
+    made = make_claims(answered or challenge(), **{**honest, **arguments})
     return msgspec.structs.replace(made, jti=seed("jti")[:16].hex(), ueid=b"\x01" + seed("ueid")[:16])
 
 
@@ -146,8 +151,12 @@ def policy(**changes: Any) -> Policy:
 def ledger(nonce: bytes = seed("nonce"), **changes: Any) -> dict[str, Any]:
     """The Verifier's record with one nonce in it."""
     issued = {
-        "nonce": base64.b64encode(nonce).decode(), "run_id": RUN, "boot": BOOT, "at": SECONDS - 1, "used": False,
-    }  # fmt: skip
+        "nonce": base64.b64encode(nonce).decode(),
+        "run_id": RUN,
+        "boot": BOOT,
+        "at": SECONDS - 1,
+        "used": False,
+    }
     return {"version": 1, "nonces": [{**issued, **changes}]}
 
 
@@ -190,7 +199,7 @@ def release(**changes: Any) -> Release:
 
 
 def binding(**changes: Any) -> AdapterBinding:
-    """What the run's sealed adapter belongs to."""
+    """The binding of the run's sealed adapter."""
     made = AdapterBinding(RUN, "protected", challenge().manifest_digest, sha256_hex(seed("nonce")))
     return msgspec.structs.replace(made, **changes)
 
@@ -201,7 +210,7 @@ def scan(hits: dict[str, int], **changes: Any) -> Scan:
 
 
 def zeroization(**changes: Any) -> Zeroization:
-    """A proof of zeroization without a fault."""
+    """A complete proof of zeroization."""
     none = dict.fromkeys(CLASSES, 0)
     made = Zeroization(
         run_id=RUN,

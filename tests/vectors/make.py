@@ -1,4 +1,4 @@
-"""`python -m tests.vectors.make`: writes every vector anew. `--new-base` also draws what libraries draw at random."""
+"""`python -m tests.vectors.make`: regenerates every vector. `--new-base` also recreates the random files in `base/`."""
 
 from __future__ import annotations
 
@@ -19,14 +19,20 @@ TOKEN_BYTES = 2 * 16 * 1024 + 100
 
 
 def new_base() -> None:
-    """Packages, a release of the first one's keys, and an adapter, all under fresh content keys."""
+    """Two packages, a release of the first one's keys, and an adapter, all with new content keys."""
     shutil.rmtree(BASE, ignore_errors=True)
     for name in ("package", "other"):
         files: dict[str, bytes | Path] = {
-            "tokens.bin": honest.plain(name, TOKEN_BYTES), "weights.bin": honest.plain(f"{name} weights", 200),
-        }  # fmt: skip
-        sealed = seal_package(files, BASE / name, run_id=honest.RUN, plan_digest=honest.digest("plan"),
-                              policy_digest=honest.digest("policy"))  # fmt: skip
+            "tokens.bin": honest.plain(name, TOKEN_BYTES),
+            "weights.bin": honest.plain(f"{name} weights", 200),
+        }
+        sealed = seal_package(
+            files,
+            BASE / name,
+            run_id=honest.RUN,
+            plan_digest=honest.digest("plan"),
+            policy_digest=honest.digest("policy"),
+        )
         (BASE / name / "keys.hex").write_text(sealed.keys.hex() + "\n")
     with (BASE / "adapter.sealed").open("wb") as out:
         key = bytearray(honest.seed("adapter key"))
@@ -35,11 +41,13 @@ def new_base() -> None:
     with zipfile.ZipFile(BASE / "pickles.pt", "w") as archive:
         archive.writestr(zipfile.ZipInfo("archive/data.pkl"), b"\x80\x02cos\nsystem\nq\x00.")
     keys = bytearray.fromhex((BASE / "package" / "keys.hex").read_text())
-    made = honest.result()
+    result = honest.result()
     info = release_info(
-        evidence_sha256=made.evidence_sha256, policy_sha256=made.policy_sha256,
-        manifest_sha256=made.manifest_sha256, run_id=honest.RUN,
-    )  # fmt: skip
+        evidence_sha256=result.evidence_sha256,
+        policy_sha256=result.policy_sha256,
+        manifest_sha256=result.manifest_sha256,
+        run_id=honest.RUN,
+    )
     (BASE / "release.bin").write_bytes(seal_release(keys, honest.public(honest.receiving("cnf")), info))
 
 
@@ -53,26 +61,26 @@ def cases() -> Iterator[Case]:
 
 def contents() -> dict[str, bytes]:
     """Every file of every vector, by its path below this folder."""
-    found: dict[str, bytes] = {}
+    files: dict[str, bytes] = {}
     for case in cases():
         for name, data in case.contents().items():
             path = f"{case.name}/{name}"
-            if path in found:
-                raise ValueError(f"{path} is made twice")
-            found[path] = data
-    return found
+            if path in files:
+                raise ValueError(f"{path} is generated twice")
+            files[path] = data
+    return files
 
 
 def write(target: Path) -> int:
-    """Replace the vectors in `target`; returns how many files there are."""
+    """Replace the vectors in `target`; returns the number of files."""
     for old in target.glob("[0-9][0-9]-*"):
         shutil.rmtree(old)
-    made = contents()
-    for name, data in made.items():
+    files = contents()
+    for name, data in files.items():
         path = target / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(data)
-    return len(made)
+    return len(files)
 
 
 if __name__ == "__main__":

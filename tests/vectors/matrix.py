@@ -16,10 +16,10 @@ ROOT = MATRIX.parents[2]
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One way in which an attack fails, and what proves it.
+    """One way in which an attack fails, and the proof of it.
 
-    `code` is a reason code or the name of a check of the row; None where the attack has no `effect` at all.
-    `vectors` are folders beside the matrix, `tests` node ids.
+    `code` is a reason code or the name of a check of the row. It is None if the attack changes nothing, so that nothing
+    is refused; `effect` then says what happens. `vectors` are folders beside the matrix, `tests` node ids.
     """
 
     stage: str
@@ -30,7 +30,7 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Attack(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One attack of the list in PROTECTED_PATH."""
+    """One attack."""
 
     number: int
     title: str
@@ -39,7 +39,7 @@ class Attack(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Matrix(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Stages in the order of a run, with what happens there; attacks by number."""
+    """The stages in the order of a run, with what happens in each; the attacks by number."""
 
     stages: dict[str, str]
     attacks: tuple[Attack, ...]
@@ -57,22 +57,22 @@ def matrix() -> Matrix:
 
 
 def meaning(code: str) -> str:
-    """What a code says to a person, where the engine's table has it."""
+    """The sentence that users see for a code; empty if the engine's table has none."""
     if code in REASONS:
         return REASONS[code][0]
     return "A check of the row fails." if code in {*LIFECYCLE, *ARTIFACT} else ""
 
 
 def known_codes() -> set[str]:
-    """Every code that the engine can raise or report: its string constants, and what vectors have shown."""
-    found = {*REASONS, *LIFECYCLE, *ARTIFACT, *(code for vector in vectors() for code in vector.codes)}
+    """Every code that the engine can raise or report: those in its tables and source, and those in the vectors."""
+    codes = {*REASONS, *LIFECYCLE, *ARTIFACT, *(code for vector in vectors() for code in vector.codes)}
     for path in sorted((ROOT / "engine").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.keyword) and node.arg == "code" and isinstance(node.value, ast.Constant):
-                found.add(str(node.value.value))
+                codes.add(str(node.value.value))
     launcher = ast.parse((ROOT / "engine" / "remote" / "launch.py").read_text())
-    found |= {str(node.value) for node in ast.walk(launcher) if isinstance(node, ast.Constant)}
-    return found
+    codes |= {str(node.value) for node in ast.walk(launcher) if isinstance(node, ast.Constant)}
+    return codes
 
 
 def has_test(node_id: str) -> bool:
@@ -86,5 +86,5 @@ def has_test(node_id: str) -> bool:
 
 
 def page_path() -> Path:
-    """Where the page for readers lies."""
+    """The path of the generated page."""
     return ROOT / "engine" / "attestation" / "REFUSALS.md"

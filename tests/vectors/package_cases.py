@@ -1,4 +1,4 @@
-"""Vectors about what is sealed: manifests, payload streams, releases, adapters."""
+"""Vectors about sealed content: manifests, payload streams, releases, adapters."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _chunk(number: int) -> tuple[int, int]:
 
 
 def streams() -> Iterator[Case]:
-    """20 to 22: payload streams cut, rearranged and moved."""
+    """20 to 22: payload streams that are truncated, rearranged or moved."""
     head = (0, HEADER_BYTES)
     for name, end in (
         ("nothing-left", 0),
@@ -57,11 +57,21 @@ def streams() -> Iterator[Case]:
         ("after-the-first-chunk", _chunk(0)[1]),
         ("after-the-second-chunk", _chunk(1)[1]),
     ):
-        yield _case(f"20-cut-{name}", "The payload is cut at a boundary.", "opening", "payload_truncated",
-                    streams={TOKENS: _stream(TOKENS, (0, end)), WEIGHTS: _whole(WEIGHTS)})  # fmt: skip
+        yield _case(
+            f"20-cut-{name}",
+            "The payload is truncated at a boundary.",
+            "opening",
+            "payload_truncated",
+            streams={TOKENS: _stream(TOKENS, (0, end)), WEIGHTS: _whole(WEIGHTS)},
+        )
     for name, end in (("in-a-chunk", _chunk(0)[1] - 1), ("before-the-last-byte", SEALED - 1)):
-        yield _case(f"20-cut-{name}", "The payload is cut in a chunk.", "opening", "payload_truncated",
-                    streams={TOKENS: _stream(TOKENS, (0, end)), WEIGHTS: _whole(WEIGHTS)})  # fmt: skip
+        yield _case(
+            f"20-cut-{name}",
+            "The payload is truncated inside a chunk.",
+            "opening",
+            "payload_truncated",
+            streams={TOKENS: _stream(TOKENS, (0, end)), WEIGHTS: _whole(WEIGHTS)},
+        )
     first, second, last = _chunk(0), _chunk(1), _chunk(2)
     for name, spans in (
         ("reordered", (head, second, first, last)),
@@ -71,26 +81,60 @@ def streams() -> Iterator[Case]:
         ("last-doubled", (head, first, second, last, last)),
         ("last-first", (head, last, first, second)),
     ):
-        yield _case(f"21-chunk-{name}", "Chunks of the payload are rearranged.", "opening", "payload_tampered",
-                    streams={TOKENS: _stream(TOKENS, *spans), WEIGHTS: _whole(WEIGHTS)})  # fmt: skip
-    yield _case("21-byte-appended", "A byte follows the payload.", "opening", "payload_tampered",
-                streams={TOKENS: [*_whole(TOKENS), ("hex", "00")], WEIGHTS: _whole(WEIGHTS)})  # fmt: skip
+        yield _case(
+            f"21-chunk-{name}",
+            "Chunks of the payload are rearranged.",
+            "opening",
+            "payload_tampered",
+            streams={TOKENS: _stream(TOKENS, *spans), WEIGHTS: _whole(WEIGHTS)},
+        )
+    yield _case(
+        "21-byte-appended",
+        "A byte is appended to the payload.",
+        "opening",
+        "payload_tampered",
+        streams={TOKENS: [*_whole(TOKENS), ("hex", "00")], WEIGHTS: _whole(WEIGHTS)},
+    )
     other = (BASE / "other" / "manifest.json").read_bytes()
-    yield _case("22-file-of-another-package", "A file comes from another package of the same run.", "opening",
-                "payload_wrong_context",
-                streams={TOKENS: _whole(TOKENS, "other"), WEIGHTS: _whole(WEIGHTS)})  # fmt: skip
-    yield _case("22-file-with-its-key-of-another-package", "A file comes from another package with its key.",
-                "opening", "payload_wrong_context", keys=_keys("other"),
-                streams={TOKENS: _whole(TOKENS, "other"), WEIGHTS: _whole(WEIGHTS, "other")})  # fmt: skip
-    yield _case("22-files-exchanged", "Two files of a package change places.", "opening", "payload_wrong_context",
-                streams={TOKENS: _whole(WEIGHTS), WEIGHTS: _whole(TOKENS)})  # fmt: skip
-    yield _case("22-whole-package-exchanged", "Another whole package is staged under the keys of the first.", "opening",
-                "payload_wrong_context", manifest=other,
-                streams={TOKENS: _whole(TOKENS, "other"), WEIGHTS: _whole(WEIGHTS, "other")})  # fmt: skip
+    yield _case(
+        "22-file-of-another-package",
+        "A file comes from another package of the same run.",
+        "opening",
+        "payload_wrong_context",
+        streams={TOKENS: _whole(TOKENS, "other"), WEIGHTS: _whole(WEIGHTS)},
+    )
+    yield _case(
+        "22-file-with-its-key-of-another-package",
+        "A file comes from another package with its key.",
+        "opening",
+        "payload_wrong_context",
+        keys=_keys("other"),
+        streams={TOKENS: _whole(TOKENS, "other"), WEIGHTS: _whole(WEIGHTS, "other")},
+    )
+    yield _case(
+        "22-files-exchanged",
+        "Two files of a package are swapped.",
+        "opening",
+        "payload_wrong_context",
+        streams={TOKENS: _whole(WEIGHTS), WEIGHTS: _whole(TOKENS)},
+    )
+    yield _case(
+        "22-whole-package-exchanged",
+        "Another whole package is staged under the keys of the first.",
+        "opening",
+        "payload_wrong_context",
+        manifest=other,
+        streams={TOKENS: _whole(TOKENS, "other"), WEIGHTS: _whole(WEIGHTS, "other")},
+    )
     shorter = _manifest(files=[_entry(TOKENS, size=CHUNK_BYTES), _entry(WEIGHTS)])
-    yield _case("20-manifest-shortened-with-the-file", "File and manifest are cut together.", "opening",
-                "payload_wrong_context", manifest=shorter,
-                streams={TOKENS: _stream(TOKENS, (0, _chunk(0)[1])), WEIGHTS: _whole(WEIGHTS)})  # fmt: skip
+    yield _case(
+        "20-manifest-shortened-with-the-file",
+        "A file and its size in the manifest are shortened together.",
+        "opening",
+        "payload_wrong_context",
+        manifest=shorter,
+        streams={TOKENS: _stream(TOKENS, (0, _chunk(0)[1])), WEIGHTS: _whole(WEIGHTS)},
+    )
 
 
 def _entry(name: str, **changes: Any) -> dict[str, Any]:
@@ -121,17 +165,37 @@ def manifests() -> Iterator[Case]:
         ("too-long", "a" * 129),
         ("arabic-digits", "tokens\u0661.bin"),
     ):
-        yield _case(f"23-name-{label}", "A name leads out of the folder, or looks like another.", "staged",
-                    "manifest_name", manifest=_manifest(files=[_entry(name), _entry(WEIGHTS)]))  # fmt: skip
+        yield _case(
+            f"23-name-{label}",
+            "A name leads out of the folder, or resembles another one.",
+            "staged",
+            "manifest_name",
+            manifest=_manifest(files=[_entry(name), _entry(WEIGHTS)]),
+        )
     for label, names in (("twice", (TOKENS, TOKENS)), ("in-another-case", (TOKENS, "TOKENS.BIN"))):
-        yield _case(f"23-name-{label}", "Two files of one name, as some disks see it.", "staged",
-                    "manifest_duplicate", manifest=_manifest(files=[_entry(name) for name in names]))  # fmt: skip
+        yield _case(
+            f"23-name-{label}",
+            "Two files have the same name, at least on some file systems.",
+            "staged",
+            "manifest_duplicate",
+            manifest=_manifest(files=[_entry(name) for name in names]),
+        )
     for label, size in (("beyond-the-limit", 64 * 1024**3 + 1), ("negative", -1), ("of-2-to-the-53", 2**53 - 1)):
-        yield _case(f"23-size-{label}", "A size is absurd.", "staged", "manifest_size",
-                    manifest=_manifest(files=[_entry(TOKENS, size=size), _entry(WEIGHTS)]))  # fmt: skip
+        yield _case(
+            f"23-size-{label}",
+            "A size is outside the limits.",
+            "staged",
+            "manifest_size",
+            manifest=_manifest(files=[_entry(TOKENS, size=size), _entry(WEIGHTS)]),
+        )
     many = [_entry(f"f{n}", size=64 * 1024**3) for n in range(17)]
-    yield _case("23-size-in-total", "Sizes add up to an absurd total.", "staged", "manifest_size",
-                manifest=_manifest(files=many))  # fmt: skip
+    yield _case(
+        "23-size-in-total",
+        "The total of the sizes exceeds the limit.",
+        "staged",
+        "manifest_size",
+        manifest=_manifest(files=many),
+    )
     plain = _manifest(files=[_entry(TOKENS), _entry(WEIGHTS)])
     for label, new, code in (
         ("of-2-to-the-63", b'"size":9223372036854775808', "manifest_invalid"),
@@ -140,29 +204,59 @@ def manifests() -> Iterator[Case]:
         ("twice", b'"size":1,"size":2', "manifest_invalid"),
         ("in-another-spelling", b'"size":32868.0', "manifest_not_canonical"),
     ):
-        yield _case(f"23-size-{label}", "A size is no plain whole number.", "staged", code,
-                    manifest=plain.replace(b'"size":32868', new))  # fmt: skip
+        yield _case(
+            f"23-size-{label}",
+            "A size is not a plain whole number.",
+            "staged",
+            code,
+            manifest=plain.replace(b'"size":32868', new),
+        )
     for label, files in (("no-files", []), ("too-many-files", [_entry(f"f{n}", size=1) for n in range(1025)])):
-        yield _case(f"23-{label}", "The number of files is absurd.", "staged", "manifest_count",
-                    manifest=_manifest(files=files))  # fmt: skip
-    yield _case("23-manifest-over-the-limit", "The manifest is longer than 1 MiB.", "staged", "manifest_too_large",
-                pad=1024 * 1024 + 1)  # fmt: skip
-    yield _case("23-field-unknown", "The manifest has a field more.", "staged", "manifest_invalid",
-                manifest=_manifest(mount="/"))  # fmt: skip
+        yield _case(
+            f"23-{label}",
+            "The number of files is outside the limits.",
+            "staged",
+            "manifest_count",
+            manifest=_manifest(files=files),
+        )
+    yield _case(
+        "23-manifest-over-the-limit",
+        "The manifest is longer than 1 MiB.",
+        "staged",
+        "manifest_too_large",
+        pad=1024 * 1024 + 1,
+    )
+    yield _case(
+        "23-field-unknown",
+        "The manifest has an additional field.",
+        "staged",
+        "manifest_invalid",
+        manifest=_manifest(mount="/"),
+    )
     for label, links in (
         ("manifest", {"manifest.json": "elsewhere"}),
         ("payload", {f"{TOKENS}.sealed": "elsewhere"}),
         ("payload-to-a-device", {f"{TOKENS}.sealed": "/dev/zero"}),
     ):
         stage = "staged" if label == "manifest" else "opening"
-        yield _case(f"23-link-in-place-of-the-{label}", "A link lies where a file should be.", stage,
-                    "payload_missing", links=links)  # fmt: skip
-    yield _case("23-pipe-in-place-of-the-payload", "A pipe lies where a file should be.", "opening",
-                "payload_missing", pipes=[f"{TOKENS}.sealed"])  # fmt: skip
+        yield _case(
+            f"23-link-in-place-of-the-{label}",
+            "A link is in the place of a file.",
+            stage,
+            "payload_missing",
+            links=links,
+        )
+    yield _case(
+        "23-pipe-in-place-of-the-payload",
+        "A pipe is in the place of a file.",
+        "opening",
+        "payload_missing",
+        pipes=[f"{TOKENS}.sealed"],
+    )
 
 
 def releases() -> Iterator[Case]:
-    """10, 22: a release opened with another key, or for something else."""
+    """10, 22: a release opened with another key, or in another context."""
     given = {
         "ciphertext": (BASE / "release.bin").read_bytes().hex(),
         "cnf": honest.seed("receiving cnf").hex(),
@@ -179,11 +273,19 @@ def releases() -> Iterator[Case]:
 
     wrong = "release_wrong_binding"
     yield one("00-honest-release", "The release opens with the attested key.")
-    yield one("10-release-opened-by-another-key", "Somebody else's key opens the release.", wrong,
-              cnf=honest.seed("receiving stranger").hex())  # fmt: skip
+    yield one(
+        "10-release-opened-by-another-key",
+        "Somebody else's key opens the release.",
+        wrong,
+        cnf=honest.seed("receiving stranger").hex(),
+    )
     for part in ("evidence", "policy", "manifest"):
-        yield one(f"10-release-under-another-{part}", f"The release is used under another {part}.", wrong,
-                  **{part: digest("another")})  # fmt: skip
+        yield one(
+            f"10-release-under-another-{part}",
+            f"The release is used under another {part}.",
+            wrong,
+            **{part: digest("another")},
+        )
     yield one("10-release-of-another-run", "The release is used in another run.", wrong, run_id="run-2")
     flipped = bytearray((BASE / "release.bin").read_bytes())
     flipped[-1] ^= 1
@@ -191,34 +293,66 @@ def releases() -> Iterator[Case]:
 
 
 def adapters() -> Iterator[Case]:
-    """26, 28, 32: sealed adapters of others, raw artifacts, claimed sizes."""
+    """26, 28, 32: sealed adapters of other runs, raw artifacts, false sizes."""
     sealed = (BASE / "adapter.sealed").read_bytes()
     line, stream = sealed.split(b"\n", 1)
     header = json.loads(line)
 
     def one(name: str, what: str, *codes: str, data: bytes = sealed, **changes: Any) -> Case:
         given = {"recipient": honest.seed("receiving recipient").hex(), "binding": honest.binding(), **changes}
-        return Case(name=name, kind="adapter", what=what, given=msgspec.to_builtins(given),
-                    files={"adapter.sealed": data}, stage="adapter" if codes else "", codes=codes)  # fmt: skip
+        return Case(
+            name=name,
+            kind="adapter",
+            what=what,
+            given=msgspec.to_builtins(given),
+            files={"adapter.sealed": data},
+            stage="adapter" if codes else "",
+            codes=codes,
+        )
 
     def with_header(**changes: Any) -> bytes:
         return canonical({**header, **changes}) + b"\n" + stream
 
     yield one("00-honest-adapter", "The sealed adapter of the run.")
-    yield one("28-adapter-of-another-run", "The adapter was sealed in another run.", "adapter_wrong_binding",
-              binding=honest.binding(run_id="run-2"))  # fmt: skip
-    yield one("28-adapter-of-another-nonce", "The adapter was sealed under an earlier challenge.",
-              "adapter_wrong_binding", binding=honest.binding(nonce_sha256=digest("another")))  # fmt: skip
-    yield one("28-header-rewritten", "The header is rewritten to name this run.", "adapter_wrong_key",
-              data=with_header(run_id="run-2"), binding=honest.binding(run_id="run-2"))  # fmt: skip
-    yield one("28-raw-artifact-in-its-place", "The raw segment's file lies in its place.", "adapter_malformed",
-              data=_tensors({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, 4))  # fmt: skip
-    yield one("28-adapter-cut", "The adapter is cut.", "adapter_truncated", data=sealed[:-1])
-    yield one("28-adapter-changed", "A byte of the adapter is changed.", "adapter_tampered",
-              data=sealed[:-1] + bytes([sealed[-1] ^ 1]))  # fmt: skip
-    yield one("28-adapter-extended", "A byte follows the adapter.", "adapter_tampered", data=sealed + b"\0")
-    yield one("32-adapter-claims-16-gib", "A short file claims to hold 16 GiB.", "adapter_truncated",
-              data=with_header(size=16 * 1024**3))  # fmt: skip
+    yield one(
+        "28-adapter-of-another-run",
+        "The adapter was sealed in another run.",
+        "adapter_wrong_binding",
+        binding=honest.binding(run_id="run-2"),
+    )
+    yield one(
+        "28-adapter-of-another-nonce",
+        "The adapter was sealed under an earlier challenge.",
+        "adapter_wrong_binding",
+        binding=honest.binding(nonce_sha256=digest("another")),
+    )
+    yield one(
+        "28-header-rewritten",
+        "The header is rewritten to name this run.",
+        "adapter_wrong_key",
+        data=with_header(run_id="run-2"),
+        binding=honest.binding(run_id="run-2"),
+    )
+    yield one(
+        "28-raw-artifact-in-its-place",
+        "The raw segment's file is in its place.",
+        "adapter_malformed",
+        data=_tensors({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, 4),
+    )
+    yield one("28-adapter-cut", "The adapter is truncated.", "adapter_truncated", data=sealed[:-1])
+    yield one(
+        "28-adapter-changed",
+        "A byte of the adapter is changed.",
+        "adapter_tampered",
+        data=sealed[:-1] + bytes([sealed[-1] ^ 1]),
+    )
+    yield one("28-adapter-extended", "A byte is appended to the adapter.", "adapter_tampered", data=sealed + b"\0")
+    yield one(
+        "32-adapter-claims-16-gib",
+        "A short file claims a size of 16 GiB.",
+        "adapter_truncated",
+        data=with_header(size=16 * 1024**3),
+    )
     yield one("32-adapter-header-without-end", "The header has no end.", "adapter_malformed", data=b"{" * 10_000)
 
 
@@ -228,7 +362,7 @@ def _tensors(header: dict[str, Any], size: int) -> bytes:
 
 
 def tensors() -> Iterator[Case]:
-    """32: what comes in place of an adapter's tensors."""
+    """32: files in place of an adapter's tensors."""
     entry = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
     pickle = (
         b"\x80\x04\x95\x1c\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix\x94\x8c\x06system\x94\x93\x94\x8c\x02id\x94\x85R."
@@ -244,14 +378,19 @@ def tensors() -> Iterator[Case]:
         ("python-type", _tensors({"a": {**entry, "dtype": "O"}}, 16), "tensors_invalid"),
         ("list", _tensors({"a": [1, 2]}, 16), "tensors_invalid"),
     ):
-        yield Case(name=f"{'32-adapter-' if code else '00-honest-'}{'tensors' if not code else name}", kind="tensors",
-                   what="What is collected is no file of tensors." if code else "A file of tensors.", given={},
-                   files={"adapter.safetensors": data}, stage="collecting" if code else "",
-                   codes=(code,) if code else ())  # fmt: skip
+        yield Case(
+            name=f"{'32-adapter-' if code else '00-honest-'}{'tensors' if not code else name}",
+            kind="tensors",
+            what="The collected file is not a tensor file." if code else "A tensor file.",
+            given={},
+            files={"adapter.safetensors": data},
+            stage="collecting" if code else "",
+            codes=(code,) if code else (),
+        )
 
 
 def cases() -> Iterator[Case]:
-    """Every vector about sealed things."""
+    """Every vector about sealed content."""
     yield _case("00-honest-package", "The package that was sent.", "")
     yield from streams()
     yield from manifests()

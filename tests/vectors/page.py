@@ -1,4 +1,4 @@
-"""`python -m tests.vectors.page [--write]`: the page for readers, made from the matrix."""
+"""`python -m tests.vectors.page [--write]`: generates REFUSALS.md from the matrix."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from tests.vectors.matrix import Attack, Refusal, matrix, meaning, page_path
 
 INTRO = """# What is refused
 
-Made from `tests/vectors/matrix.json` by `python -m tests.vectors.page --write`; a test fails when it is stale.
+Generated from `tests/vectors/matrix.json` by `python -m tests.vectors.page --write`; a test fails when it is stale.
 
-Each attack is shown by *vectors* (folders under `tests/vectors/`: inputs, and the stage and code expected of the code
-that the attack would meet) or by *tests* that carry it out against running parts. In every one nothing is released
-before the refusal, a buffer that was to hold plaintext is zero after it, and what is raised is a typed error. A code in
-the column is a reason code, or the name of a check of the row. "Pending" names what a proof will come with.
+Each attack is demonstrated by *vectors* (folders under `tests/vectors/`: inputs, with the stage and code at which the
+attacked code must refuse them) or by *tests* that carry it out against running components. In each of them nothing is
+released before the refusal, a buffer that was meant to hold plaintext is zeroed after it, and the error is typed. The
+column "code" has a reason code, or the name of a check of the row.
 """
 
 
@@ -30,8 +30,8 @@ def _proof(refusal: Refusal) -> str:
     return "; ".join(parts)
 
 
-def _seen(refusal: Refusal) -> str:
-    """What the first vector of a code without a sentence of its own shows."""
+def _vector_text(refusal: Refusal) -> str:
+    """The text of the first vector, for a code that has no sentence in the engine's table."""
     return read(MATRIX.parent / refusal.vectors[0]).what if refusal.vectors else ""
 
 
@@ -42,7 +42,7 @@ def _attack(attack: Attack) -> Iterator[str]:
     yield "|---|---|---|---|"
     for one in attack.refusals:
         code = f"`{one.code}`" if one.code else "none"
-        yield f"| {one.stage} | {code} | {one.effect or meaning(one.code or '') or _seen(one)} | {_proof(one)} |"
+        yield f"| {one.stage} | {code} | {one.effect or meaning(one.code or '') or _vector_text(one)} | {_proof(one)} |"
 
 
 def page() -> str:

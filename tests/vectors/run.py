@@ -1,4 +1,4 @@
-"""Feeds a vector to the code that an attack would meet, and says where and with which codes it was refused."""
+"""Feeds a vector to the code that the attack would reach, and reports where and with which codes it was refused."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _UNTOUCHED: Final = 0xAA
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a vector was refused and why; `yielded` is what came out: keys, plaintext, or what was read."""
+    """Where a vector was refused and why; `yielded` is what was obtained: keys, plaintext, or parsed content."""
 
     stage: str | None = None
     codes: tuple[str, ...] = ()
@@ -42,7 +42,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Stages:
-    """Notes the stage that is being tried, so that a refusal is known to come from there."""
+    """Records the current stage, so that a refusal is attributed to it."""
 
     def __init__(self) -> None:
         self.stage = ""
@@ -57,7 +57,7 @@ class _Stages:
 
 
 def run(vector: Vector, scratch: Path) -> Outcome:
-    """The outcome of one vector; anything but our own errors comes through. `scratch` is an empty folder."""
+    """The outcome of one vector; exceptions other than typed errors are not caught. `scratch` is an empty folder."""
     if vector.kind == "evidence":
         return _evidence(vector.given, scratch)
     if vector.kind == "zeroization":
@@ -80,13 +80,18 @@ def run(vector: Vector, scratch: Path) -> Outcome:
 def _prepared(result: AttestationResult | None, run_id: str, previous: tuple[Release, ...] = ()) -> Any:
     keys = bytearray(64)
     return prepare_release(
-        result, keys, run_id=run_id, run_key=signing("run"), runner_head="0" * 64, pod_head="0" * 64,
+        result,
+        keys,
+        run_id=run_id,
+        run_key=signing("run"),
+        runner_head="0" * 64,
+        pod_head="0" * 64,
         previous=previous,
-    )  # fmt: skip
+    )
 
 
 def _evidence(given: dict[str, Any], scratch: Path) -> Outcome:
-    """Appraisal, then the release that would follow: refused evidence must stop there."""
+    """Appraisal, then the release that would follow: refused evidence must not lead to a release."""
     expected = msgspec.convert(given["reference"], Expectations, strict=True)
     policy = checked_policy(policy_from(given["policy"]), default_policy())
     path = scratch / "nonces.json"
@@ -101,8 +106,8 @@ def _evidence(given: dict[str, Any], scratch: Path) -> Outcome:
         try:
             return Outcome(stage=stage, codes=result.reason_codes, yielded=(_prepared(result, expected.run_id),))
         except RefusedError as error:
-            held = error.code == "release_before_result" and result.cnf is None
-            return Outcome(stage=stage, codes=result.reason_codes, yielded=() if held else (error.code,))
+            is_refused = error.code == "release_before_result" and result.cnf is None
+            return Outcome(stage=stage, codes=result.reason_codes, yielded=() if is_refused else (error.code,))
     try:
         return Outcome(yielded=(_prepared(result, expected.run_id),))
     except RefusedError as error:
@@ -121,9 +126,11 @@ def _opening(stages: _Stages, vector: Vector, _scratch: Path) -> None:
     stages.stage = "opening"
     given = vector.given
     info = release_info(
-        evidence_sha256=given["evidence"], policy_sha256=given["policy"], manifest_sha256=given["manifest"],
+        evidence_sha256=given["evidence"],
+        policy_sha256=given["policy"],
+        manifest_sha256=given["manifest"],
         run_id=given["run_id"],
-    )  # fmt: skip
+    )
     private = X25519PrivateKey.from_private_bytes(bytes.fromhex(given["cnf"]))
     stages.yielded.append(open_release(bytes.fromhex(given["ciphertext"]), private, info).hex())
 
@@ -136,7 +143,7 @@ def _policy(stages: _Stages, vector: Vector, _scratch: Path) -> None:
 
 
 def _pieces(pieces: list[list[Any]]) -> bytes:
-    """A stream put together from spans of the files in `base/` and from bytes in hex."""
+    """A stream assembled from parts of the files in `base/` and from bytes in hex."""
     return b"".join(
         bytes.fromhex(piece[1]) if piece[0] == "hex" else (BASE / piece[0]).read_bytes()[piece[1] : piece[2]]
         for piece in pieces
@@ -157,7 +164,7 @@ def _lay_out(vector: Vector, folder: Path) -> None:
 
 
 def _package(stages: _Stages, vector: Vector, scratch: Path) -> None:
-    """As the key process does it: the manifest as it lies there, then file by file into its buffer."""
+    """As the key process does it: read the staged manifest, then open each file into its buffer."""
     _lay_out(vector, scratch)
     stages.stage = "staged"
     manifest = read_manifest(scratch)
@@ -187,9 +194,7 @@ def _delegation(stages: _Stages, vector: Vector, _scratch: Path) -> None:
     given = vector.given
     at = datetime.fromisoformat(given["at"])
     operator = bytes.fromhex(given["operator"])
-    checked = check_delegation(
-        given["envelope"], operator, run_id=given["run_id"], plan_digest=given["plan"], at=at
-    )  # fmt: skip
+    checked = check_delegation(given["envelope"], operator, run_id=given["run_id"], plan_digest=given["plan"], at=at)
     stages.yielded.append(checked)
 
 
@@ -202,14 +207,17 @@ def _envelope(stages: _Stages, vector: Vector, _scratch: Path) -> None:
 
 def _zeroization(given: dict[str, Any]) -> Outcome:
     try:
-        found = read_zeroization(
-            given["envelope"], bytes.fromhex(given["attester"]), run_id=given["run_id"],
-            manifest_sha256=given["manifest"], nonce_sha256=given["nonce"],
-        )  # fmt: skip
+        receipt = read_zeroization(
+            given["envelope"],
+            bytes.fromhex(given["attester"]),
+            run_id=given["run_id"],
+            manifest_sha256=given["manifest"],
+            nonce_sha256=given["nonce"],
+        )
     except RefusedError as error:
         return Outcome(stage="zeroization", codes=(error.code,))
-    faults = zeroization_faults(found)
-    return Outcome(stage="zeroization", codes=faults) if faults else Outcome(yielded=(found,))
+    faults = zeroization_faults(receipt)
+    return Outcome(stage="zeroization", codes=faults) if faults else Outcome(yielded=(receipt,))
 
 
 def _log(stages: _Stages, vector: Vector, _scratch: Path) -> None:

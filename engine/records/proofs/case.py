@@ -19,7 +19,7 @@ from engine.attestation.receipts import (
     Release,
     RunReceipt,
 )
-from engine.attestation.statements import stated
+from engine.attestation.statements import unverified_payload
 from engine.attestation.verifier import AttestationResult
 from engine.errors import RefusedError
 from engine.events import LaunchAccepted
@@ -151,7 +151,7 @@ class Case:
 def peek_payload(envelope: dict[str, Any], kind: type[PredicateT]) -> PredicateT:
     """An envelope's whole payload, its signature unchecked; raises `RefusedError` (`predicate_malformed`)."""
     try:
-        return msgspec.convert(stated(envelope), kind, strict=True)
+        return msgspec.convert(unverified_payload(envelope), kind, strict=True)
     except msgspec.ValidationError as error:
         raise refusal("predicate_malformed") from error
 
@@ -159,7 +159,7 @@ def peek_payload(envelope: dict[str, Any], kind: type[PredicateT]) -> PredicateT
 def peek(envelope: dict[str, Any], kind: type[PredicateT]) -> PredicateT:
     """The predicate of an envelope whose signature another proof checks."""
     try:
-        return msgspec.convert(stated(envelope)["predicate"], kind, strict=True)
+        return msgspec.convert(unverified_payload(envelope)["predicate"], kind, strict=True)
     except (KeyError, TypeError, msgspec.ValidationError) as error:
         raise refusal("predicate_malformed") from error
 

@@ -1,4 +1,4 @@
-"""An honest attester and its verifier, to be made dishonest one step at a time."""
+"""An honest attester and its verifier; tests change one thing at a time to make the attester dishonest."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from engine.attestation.verifier import AttestationResult, Expectations, apprais
 
 NOW = 1_790_000_000.0
 
-settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("unhurried")  # a busy machine is no failure
+settings.register_profile("no_deadline", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("no_deadline")  # a test must not fail because the machine is busy
 
 
 class Clock:
@@ -71,7 +71,7 @@ class World:
         return self.cnf.public_key().public_bytes_raw()
 
     def new_ledger(self) -> NonceLedger:
-        """The ledger as a restarted runner opens it."""
+        """A new ledger over the same file, as after a restart of the runner."""
         return NonceLedger(self.ledger_path, clock=lambda: self.clock.seconds, boot=lambda: self.clock.boot)
 
     def challenge(self, **changes: Any) -> Challenge:
@@ -112,7 +112,7 @@ class World:
 
     @cached_property
     def one_token(self) -> str:
-        """Always the same honest token, for tests that change it many times."""
+        """The same honest token every time, for tests that change it many times."""
         return self.token()
 
     def appraise(self, token: str, **changes: Any) -> AttestationResult:
@@ -122,7 +122,7 @@ class World:
         return appraise(token, expected=expected, policy=policy, nonces=self.ledger, now=now)
 
     def codes(self, token: str, **changes: Any) -> tuple[str, ...]:
-        """The reason codes of an appraisal that must fail."""
+        """Appraise a token that must be refused; returns the reason codes."""
         result = self.appraise(token, **changes)
         assert result.status == "contraindicated"
         assert not result.accepted
@@ -137,7 +137,7 @@ def world(tmp_path: Path) -> World:
 
 @pytest.fixture
 def resigned(world: World) -> Callable[[dict[str, Any], dict[str, Any]], str]:
-    """A token of the attester's own key over arbitrary header and payload changes."""
+    """Makes tokens with arbitrary header and payload changes, signed by the attester's own key."""
     from joserfc import jws
     from joserfc.jwk import OKPKey
 

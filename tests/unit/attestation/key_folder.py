@@ -1,4 +1,4 @@
-"""What tests of the operator's key folder look at: states, files, and an adapter that only its keys open."""
+"""Helpers for tests of the operator's key folder: states, files, and an adapter that only its keys open."""
 
 from __future__ import annotations
 

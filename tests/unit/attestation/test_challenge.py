@@ -36,7 +36,7 @@ def test_the_attester_reads_what_the_runner_signed(world: World) -> None:
     assert len(opened.nonce_bytes) == len(opened.recipient_bytes) == 32
 
 
-def test_a_challenge_of_another_key_is_refused(world: World) -> None:
+def test_a_challenge_signed_by_another_key_is_refused(world: World) -> None:
     envelope = sign_challenge(world.challenge(), Ed25519PrivateKey.generate())
     assert refusal(envelope, run_public(world)) == "challenge_invalid"
 
@@ -76,7 +76,7 @@ def test_a_malformed_challenge_is_neither_signed_nor_read(world: World, change: 
 
 
 @pytest.mark.parametrize("payload", [b"", b"[]", b'{"a":1,"a":2}', b"[" * 9000])
-def test_a_signed_payload_that_is_no_challenge_is_refused(world: World, payload: bytes) -> None:
+def test_a_signed_payload_that_is_not_a_challenge_is_refused(world: World, payload: bytes) -> None:
     assert refusal(seal_envelope(payload, CHALLENGE_TYPE, world.run_key), run_public(world)) == "challenge_invalid"
 
 

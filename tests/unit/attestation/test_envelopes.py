@@ -1,4 +1,4 @@
-"""DSSE envelopes and in-toto statements: interoperation, and every form that is not exactly ours."""
+"""DSSE envelopes and in-toto statements: interoperation, and refusal of every form that differs from ours."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ def test_securesystemslib_alone_accepts_the_envelope() -> None:
     assert opened.payload_type == "application/vnd.in-toto+json"
 
 
-def test_an_envelope_of_securesystemslib_alone_is_accepted() -> None:
+def test_an_envelope_made_by_securesystemslib_is_accepted() -> None:
     made = Envelope(canonical(statement(KIND, SUBJECTS, {})), PAYLOAD_TYPE, {})
     made.sign(CryptoSigner(KEY, SSlibKey.from_crypto(KEY.public_key(), keyid=key_id(raw(KEY)))))
     assert verify(made.to_dict(), raw(KEY), KIND) == {}
 
 
-def test_verifying_leaves_the_envelope_as_it_was() -> None:
+def test_verifying_does_not_modify_the_envelope() -> None:
     made = envelope()
     before = copy.deepcopy(made)
     verify(made, raw(KEY), KIND)
@@ -76,7 +76,7 @@ def test_two_keys_must_both_have_signed() -> None:
     assert refusal(lambda: verify(both, raw(KEY), KIND)) == "envelope_signer_unknown"
 
 
-def test_one_key_under_two_names_is_not_two_signers() -> None:
+def test_one_key_under_two_key_ids_does_not_count_as_two_signers() -> None:
     made = Envelope(canonical(statement(KIND, SUBJECTS, {})), PAYLOAD_TYPE, {})
     for name in (key_id(raw(KEY)), key_id(raw(OTHER))):
         made.sign(CryptoSigner(KEY, SSlibKey.from_crypto(KEY.public_key(), keyid=name)))
@@ -87,7 +87,7 @@ def test_one_key_under_two_names_is_not_two_signers() -> None:
     assert refusal(lambda: verify(forged, (raw(KEY), raw(KEY)), KIND)) == "envelope_keys_not_distinct"
 
 
-def test_another_signer_and_a_borrowed_name_are_refused() -> None:
+def test_another_signer_and_a_forged_key_id_are_refused() -> None:
     assert refusal(lambda: verify(envelope(), raw(OTHER), KIND)) == "envelope_signer_unknown"
     borrowed = envelope()
     borrowed["signatures"][0]["keyid"] = key_id(raw(OTHER))
@@ -145,7 +145,7 @@ def test_what_is_not_exactly_an_envelope_is_refused(made: Any) -> None:
     assert refusal(lambda: verify(made, raw(KEY), KIND)) == "envelope_malformed"
 
 
-def test_another_spelling_of_the_same_base64_is_refused() -> None:
+def test_another_base64_encoding_of_the_same_bytes_is_refused() -> None:
     made = seal_envelope(b"\xfb\xff!", PAYLOAD_TYPE, KEY)
     assert made["payload"] == "+/8h"
     assert refusal(lambda: open_envelope(made | {"payload": "-_8h"}, PAYLOAD_TYPE, [raw(KEY)])) == "envelope_malformed"
@@ -172,7 +172,7 @@ STATEMENTS: list[bytes] = [
 
 
 @pytest.mark.parametrize("payload", STATEMENTS)
-def test_a_signed_payload_that_is_no_statement_is_refused(payload: bytes) -> None:
+def test_a_signed_payload_that_is_not_a_statement_is_refused(payload: bytes) -> None:
     made = seal_envelope(payload, PAYLOAD_TYPE, KEY)
     assert refusal(lambda: verify(made, raw(KEY), KIND)) == "statement_malformed"
 
@@ -202,7 +202,7 @@ JSON = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from(["payload", "payloadType", "signatures"]), JSON))
-def test_no_object_raises_anything_but_our_error(changes: dict[str, Any]) -> None:
+def test_arbitrary_objects_raise_only_typed_errors(changes: dict[str, Any]) -> None:
     made = {**envelope(), **changes}
     if made != envelope():
         assert refusal(lambda: verify(made, raw(KEY), KIND)).startswith("envelope_")

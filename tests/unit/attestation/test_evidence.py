@@ -1,4 +1,4 @@
-"""The token: round trip, interoperation, and everything that is not exactly it."""
+"""The token: round trip, interoperation, and refusal of everything that differs from it."""
 
 from __future__ import annotations
 
@@ -40,23 +40,23 @@ def test_claims_survive_the_round_trip(world: World) -> None:
     assert parse_evidence(world.token(claims), world.attester_public) == claims
 
 
-def test_joserfc_alone_reads_the_token_and_finds_the_registered_claims(world: World) -> None:
+def test_joserfc_alone_reads_the_registered_claims(world: World) -> None:
     claims = world.claims()
     key = OKPKey.import_key(world.attester.public_key())
     token = jwt.decode(world.token(claims), key, algorithms=["Ed25519"])
     assert token.header["typ"] == "eat+jwt"
-    found = token.claims
-    assert found["eat_nonce"] == bound_nonce(claims)
-    assert found["cnf"] == {"jwk": {"kty": "OKP", "crv": "X25519", "x": part(world.cnf_public)}}
-    assert base64.urlsafe_b64decode(found["hwmodel"] + "==") == b"AMD EPYC"
-    assert len(base64.urlsafe_b64decode(found["ueid"] + "=")) == UEID_BYTES
-    assert found["swversion"] == ["0.1.0"]
-    assert json.loads(found["measurements"][0][1]) == msgspec.to_builtins(world.measurements)
-    assert found["dbgstat"] == "disabled"
-    assert found["not_a_hardware_tee_claim"] is True
+    read = token.claims
+    assert read["eat_nonce"] == bound_nonce(claims)
+    assert read["cnf"] == {"jwk": {"kty": "OKP", "crv": "X25519", "x": part(world.cnf_public)}}
+    assert base64.urlsafe_b64decode(read["hwmodel"] + "==") == b"AMD EPYC"
+    assert len(base64.urlsafe_b64decode(read["ueid"] + "=")) == UEID_BYTES
+    assert read["swversion"] == ["0.1.0"]
+    assert json.loads(read["measurements"][0][1]) == msgspec.to_builtins(world.measurements)
+    assert read["dbgstat"] == "disabled"
+    assert read["not_a_hardware_tee_claim"] is True
 
 
-def test_every_run_of_the_attester_has_another_name(world: World) -> None:
+def test_every_run_has_its_own_ueid_and_token_id(world: World) -> None:
     one, two = world.claims(), world.claims()
     assert one.ueid != two.ueid
     assert one.jti != two.jti
@@ -97,7 +97,7 @@ def test_claims_that_name_another_signer_are_refused(world: World, resigned: Res
     assert refusal(token, world.attester_public) == "attester_key_unknown"
 
 
-def test_nobody_signs_claims_that_name_another_key(world: World) -> None:
+def test_claims_that_name_another_key_are_not_signed(world: World) -> None:
     with pytest.raises(RefusedError) as caught:
         sign_evidence(world.claims(), Ed25519PrivateKey.generate())
     assert caught.value.code == "attester_key_unknown"
@@ -127,7 +127,7 @@ def test_a_token_with_other_claims_under_the_same_signature_is_refused(world: Wo
         {"cty": "json"},
     ],
 )
-def test_a_header_with_anything_more_is_refused(world: World, header: dict[str, Any]) -> None:
+def test_a_header_with_additional_or_other_fields_is_refused(world: World, header: dict[str, Any]) -> None:
     first, payload, signature = world.token().split(".")
     full = {**json.loads(base64.urlsafe_b64decode(first + "==")), **header}
     token = f"{part(json.dumps(full).encode())}.{payload}.{signature}"
@@ -211,7 +211,7 @@ def test_evidence_beyond_the_limit_is_neither_signed_nor_read(world: World) -> N
     "edit",
     [{"run_id": ""}, {"cnf": b"short"}, {"iat": 0}, {"submods": {"cpu": {"load": float("nan")}}}, {"jti": "\ud800"}],
 )
-def test_unsound_claims_are_never_signed(world: World, edit: dict[str, Any]) -> None:
+def test_invalid_claims_are_never_signed(world: World, edit: dict[str, Any]) -> None:
     with pytest.raises(RefusedError) as caught:
         world.token(**edit)
     assert caught.value.code == "evidence_claims"
@@ -219,7 +219,7 @@ def test_unsound_claims_are_never_signed(world: World, edit: dict[str, Any]) -> 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(max_size=300) | st.binary(max_size=200).map(part))
-def test_no_text_raises_anything_but_our_error(world: World, text: str) -> None:
+def test_arbitrary_text_raises_only_typed_errors(world: World, text: str) -> None:
     refusal(text, world.attester_public)
     refusal(f"{text}.{text}.{text}", world.attester_public)
     refusal(".".join([world.one_token.split(".")[0], text, text]), world.attester_public)
@@ -234,7 +234,7 @@ JSON = st.recursive(
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_no_signed_json_raises_anything_but_our_error(world: World, data: st.DataObject) -> None:
+def test_arbitrary_signed_json_raises_only_typed_errors(world: World, data: st.DataObject) -> None:
     from engine.errors import WireError
     from engine.wire import canonical
 

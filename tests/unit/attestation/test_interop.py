@@ -1,6 +1,6 @@
-"""Receipts and evidence between our code and the libraries used directly, both ways.
+"""Receipts and evidence between our code and the libraries used directly, in both directions.
 
-A stranger's view is the first half: it makes with our code and reads with the libraries and by hand alone.
+The first half is the view of a stranger without our code: it reads what our code made, with the libraries alone.
 """
 
 from __future__ import annotations
@@ -170,14 +170,14 @@ def test_a_stranger_reads_the_evidence_with_joserfc_alone(world: World) -> None:
         jwt.decode(token, OKPKey.import_key(pem(OTHER)), algorithms=["Ed25519"])
 
 
-TOLD = """
+REPORT = """
 import sys
 ours = [module for module in sys.modules if module.partition(".")[0] in ("engine", "glasshouse_tui")]
 print(json.dumps({"type": statement["predicateType"], "run": claims["run_id"], "ours": ours}))
 """
 
 
-def test_the_lines_of_the_readme_read_both(world: World, tmp_path: Path) -> None:
+def test_the_readme_code_reads_a_receipt_and_evidence(world: World, tmp_path: Path) -> None:
     section = README.read_text().partition("## Receipts and evidence without this code")[2]
     snippet = section.partition("```python\n")[2].partition("```")[0]
     made, (signer,) = release(world)
@@ -185,7 +185,7 @@ def test_the_lines_of_the_readme_read_both(world: World, tmp_path: Path) -> None
     (tmp_path / "signer.pem").write_bytes(pem(signer))
     (tmp_path / "evidence.jwt").write_text(world.token() + "\n")
     (tmp_path / "attester.pem").write_bytes(pem(world.attester))
-    command = [sys.executable, "-I", "-c", snippet + TOLD]
+    command = [sys.executable, "-I", "-c", snippet + REPORT]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {"type": "urn:glasshouse:predicate:release:1", "run": "run-1", "ours": []}
@@ -194,7 +194,7 @@ def test_the_lines_of_the_readme_read_both(world: World, tmp_path: Path) -> None
     assert "VerificationError" in done.stderr
 
 
-# The other way round: made by the libraries alone, read by our code.
+# The second half: made by the libraries alone, read by our code.
 
 
 def read(kind: str, envelope: dict[str, Any], publics: tuple[bytes, ...]) -> Any:
@@ -213,7 +213,7 @@ def read(kind: str, envelope: dict[str, Any], publics: tuple[bytes, ...]) -> Any
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_envelope_that_securesystemslib_makes_alone_is_accepted(world: World, kind: Callable[[World], Made]) -> None:
+def test_an_envelope_made_by_securesystemslib_alone_is_accepted(world: World, kind: Callable[[World], Made]) -> None:
     ours, signers = kind(world)
     statement = json.loads(base64.b64decode(ours["payload"]))
     theirs = Envelope(json.dumps(statement, indent=1).encode(), "application/vnd.in-toto+json", {})
@@ -225,7 +225,7 @@ def test_an_envelope_that_securesystemslib_makes_alone_is_accepted(world: World,
     assert read(kind.__name__, made, publics) == read(kind.__name__, ours, publics)
 
 
-def test_evidence_that_joserfc_makes_alone_is_accepted(world: World) -> None:
+def test_evidence_made_by_joserfc_alone_is_accepted(world: World) -> None:
     from engine.attestation.evidence import parse_evidence
 
     ours = world.token()

@@ -1,4 +1,4 @@
-"""The key folder whole: killed, read while it changes, damaged, backed up and restored."""
+"""The key folder: killed during a change, read during a change, damaged, backed up and restored."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from engine.sealing.key_generations import read_ring
 from engine.sealing.operator_keys import OperatorKeys
 from tests.unit.attestation.key_folder import code_of, opened, sealed_to, states
 
-# What `key backup` wrote before there were rings.
+# A backup of version 1, which has no ring.
 OLD_BACKUP = (
     '{"created":"2026-11-23T01:10:46.787Z","format":"glasshouse/key-backup","kdf":{"n":65536,"name":"scrypt","p":1,"r":8,'
     '"salt":"d4c7aa23f7bf706da41ea811fd6ab796"},"recipient":"073e9a06e2a1660b482ee81bc8901afa3566a337d6ac08e908f20edf0a21'
@@ -28,7 +28,7 @@ OLD_BACKUP = (
 )
 
 
-def test_a_damaged_ring_is_told_and_never_passed_over(tmp_path: Path) -> None:
+def test_a_damaged_ring_is_reported_and_never_ignored(tmp_path: Path) -> None:
     OperatorKeys.ensure(tmp_path)
     rotate_keys(tmp_path)
     honest = json.loads((tmp_path / "ring.json").read_bytes())
@@ -53,13 +53,13 @@ def test_a_damaged_ring_is_told_and_never_passed_over(tmp_path: Path) -> None:
     assert code_of(lambda: OperatorKeys.load(tmp_path)) == "key_mismatch"
 
 
-def test_a_lost_former_recipient_key_is_told(tmp_path: Path) -> None:
+def test_a_lost_former_recipient_key_is_reported(tmp_path: Path) -> None:
     OperatorKeys.ensure(tmp_path)
     rotate_keys(tmp_path)
     (former,) = tmp_path.glob("recipient-*.pem")
     former.write_bytes((tmp_path / "recipient.pem").read_bytes())
     assert code_of(lambda: OperatorKeys.load(tmp_path)) == "key_mismatch"
-    former.write_bytes((tmp_path / "signing.pem").read_bytes())  # keys of the two kinds do not stand in for each other
+    former.write_bytes((tmp_path / "signing.pem").read_bytes())  # a signing key is not accepted as a recipient key
     assert code_of(lambda: OperatorKeys.load(tmp_path)) == "key_invalid"
     former.unlink()
     assert code_of(lambda: OperatorKeys.load(tmp_path)) == "key_missing"
@@ -70,13 +70,13 @@ import os, signal, sys
 from pathlib import Path
 from engine.attestation.rotation import rotate_keys
 folder, last = Path(sys.argv[1]), int(sys.argv[2])
-seen = 0
+changes = 0
 def count(event, arguments):
-    global seen
+    global changes
     # every change of the file system
     if event in ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod"):
-        seen += 1
-        if seen == last:
+        changes += 1
+        if changes == last:
             os.kill(os.getpid(), signal.SIGKILL)
 sys.addaudithook(count)
 rotate_keys(folder)
@@ -118,7 +118,7 @@ def test_killed_at_any_step_the_folder_has_the_old_keys_or_the_new_ones(tmp_path
     outcomes = []
     for step in range(1, steps + 1):
         folder = target / str(step)
-        seen = TrustedKeys.from_home(folder)  # before anybody tidies up
+        seen = TrustedKeys.from_home(folder)  # before an interrupted change is finished
         keys = OperatorKeys.load(folder)
         is_new = keys.key_id != old.key_id
         assert seen.keys[keys.key_id].state == "current"
@@ -132,7 +132,7 @@ def test_killed_at_any_step_the_folder_has_the_old_keys_or_the_new_ones(tmp_path
     assert set(outcomes) == {False, True}
 
 
-def test_a_reader_sees_one_moment_of_a_folder_that_changes(tmp_path: Path) -> None:
+def test_a_reader_sees_a_consistent_state_of_a_changing_folder(tmp_path: Path) -> None:
     first = OperatorKeys.ensure(tmp_path)
     script = (
         "import sys; from pathlib import Path; from engine.attestation.rotation import rotate_keys\n"
@@ -166,7 +166,7 @@ print(*(key.state for key in TrustedKeys.from_home(folder).keys.values()))
 """
 
 
-def test_the_first_rotation_may_come_between_two_reads(tmp_path: Path) -> None:
+def test_the_first_rotation_may_happen_between_two_reads(tmp_path: Path) -> None:
     OperatorKeys.ensure(tmp_path)
     done = subprocess.run(
         [sys.executable, "-c", BETWEEN, str(tmp_path)], capture_output=True, text=True, check=True, timeout=60
@@ -174,7 +174,7 @@ def test_the_first_rotation_may_come_between_two_reads(tmp_path: Path) -> None:
     assert done.stdout.split() == ["current", "retired"]
 
 
-def test_a_backup_takes_the_whole_ring(tmp_path: Path) -> None:
+def test_a_backup_contains_the_whole_ring(tmp_path: Path) -> None:
     folder, there = tmp_path / "keys", tmp_path / "there"
     first = OperatorKeys.ensure(folder)
     file = sealed_to(first, tmp_path)
@@ -214,7 +214,7 @@ def test_an_older_backup_undoes_no_revocation(tmp_path: Path) -> None:
     assert states(folder) == {stolen.key_id: "revoked", fresh.key_id: "retired"}
 
 
-def test_errors_about_keys_carry_none_of_them(tmp_path: Path) -> None:
+def test_errors_about_keys_contain_no_secrets(tmp_path: Path) -> None:
     keys = OperatorKeys.ensure(tmp_path)
     rotated = rotate_keys(tmp_path, new_passphrase="open sesame").keys
     halves = [*(private.private_bytes_raw() for private in (keys.signing, keys.recipient))]
@@ -227,9 +227,9 @@ def test_errors_about_keys_carry_none_of_them(tmp_path: Path) -> None:
             with pytest.raises((SealingError, RefusedError)) as caught:
                 OperatorKeys.load(tmp_path, "open sesame")
             chain = [caught.value, caught.value.__cause__, caught.value.__context__]
-            said = " ".join([repr(error) for error in chain] + [str(caught.value.as_dict()), repr(rotated)])
+            shown = " ".join([repr(error) for error in chain] + [str(caught.value.as_dict()), repr(rotated)])
             for secret in [*(half.hex() for half in halves), *map(repr, halves), *(pem.decode() for pem in pems)]:
-                assert secret not in said, name
-            assert "open sesame" not in said
+                assert secret not in shown, name
+            assert "open sesame" not in shown
         (tmp_path / name).write_bytes(whole)
     assert OperatorKeys.load(tmp_path, "open sesame").key_id == rotated.key_id

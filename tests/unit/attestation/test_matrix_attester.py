@@ -1,4 +1,4 @@
-"""What lies in the attester's inbox is refused unless the run's key signed it for this job and this evidence."""
+"""Messages in the attester's inbox are refused unless the run's key signed them for this job and this evidence."""
 
 from __future__ import annotations
 
@@ -49,16 +49,33 @@ class Pod:
         self.folder = folder
         plan = preset("demo")
         self.job = Job(
-            run_id=RUN, allocation_id="pod-1", plan=dump_plan(plan), plan_digest=plan_digest(plan), policy={},
-            policy_digest=honest.challenge().policy_digest, manifest_digest=honest.challenge().manifest_digest,
-            payload_files={}, hub_weights={}, hub_revision=None, model_type="qwen2", noise_seed=1,
+            run_id=RUN,
+            allocation_id="pod-1",
+            plan=dump_plan(plan),
+            plan_digest=plan_digest(plan),
+            policy={},
+            policy_digest=honest.challenge().policy_digest,
+            manifest_digest=honest.challenge().manifest_digest,
+            payload_files={},
+            hub_weights={},
+            hub_revision=None,
+            model_type="qwen2",
+            noise_seed=1,
             run_public_key=base64.b64encode(public(signing("run"))).decode(),
-            recipient_public_key=honest.challenge().recipient_public, ssh_host_key_digest=digest("host key"),
-        )  # fmt: skip
-        seen = Machine(nonce="n", first_process_start=1, gpu_uuid=None, pod_id=None, cpu="x")
+            recipient_public_key=honest.challenge().recipient_public,
+            ssh_host_key_digest=digest("host key"),
+        )
+        identity = Machine(nonce="n", first_process_start=1, gpu_uuid=None, pod_id=None, cpu="x")
         context = Context(
-            folder, self.job, Bundle(()), EventLog(folder, RUN), signing("attester"), seen, (bundle_fd, bundle_fd), {}
-        )  # fmt: skip
+            folder,
+            self.job,
+            Bundle(()),
+            EventLog(folder, RUN),
+            signing("attester"),
+            identity,
+            (bundle_fd, bundle_fd),
+            {},
+        )
         environment = EnvironmentMeasurement(digest=digest("environment"), files=1, bytes=1, links=0, skipped=0)
         cnf = base64.b64encode(public(receiving("cnf"))).decode()
         self.attestation = Attestation(context, environment, {}, cnf, lambda: None)
@@ -70,7 +87,7 @@ class Pod:
         return honest.challenge(plan_digest=self.job.plan_digest, **changes)
 
     def answer(self) -> str:
-        """Evidence on an honest challenge; its SHA-256."""
+        """Let the attester answer an honest challenge; returns the SHA-256 of its evidence."""
         self.put("challenge.json", sign_challenge(self.challenge(), signing("run")))
         self.attestation.answer_challenge()
         (token,) = [
@@ -85,10 +102,12 @@ class Pod:
         self.put(
             "release.json",
             {
-                "ciphertext": base64.b64encode(ciphertext).decode(), "info": "", "runnerHead": "0" * 64,
+                "ciphertext": base64.b64encode(ciphertext).decode(),
+                "info": "",
+                "runnerHead": "0" * 64,
                 "receipt": release_receipt(body, signing(signer)),
             },
-        )  # fmt: skip
+        )
 
 
 @pytest.fixture
@@ -140,7 +159,7 @@ def test_a_release_that_was_tampered_with_is_not_opened(pod: Pod, change: dict[s
     assert caught.value.code == code
 
 
-def test_a_release_that_lay_there_before_the_evidence_is_not_opened(pod: Pod) -> None:
+def test_a_release_that_was_placed_before_the_evidence_is_not_opened(pod: Pod) -> None:
     pod.release(digest("evidence"))
     pod.answer()
     with pytest.raises(RefusedError) as caught:
@@ -149,7 +168,7 @@ def test_a_release_that_lay_there_before_the_evidence_is_not_opened(pod: Pod) ->
 
 
 @pytest.mark.parametrize("ciphertext", ["%%%", "AA=A", 7, None])
-def test_a_release_that_is_no_text_is_refused_as_another_one(pod: Pod, ciphertext: object) -> None:
+def test_a_release_that_is_not_base64_text_is_refused(pod: Pod, ciphertext: object) -> None:
     evidence = pod.answer()
     receipt = release_receipt(honest.release(evidence_sha256=evidence), signing("run"))
     pod.put("release.json", {"ciphertext": ciphertext, "info": "", "runnerHead": "0" * 64, "receipt": receipt})
@@ -162,7 +181,7 @@ def test_a_release_that_is_no_text_is_refused_as_another_one(pod: Pod, ciphertex
     ("codes", "code"),
     [(["debug_enabled"], "debug_enabled"), ("text", "release_denied"), (["Not A Code", 3], "release_denied")],
 )
-def test_a_denial_is_taken_for_one_whatever_it_says(pod: Pod, codes: object, code: str) -> None:
+def test_a_denial_is_recognised_whatever_its_codes(pod: Pod, codes: object, code: str) -> None:
     pod.answer()
     pod.put("denied.json", {"codes": codes})
     with pytest.raises(RefusedError) as caught:

@@ -1,4 +1,4 @@
-"""The matrix is whole, says what the vectors and tests show, and the page says what the matrix does."""
+"""The matrix is complete and agrees with the vectors and tests, and the page agrees with the matrix."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from tests.vectors.matrix import has_test, known_codes, matrix, page_path
 from tests.vectors.page import page
 
 
-def test_every_attack_is_there_once_and_is_refused_somewhere() -> None:
+def test_every_attack_is_listed_once_and_refused_somewhere() -> None:
     attacks = matrix().attacks
     assert [attack.number for attack in attacks] == list(range(1, 35))
     assert all(attack.refusals for attack in attacks)
@@ -43,5 +43,5 @@ def test_every_named_test_exists() -> None:
     assert [test for test in sorted(named) if not has_test(test)] == []
 
 
-def test_the_page_is_what_the_matrix_makes() -> None:
+def test_the_page_is_up_to_date_with_the_matrix() -> None:
     assert page_path().read_text() == page(), "python -m tests.vectors.page --write"

@@ -1,4 +1,4 @@
-"""Every vector meets the code that its attack would meet, and is refused there, with its codes and no others."""
+"""Every vector is run against the code that its attack would reach, and is refused there with exactly its codes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_every_kind_of_vector_has_an_honest_one_that_passes() -> None:
     assert all((vector.stage is None) == (vector.attack == 0) for vector in VECTORS)
 
 
-def test_the_vectors_are_what_the_generator_makes() -> None:
+def test_the_vectors_are_up_to_date_with_the_generator() -> None:
     folder = MATRIX.parent
     written = {
         str(path.relative_to(folder)): path.read_bytes() for path in folder.glob("[0-9][0-9]-*/*") if path.is_file()

@@ -1,4 +1,4 @@
-"""The environment's digest: what moves it, and what does not."""
+"""The environment's digest: what changes it, and what does not."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def digest(*roots: Path) -> str:
     return environment_digest(roots, INTERPRETER).digest
 
 
-def test_the_digest_is_the_same_twice_and_elsewhere(site: Path, tmp_path: Path) -> None:
+def test_the_digest_is_the_same_when_repeated_and_after_a_move(site: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(site, tmp_path / "moved" / "deeper", symlinks=True)
     assert digest(site) == digest(site) == digest(copy)
 
@@ -77,13 +77,13 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_any_change_to_what_runs_moves_the_digest(what: str, site: Path) -> None:
+def test_any_change_to_what_runs_changes_the_digest(what: str, site: Path) -> None:
     before = digest(site)
     CHANGES[what](site)
     assert digest(site) != before
 
 
-def test_caches_that_this_interpreter_never_loads_do_not_count(site: Path) -> None:
+def test_caches_that_this_interpreter_never_loads_are_not_measured(site: Path) -> None:
     before = environment_digest([site], INTERPRETER)
     caches = site / "package" / "__pycache__"
     tag = sys.implementation.cache_tag
@@ -94,14 +94,14 @@ def test_caches_that_this_interpreter_never_loads_do_not_count(site: Path) -> No
     assert after.skipped == 4
 
 
-def test_times_and_modes_do_not_count(site: Path) -> None:
+def test_times_and_modes_are_not_measured(site: Path) -> None:
     before = digest(site)
     os.utime(site / "package" / "module.py", (1, 1))
     (site / "package" / "module.py").chmod(0o600)
     assert digest(site) == before
 
 
-def test_what_a_link_leads_to_outside_is_measured(site: Path, tmp_path: Path) -> None:
+def test_the_target_of_a_link_to_outside_is_measured(site: Path, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     (outside / "deep").mkdir(parents=True)
     (outside / "deep" / "module.py").write_text("one")
@@ -120,7 +120,7 @@ def test_what_a_link_leads_to_outside_is_measured(site: Path, tmp_path: Path) ->
         assert digest(site) == before
 
 
-def test_a_link_inside_to_something_that_is_not_measured_counts_by_what_it_holds(site: Path) -> None:
+def test_a_link_to_a_file_that_is_otherwise_skipped_is_measured_by_content(site: Path) -> None:
     foreign = site / "package" / "__pycache__" / "module.cpython-27.pyc"
     foreign.write_bytes(b"foreign")
     (site / "module.py").symlink_to(foreign)
@@ -130,31 +130,36 @@ def test_a_link_inside_to_something_that_is_not_measured_counts_by_what_it_holds
 
 
 def copied_interpreter(tmp_path: Path) -> Path:
-    """An interpreter that starts, in a folder of its own."""
+    """A working copy of the interpreter in its own folder."""
     folder = tmp_path / "own" / "bin"
     folder.mkdir(parents=True)
     return Path(shutil.copy(INTERPRETER.resolve(), folder / "python"))
 
 
-def test_a_file_that_sends_the_interpreter_elsewhere_is_measured(site: Path, tmp_path: Path) -> None:
+def test_a_file_that_redirects_the_interpreters_imports_is_measured(site: Path, tmp_path: Path) -> None:
     python = copied_interpreter(tmp_path)
     before = environment_digest([site], python).digest
-    told = subprocess.run([python, "-I", "-S", "-c", "import sys; print(sys.path)"], capture_output=True, check=True)
+    normal = subprocess.run([python, "-I", "-S", "-c", "import sys; print(sys.path)"], capture_output=True, check=True)
     for name in ("python._pth", "python3._pth"):
         python.with_name(name).write_text("/elsewhere\n")
     assert environment_digest([site], python).digest != before
-    sent = subprocess.run([python, "-I", "-S", "-c", "1"], capture_output=True, check=False)
-    assert told.stdout
-    assert sent.returncode != 0, "this interpreter reads no such file any more"
+    redirected = subprocess.run([python, "-I", "-S", "-c", "1"], capture_output=True, check=False)
+    assert normal.stdout
+    assert redirected.returncode != 0, "this interpreter no longer reads such a file"
 
 
-def test_the_archive_that_stands_before_the_standard_library_is_measured(
+def test_the_archive_that_precedes_the_standard_library_is_measured(
     site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = [Path(name).name for name in subprocess.run(
-        [INTERPRETER, "-I", "-S", "-c", "import sys; print(*sys.path, sep='\\n')"],
-        capture_output=True, check=True, text=True,
-    ).stdout.split()]  # fmt: skip
+    names = [
+        Path(name).name
+        for name in subprocess.run(
+            [INTERPRETER, "-I", "-S", "-c", "import sys; print(*sys.path, sep='\\n')"],
+            capture_output=True,
+            check=True,
+            text=True,
+        ).stdout.split()
+    ]
     library = tmp_path / "prefix" / sys.platlibdir
     library.mkdir(parents=True)
     roots = stdlib_roots()
@@ -170,7 +175,7 @@ def fingerprint(*roots: Path, interpreter: Path = INTERPRETER) -> str:
     return list_environment(roots, interpreter).fingerprint
 
 
-def test_the_fingerprint_sees_a_file_that_was_exchanged_and_put_back(site: Path) -> None:
+def test_the_fingerprint_detects_a_file_that_was_exchanged_and_restored(site: Path) -> None:
     path = site / "package" / "module.py"
     status, content, before = path.stat(), path.read_bytes(), fingerprint(site)
     assert fingerprint(site) == before
@@ -182,7 +187,7 @@ def test_the_fingerprint_sees_a_file_that_was_exchanged_and_put_back(site: Path)
 
 
 @pytest.mark.parametrize("name", ["pyvenv.cfg", "../pyvenv.cfg", "python"])
-def test_the_fingerprint_sees_what_the_interpreter_is_and_belongs_to(name: str, site: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_covers_the_interpreter_and_its_pyvenv_cfg(name: str, site: Path, tmp_path: Path) -> None:
     python = copied_interpreter(tmp_path)
     before = fingerprint(site, interpreter=python)
     target = python.parent / name
@@ -202,7 +207,7 @@ def test_special_files_are_counted_and_never_opened(site: Path) -> None:
     assert after.skipped == 2
 
 
-def test_the_order_of_roots_counts_since_the_import_path_does(site: Path, tmp_path: Path) -> None:
+def test_the_order_of_roots_matters_as_in_the_import_path(site: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     (other / "module.py").write_text("y = 1\n")
@@ -231,7 +236,7 @@ def test_the_standard_library_is_measured_without_its_site_packages() -> None:
     assert measured.bytes > 10 * 1024 * 1024
 
 
-def test_names_that_are_no_text_are_measured(site: Path) -> None:
+def test_names_that_are_not_valid_text_are_measured(site: Path) -> None:
     before = digest(site)
     (Path(os.fsdecode(bytes(site) + b"/\xff\xfe.py"))).write_text("x")
     assert digest(site) != before
@@ -248,7 +253,7 @@ def test_a_name_cannot_pretend_to_be_two_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("root", ["missing", "site/package/module.py"])
-def test_a_root_that_is_no_folder_is_refused(root: str, site: Path) -> None:
+def test_a_root_that_is_not_a_folder_is_refused(root: str, site: Path) -> None:
     with pytest.raises(RefusedError) as caught:
         digest(site.parent / root)
     assert caught.value.code == "environment_unreadable"

@@ -1,4 +1,4 @@
-"""Nonces: single use, one run, two minutes, across restarts and whatever the calendar says."""
+"""Nonces: single use, one run, two minutes, across restarts and independent of the wall clock."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_nonce_belongs_to_one_run(world: World) -> None:
     world.ledger.redeem(nonce, "run-1")
 
 
-def test_a_nonce_lives_for_120_seconds(world: World) -> None:
+def test_a_nonce_is_valid_for_120_seconds(world: World) -> None:
     first, second = world.ledger.issue("run-1"), world.ledger.issue("run-1")
     world.clock.seconds += 120
     world.ledger.redeem(first, "run-1")
@@ -65,7 +65,7 @@ def test_a_nonce_lives_for_120_seconds(world: World) -> None:
     assert refusal(world.ledger, second) == "nonce_expired"
 
 
-def test_an_expired_nonce_does_not_come_back_when_a_clock_goes_backwards(world: World) -> None:
+def test_an_expired_nonce_does_not_become_valid_again_when_a_clock_goes_back(world: World) -> None:
     nonce = world.ledger.issue("run-1")
     world.clock.seconds += 200
     assert refusal(world.ledger, nonce) == "nonce_expired"
@@ -85,7 +85,7 @@ def test_a_nonce_from_the_future_of_the_clock_is_expired(world: World) -> None:
     assert refusal(world.ledger, nonce) == "nonce_expired"
 
 
-def test_the_real_clock_is_not_the_calendar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_expiry_does_not_depend_on_the_wall_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = NonceLedger(tmp_path / "nonces.json")
     nonce = ledger.issue("run-1")
     monkeypatch.setattr(time, "time", lambda: 0.0)
@@ -130,7 +130,7 @@ def test_a_damaged_state_refuses_and_never_accepts(world: World, data: bytes) ->
     world.ledger_path.unlink()
 
 
-def test_redeeming_waits_for_whoever_holds_the_record(tmp_path: Path) -> None:
+def test_redeeming_waits_for_the_lock_on_the_record(tmp_path: Path) -> None:
     ledger = NonceLedger(tmp_path / "nonces.json")
     nonce = ledger.issue("run-1")
     redeeming = threading.Thread(target=ledger.redeem, args=(nonce, "run-1"))

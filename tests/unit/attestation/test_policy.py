@@ -1,4 +1,4 @@
-"""Policies: the schema, and what may take the place of the built-in one."""
+"""Policies: the schema, and which policies may replace the built-in one."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def refusal(data: bytes) -> str:
     return caught.value.code
 
 
-def test_the_built_in_policy_requires_what_works_unprivileged() -> None:
+def test_the_built_in_policy_requires_controls_that_work_unprivileged() -> None:
     assert set(DEFAULT.required_controls) <= set(CONTROLS)
     assert {"no_core", "no_dump", "no_new_privs", "memfd_seals", "seccomp"} <= set(DEFAULT.required_controls)
     assert DEFAULT.tiers == ("software",)
@@ -51,7 +51,7 @@ def test_the_controls_are_those_that_the_worker_reports() -> None:
     assert set(REPORTED) <= set(CONTROLS)
 
 
-def test_a_policy_travels_as_builtins_with_its_digest() -> None:
+def test_a_policy_survives_the_round_trip_through_builtins() -> None:
     assert policy_from(json.loads(json.dumps(msgspec.to_builtins(DEFAULT)))) == DEFAULT
     assert policy_digest(load_policy(encoded())) == policy_digest(DEFAULT)
     assert policy_digest(load_policy(encoded(version=2))) != policy_digest(DEFAULT)
@@ -111,7 +111,7 @@ LOOSER: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize("change", NARROWER)
-def test_a_narrower_policy_may_take_the_place_of_the_built_in_one(change: dict[str, Any]) -> None:
+def test_a_narrower_policy_may_replace_the_built_in_one(change: dict[str, Any]) -> None:
     custom = msgspec.structs.replace(DEFAULT, **change)
     assert narrower_or_equal(custom, DEFAULT)
     assert checked_policy(custom, DEFAULT) == custom
@@ -143,5 +143,5 @@ def test_every_field_of_a_policy_is_compared() -> None:
 
 
 @given(st.binary(max_size=300) | st.text(max_size=200).map(lambda text: json.dumps({text: text}).encode()))
-def test_no_bytes_raise_anything_but_our_error(data: bytes) -> None:
+def test_arbitrary_bytes_raise_only_typed_errors(data: bytes) -> None:
     assert refusal(data) in ("policy_invalid", "policy_unknown_field")

@@ -1,4 +1,4 @@
-"""What may be published of what a machine says of itself."""
+"""Which texts about a machine may be published."""
 
 from __future__ import annotations
 
@@ -68,5 +68,5 @@ def test_names_and_measures_are_public(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", PRIVATE)
-def test_what_locates_or_opens_something_is_not(text: str) -> None:
+def test_addresses_paths_and_credentials_are_not_public(text: str) -> None:
     assert not is_public_text(text)

@@ -1,4 +1,4 @@
-"""The table of reasons, and what importing this room costs."""
+"""The table of reasons, and what importing this room loads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOM = Path(engine.attestation.__file__).parent
 CODE = re.compile(r"[a-z]+(_[a-z]+)+")
 
 
-def test_every_reason_is_a_sentence_and_says_what_to_do() -> None:
+def test_every_reason_is_a_sentence_with_an_instruction() -> None:
     for code, (sentence, hint) in REASONS.items():
         assert CODE.fullmatch(code)
         assert sentence.endswith(".")
@@ -33,7 +33,7 @@ def test_every_code_that_the_room_raises_is_in_the_table() -> None:
     assert used - set(REASONS) <= {"policy_digest", "runtime_state"}
 
 
-def test_a_refusal_adds_what_was_seen_to_its_sentence() -> None:
+def test_a_refusal_adds_the_detail_to_its_sentence() -> None:
     error = refusal("enforcement_missing", "seccomp")
     assert error.code == "enforcement_missing"
     assert error.message == "A control that the policy requires is not enforced: seccomp."

@@ -1,4 +1,4 @@
-"""Delegation, the gate in front of the keys, and the receipts of release and run."""
+"""Delegation, the release of keys, and the receipts of release and run."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_a_signed_delegation_that_is_malformed_is_refused(change: dict[str, Any]
     assert refusal(lambda: checked(forged)) == "predicate_malformed"
 
 
-def test_a_delegation_whose_subjects_are_others_is_refused() -> None:
+def test_a_delegation_with_other_subjects_is_refused() -> None:
     body = verify(delegation(), raw(OPERATOR), DELEGATION)
     forged = sign(statement(DELEGATION, {"plan": PLAN, "run-key": "ff" * 32}, body), OPERATOR)
     assert refusal(lambda: checked(forged)) == "predicate_malformed"
@@ -120,7 +120,7 @@ def test_an_accepted_result_releases_the_keys_to_the_attested_key_alone(world: W
         open_release(prepared.ciphertext, X25519PrivateKey.generate(), info)
 
 
-def test_the_release_receipt_says_what_was_released_on_what(world: World) -> None:
+def test_the_release_receipt_names_result_ciphertext_and_heads(world: World) -> None:
     result = world.appraise(world.token())
     prepared = release(world, result, random_keys(1))
     body = read_release(prepared.receipt, raw(world.run_key), run_id="run-1")
@@ -132,7 +132,7 @@ def test_the_release_receipt_says_what_was_released_on_what(world: World) -> Non
     assert refusal(lambda: verify(prepared.receipt, raw(world.run_key), RUN)) == "predicate_type"
 
 
-def test_no_result_and_no_accepted_result_release_anything(world: World) -> None:
+def test_nothing_is_released_without_an_accepted_result(world: World) -> None:
     denied = world.appraise(world.token(world.claims(debug=True)))
     missing = no_evidence(expected=world.expected, policy=world.policy)
     forced = msgspec.structs.replace(denied, status="warning")
@@ -146,7 +146,7 @@ def test_a_result_of_another_run_releases_nothing(world: World) -> None:
     assert refusal(lambda: release(world, result, random_keys(1), run_id="run-2")) == "release_other_result"
 
 
-def test_one_result_carries_one_release(world: World) -> None:
+def test_one_result_allows_one_release(world: World) -> None:
     result = world.appraise(world.token())
     first = release(world, result, random_keys(1))
     again = [read_release(first.receipt, raw(world.run_key), run_id="run-1")]

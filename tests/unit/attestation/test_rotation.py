@@ -56,8 +56,8 @@ def test_a_stranger_follows_the_statement_from_the_old_key(tmp_path: Path) -> No
     trusted = TrustedKeys.given([trusted_key(old.signing_fingerprint)])
     now = datetime.now(UTC)
     assert code_of(lambda: judge_signer(changed.keys.signing_public, now, trusted=trusted)) == "signer_unknown"
-    said = read_statements(changed.publish)
-    assert judge_signer(changed.keys.signing_public, now, trusted=trusted, revocations=said).state == "current"
+    published = read_statements(changed.publish)
+    assert judge_signer(changed.keys.signing_public, now, trusted=trusted, revocations=published).state == "current"
 
 
 def test_adapters_of_every_former_recipient_key_still_open(tmp_path: Path) -> None:
@@ -80,16 +80,16 @@ def test_adapters_of_every_former_recipient_key_still_open(tmp_path: Path) -> No
 def test_the_private_half_of_a_former_signing_key_is_gone(tmp_path: Path) -> None:
     old = OperatorKeys.ensure(tmp_path)
     pem = (tmp_path / "signing.pem").read_bytes()
-    with (tmp_path / "signing.pem").open("rb") as held:  # the file itself, whatever takes its name
+    with (tmp_path / "signing.pem").open("rb") as old_file:  # stays the old file when its name is reused
         rotate_keys(tmp_path)
-        assert held.read() == bytes(len(pem))
+        assert old_file.read() == bytes(len(pem))
     secret = old.signing.private_bytes_raw()
     for data in content(tmp_path).values():
         assert secret not in data
         assert pem.splitlines()[1] not in data
 
 
-def test_keys_stay_under_their_passphrase_or_move_to_a_new_one(tmp_path: Path) -> None:
+def test_keys_keep_their_passphrase_or_get_a_new_one(tmp_path: Path) -> None:
     folder = tmp_path / "keys"
     old = OperatorKeys.ensure(folder, "first")
     file, before = sealed_to(old, tmp_path), content(folder)
@@ -103,10 +103,10 @@ def test_keys_stay_under_their_passphrase_or_move_to_a_new_one(tmp_path: Path) -
     assert code_of(lambda: OperatorKeys.load(folder, "first")) == "key_passphrase_wrong"
     assert opened(file, OperatorKeys.load(folder, "second")) == b"weights of one run"
     assert all(b"ENCRYPTED" in data for name, data in content(folder).items() if name.endswith(".pem"))
-    assert set(states(folder).values()) == {"current", "retired"}  # and telling them needs no passphrase
+    assert set(states(folder).values()) == {"current", "retired"}  # known without a passphrase
 
 
-def test_what_was_delegated_before_a_rotation_still_counts(tmp_path: Path) -> None:
+def test_a_delegation_from_before_a_rotation_is_still_accepted(tmp_path: Path) -> None:
     keys = OperatorKeys.ensure(tmp_path)
     run_public = OperatorKeys.generate().signing_public
     delegation = delegate(keys.signing, run_public, run_id="run-1", plan_digest=PLAN, seconds=3600)
@@ -119,7 +119,7 @@ def test_what_was_delegated_before_a_rotation_still_counts(tmp_path: Path) -> No
     assert check_delegation(delegation, signer.public, run_id="run-1", plan_digest=PLAN) == run_public
 
 
-def test_revoking_the_present_key_makes_a_new_one(tmp_path: Path) -> None:
+def test_revoking_the_current_key_creates_a_new_one(tmp_path: Path) -> None:
     old = OperatorKeys.ensure(tmp_path)
     changed = revoke_key(tmp_path, reason="compromised", text="laptop stolen")
     assert changed.rotated
@@ -128,43 +128,44 @@ def test_revoking_the_present_key_makes_a_new_one(tmp_path: Path) -> None:
     assert known.keys[old.key_id].revocation_text == "laptop stolen"
     ancient = datetime(2000, 1, 1, tzinfo=UTC)
     assert code_of(lambda: judge_signer(old.signing_public, ancient, trusted=known)) == "signer_revoked"
-    said = read_statements(changed.publish)
-    (revocation,) = said.revocations
-    assert said.rotations == ()  # nobody is to follow a compromised key
+    published = read_statements(changed.publish)
+    (revocation,) = published.revocations
+    assert published.rotations == ()  # a compromised key must not introduce its successor
     assert (revocation.public, revocation.signer) == (old.signing_public.hex(),) * 2
 
 
 @pytest.mark.parametrize("reason", ["superseded", "lost"])
-def test_a_key_revoked_in_peace_leads_a_stranger_on(tmp_path: Path, reason: str) -> None:
+def test_a_superseded_or_lost_key_still_introduces_its_successor(tmp_path: Path, reason: str) -> None:
     old = OperatorKeys.ensure(tmp_path)
     changed = revoke_key(tmp_path, reason=reason)  # type: ignore[arg-type]
     trusted = TrustedKeys.given([trusted_key(old.key_id)])
-    said = read_statements(changed.publish)
+    published = read_statements(changed.publish)
     soon = datetime.now(UTC) + timedelta(minutes=5)
-    assert judge_signer(changed.keys.signing_public, soon, trusted=trusted, revocations=said).state == "current"
+    assert judge_signer(changed.keys.signing_public, soon, trusted=trusted, revocations=published).state == "current"
     assert (
-        code_of(lambda: judge_signer(old.signing_public, soon, trusted=trusted, revocations=said)) == "signer_revoked"
+        code_of(lambda: judge_signer(old.signing_public, soon, trusted=trusted, revocations=published))
+        == "signer_revoked"
     )
 
 
-def test_a_former_key_is_revoked_by_the_present_one_so_that_a_stranger_sees_the_right_to_it(tmp_path: Path) -> None:
+def test_a_former_key_is_revoked_by_the_current_one_with_the_rotations_that_link_them(tmp_path: Path) -> None:
     first = OperatorKeys.ensure(tmp_path)
     rotate_keys(tmp_path)
     present = rotate_keys(tmp_path).keys
     changed = revoke_key(tmp_path, target=first.key_id, reason="compromised")
     assert not changed.rotated
     assert changed.keys.signing_public == present.signing_public
-    said = read_statements(changed.publish)
-    assert (len(said.rotations), said.revocations[0].signer) == (2, present.signing_public.hex())
+    published = read_statements(changed.publish)
+    assert (len(published.rotations), published.revocations[0].signer) == (2, present.signing_public.hex())
     trusted = TrustedKeys.given([trusted_key(first.key_id)])
     now = datetime.now(UTC)
-    for known, more in ((trusted, said), (TrustedKeys.from_home(tmp_path), read_statements([]))):
+    for known, more in ((trusted, published), (TrustedKeys.from_home(tmp_path), read_statements([]))):
         assert code_of(lambda k=known, m=more: judge_signer(first.signing_public, now, trusted=k, revocations=m)) == (  # type: ignore[misc]
             "signer_revoked"
         )
 
 
-def test_only_signing_keys_of_this_home_can_be_revoked_and_each_once(tmp_path: Path) -> None:
+def test_only_signing_keys_of_this_home_can_be_revoked_and_only_once_per_severity(tmp_path: Path) -> None:
     keys = OperatorKeys.ensure(tmp_path)
     before = content(tmp_path)
     for target in (key_id(keys.recipient_public), "ff" * 32):

@@ -1,4 +1,4 @@
-"""Whose rows count: trusted keys, what introduces them, and what revokes them."""
+"""Which signers are accepted: trusted keys, their rotations, and their revocations."""
 
 from __future__ import annotations
 
@@ -66,25 +66,25 @@ def judged(key: Ed25519PrivateKey, days: float, trusted: TrustedKeys, *envelopes
         return error.code
 
 
-def test_only_trusted_signers_count() -> None:
+def test_only_trusted_signers_are_accepted() -> None:
     assert judged(A, 0, trust(A, B)) == "current"
     assert judged(THIEF, 0, trust(A, B)) == "signer_unknown"
     assert judged(A, 0, TrustedKeys({})) == "signer_unknown"
 
 
-def test_a_moment_without_a_zone_is_refused() -> None:
+def test_a_time_without_a_time_zone_is_refused() -> None:
     assert refusal(lambda: judge_signer(raw(A), datetime(2026, 5, 1), trusted=trust(A))) == "predicate_malformed"
 
 
-def test_a_stranger_follows_rotations_from_the_key_that_he_trusts() -> None:
+def test_rotations_are_followed_from_a_trusted_key() -> None:
     chain = (rotation(B, C, 2), rotation(A, B, 1))
     assert judged(C, 3, trust(A), *chain) == "current"
     assert judged(B, 1.5, trust(A), *chain) == "retired"
-    assert judged(A, 0, trust(C), *chain) == "signer_unknown"  # it leads on, never back
+    assert judged(A, 0, trust(C), *chain) == "signer_unknown"  # trust follows rotations forwards only
     assert judged(C, 3, trust(A), chain[0]) == "signer_unknown"
 
 
-def test_a_retired_key_signs_nothing_new() -> None:
+def test_a_retired_key_is_not_accepted_for_new_delegations() -> None:
     assert judged(A, 0.9, trust(A), rotation(A, B, 1)) == "retired"
     assert judged(A, 1 + GRACE / DAY, trust(A), rotation(A, B, 1)) == "retired"  # a run was starting
     assert judged(A, 1 + 2 * GRACE / DAY, trust(A), rotation(A, B, 1)) == "signer_unknown"
@@ -96,26 +96,26 @@ def test_a_key_is_revoked_by_itself_or_by_a_successor(signer: Ed25519PrivateKey)
     assert judged(A, 0, trust(A), *chain, revoked(A, signer, "compromised", 3)) == "signer_revoked"
 
 
-def test_a_revocation_by_anybody_else_is_refused_and_not_passed_over() -> None:
+def test_a_revocation_by_anybody_else_is_refused_and_not_ignored() -> None:
     assert judged(A, 0, trust(A), revoked(A, THIEF, "compromised")) == "revocation_invalid"
     assert judged(B, 3, trust(A), rotation(A, B, 1), revoked(B, A, "compromised")) == "revocation_invalid"
     assert judged(B, 0, trust(A, B), revoked(A, THIEF, "compromised")) == "current"  # it is not about this signer
 
 
 @pytest.mark.parametrize("days", [-900, 0, 900])
-def test_nothing_that_a_compromised_key_signed_counts_whatever_its_date(days: float) -> None:
+def test_nothing_that_a_compromised_key_signed_is_accepted_whatever_its_date(days: float) -> None:
     assert judged(A, days, trust(A), revoked(A, A, "compromised", 1)) == "signer_revoked"
 
 
 @pytest.mark.parametrize("reason", ["superseded", "lost"])
-def test_a_key_given_up_in_peace_keeps_its_earlier_rows(reason: Kind) -> None:
+def test_earlier_rows_of_a_superseded_or_lost_key_are_accepted(reason: Kind) -> None:
     statement_ = revoked(A, A, reason, 1)
     assert judged(A, 0.999, trust(A), statement_) == "revoked"
     assert judged(A, 1, trust(A), statement_) == "signer_revoked"
     assert judged(A, 2, trust(A), statement_) == "signer_revoked"
 
 
-def test_of_two_revocations_the_harder_and_earlier_counts() -> None:
+def test_of_two_revocations_the_more_severe_then_the_earlier_applies() -> None:
     for order in (1, -1):
         soft, hard = revoked(A, A, "lost", 1), revoked(A, A, "compromised", 5)
         assert judged(A, 0, trust(A), *(soft, hard)[::order]) == "signer_revoked"
@@ -123,32 +123,32 @@ def test_of_two_revocations_the_harder_and_earlier_counts() -> None:
         assert judged(A, 3, trust(A), *(late, early)[::order]) == "signer_revoked"
 
 
-def test_a_compromised_key_introduces_nobody() -> None:
-    """A thief with A's key could write both; only a key that is trusted for itself stays."""
+def test_a_compromised_key_introduces_no_other_key() -> None:
+    """A thief with A's key could write both statements; only a key that is trusted itself remains trusted."""
     statements = (rotation(A, THIEF, 1), revoked(A, A, "compromised", 2))
     assert judged(THIEF, 3, trust(A), *statements) == "signer_unknown"
     assert judged(B, 3, trust(A, B), rotation(A, B, 1), revoked(A, B, "compromised", 2)) == "current"
 
 
-def test_a_superseded_key_introduces_only_before_its_end() -> None:
+def test_a_superseded_key_introduces_keys_only_until_its_revocation() -> None:
     assert judged(B, 3, trust(A), rotation(A, B, 1), revoked(A, A, "superseded", 1)) == "current"
     assert judged(B, 3, trust(A), rotation(A, B, 2), revoked(A, A, "superseded", 1)) == "signer_unknown"
 
 
-def test_who_stole_a_retired_key_introduces_nobody() -> None:
+def test_a_thief_of_a_retired_key_cannot_introduce_a_key() -> None:
     honest, thief = rotation(A, B, 1), rotation(A, THIEF, 2)
     assert judged(THIEF, 3, trust(A), honest, thief) == "signer_unknown"
     assert judged(THIEF, 3, trust(A, B), honest, thief) == "signer_unknown"
-    assert judged(B, 3, trust(A, B), honest, thief) != "signer_unknown"  # trusted for itself
+    assert judged(B, 3, trust(A, B), honest, thief) != "signer_unknown"  # trusted itself
     earlier = rotation(A, THIEF, 0.5)  # a thief chooses the date
     assert judged(THIEF, 3, trust(A), honest, earlier) == "signer_unknown"
 
 
-def test_rotations_in_a_circle_end() -> None:
+def test_following_circular_rotations_terminates() -> None:
     assert judged(B, 0, trust(A), rotation(A, B), rotation(B, A)) == "retired"
 
 
-def test_a_key_known_twice_keeps_the_narrower_facts() -> None:
+def test_a_key_known_twice_keeps_the_narrower_limits() -> None:
     known = TrustedKey(key_id(raw(A)), raw(A), valid_until=T0)
     both = trust(A) | TrustedKeys.given([known])
     assert both.keys[key_id(raw(A))] == known
@@ -160,7 +160,7 @@ def pem(key: Any) -> bytes:
     return data
 
 
-def test_trust_is_given_in_every_form_that_is_promised(tmp_path: Path) -> None:
+def test_a_trusted_key_is_accepted_in_every_documented_form(tmp_path: Path) -> None:
     (tmp_path / "key.pem").write_bytes(pem(A.public_key()))
     (tmp_path / "key.pub").write_text(trust_line(raw(A)) + "\n")
     (tmp_path / "print").write_text(fingerprint(raw(A)) + "\n")
@@ -171,7 +171,7 @@ def test_trust_is_given_in_every_form_that_is_promised(tmp_path: Path) -> None:
     assert trusted_key(tmp_path / "key.pem").public == raw(A)
 
 
-def test_what_is_no_key_to_trust_is_told(tmp_path: Path) -> None:
+def test_what_is_not_a_public_key_is_refused_as_a_trusted_key(tmp_path: Path) -> None:
     private = A.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     contents = {
         "empty": b"",
@@ -195,18 +195,18 @@ def test_what_is_no_key_to_trust_is_told(tmp_path: Path) -> None:
         assert ("private key" in caught.value.message) is (given == tmp_path / "private.pem")
 
 
-def test_statements_survive_their_file(tmp_path: Path) -> None:
+def test_statements_survive_the_round_trip_through_a_file(tmp_path: Path) -> None:
     made = [rotation(A, B, 1), revoked(A, B, "lost", 2)]
     (tmp_path / "both").write_bytes(statements_to_bytes(made))
     (tmp_path / "one").write_bytes(msgspec.json.encode(made[1]))
     assert read_revocations([tmp_path / "both"]) == read_statements(made)
     assert read_revocations([tmp_path / "one"]) == Statements(revocations=(read_revocation(made[1]),))
     body = read_revocation(made[1])
-    assert (body.reason, body.key_id, body.moment) == ("lost", key_id(raw(A)), T0 + 2 * DAY)
+    assert (body.reason, body.key_id, body.revoked_at) == ("lost", key_id(raw(A)), T0 + 2 * DAY)
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"{}", b"[]", b"junk\n", b"\xff", b"[" * 9000, b"1", b" " * 2_000_000])
-def test_a_file_that_states_nothing_is_refused(content: bytes, tmp_path: Path) -> None:
+def test_a_file_without_statements_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(content)
     assert refusal(lambda: read_revocations([tmp_path / "file"])) == "revocation_invalid"
     assert refusal(lambda: read_revocations([tmp_path / "none"])) == "revocation_unreadable"
@@ -262,5 +262,5 @@ def test_a_revocation_needs_its_signature_and_its_exact_form() -> None:
 
 
 @pytest.mark.parametrize("text", ["x" * 201, "two\nlines", "\x1b[2J"])
-def test_words_that_cannot_be_shown_revoke_nothing(text: str) -> None:
+def test_a_revocation_with_a_long_or_unprintable_text_is_refused(text: str) -> None:
     assert refusal(lambda: revocation_statement(raw(A), A, reason="lost", text=text, at=T0)) == "revocation_text"

@@ -89,7 +89,7 @@ MEASURED: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("arguments", "code"), MEASURED, ids=[code for _, code in MEASURED])
-def test_evidence_from_somewhere_else_is_refused_for_that_alone(
+def test_evidence_from_somewhere_else_is_refused_for_that_reason_only(
     world: World, arguments: dict[str, Any], code: str
 ) -> None:
     assert world.codes(world.token(world.claims(**arguments))) == (code,)
@@ -133,7 +133,7 @@ def test_a_nonce_of_another_run_is_refused(world: World) -> None:
     assert world.codes(world.token(world.claims(world.challenge(nonce=other)))) == ("nonce_other_run",)
 
 
-def test_an_expired_nonce_is_refused_whatever_the_calendar_says(world: World) -> None:
+def test_an_expired_nonce_is_refused_whatever_the_wall_clock_says(world: World) -> None:
     token = world.token()
     world.clock.seconds += 121
     assert world.codes(token, now=NOW - 1) == ("nonce_expired",)
@@ -145,7 +145,7 @@ def test_evidence_that_fails_uses_its_nonce_up(world: World) -> None:
     assert world.codes(world.token(claims)) == ("nonce_replayed",)
 
 
-def test_evidence_of_an_unknown_signer_leaves_the_nonce_alone(world: World) -> None:
+def test_evidence_of_an_unknown_signer_does_not_use_the_nonce_up(world: World) -> None:
     claims = world.claims()
     forged = sign_evidence(
         msgspec.structs.replace(
@@ -166,7 +166,7 @@ def test_evidence_whose_own_expiry_is_past_is_refused(world: World) -> None:
     assert world.codes(world.token(exp=int(NOW) + 1), now=NOW + 302) == ("evidence_expired",)
 
 
-def test_a_lifetime_that_the_attester_stretches_does_not_help(world: World) -> None:
+def test_a_late_expiry_in_the_token_does_not_extend_the_allowed_age(world: World) -> None:
     assert world.codes(world.token(exp=int(NOW) + 10**6), now=NOW + 422) == ("evidence_expired",)
 
 
@@ -221,7 +221,7 @@ def test_another_profile_is_refused(world: World) -> None:
     assert world.codes(world.token(eat_profile="urn:other")) == ("profile_unknown",)
 
 
-def test_the_policy_that_counts_is_the_operators(world: World) -> None:
+def test_the_operators_policy_applies_and_not_the_attesters(world: World) -> None:
     lax = msgspec.structs.replace(world.policy, required_controls=())
     claims = world.claims(world.challenge(policy_digest=policy_digest(lax)), enforcement={})
     assert world.codes(world.token(claims)) == ("policy_mismatch", "enforcement_missing")
@@ -239,7 +239,7 @@ def test_every_failure_says_what_to_do(world: World) -> None:
 
 
 @pytest.mark.parametrize("token", ["", "a.b.c", "\ud800.b.c", "é" * 10, "x" * 70_000])
-def test_what_is_no_token_is_a_result_and_not_an_exception(world: World, token: str) -> None:
+def test_an_invalid_token_gives_a_result_and_no_exception(world: World, token: str) -> None:
     result = world.appraise(token)
     assert result.status == "contraindicated"
     assert result.reason_codes[0] in ("evidence_malformed", "evidence_too_large")
@@ -261,7 +261,7 @@ def stored(world: World, token: str, nonce: bytes) -> AttestationResult:
     return appraise(token, expected=expected, policy=world.policy, nonces=None, now=NOW)
 
 
-def test_stored_evidence_is_held_to_the_nonce_that_was_recorded(world: World) -> None:
+def test_stored_evidence_must_carry_the_recorded_nonce(world: World) -> None:
     claims = world.claims()
     token = world.token(claims)
     assert stored(world, token, claims.nonce).accepted

@@ -1,4 +1,4 @@
-"""The zeroization receipt: what it takes to prove something, and what spoils it."""
+"""The zeroization receipt: when it proves zeroization, and what invalidates the proof."""
 
 from __future__ import annotations
 
@@ -74,12 +74,12 @@ def proof(**changes: Any) -> Zeroization:
     return msgspec.structs.replace(made, **changes)
 
 
-def test_a_whole_proof_has_no_fault() -> None:
+def test_a_complete_proof_has_no_fault() -> None:
     assert zeroization_faults(proof()) == ()
     assert runtime_state(proof()) == "zeroized"
 
 
-def test_a_gpu_back_at_its_baseline_is_no_fault() -> None:
+def test_a_gpu_at_its_baseline_is_not_a_fault() -> None:
     device = Device(present=True, at_baseline=True, compute_processes=0)
     assert runtime_state(proof(device=device)) == "zeroized"
 
@@ -103,7 +103,7 @@ SPOILED: list[tuple[str, dict[str, Any], str]] = [
         "zeroization_hits",
     ),
     (
-        "an area left over",
+        "an area that was not read",
         {"after": {**proof().after, "trainer": scan(NONE, unread_other=[{"why": "EIO", "bytes": 4096}])}},
         "zeroization_unread",
     ),
@@ -115,14 +115,14 @@ SPOILED: list[tuple[str, dict[str, Any], str]] = [
     ("a scan of nothing", {"after": {**proof().after, "key": scan(NONE, bytes_read=0)}}, "zeroization_unread"),
     ("a scan that failed", {"after": {**proof().after, "key": scan(NONE, state="gone")}}, "zeroization_unread"),
     (
-        "a process that lives",
+        "a process that is still running",
         {"processes": [ProcessEnd(role="key", pid=10, start_time=99, gone=False)]},
         "zeroization_process_alive",
     ),
-    ("no process named", {"processes": []}, "zeroization_incomplete"),
+    ("no process listed", {"processes": []}, "zeroization_incomplete"),
     ("a target not scanned again", {"after": {"key": scan(NONE)}}, "zeroization_incomplete"),
     (
-        "a class not looked for again",
+        "a class not searched again",
         {"after": {**proof().after, "trainer": scan({"content_key": 0})}},
         "zeroization_incomplete",
     ),
@@ -136,26 +136,26 @@ SPOILED: list[tuple[str, dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("what", "change", "code"), SPOILED, ids=[what for what, _, _ in SPOILED])
 def test_whatever_is_unproven_makes_it_unverified(what: str, change: dict[str, Any], code: str) -> None:
-    found = proof(**change)
-    assert code in zeroization_faults(found)
-    assert runtime_state(found) == "unverified"
+    receipt = proof(**change)
+    assert code in zeroization_faults(receipt)
+    assert runtime_state(receipt) == "unverified"
     assert code in REASONS
 
 
 @pytest.mark.parametrize("absent", [*REQUIRED_CLASSES, *REQUIRED_WITH_ADAPTER])
-def test_a_required_class_that_was_never_looked_for_is_a_fault(absent: str) -> None:
+def test_a_required_class_that_was_never_searched_is_a_fault(absent: str) -> None:
     without = {name: 3 for name in CLASSES if name != absent}
-    found = proof(before={"trainer": scan(without)}, after={"trainer": scan(dict.fromkeys(without, 0))})
-    assert zeroization_faults(found) == ("zeroization_incomplete",)
+    receipt = proof(before={"trainer": scan(without)}, after={"trainer": scan(dict.fromkeys(without, 0))})
+    assert zeroization_faults(receipt) == ("zeroization_incomplete",)
 
 
-def test_without_an_adapter_no_key_for_one_is_asked_for() -> None:
+def test_without_an_adapter_no_adapter_key_is_required() -> None:
     counts = {name: 3 for name in CLASSES if name not in REQUIRED_WITH_ADAPTER}
     after = {"trainer": scan(dict.fromkeys(counts, 0))}
     assert zeroization_faults(proof(before={"trainer": scan(counts)}, after=after, adapter_sha256=None)) == ()
 
 
-def test_what_a_package_brings_is_named_as_the_patterns_are() -> None:
+def test_the_required_classes_are_named_as_the_workers_patterns() -> None:
     from engine.worker.isolation import patterns
 
     keys = (patterns.CONTENT_KEY, patterns.RELEASE_KEY, patterns.ADAPTER_KEY)
@@ -212,7 +212,7 @@ def test_a_forged_receipt_is_refused() -> None:
 
 
 @pytest.mark.parametrize("change", [{"more": 1}, {"before": []}, {"scratch_empty": "yes"}, {"after": {"key": {}}}])
-def test_a_signed_receipt_that_does_not_fit_is_refused(change: dict[str, Any]) -> None:
+def test_a_signed_receipt_that_does_not_match_its_schema_is_refused(change: dict[str, Any]) -> None:
     body = verify(zeroization_receipt(proof(), ATTESTER), raw(ATTESTER), ZEROIZATION)
     with pytest.raises(RefusedError) as caught:
         read(sign(statement(ZEROIZATION, {}, {**body, **change}), ATTESTER))

@@ -1,6 +1,6 @@
-"""Whatever a parser is given, it takes it or raises an error of ours, in bounded memory.
+"""Every parser accepts its input or raises a typed error, in bounded memory.
 
-`GLASSHOUSE_FUZZ_EXAMPLES` sets how many inputs each target gets; the same ones every time.
+`GLASSHOUSE_FUZZ_EXAMPLES` sets the number of inputs per target; they are the same in every run.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_honest_input_is_taken(name: str) -> None:
+def test_valid_input_is_accepted(name: str) -> None:
     for seed in TARGETS[name].seeds:
         TARGETS[name].read(seed)
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_no_input_raises_anything_but_our_errors(name: str) -> None:
+def test_arbitrary_input_raises_only_typed_errors(name: str) -> None:
     target = TARGETS[name]
 
     @REPEATABLE

@@ -16,13 +16,13 @@ A: NamedTensor = ("a", "F32", (2, 2), np.arange(4, dtype="<f4").tobytes())
 B: NamedTensor = ("b", "I64", (1,), (7).to_bytes(8, "little"))
 
 
-def test_the_digest_is_the_documented_bytes() -> None:
-    def counted(text: bytes) -> bytes:
+def test_the_digest_is_over_the_documented_bytes() -> None:
+    def with_length(text: bytes) -> bytes:
         return struct.pack("<Q", len(text)) + text
 
     expected = b"glasshouse tensor digest v1\0"
-    expected += counted(b"a") + counted(b"F32") + struct.pack("<QQQ", 2, 2, 2) + struct.pack("<4f", 0, 1, 2, 3)
-    expected += counted(b"b") + counted(b"I64") + struct.pack("<QQ", 1, 1) + struct.pack("<q", 7)
+    expected += with_length(b"a") + with_length(b"F32") + struct.pack("<QQQ", 2, 2, 2) + struct.pack("<4f", 0, 1, 2, 3)
+    expected += with_length(b"b") + with_length(b"I64") + struct.pack("<QQ", 1, 1) + struct.pack("<q", 7)
     assert tensor_digest([A, B]) == hashlib.sha256(expected).hexdigest()
 
 
@@ -80,8 +80,8 @@ def test_an_empty_tensor_and_a_scalar_have_digests() -> None:
 def test_a_round_trip_through_safetensors_keeps_the_digest() -> None:
     arrays = {"x": np.arange(6, dtype=np.float32).reshape(2, 3), "y": np.ones(2, np.float32)}
 
-    def digest(found: dict[str, Any]) -> str:
-        return tensor_digest((name, "F32", array.shape, array.tobytes()) for name, array in found.items())
+    def digest(tensors: dict[str, Any]) -> str:
+        return tensor_digest((name, "F32", array.shape, array.tobytes()) for name, array in tensors.items())
 
     assert digest(load(save(arrays))) == digest(arrays)
 
@@ -91,11 +91,11 @@ def test_a_round_trip_through_safetensors_keeps_the_digest() -> None:
     [
         ([A, A], "twice"),
         ([("a", "Q4", (1,), b"1")], "unknown dtype"),
-        ([("a", "F32", (2,), b"1234")], "not those of its shape"),
-        ([("a", "F32", (0,), b"1234")], "not those of its shape"),
+        ([("a", "F32", (2,), b"1234")], "do not match its shape"),
+        ([("a", "F32", (0,), b"1234")], "do not match its shape"),
     ],
 )
-def test_what_is_no_set_of_tensors_is_refused(tensors: list[NamedTensor], what: str) -> None:
+def test_invalid_tensors_are_refused(tensors: list[NamedTensor], what: str) -> None:
     with pytest.raises(ValueError, match=what):
         tensor_digest(tensors)
 

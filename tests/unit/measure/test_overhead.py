@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from engine.measure.overhead import (
     log_ratio,
+    matches_published,
     overhead_of_log_ratio,
     overhead_pct,
     pair_overhead_pct,
     rate,
-    recomputes,
 )
 from engine.system.resources import data_path
 
@@ -39,8 +39,8 @@ def test_seventeen_rows_are_published() -> None:
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['label']} {row['overheadPct']}")
 def test_a_published_overhead_recomputes_to_two_decimals(row: dict[str, Any]) -> None:
-    assert recomputes(row["overheadPct"], recomputed(row))
-    assert not recomputes(row["overheadPct"] + 0.01, recomputed(row))
+    assert matches_published(row["overheadPct"], recomputed(row))
+    assert not matches_published(row["overheadPct"] + 0.01, recomputed(row))
 
 
 def test_a_slower_protected_segment_has_a_positive_overhead() -> None:

@@ -8,7 +8,7 @@ from engine.measure.precision import within_segment_precision
 
 
 def step_times(seconds: float, *, seed: int, mean_ms: float = 10.0, sd_pct: float = 8.0) -> NDArray[np.uint64]:
-    """Step times whose slow drift over a second or so is what makes them hang together."""
+    """Step times with a slow drift, which correlates them over about a second."""
     rng = np.random.default_rng(seed)
     steps = round(seconds * 1000 / mean_ms)
     noise = np.convolve(rng.normal(size=steps + 99), np.ones(100) / 10, mode="valid")
@@ -23,31 +23,31 @@ def test_the_same_input_gives_the_same_figure() -> None:
 
 def test_identical_constant_steps_have_no_width() -> None:
     steady = np.full(2000, 10_000_000, np.uint64)
-    found = within_segment_precision(steady, steady)
-    assert found is not None
-    assert found.half_width_pct == pytest.approx(0, abs=1e-9)
-    assert (found.raw_blocks, found.protected_blocks) == (6, 6)
+    precision = within_segment_precision(steady, steady)
+    assert precision is not None
+    assert precision.half_width_pct == pytest.approx(0, abs=1e-9)
+    assert (precision.raw_blocks, precision.protected_blocks) == (6, 6)
 
 
 def test_blocks_last_at_least_three_seconds() -> None:
-    found = within_segment_precision(step_times(60, seed=3), step_times(60, seed=4, mean_ms=25))
-    assert found is not None
-    assert found.raw_blocks in (19, 20)
-    assert found.protected_blocks in (19, 20)
+    precision = within_segment_precision(step_times(60, seed=3), step_times(60, seed=4, mean_ms=25))
+    assert precision is not None
+    assert precision.raw_blocks in (19, 20)
+    assert precision.protected_blocks in (19, 20)
 
 
 def test_the_half_width_matches_the_spread_over_many_independent_pairs() -> None:
     widths, overheads = [], []
     for trial in range(60):
         raw, protected = step_times(60, seed=2 * trial), step_times(60, seed=2 * trial + 1)
-        found = within_segment_precision(raw, protected, resamples=400)
-        assert found is not None
-        widths.append(found.half_width_pct)
+        precision = within_segment_precision(raw, protected, resamples=400)
+        assert precision is not None
+        widths.append(precision.half_width_pct)
         overheads.append((1 - float(raw.sum()) / float(protected.sum())) * 100)
     assert float(np.mean(widths)) == pytest.approx(1.96 * float(np.std(overheads)), rel=0.35)
 
 
-def test_longer_segments_resolve_more() -> None:
+def test_longer_segments_are_more_precise() -> None:
     short = within_segment_precision(step_times(15, seed=8), step_times(15, seed=9))
     long = within_segment_precision(step_times(240, seed=8), step_times(240, seed=9))
     assert short is not None

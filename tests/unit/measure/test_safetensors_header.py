@@ -23,14 +23,14 @@ def _written(values: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]
     return bytes(buffer)
 
 
-def test_what_is_laid_out_here_loads_in_the_safetensors_library() -> None:
+def test_our_layout_loads_in_the_safetensors_library() -> None:
     values = {"b": np.arange(6, dtype=np.float32).reshape(2, 3), "a": np.ones((4,), dtype=np.float32)}
     loaded = load(_written(values))
     assert sorted(loaded) == ["a", "b"]
     assert all(np.array_equal(loaded[name], values[name]) for name in values)
 
 
-def test_what_the_library_saves_is_read_here() -> None:
+def test_a_file_saved_by_the_safetensors_library_is_read() -> None:
     values = {"x": np.arange(8, dtype=np.int32), "y": np.zeros((2, 2), dtype=np.float32)}
     data = save(values)
     header = read_header(memoryview(data))
@@ -64,7 +64,7 @@ def test_metadata_makes_two_artifacts_of_the_same_tensors() -> None:
         b'{"a":7}',
     ],
 )
-def test_a_header_that_points_outside_is_refused(header: bytes) -> None:
+def test_an_invalid_header_is_refused(header: bytes) -> None:
     data = len(header).to_bytes(8, "little") + header + bytes(8)
     with pytest.raises(SealingError) as caught:
         read_header(memoryview(data))

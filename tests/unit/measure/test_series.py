@@ -18,13 +18,13 @@ def packed(losses: list[float], nanos: list[int]) -> bytes:
 
 
 @given(st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)), max_size=50))
-def test_every_bit_comes_back(steps: list[tuple[int, int]]) -> None:
+def test_the_round_trip_keeps_every_bit(steps: list[tuple[int, int]]) -> None:
     losses = np.array([loss for loss, _ in steps], np.uint32).view(np.float32)
     nanos = np.array([nano for _, nano in steps], np.uint64)
-    found = unpack_series(pack_series(losses, nanos))
-    assert found[0].tobytes() == losses.tobytes()
-    assert found[1].tobytes() == nanos.tobytes()
-    assert (found[0].dtype, found[1].dtype) == (np.dtype("<f4"), np.dtype("<u8"))
+    unpacked = unpack_series(pack_series(losses, nanos))
+    assert unpacked[0].tobytes() == losses.tobytes()
+    assert unpacked[1].tobytes() == nanos.tobytes()
+    assert (unpacked[0].dtype, unpacked[1].dtype) == (np.dtype("<f4"), np.dtype("<u8"))
 
 
 def test_36000_noisy_steps_take_less_than_half_a_megabyte() -> None:

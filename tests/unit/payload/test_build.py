@@ -76,14 +76,14 @@ def test_the_tiny_payload_has_its_files(payload: Payload) -> None:
 
 
 def test_tokens_have_the_stated_types_and_shapes(payload: Payload) -> None:
-    found = tensors(payload, "tokens.safetensors")
-    assert set(found) == {"input_ids", "labels", "order"}
-    assert found["input_ids"].shape == found["labels"].shape == (761, 64)
-    assert found["input_ids"].dtype == found["labels"].dtype == np.int32
-    assert found["order"].dtype == np.int64
-    assert len(found["order"]) % 761 == 0
-    assert len(found["order"]) >= 1900
-    assert sorted(found["order"][:761].tolist()) == list(range(761))
+    tokens = tensors(payload, "tokens.safetensors")
+    assert set(tokens) == {"input_ids", "labels", "order"}
+    assert tokens["input_ids"].shape == tokens["labels"].shape == (761, 64)
+    assert tokens["input_ids"].dtype == tokens["labels"].dtype == np.int32
+    assert tokens["order"].dtype == np.int64
+    assert len(tokens["order"]) % 761 == 0
+    assert len(tokens["order"]) >= 1900
+    assert sorted(tokens["order"][:761].tolist()) == list(range(761))
 
 
 def test_no_file_has_more_than_one_metadata_key(payload: Payload) -> None:
@@ -111,15 +111,15 @@ def test_a_build_in_another_process_is_equal_to_the_byte(payload: Payload) -> No
         "files = build_payload(preset('demo')).files\n"
         "print(hashlib.sha256(b''.join(files[name] for name in sorted(files))).hexdigest())"
     )
-    found = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, check=True)
+    other = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, check=True)
     files = [payload.files[name] for name in sorted(payload.files)]
-    assert found.stdout.strip() == hashlib.sha256(b"".join(f for f in files if isinstance(f, bytes))).hexdigest()
+    assert other.stdout.strip() == hashlib.sha256(b"".join(f for f in files if isinstance(f, bytes))).hexdigest()
 
 
 def test_the_digests_are_those_of_the_tensors(payload: Payload) -> None:
-    found = tensors(payload, "tokens.safetensors")
-    assert payload.order_digest == array_digest({"order": found.pop("order")})
-    assert payload.tokens_digest == array_digest(found)
+    tokens = tensors(payload, "tokens.safetensors")
+    assert payload.order_digest == array_digest({"order": tokens.pop("order")})
+    assert payload.tokens_digest == array_digest(tokens)
     assert payload.init_digest == array_digest(tensors(payload, "adapter.safetensors"))
     assert payload.model_digest == array_digest(tensors(payload, "weights.safetensors"))
 
@@ -158,7 +158,7 @@ def test_a_run_by_time_gets_a_long_order() -> None:
     assert len(order) > 60_000
 
 
-def test_own_data_is_described_packed_and_its_useless_samples_counted(data_file: Path) -> None:
+def test_own_data_is_described_and_packed_and_its_dropped_samples_are_counted(data_file: Path) -> None:
     plan = changed(data={"source": "file", "name": "own.jsonl"})
     inputs = describe_inputs(plan, data_file=data_file)
     assert inputs.samples == 21
@@ -176,11 +176,11 @@ def test_data_that_changed_since_the_plan_is_refused(data_file: Path) -> None:
     assert caught.value.code == "data_changed"
 
 
-def test_a_stand_in_trains_on_none_of_the_data(data_file: Path) -> None:
+def test_a_stand_in_contains_none_of_the_data(data_file: Path) -> None:
     data = {"source": "file", "name": "own.jsonl", "public": False}
     real = build_payload(changed(data=data, segments="protected"), data_file=data_file)
     made = build_payload(changed(data={**data, "standIn": True}), data_file=data_file)
-    ids, fake = (tensors(found, "tokens.safetensors") for found in (real, made))
+    ids, fake = (tensors(built, "tokens.safetensors") for built in (real, made))
     assert made.samples == real.samples
     assert ((ids["labels"] == -100) == (fake["labels"] == -100)).all()
     plain = ids["input_ids"] > 2
@@ -188,7 +188,7 @@ def test_a_stand_in_trains_on_none_of_the_data(data_file: Path) -> None:
     assert (ids["order"] == fake["order"]).all()
 
 
-def test_a_folders_shards_are_packed_as_they_lie(model_folder: Path) -> None:
+def test_a_folders_shards_are_packed_unchanged(model_folder: Path) -> None:
     plan = plan_with_digests(changed(model=FOLDER), model_folder=model_folder)
     made = build_payload(plan, model_folder=model_folder)
     assert made.files["weights-00001.safetensors"] == model_folder / "model.safetensors"
@@ -210,7 +210,7 @@ def test_a_model_that_changed_since_the_plan_is_refused(model_folder: Path) -> N
     assert caught.value.code == "model_changed"
 
 
-def test_inputs_that_are_not_given_are_asked_for() -> None:
+def test_missing_inputs_are_reported() -> None:
     with pytest.raises(DataError) as caught:
         build_payload(changed(model=FOLDER))
     assert caught.value.code == "model_folder_missing"
@@ -227,13 +227,13 @@ def test_a_length_above_the_models_positions_is_refused() -> None:
 
 
 def test_the_digest_of_a_folder_covers_config_tokenizer_and_weights(model_folder: Path) -> None:
-    found = describe_inputs(changed(model=FOLDER), model_folder=model_folder).model_digest
+    digest = describe_inputs(changed(model=FOLDER), model_folder=model_folder).model_digest
     files = {
         name: hashlib.sha256((model_folder / name).read_bytes()).hexdigest()
         for name in ("tokenizer.json", "model.safetensors")
     }
     files["config.json"] = digest_of(json.loads((model_folder / "config.json").read_bytes()))
-    assert found == digest_of(files)
+    assert digest == digest_of(files)
 
 
 def test_the_tiny_payload_is_built_without_the_heavy_libraries() -> None:
@@ -244,5 +244,5 @@ def test_the_tiny_payload_is_built_without_the_heavy_libraries() -> None:
         "heavy = {'torch', 'transformers', 'peft', 'huggingface_hub', 'textual', 'asyncssh', 'runpod'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
-    found = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, check=True)
-    assert found.stdout == "[]\n"
+    done = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

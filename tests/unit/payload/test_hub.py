@@ -24,7 +24,7 @@ SHA = hashlib.sha256(b"weights").hexdigest()
 
 
 class Hub(ThreadingHTTPServer):
-    """The few paths of the hub's interface that a download uses, over loopback."""
+    """A server on loopback with the few endpoints of the hub that a download uses."""
 
     daemon_threads = True
 
@@ -98,11 +98,11 @@ def refusal(hub: Hub, cache: Path) -> DataError:
     return caught.value
 
 
-def test_configuration_and_tokenizer_come_here_and_the_weights_stay(hub: Hub, tmp_path: Path) -> None:
-    found = fetched(hub, tmp_path)
-    assert found.tokenizer.read_bytes() == hub.files["tokenizer.json"]
-    assert found.shape.layers == 2
-    assert found.listing() == {
+def test_configuration_and_tokenizer_are_downloaded_and_the_weights_are_not(hub: Hub, tmp_path: Path) -> None:
+    model = fetched(hub, tmp_path)
+    assert model.tokenizer.read_bytes() == hub.files["tokenizer.json"]
+    assert model.shape.layers == 2
+    assert model.listing() == {
         "id": MODEL,
         "revision": REVISION,
         "files": {SINGLE: {"sha256": SHA, "size": 7}},
@@ -157,13 +157,13 @@ def test_a_fault_of_the_hub_has_its_own_code(hub: Hub, tmp_path: Path, fault: tu
     assert refusal(hub, tmp_path).code == code
 
 
-def test_a_name_that_no_model_has_is_refused(hub: Hub, tmp_path: Path) -> None:
+def test_an_invalid_model_name_is_refused(hub: Hub, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         fetch_hub("../../etc", REVISION, endpoint=hub.endpoint, cache=tmp_path)
     assert caught.value.code == "hub_model_unknown"
 
 
-def test_a_hub_that_does_not_answer_is_said_to_be_unreachable(tmp_path: Path) -> None:
+def test_a_hub_that_does_not_answer_is_reported_as_unreachable(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -180,6 +180,6 @@ def test_without_the_hubs_library_the_error_names_the_extra() -> None:
         "try: fetch_hub('a/b', 'c' * 40)\n"
         "except Exception as error: print(type(error).__name__, error.hint)"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert found.startswith(MissingExtraError.__name__)
-    assert "glasshouse[local]" in found
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.startswith(MissingExtraError.__name__)
+    assert "glasshouse[local]" in output

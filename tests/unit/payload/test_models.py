@@ -77,7 +77,7 @@ def test_a_configuration_that_cannot_be_trained_is_refused(changes: dict[str, An
     assert refused({**GQA, **changes}) == code
 
 
-def test_a_configuration_that_is_no_json_object_is_refused() -> None:
+def test_a_configuration_that_is_not_a_json_object_is_refused() -> None:
     for raw in (b"[]", b"{", b"\xff", b'{"a": 1, "a": 2}', b" " * (2 * 1024 * 1024)):
         assert refused(raw) == "model_config_invalid"
 
@@ -88,7 +88,7 @@ def test_tiny_weights_follow_from_the_seed() -> None:
     assert {array.dtype for array in first.values()} == {np.dtype(np.float32)}
 
 
-def test_tiny_weights_have_the_spread_that_is_stated() -> None:
+def test_tiny_weights_have_the_documented_spread() -> None:
     weights = tiny_weights(5, shape_of(TINY))
     embedding = weights["model.embed_tokens.weight"]
     assert float(embedding.std()) == pytest.approx(0.12, rel=0.02)
@@ -100,15 +100,15 @@ def test_tiny_weights_have_the_spread_that_is_stated() -> None:
     assert (queries != keys).any()
 
 
-def test_known_weights_hold_on_every_platform() -> None:
-    found = tiny_weights(1, shape_of(TINY))["model.layers.0.self_attn.q_proj.weight"].ravel()[:3]
-    assert found.view(np.uint32).tolist() == [3159551594, 1050882099, 3155365851]
+def test_weights_are_the_same_on_every_platform() -> None:
+    first = tiny_weights(1, shape_of(TINY))["model.layers.0.self_attn.q_proj.weight"].ravel()[:3]
+    assert first.view(np.uint32).tolist() == [3159551594, 1050882099, 3155365851]
     start = lora_start(1, shape_of(GQA), 4, ("q_proj",))
-    found = start["base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"].ravel()[:3]
-    assert found.view(np.uint32).tolist() == [3188105217, 1029151387, 3169306087]
+    first = start["base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"].ravel()[:3]
+    assert first.view(np.uint32).tolist() == [3188105217, 1029151387, 3169306087]
 
 
-def test_weights_without_tied_embeddings_are_not_made() -> None:
+def test_tiny_weights_require_tied_embeddings() -> None:
     with pytest.raises(ValueError, match="ties"):
         tiny_weights(1, shape_of(GQA))
 
@@ -165,13 +165,13 @@ def refusal(folder: Path) -> DataError:
 
 @pytest.mark.parametrize("shards", [1, 3])
 def test_a_folder_gives_its_shards_in_order(tmp_path: Path, weights: Tensors, shards: int) -> None:
-    found = read_folder(folder_of(tmp_path / "m", weights, shards=shards), LORA_TARGETS)
-    assert found.shape.layers == 2
-    assert list(found.shards) == sorted((tmp_path / "m").glob("*.safetensors"))
-    assert sum(len(load(shard.read_bytes())) for shard in found.shards) == len(weights)
+    folder = read_folder(folder_of(tmp_path / "m", weights, shards=shards), LORA_TARGETS)
+    assert folder.shape.layers == 2
+    assert list(folder.shards) == sorted((tmp_path / "m").glob("*.safetensors"))
+    assert sum(len(load(shard.read_bytes())) for shard in folder.shards) == len(weights)
 
 
-def test_weights_that_the_index_does_not_name_stay_out(tmp_path: Path, weights: Tensors) -> None:
+def test_weights_that_the_index_does_not_name_are_not_packed(tmp_path: Path, weights: Tensors) -> None:
     folder = folder_of(tmp_path / "m", weights, shards=2)
     (folder / "consolidated.safetensors").write_bytes(b"other")
     assert len(read_folder(folder, LORA_TARGETS).shards) == 2

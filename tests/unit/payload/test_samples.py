@@ -69,21 +69,21 @@ def chat(*turns: tuple[str, Any]) -> dict[str, Any]:
         ({"prompt": "a", "completion": ""}, "data_sample_empty", "empty completion"),
         ({"prompt": "a", "completion": " \n"}, "data_sample_empty", "empty completion"),
         ({"prompt": "", "completion": "a"}, "data_sample_empty", "empty prompt"),
-        ({"messages": []}, "data_shape_invalid", "filled list"),
-        ({"messages": "hello"}, "data_shape_invalid", "filled list"),
+        ({"messages": []}, "data_shape_invalid", "non-empty list"),
+        ({"messages": "hello"}, "data_shape_invalid", "non-empty list"),
         ({"messages": ["hello"]}, "data_shape_invalid", "exactly role and content"),
         ({"messages": [{"role": "user"}]}, "data_shape_invalid", "exactly role and content"),
         (chat(("user", "a"), ("robot", "b")), "data_shape_invalid", "role"),
         (chat(("user", "a"), ("assistant", "")), "data_sample_empty", "empty assistant content"),
         (chat(("user", "a"), ("assistant", None)), "data_shape_invalid", "not text"),
-        (chat(("user", "a")), "data_shape_invalid", "end with the assistant"),
+        (chat(("user", "a")), "data_shape_invalid", "end with a message of the assistant"),
         (chat(("assistant", "a")), "data_shape_invalid", "before any user"),
         (chat(("system", "s"), ("assistant", "a")), "data_shape_invalid", "before any user"),
         (chat(("user", "u"), ("system", "s"), ("assistant", "a")), "data_shape_invalid", "system"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_bad_line_is_named_by_its_number(tmp_path: Path, line: Any, code: str, what: str) -> None:
+def test_a_bad_line_is_reported_with_its_number(tmp_path: Path, line: Any, code: str, what: str) -> None:
     error = refusal(written(tmp_path, CHAT, b"", line, PAIR))
     assert error.code == code
     assert error.message.startswith("Line 3 of the data file ")
@@ -109,7 +109,7 @@ def test_no_content_of_the_data_is_in_an_error(tmp_path: Path) -> None:
 
 
 def test_the_shipped_corpus_is_valid_and_without_repeats() -> None:
-    found = read_data(data_path("sample_corpus.jsonl"))
-    prompts = [tuple(message.content for message in sample.messages[:-1]) for sample in found.samples]
+    data = read_data(data_path("sample_corpus.jsonl"))
+    prompts = [tuple(message.content for message in sample.messages[:-1]) for sample in data.samples]
     assert len(prompts) >= 520
     assert len(set(prompts)) == len(prompts)

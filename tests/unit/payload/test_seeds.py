@@ -16,7 +16,7 @@ def test_the_three_seeds_differ_and_follow_from_the_one() -> None:
     assert max(seeds.init, seeds.order, seeds.noise) < 2**48
 
 
-def test_known_values_hold_on_every_platform() -> None:
+def test_random_values_are_the_same_on_every_platform() -> None:
     seeds = expand(0)
     assert (seeds.init, seeds.order, seeds.noise) == (92852770838090, 109436213761225, 201164807502888)
     assert stream(1, "a").random_raw(2).tolist() == [13129051219021793079, 7047237108048085807]
@@ -34,7 +34,7 @@ def test_each_epoch_is_a_permutation_of_all_samples(seed: int, samples: int, epo
     assert (np.sort(order.reshape(epochs, samples), axis=1) == np.arange(samples)).all()
 
 
-def test_two_epochs_are_shuffled_apart() -> None:
+def test_two_epochs_are_shuffled_independently() -> None:
     first, second = sample_order(1, 100, 200).reshape(2, 100)
     assert first.tolist() != second.tolist()
     assert first.tolist() != list(range(100))

@@ -16,7 +16,7 @@ MAKER = Path(__file__).parents[3] / "data" / "make_tokenizer.py"
 TOKENIZER = Tokenizer.from_file(str(FILE))
 
 
-def test_the_maker_makes_the_shipped_file_again(tmp_path: Path) -> None:
+def test_the_script_recreates_the_shipped_file(tmp_path: Path) -> None:
     again = tmp_path / "tokenizer.json"
     subprocess.run([sys.executable, str(MAKER), str(again)], check=True)
     assert again.read_bytes() == FILE.read_bytes()
@@ -31,5 +31,5 @@ def test_its_ids_fit_the_models_configuration() -> None:
 
 
 @given(st.text(st.characters(max_codepoint=0x2FF)))
-def test_any_text_comes_back(text: str) -> None:
+def test_any_text_survives_the_round_trip(text: str) -> None:
     assert TOKENIZER.decode(TOKENIZER.encode(text).ids) == text

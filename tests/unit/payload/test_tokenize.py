@@ -37,7 +37,7 @@ def text(ids: np.ndarray) -> str:
     return decoded
 
 
-def test_a_chat_is_written_as_chatml() -> None:
+def test_a_chat_is_encoded_as_chatml() -> None:
     tokens = encoded(sample("What is ls?", "It lists files.", "Sure?", "Yes."))
     assert text(tokens.input_ids[0, : tokens.lengths[0]]) == (
         "<|im_start|>user\nWhat is ls?<|im_end|>\n<|im_start|>assistant\nIt lists files.<|im_end|>\n"

@@ -118,7 +118,7 @@ def test_a_cut_adapter_is_refused(cut: int, tmp_path: Path) -> None:
     assert refusal(tmp_path, sealed(bytes(100_000))[:-cut]) == "adapter_truncated"
 
 
-def test_a_claimed_size_beyond_the_file_is_refused_before_memory_is_taken(tmp_path: Path) -> None:
+def test_a_claimed_size_beyond_the_file_is_refused_before_memory_is_allocated(tmp_path: Path) -> None:
     assert refusal(tmp_path, with_header(sealed(b"content"), size=15 * 1024**3)) == "adapter_truncated"
 
 
@@ -131,7 +131,7 @@ def test_trailing_bytes_and_changed_content_are_refused(tmp_path: Path) -> None:
 
 
 def str_of_length(data: bytes) -> str:
-    """A name that is the same in every process: the sealed bytes are fresh each time."""
+    """A test id that is the same in every process, although the sealed bytes differ each time."""
     return f"{len(data)} bytes"
 
 
@@ -166,7 +166,7 @@ def test_what_is_not_a_sealed_adapter_is_refused(data: bytes, tmp_path: Path) ->
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=300))
-def test_no_bytes_raise_anything_but_our_error(tmp_path: Path, data: bytes) -> None:
+def test_arbitrary_bytes_raise_only_typed_errors(tmp_path: Path, data: bytes) -> None:
     assert refusal(tmp_path, data) == "adapter_malformed"
 
 
@@ -194,14 +194,14 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
         (b"x", msgspec.structs.replace(BINDING, nonce_sha256="")),
     ],
 )
-def test_nothing_is_sealed_without_content_and_a_sound_binding(content: bytes, binding: AdapterBinding) -> None:
+def test_nothing_is_sealed_without_content_and_a_valid_binding(content: bytes, binding: AdapterBinding) -> None:
     with pytest.raises(RefusedError) as caught:
         sealed(content, binding)
     assert caught.value.code == "adapter_binding_invalid"
 
 
 @pytest.mark.parametrize("public", [b"short", bytes(32)])
-def test_a_recipient_that_cannot_receive_is_refused(public: bytes) -> None:
+def test_an_unusable_recipient_key_is_refused(public: bytes) -> None:
     with pytest.raises(RefusedError) as caught:
         seal_adapter(memoryview(b"x"), public, BINDING, random_key(), io.BytesIO())
     assert caught.value.code == "recipient_invalid"

@@ -65,10 +65,25 @@ def test_the_digest_is_over_the_canonical_bytes() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "../up", "a/b", "a\\b", "/etc/passwd", "", ".", "..", ".hidden", "a..b", "nul\0", "new\nline",
-        "x" * 129, "ünïcode", "space here", "~root", "C:evil", "-flag",
+        "../up",
+        "a/b",
+        "a\\b",
+        "/etc/passwd",
+        "",
+        ".",
+        "..",
+        ".hidden",
+        "a..b",
+        "nul\0",
+        "new\nline",
+        "x" * 129,
+        "ünïcode",
+        "space here",
+        "~root",
+        "C:evil",
+        "-flag",
     ],
-)  # fmt: skip
+)
 def test_names_that_are_not_plain_file_names_are_refused(name: str) -> None:
     assert refusal(encoded(files=[entry(name=name)])) == "manifest_name"
 
@@ -79,17 +94,17 @@ def test_a_file_listed_twice_is_refused(second: str) -> None:
 
 
 @pytest.mark.parametrize("size", [-1, MAX_FILE_BYTES + 1])
-def test_absurd_sizes_are_refused(size: int) -> None:
+def test_sizes_outside_the_limits_are_refused(size: int) -> None:
     assert refusal(encoded(files=[entry(size=size)])) == "manifest_size"
 
 
-def test_sizes_that_only_add_up_to_an_absurd_total_are_refused() -> None:
+def test_a_total_size_over_the_limit_is_refused() -> None:
     files = [entry(name=f"f{index}", size=MAX_FILE_BYTES) for index in range(17)]
     assert refusal(encoded(files=files)) == "manifest_size"
 
 
 @pytest.mark.parametrize("count", [0, MAX_FILES + 1])
-def test_absurd_counts_are_refused(count: int) -> None:
+def test_file_counts_outside_the_limits_are_refused(count: int) -> None:
     assert refusal(encoded(files=[entry(name=f"f{index}") for index in range(count)])) == "manifest_count"
 
 
@@ -148,12 +163,12 @@ JSON = st.recursive(
 
 
 @given(st.binary(max_size=400))
-def test_no_bytes_raise_anything_but_our_error(data: bytes) -> None:
+def test_arbitrary_bytes_raise_only_typed_errors(data: bytes) -> None:
     refusal(data)
 
 
 @given(st.dictionaries(st.sampled_from(Manifest.__struct_fields__), JSON, min_size=1))
-def test_no_json_raises_anything_but_our_error(changes: dict[str, Any]) -> None:
+def test_arbitrary_json_raises_only_typed_errors(changes: dict[str, Any]) -> None:
     raw = {**msgspec.to_builtins(a_manifest()), **changes}
     data = json.dumps(raw, sort_keys=True, separators=(",", ":")).encode()
     try:

@@ -49,7 +49,7 @@ def test_wipe_refuses_what_it_cannot_overwrite(view: memoryview) -> None:
 
 
 @given(st.integers(1, 64))
-def test_a_row_of_keys_is_read_through_views(count: int) -> None:
+def test_keys_in_one_buffer_are_read_through_views(count: int) -> None:
     keys = random_keys(count)
     views = [bytes(key_at(keys, index)) for index in range(count)]
     assert b"".join(views) == keys
@@ -59,18 +59,18 @@ def test_a_row_of_keys_is_read_through_views(count: int) -> None:
 
 
 @pytest.mark.parametrize("index", [-1, 2])
-def test_a_key_outside_the_row_is_refused(index: int) -> None:
+def test_a_key_outside_the_buffer_is_refused(index: int) -> None:
     with pytest.raises(IndexError):
         key_at(random_keys(2), index)
 
 
 @pytest.mark.parametrize("size", [0, -1, 257])
-def test_absurd_key_sizes_are_refused(size: int) -> None:
+def test_key_sizes_outside_the_limits_are_refused(size: int) -> None:
     with pytest.raises(ValueError, match="bytes"):
         random_key(size)
 
 
-def test_random_keys_differ_and_have_the_asked_size() -> None:
+def test_random_keys_differ_and_have_the_requested_size() -> None:
     drawn = {bytes(random_key(24)) for _ in range(50)}
     gc.collect()
     assert len(drawn) == 50

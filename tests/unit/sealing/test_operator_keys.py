@@ -27,7 +27,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_keys_are_made_once_and_found_again(tmp_path: Path) -> None:
+def test_keys_are_created_once_and_loaded_again(tmp_path: Path) -> None:
     made = OperatorKeys.ensure(tmp_path / "keys")
     again = OperatorKeys.ensure(tmp_path / "keys")
     loaded = OperatorKeys.load(tmp_path / "keys")
@@ -59,7 +59,7 @@ def test_a_passphrase_protects_both_keys(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("passphrase", ["", "x" * 1024, "\ud800"])
-def test_a_passphrase_that_cannot_be_used_makes_no_keys(passphrase: str, tmp_path: Path) -> None:
+def test_no_keys_are_created_with_an_invalid_passphrase(passphrase: str, tmp_path: Path) -> None:
     with pytest.raises(SealingError) as caught:
         OperatorKeys.ensure(tmp_path, passphrase)
     assert code_of(caught) == "passphrase_invalid"
@@ -81,7 +81,7 @@ def test_private_keys_stay_out_of_the_representation() -> None:
     assert "PrivateKey" not in repr(OperatorKeys.generate())
 
 
-def test_loading_makes_nothing(tmp_path: Path) -> None:
+def test_loading_creates_nothing(tmp_path: Path) -> None:
     for folder in (tmp_path / "none", tmp_path):
         with pytest.raises(SealingError) as caught:
             OperatorKeys.load(folder)
@@ -89,7 +89,7 @@ def test_loading_makes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-def test_a_lost_recipient_key_is_told_and_not_replaced(tmp_path: Path) -> None:
+def test_a_lost_recipient_key_is_reported_and_not_replaced(tmp_path: Path) -> None:
     OperatorKeys.ensure(tmp_path)
     (tmp_path / "recipient.pem").unlink()
     with pytest.raises(SealingError) as caught:
@@ -115,7 +115,7 @@ def test_keys_that_others_may_read_are_refused(tmp_path: Path) -> None:
         ("public.json", b"junk", "key_invalid"),
     ],
 )
-def test_damaged_files_are_told(name: str, content: bytes, code: str, tmp_path: Path) -> None:
+def test_damaged_files_are_reported(name: str, content: bytes, code: str, tmp_path: Path) -> None:
     OperatorKeys.ensure(tmp_path)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(SealingError) as caught:
@@ -167,7 +167,7 @@ def test_processes_that_start_together_agree_on_the_keys(tmp_path: Path) -> None
     assert all(process.returncode == 0 for process in started)
 
 
-def test_a_home_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_home_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     (tmp_path / "keys").write_bytes(b"in the way")
     with pytest.raises(SealingError) as caught:
         OperatorKeys.ensure(tmp_path / "keys")
@@ -186,7 +186,7 @@ def test_a_backup_restores_both_keys_elsewhere(tmp_path: Path) -> None:
     assert not restored.encrypted
 
 
-def test_a_backup_of_encrypted_keys_takes_their_own_passphrase(tmp_path: Path) -> None:
+def test_a_backup_of_encrypted_keys_needs_their_passphrase(tmp_path: Path) -> None:
     made = OperatorKeys.ensure(tmp_path / "keys", "daily")
     backup(tmp_path / "keys", tmp_path / "backup.json", "vault", key_passphrase="daily")
     restored = restore(tmp_path / "backup.json", tmp_path / "new", "vault", key_passphrase="fresh")
@@ -204,7 +204,7 @@ def test_a_backup_is_one_private_file_without_the_keys_in_the_clear(tmp_path: Pa
         assert secret.hex().encode() not in data
 
 
-def test_a_backup_replaces_nothing(tmp_path: Path) -> None:
+def test_a_backup_never_replaces_a_file(tmp_path: Path) -> None:
     OperatorKeys.ensure(tmp_path / "keys")
     (tmp_path / "backup.json").write_bytes(b"precious")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
@@ -215,7 +215,7 @@ def test_a_backup_replaces_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "backup.json").read_bytes() == b"precious"
 
 
-def test_a_backup_to_nowhere_is_told(tmp_path: Path) -> None:
+def test_a_backup_to_a_missing_folder_is_reported(tmp_path: Path) -> None:
     OperatorKeys.ensure(tmp_path / "keys")
     with pytest.raises(SealingError) as caught:
         backup(tmp_path / "keys", tmp_path / "no" / "folder" / "backup.json", "long passphrase")
@@ -267,7 +267,7 @@ def test_a_changed_backup_restores_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[" * 9000, b"\xff" * 100, b" " * 20_000])
-def test_what_is_not_a_backup_is_told(content: bytes, tmp_path: Path) -> None:
+def test_what_is_not_a_backup_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(SealingError) as caught:
         restore(tmp_path / "file", tmp_path / "new", "long passphrase")
@@ -284,7 +284,7 @@ def test_a_run_key_survives_a_restart_of_the_runner(tmp_path: Path) -> None:
     assert "PrivateKey" not in repr(made)
 
 
-def test_a_run_key_is_never_made_twice(tmp_path: Path) -> None:
+def test_a_run_key_is_never_created_twice(tmp_path: Path) -> None:
     RunKey.create(tmp_path, "run-1")
     with pytest.raises(SealingError) as caught:
         RunKey.create(tmp_path, "run-1")

@@ -54,7 +54,7 @@ def stream_of(package: SealedPackage, index: int) -> bytes:
 
 
 def refused(package: SealedPackage, stream: bytes, *, index: int = 0, manifest: Manifest | None = None) -> str:
-    """The code of the refusal; also sees that the target holds only zeros then."""
+    """The code of the refusal; also checks that the target is zeroed."""
     entry = package.manifest.files[index]
     target = bytearray(b"\xaa" * entry.size)
     with pytest.raises(RefusedError) as caught:
@@ -96,7 +96,7 @@ def test_content_and_files_survive_the_round_trip_at_every_edge(size: int, tmp_p
     assert len(stream_of(package, 0)) == sealed_size(size)
 
 
-def test_a_large_file_is_hashed_beside_its_decryption(tmp_path: Path) -> None:
+def test_a_large_file_is_hashed_on_a_second_thread(tmp_path: Path) -> None:
     content = os.urandom(9 * MIB + 3)
     (tmp_path / "source").write_bytes(content)
     package = seal({"big.bin": tmp_path / "source", "small.bin": b"x"}, tmp_path / "package")
@@ -107,8 +107,8 @@ def test_a_large_file_is_hashed_beside_its_decryption(tmp_path: Path) -> None:
 @given(st.dictionaries(st.from_regex(r"[a-z][a-z0-9]{0,8}", fullmatch=True), st.binary(max_size=40_000), min_size=1))
 def test_any_files_survive_the_round_trip(tmp_path: Path, files: dict[str, bytes]) -> None:
     package = seal(dict(files), tmp_path / "package")
-    found = {entry.name: opened(package, index) for index, entry in enumerate(package.manifest.files)}
-    assert found == files
+    contents = {entry.name: opened(package, index) for index, entry in enumerate(package.manifest.files)}
+    assert contents == files
 
 
 def test_a_stream_that_arrives_in_small_pieces_opens(package: SealedPackage) -> None:
@@ -241,7 +241,9 @@ def test_one_key_does_not_open_the_file_of_another_manifest(package: SealedPacka
 
 
 @pytest.mark.parametrize("change", [{"size": 101}, {"name": "c.bin"}], ids=str)
-def test_a_file_does_not_open_beside_another_file(package: SealedPackage, change: dict[str, Any]) -> None:
+def test_a_file_does_not_open_if_another_entry_of_its_manifest_differs(
+    package: SealedPackage, change: dict[str, Any]
+) -> None:
     one, two = package.manifest.files
     other = msgspec.structs.replace(package.manifest, files=(one, msgspec.structs.replace(two, **change)))
     fewer = msgspec.structs.replace(package.manifest, files=(one,))
@@ -250,7 +252,7 @@ def test_a_file_does_not_open_beside_another_file(package: SealedPackage, change
 
 
 @pytest.mark.parametrize("index", [0, 1])
-def test_a_package_does_not_open_whole_under_another_digest(package: SealedPackage, index: int) -> None:
+def test_a_package_does_not_open_completely_under_another_digest(package: SealedPackage, index: int) -> None:
     files = list(package.manifest.files)
     files[index] = msgspec.structs.replace(files[index], sha256="33" * 32)
     other = dataclasses.replace(package, manifest=msgspec.structs.replace(package.manifest, files=tuple(files)))
@@ -279,7 +281,7 @@ def test_an_entry_that_the_manifest_does_not_list_is_refused(package: SealedPack
     assert refused(package, stream_of(package, 0), manifest=shorter) == "payload_wrong_context"
 
 
-def test_content_that_is_not_what_the_manifest_says_is_refused(tmp_path: Path) -> None:
+def test_content_that_does_not_match_the_manifest_is_refused(tmp_path: Path) -> None:
     from engine.sealing.cobblestone import encrypt_stream
 
     honest = seal({"a": b"promised"}, tmp_path / "package")
@@ -290,7 +292,7 @@ def test_content_that_is_not_what_the_manifest_says_is_refused(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("target", [memoryview(bytearray(99)), memoryview(bytes(100)), memoryview(bytearray(200))[::2]])
-def test_a_buffer_that_does_not_fit_is_a_mistake_of_the_caller(package: SealedPackage, target: memoryview) -> None:
+def test_an_unsuitable_buffer_is_a_value_error(package: SealedPackage, target: memoryview) -> None:
     entry = package.manifest.files[1]
     with pytest.raises(ValueError, match="exactly"):
         open_file(key_at(package.keys, 1), package.manifest, entry, io.BytesIO(), target)
@@ -348,14 +350,14 @@ def test_a_payload_that_changes_while_it_is_sealed_leaves_nothing(tmp_path: Path
     assert list((tmp_path / "package").iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_written_is_told_in_a_sentence(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     (tmp_path / "package").write_bytes(b"in the way")
     with pytest.raises(SealingError) as caught:
         seal({"a": b"content"}, tmp_path / "package")
     assert caught.value.code == "package_unwritable"
 
 
-def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_no_partial_files(tmp_path: Path) -> None:
     import resource
     import signal
 

@@ -1,4 +1,4 @@
-"""The README's lines, taken as they stand, open a sealed adapter with the operator's key, and `peft` loads it."""
+"""The README's code, run unchanged, opens a sealed adapter with the operator's key, and `peft` loads the adapter."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from engine.sealing.operator_keys import OperatorKeys
 SEALED, OPENED = "adapter.sealed", "adapter_model.safetensors"
 
 
-def readme_lines() -> str:
-    """The Python lines of the package's README."""
-    found = re.findall(
+def readme_code() -> str:
+    """The Python code in the package's README."""
+    blocks = re.findall(
         r"^```python\n(.*?)^```$", Path(engine.sealing.__path__[0], "README.md").read_text(), re.M | re.S
     )
-    assert len(found) == 1
-    return str(found[0])
+    assert len(blocks) == 1
+    return str(blocks[0])
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def payload() -> Payload:
 
 @pytest.fixture(scope="module")
 def trained(payload: Payload) -> bytes:
-    """An adapter as a segment leaves it: the start with other values."""
+    """An adapter as after training: the initial one with other values."""
     start = payload.files["adapter.safetensors"]
     assert isinstance(start, bytes)
     noise = np.random.default_rng(1)
@@ -50,7 +50,7 @@ def trained(payload: Payload) -> bytes:
 
 @pytest.fixture
 def folder(trained: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a sealed adapter and the operator's key, in which the lines run."""
+    """A folder with a sealed adapter and the operator's key, in which the code runs."""
     keys = OperatorKeys.ensure(tmp_path / "keys")
     binding = AdapterBinding("run-1", "protected", "11" * 32, "22" * 32)
     with (tmp_path / SEALED).open("wb") as out:
@@ -60,33 +60,33 @@ def folder(trained: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     return tmp_path
 
 
-def test_the_readme_lines_open_a_sealed_adapter(folder: Path, trained: bytes) -> None:
+def test_the_readme_code_opens_a_sealed_adapter(folder: Path, trained: bytes) -> None:
     namespace: dict[str, Any] = {}
-    exec(readme_lines(), namespace)  # noqa: S102  that they run as they stand is what is tested
+    exec(readme_code(), namespace)  # noqa: S102  the test is that it runs unchanged
     assert namespace["adapter"] == trained == (folder / OPENED).read_bytes()
     assert not any(name.startswith("engine") for name in namespace)
     tensors = load((folder / OPENED).read_bytes())
     assert all(np.array_equal(tensors[name], one) for name, one in load(trained).items())
 
 
-@pytest.mark.parametrize("harm", ["cut", "extended", "other key"])
-def test_the_readme_lines_open_nothing_that_was_harmed(folder: Path, harm: str) -> None:
+@pytest.mark.parametrize("damage", ["cut", "extended", "other key"])
+def test_the_readme_code_opens_no_damaged_adapter(folder: Path, damage: str) -> None:
     data = (folder / SEALED).read_bytes()
-    if harm == "other key":
+    if damage == "other key":
         OperatorKeys.ensure(folder / "other")
         shutil.copy(folder / "other" / "recipient.pem", folder)
     else:
-        (folder / SEALED).write_bytes(data[:-1] if harm == "cut" else data + b"x")
+        (folder / SEALED).write_bytes(data[:-1] if damage == "cut" else data + b"x")
     with pytest.raises(InvalidTag):
-        exec(readme_lines(), {})  # noqa: S102
+        exec(readme_code(), {})  # noqa: S102
     assert not (folder / OPENED).exists()
 
 
 @pytest.mark.training
-def test_what_the_readme_lines_open_loads_in_peft(folder: Path, payload: Payload, trained: bytes) -> None:
+def test_the_adapter_that_the_readme_code_opens_loads_in_peft(folder: Path, payload: Payload, trained: bytes) -> None:
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     peft = pytest.importorskip("peft")
-    exec(readme_lines(), {})  # noqa: S102
+    exec(readme_code(), {})  # noqa: S102
     config, adapter_config = payload.files["config.json"], payload.files["adapter_config.json"]
     assert isinstance(config, bytes)
     assert isinstance(adapter_config, bytes)

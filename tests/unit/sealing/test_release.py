@@ -1,4 +1,4 @@
-"""Key release: HPKE, and everything that it is bound to."""
+"""Key release: HPKE, and everything that a release is bound to."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_another_key_is_refused() -> None:
 
 
 @given(st.binary(max_size=200))
-def test_no_bytes_open_and_none_raise_anything_else(ciphertext: bytes) -> None:
+def test_arbitrary_bytes_do_not_open_and_raise_only_typed_errors(ciphertext: bytes) -> None:
     assert refusal(ciphertext, X25519PrivateKey.generate(), INFO) == "release_wrong_binding"
 
 
@@ -69,7 +69,7 @@ def test_no_flipped_bit_opens(position: int, bit: int) -> None:
 
 
 @pytest.mark.parametrize("public", [b"", b"x" * 31, b"x" * 33, bytes(32), b"\1" + bytes(31)])
-def test_a_key_that_cannot_receive_is_refused(public: bytes) -> None:
+def test_an_unusable_receiving_key_is_refused(public: bytes) -> None:
     with pytest.raises(RefusedError) as caught:
         seal_release(random_keys(1), public, INFO)
     assert caught.value.code == "cnf_invalid"

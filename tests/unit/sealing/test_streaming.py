@@ -1,4 +1,4 @@
-"""Progress, hashing and memory beside the encryption."""
+"""Progress, and the threads for hashing and memory during encryption."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from engine.sealing.prefault import prefaulting
 from engine.worker.isolation import memfd
 
 MIB = 1024 * 1024
-LARGE = 9 * MIB + 3  # hashed on a thread of its own
+LARGE = 9 * MIB + 3  # hashed on a separate thread
 
 
 def seal(files: dict[str, bytes | Path], out: Path, progress: Progress | None = None) -> SealedPackage:
@@ -38,47 +38,47 @@ def open_first(package: SealedPackage, stream: bytes | None = None, progress: Pr
     return bytes(target)
 
 
-def is_progress(seen: list[tuple[int, int]], total: int) -> bool:
-    done = [each for each, _ in seen]
-    return {each for _, each in seen} == {total} and done[0] == 0 and done[-1] == total and done == sorted(done)
+def is_progress(reports: list[tuple[int, int]], total: int) -> bool:
+    done = [each for each, _ in reports]
+    return {each for _, each in reports} == {total} and done[0] == 0 and done[-1] == total and done == sorted(done)
 
 
 @pytest.mark.parametrize("sizes", [(0,), (1, 0), (3 * BLOCK_BYTES, 10), (LARGE, 100), (0, 2 * HASH_BYTES)], ids=str)
-def test_sealing_tells_how_far_it_is_from_nothing_to_the_total(sizes: tuple[int, ...], tmp_path: Path) -> None:
-    seen: list[tuple[int, int]] = []
+def test_sealing_reports_progress_from_zero_to_the_total(sizes: tuple[int, ...], tmp_path: Path) -> None:
+    reports: list[tuple[int, int]] = []
     files: dict[str, bytes | Path] = {f"file-{number}": bytes(size) for number, size in enumerate(sizes)}
-    seal(files, tmp_path / "package", lambda done, total: seen.append((done, total)))
-    assert is_progress(seen, sum(sizes))
-    assert len(seen) > sum(sizes) // BLOCK_BYTES
+    seal(files, tmp_path / "package", lambda done, total: reports.append((done, total)))
+    assert is_progress(reports, sum(sizes))
+    assert len(reports) > sum(sizes) // BLOCK_BYTES
 
 
 @pytest.mark.parametrize("size", [0, 1, BLOCK_BYTES, 3 * BLOCK_BYTES + 1, LARGE])
-def test_opening_tells_how_far_it_is_from_nothing_to_the_total(size: int, tmp_path: Path) -> None:
+def test_opening_reports_progress_from_zero_to_the_total(size: int, tmp_path: Path) -> None:
     package = seal({"file": bytes(size)}, tmp_path / "package")
-    seen: list[tuple[int, int]] = []
-    open_first(package, progress=lambda done, total: seen.append((done, total)))
-    assert is_progress(seen, size)
-    assert len(seen) > size // BLOCK_BYTES
+    reports: list[tuple[int, int]] = []
+    open_first(package, progress=lambda done, total: reports.append((done, total)))
+    assert is_progress(reports, size)
+    assert len(reports) > size // BLOCK_BYTES
 
 
 @pytest.mark.parametrize("size", [BLOCK_BYTES, 3 * BLOCK_BYTES + 1])
-def test_what_is_refused_is_never_told_as_whole(size: int, tmp_path: Path) -> None:
+def test_a_refused_file_is_never_reported_as_complete(size: int, tmp_path: Path) -> None:
     package = seal({"file": bytes(size)}, tmp_path / "package")
     stream = (package.folder / "file.sealed").read_bytes()
-    seen: list[int] = []
+    reports: list[int] = []
     for bad in (stream[:-1], stream + b"x"):
         with pytest.raises(RefusedError):
-            open_first(package, bad, lambda done, _: seen.append(done))
-    assert max(seen) < size
+            open_first(package, bad, lambda done, _: reports.append(done))
+    assert max(reports) < size
 
 
-def test_sealing_that_its_progress_ends_leaves_nothing(tmp_path: Path) -> None:
-    def give_up(done: int, _: int) -> None:
+def test_sealing_aborted_by_its_progress_callback_leaves_nothing(tmp_path: Path) -> None:
+    def interrupt(done: int, _: int) -> None:
         if done > MIB:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        seal({"file": bytes(LARGE)}, tmp_path / "package", give_up)
+        seal({"file": bytes(LARGE)}, tmp_path / "package", interrupt)
     assert list((tmp_path / "package").iterdir()) == []
 
 
@@ -100,23 +100,23 @@ def test_no_buffer_is_wiped_or_filled_again_before_it_is_hashed(tmp_path: Path) 
     content = os.urandom((WAITING + 3) * HASH_BYTES - 5)
     (tmp_path / "source").write_bytes(content)
     with ThreadPoolExecutor(1) as pool:
-        held = threading.Event()
-        pool.submit(held.wait)
-        threading.Timer(0.2, held.set).start()
+        released = threading.Event()
+        pool.submit(released.wait)
+        threading.Timer(0.2, released.set).start()
         hasher = Hasher(pool)
         blocks = b"".join(map(bytes, _blocks("source", tmp_path / "source", len(content), hasher)))
-        assert held.is_set()
+        assert released.is_set()
         assert (blocks, hasher.hexdigest()) == (content, hashlib.sha256(content).hexdigest())
 
 
-def test_only_what_is_large_gets_a_thread() -> None:
+def test_only_large_files_get_a_hashing_thread() -> None:
     with hashing_thread(MIB) as none, hashing_thread(LARGE) as thread:
         assert none is None
         assert thread is not None
         assert thread.submit(threading.current_thread).result() is not threading.current_thread()
 
 
-def test_a_large_target_gets_its_memory_and_no_other_content() -> None:
+def test_a_large_targets_pages_are_allocated_and_its_content_is_kept() -> None:
     fd = memfd.create("target", LARGE)
     mapping = memfd.map_writable(fd)
     before = threading.active_count()
