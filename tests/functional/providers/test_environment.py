@@ -115,7 +115,7 @@ async def test_a_lock_is_installed_once_and_found_by_the_next_run(
     version, cache = (await _told(link, ready.python, "-I", "-c", code)).decode().split()
     assert version == VERSION
     assert _compiled(cache) == (0b01, "glasshouse_test_a/__init__.py"), "its cache depends on a time or a place"
-    assert phases[:2] == ["environment: looking at the allocation", "environment: 0 of 2 packages"]
+    assert phases[:2] == ["environment: checking the allocation", "environment: 0 of 2 packages"]
     assert _found(ready.site_paths[0], "*.dist-info") == {
         f"{name.replace('-', '_')}-{VERSION}.dist-info" for name in NAMES
     }
@@ -239,9 +239,9 @@ async def test_an_image_must_hold_the_locked_versions(sshd: Sshd, link: Reconnec
     with pytest.raises(RemoteError) as caught:
         await prepare(link, lease, lock=lock_of(other))
     assert caught.value.code == "environment_mismatch"
-    assert f"peft is {worker_lock()['peft']} and not 0.0.1." in caught.value.message
+    assert f"peft is {worker_lock()['peft']} instead of 0.0.1." in caught.value.message
     elsewhere = msgspec.structs.replace(lease, site_paths=(str(tmp_path),))
-    with pytest.raises(RemoteError, match=r"is absent, .* and 7 more") as caught:
+    with pytest.raises(RemoteError, match=r"is missing, .* and 7 more") as caught:
         await prepare(link, elsewhere, lock=lock_of(worker_lock()))
     assert caught.value.code == "environment_mismatch"
 
