@@ -1,4 +1,4 @@
-"""Where runs happen: the provider protocol and its members."""
+"""Where runs happen: the provider protocol and its implementations."""
 
 from __future__ import annotations
 

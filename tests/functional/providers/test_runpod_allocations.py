@@ -151,9 +151,9 @@ async def test_a_session_before_the_pod_is_ready_is_refused(renting: Renting) ->
 async def test_a_new_key_of_the_same_account_can_end_a_pod_and_prove_it(renting: Renting) -> None:
     lease = await renting.lease(renting.provider())
     folder = AllocationFolder(renting.home, lease.name)
-    asked = folder.asked()
-    assert asked is not None
-    folder.write_asked(msgspec.structs.replace(asked, account="a key that is no more"))
+    record = folder.record()
+    assert record is not None
+    folder.write_record(msgspec.structs.replace(record, account="a key that no longer exists"))
     provider = renting.provider()
     await provider.release(lease)
     assert (await renting.proof(provider, lease)).count == 0
@@ -166,7 +166,7 @@ async def test_a_look_destroys_no_key_and_a_record_that_cannot_be_read_hides_no_
     vanished, torn = await renting.lease(provider), renting.spec()
     renting.fake.vanish(vanished.allocation_id)
     folder = AllocationFolder(renting.home, torn.name)
-    folder.make()
+    folder.create()
     (folder.path / "asked.json").write_bytes(b"{")
     ledger = [LedgerEntry(name=vanished.name, lease=vanished), LedgerEntry(name=torn.name)]
     assert (await provider.reconcile(ledger)).gone == (vanished.name,)

@@ -322,7 +322,7 @@ async def _cancelled(renting: Renting, phase: str, api: float = 10.0) -> None:
 @either_api
 async def test_32_an_acquisition_cancelled_before_it_asks_makes_nothing(renting: Renting) -> None:
     ever = len(renting.fake.ever())
-    await _cancelled(renting, "asking for prices")
+    await _cancelled(renting, "requesting prices")
     assert len(renting.fake.ever()) == ever
 
 
@@ -332,7 +332,7 @@ async def test_32_an_acquisition_cancelled_while_it_asks_ends_what_it_made(renti
     ever = len(renting.fake.ever())
     if not is_answered:
         renting.fake.fault("create", "hang", done=True)
-    await _cancelled(renting, "asking for RTX A2000", api=2.0)
+    await _cancelled(renting, "requesting RTX A2000", api=2.0)
     assert len(renting.fake.ever()) == ever + 1
 
 
@@ -340,7 +340,7 @@ async def test_32_an_acquisition_cancelled_while_it_asks_ends_what_it_made(renti
 async def test_32_an_acquisition_cancelled_while_it_looks_ends_what_came_late(renting: Renting) -> None:
     ever = len(renting.fake.ever())
     renting.fake.fault("create", "late", seconds=0.8)
-    await _cancelled(renting, "looking for")
+    await _cancelled(renting, "searching for")
     assert len(renting.fake.ever()) == ever + 1
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.providers.processes import MARK, end, of_folder
+from engine.providers.processes import MARK, of_folder, terminate
 from engine.system.processes import ProcessStat, live_process
 
 SLEEP = "import time; time.sleep(600)"
@@ -65,7 +65,7 @@ def test_marked_processes_and_their_descendants_belong(tmp_path: Path, start: St
     parent = start(sys.executable, "-c", program, mark=tmp_path)
     child = int(start.line())
     assert _pids(tmp_path) == {parent.pid, child}
-    assert end(of_folder(tmp_path), grace=2.0) == []
+    assert terminate(of_folder(tmp_path), grace=2.0) == []
     assert live_process(child) is None
 
 
@@ -105,7 +105,7 @@ def test_who_ignores_the_request_is_killed(start: Started) -> None:
     deaf = start(sys.executable, "-c", DEAF)
     start.line()
     began = time.monotonic()
-    assert end([deaf], grace=0.2) == []
+    assert terminate([deaf], grace=0.2) == []
     assert time.monotonic() - began >= 0.2
     assert start.all[-1].wait() == -signal.SIGKILL
 
@@ -113,6 +113,6 @@ def test_who_ignores_the_request_is_killed(start: Started) -> None:
 def test_another_process_with_the_same_number_is_not_ended(start: Started) -> None:
     other = start(sys.executable, "-c", SLEEP)
     earlier = other._replace(start=other.start - 1)
-    assert end([earlier], grace=0.1) == []
+    assert terminate([earlier], grace=0.1) == []
     with pytest.raises(subprocess.TimeoutExpired):
         start.all[-1].wait(0.5)

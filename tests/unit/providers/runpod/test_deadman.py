@@ -63,13 +63,13 @@ def serve() -> Iterator[Callable[..., str]]:
     ids=["no HTTP", "a long line", "bad chunks", "deep JSON", "nothing"],
 )
 def test_an_answer_that_cannot_be_read_is_a_no(serve: Callable[..., str], reply: bytes) -> None:
-    assert deadman.ask(serve(reply), "key", "POST", b"{}") is False
+    assert deadman.send(serve(reply), "key", "POST", b"{}") is False
 
 
 def test_an_answer_that_drips_is_given_up(serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deadman, "TIMEOUT", 0.4)
     began = time.monotonic()
-    assert deadman.ask(serve(OK + b"X: " + b"x" * 200, slow=True), "key", "DELETE", None) is False
+    assert deadman.send(serve(OK + b"X: " + b"x" * 200, slow=True), "key", "DELETE", None) is False
     assert time.monotonic() - began < 3.0
 
 
@@ -77,5 +77,5 @@ def test_the_key_does_not_follow_a_redirect(serve: Callable[..., str]) -> None:
     asked: list[bytes] = []
     elsewhere = serve(OK + b"Content-Length: 2\r\n\r\n{}", asked=asked)
     moved = f"HTTP/1.1 302 Found\r\nLocation: {elsewhere}/\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-    assert deadman.ask(serve(moved.encode()), "key", "POST", b"{}") is False
+    assert deadman.send(serve(moved.encode()), "key", "POST", b"{}") is False
     assert asked == []

@@ -9,7 +9,7 @@ import pytest
 from engine.errors import ProviderError
 from engine.providers.protocol import Spec
 from engine.providers.runpod.api.protocol import SAFE, GpuOffer
-from engine.providers.runpod.gpu_choice import choices, life
+from engine.providers.runpod.gpu_choice import choices, lifetime
 from engine.providers.runpod.pod_order import START
 from engine.providers.settings import RunPodSettings
 
@@ -62,8 +62,8 @@ def test_a_gpu_that_the_cloud_lacks_is_not_acceptable() -> None:
 
 def test_the_cost_ceiling_bounds_the_life() -> None:
     spec = Spec(name="n", max_cost=6.0, max_seconds=86_400)
-    assert life(spec, RunPodSettings(), 3.0) == 7200
-    assert life(Spec(name="n", max_seconds=60), RunPodSettings(max_cost=6.0), 3.0) == 60
+    assert lifetime(spec, RunPodSettings(), 3.0) == 7200
+    assert lifetime(Spec(name="n", max_seconds=60), RunPodSettings(max_cost=6.0), 3.0) == 60
 
 
 def test_the_start_command_can_stand_in_a_graphql_text() -> None:
