@@ -86,6 +86,35 @@ class Data(_Frozen, frozen=True, kw_only=True):
     stand_in: bool = False
 
 
+class ProviderKind(msgspec.Struct, frozen=True, kw_only=True):
+    """What the engine and its users need to know of a provider without loading it."""
+
+    name: str
+    on_this_machine: bool = False
+    """Runs share this machine's processes and its Python environment, and cost nothing."""
+    rents: bool = False
+    """Allocations are created for a run and bill by the hour until they are terminated."""
+    exclusive: bool = False
+    """One run at a time uses an allocation; the others wait, so that they do not disturb each other's times."""
+    deletes: bool = True
+    """Releasing an allocation removes it, which is then proven. A static host stays."""
+    console_url: str | None = None
+    """Where a person can terminate allocations without this program."""
+
+
+PROVIDERS: Final = {
+    kind.name: kind
+    for kind in (
+        ProviderKind(name="local", on_this_machine=True, exclusive=True),
+        ProviderKind(name="static", exclusive=True, deletes=False),
+        ProviderKind(name="runpod", rents=True, console_url="https://console.runpod.io/pods"),
+    )
+}
+"""The one table of providers; `engine.providers.provider_for` loads one."""
+RENTED: Final = frozenset(kind.name for kind in PROVIDERS.values() if kind.rents)
+FREE: Final = frozenset(kind.name for kind in PROVIDERS.values() if kind.on_this_machine)
+
+
 class ProviderRequest(_Frozen, frozen=True, kw_only=True):
     """Where to run. Prices are USD: `max_price` an hour, `max_cost` for the run. `keep_for` in minutes."""
 
@@ -95,6 +124,18 @@ class ProviderRequest(_Frozen, frozen=True, kw_only=True):
     max_price: float | None = None
     max_cost: float | None = None
     keep_for: int | None = None
+
+    @property
+    def kind(self) -> ProviderKind:
+        """The provider's entry in the table; raises `PlanError` (`provider_unknown`) for a plan that names another."""
+        try:
+            return PROVIDERS[self.name]
+        except KeyError:
+            raise PlanError(
+                f"There is no provider called {self.name!r}.",
+                f"Choose one of: {', '.join(PROVIDERS)}.",
+                code="provider_unknown",
+            ) from None
 
 
 class Plan(_Frozen, frozen=True, kw_only=True):

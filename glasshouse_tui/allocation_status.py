@@ -6,13 +6,13 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from engine.plan import PROVIDERS
 from glasshouse_tui.format import money, plain
 
 OPEN: Final = ("active", "kept", "terminating", "leaked")
 """States of the ledger in which an allocation may cost money."""
 FOREIGN: Final = "foreign"
 UNANSWERED: Final = "create_unanswered"
-BY_HAND: Final = {"runpod": "https://console.runpod.io/pods"}
 
 
 class Rented(Protocol):
@@ -106,7 +106,7 @@ def price(value: float | None) -> str:
 def by_hand(provider: str, provider_id: str | None) -> str:
     """Where a person ends it without this program."""
     which = f" ({plain(provider_id, 60)})" if provider_id else ""
-    place = BY_HAND.get(provider)
+    place = PROVIDERS[provider].console_url if provider in PROVIDERS else None
     return f"by hand at {place}{which}" if place else f"by hand at {plain(provider, 20)}{which}"
 
 

@@ -13,15 +13,16 @@ from typing import Literal
 import msgspec
 
 from engine.errors import GlasshouseError, RunError, StoreError, UsageError
-from engine.plan import MAX_KEEP_MINUTES
+from engine.plan import MAX_KEEP_MINUTES, RENTED
 from engine.providers import provider_for
 from engine.providers.protocol import Provider
+from engine.providers.settings import load_settings
 from engine.runner.end_allocation import ENDED, end_allocation, outcome_of
 from engine.runner.final_row import settle_runs
 from engine.runner.leases import matching, with_keep
 from engine.runner.spawn import watch_on
 from engine.store.reader import Reader
-from engine.store.views import FINAL_RUN_STATES, RENTED, AllocationView
+from engine.store.views import FINAL_RUN_STATES, AllocationView
 from engine.store.writer import Writer
 
 OnPhase = Callable[[str], None]
@@ -58,11 +59,12 @@ async def _clean_up(
         for entry in entries:
             if on_phase:
                 on_phase(f"ending {entry.name}")
-            if any(one.id == entry.id and in_use(reader, one) for one in reader.allocations(open_only=True)):
+            present = reader.allocation(entry.id)
+            if present is not None and present.released_at is None and in_use(reader, present):
                 reason = "allocation_in_use: a run took it up, or was resumed on it, meanwhile."
                 ended.append(_ended(entry, "unknown", 0, None, reason))
                 continue
-            provider = providers.setdefault(entry.provider, provider_for(entry.provider, home))
+            provider = providers.setdefault(entry.provider, provider_for(entry.provider, home, load_settings(home)))
             ended.append(await end_one(home, writer, reader, provider, entry))
             if ended[-1].outcome not in ENDED:
                 watch_on(home, entry.provider)
@@ -179,9 +181,10 @@ def keep(home: Path, allocation_id: str, minutes: int) -> str:
                 f"{entry.name} is not rented, so there is nothing to keep.", "Start the next run.", code="keep_refused"
             )
         if entry.ledger_state == "kept":
-            fields = with_keep(reader, entry.id, minutes)
-            writer.allocation_state(entry.id, "kept", f"kept until {fields['keep_until']}", only_from="kept", **fields)
-            return str(fields["keep_until"])
+            fields = with_keep(entry, minutes)
+            until = fields["keep_until"].utc if fields["keep_until"] else ""
+            writer.allocation_state(entry.id, "kept", f"kept until {until}", only_from="kept", **fields)
+            return until
         if entry.run_id is None or not in_use(reader, entry):
             raise UsageError(
                 f"{entry.name} is {entry.state}, and nobody is running its run.",

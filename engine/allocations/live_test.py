@@ -284,7 +284,7 @@ class SelfTest:
 
     def _keep(self, lease: Lease, state: Literal["created", "ready"]) -> None:
         self._lease = lease
-        self._writer.allocation_state(self._id, state, **with_lease(self._reader, self._id, lease))
+        self._writer.allocation_state(self._id, state, **with_lease(lease))
 
     def _leased(self) -> Lease:
         if self._lease is None:
@@ -292,7 +292,10 @@ class SelfTest:
         return self._lease
 
     def _entry(self) -> AllocationView:
-        return next(one for one in self._reader.allocations() if one.id == self._id)
+        entry = self._reader.allocation(self._id)
+        if entry is None:
+            raise RuntimeError("the ledger lost an entry")
+        return entry
 
     def _spent(self) -> float | None:
         """The most that it can have cost by now."""

@@ -10,12 +10,14 @@ from pathlib import Path
 import msgspec
 
 from engine.errors import GlasshouseError
+from engine.plan import RENTED
 from engine.providers import provider_for
 from engine.providers.protocol import ExistingAllocation, LedgerEntry, Reconciliation
+from engine.providers.settings import load_settings
 from engine.runner.leases import lease_of
 from engine.runner.spawn import watch_on
 from engine.store.reader import Reader
-from engine.store.views import RENTED, AllocationView
+from engine.store.views import AllocationView
 from engine.store.writer import Writer
 from engine.wire import utc_now
 
@@ -82,12 +84,12 @@ async def _look(
     troubles: list[Trouble] = []
     for name in _providers(entries):
         mine = [
-            LedgerEntry(name=one.name, lease=lease_of(reader, one.id))
+            LedgerEntry(name=one.name, lease=lease_of(one))
             for one in entries
             if one.provider == name and one.released_at is None
         ]
         try:
-            provider = provider_for(name, home)
+            provider = provider_for(name, home, load_settings(home))
             try:
                 found[name] = await provider.reconcile(mine)
                 if mine:
@@ -143,8 +145,8 @@ def _ours(entry: AllocationView, seen: Reconciliation | None) -> Listed:
         spent=entry.spent,
         run_id=entry.run_id,
         run_state=entry.run_state,
-        keep_until=entry.keep_until,
-        deadline=entry.deadline,
+        keep_until=entry.keep_until.utc if entry.keep_until else None,
+        deadline=entry.deadline.utc if entry.deadline else None,
         reason=entry.reason,
     )
 

@@ -21,14 +21,16 @@ from typing import Any, Final
 
 from engine.allocations.cleanup import end_one, in_use
 from engine.errors import GlasshouseError
+from engine.plan import RENTED
 from engine.providers import provider_for
 from engine.providers.protocol import Lease, Provider
+from engine.providers.settings import load_settings
 from engine.remote.session import SshSession
-from engine.runner.leases import asked_until, ends_at, kept_until, lease_of
+from engine.runner.leases import lease_of
 from engine.runner.spawn import FOLDER, LOCK
 from engine.store.home import has_database
 from engine.store.reader import Reader
-from engine.store.views import RENTED, AllocationView
+from engine.store.views import AllocationView
 from engine.store.writer import Writer
 from engine.wire import utc_now
 
@@ -89,20 +91,19 @@ class Sentinel:
     def _is_due(self, reader: Reader, entry: AllocationView) -> bool:
         if time.monotonic() - self._tried.get(entry.id, float("-inf")) < AGAIN_SECONDS:
             return False
-        end, kept = ends_at(reader, entry.id), kept_until(reader, entry.id)
+        end, kept = entry.deadline, entry.keep_until
         if end is not None and end.left() <= 0:
             return True
         if entry.ledger_state == "kept":
             return kept is None or kept.left() <= 0
-        return not in_use(reader, entry) and _is_abandoned(reader, entry, has_end=end is not None)
+        return not in_use(reader, entry) and _is_abandoned(reader, entry)
 
     async def _end(self, entry: AllocationView) -> None:
         self._tried[entry.id] = time.monotonic()
-        provider = provider_for(entry.provider, self._home)
+        provider = provider_for(entry.provider, self._home, load_settings(self._home))
         try:
             with Writer(self._home) as writer, Reader(self._home) as reader:
-                end = ends_at(reader, entry.id)
-                overdue = end is not None and end.left() <= 0
+                overdue = entry.deadline is not None and entry.deadline.left() <= 0
                 ended = await end_one(self._home, writer, reader, provider, entry, overdue=overdue)
         finally:
             await provider.close()
@@ -112,13 +113,12 @@ class Sentinel:
 
     async def _beat(self, entry: AllocationView) -> None:
         """A kept allocation hears that somebody is there until its time is over."""
-        with Reader(self._home) as reader:
-            lease = lease_of(reader, entry.id)
+        lease = lease_of(entry)
         due = time.monotonic() - self._beaten.get(entry.id, float("-inf")) >= BEAT_SECONDS
         if lease is None or lease.heartbeat is None or not due:
             return
         self._beaten[entry.id] = time.monotonic()
-        provider = provider_for(entry.provider, self._home)
+        provider = provider_for(entry.provider, self._home, load_settings(self._home))
         try:
             await _touch(provider, lease, lease.heartbeat)
         except GlasshouseError as error:
@@ -149,14 +149,14 @@ def _told() -> Iterator[None]:
         traceback.print_exc()
 
 
-def _is_abandoned(reader: Reader, entry: AllocationView, *, has_end: bool) -> bool:
+def _is_abandoned(reader: Reader, entry: AllocationView) -> bool:
     """Whether one that nobody is at work on is to be ended now.
 
     What a runner left half done is ended by its resumption, or by its deadline; before there is a lease, by that of
     the asking.
     """
-    asked = asked_until(reader, entry.id)
-    if entry.ledger_state == "leaked" or (not has_end and asked is not None and asked.left() <= 0):
+    intended = entry.intended_until if entry.deadline is None else None
+    if entry.ledger_state == "leaked" or (intended is not None and intended.left() <= 0):
         return True
     if entry.run_id is None:
         return entry.ledger_state in {"intent", "releasing"}

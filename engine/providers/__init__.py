@@ -3,44 +3,45 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from engine.errors import UsageError
+from engine.plan import PROVIDERS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from engine.providers.protocol import Provider
+    from engine.providers.settings import Settings
 
-NAMES: Final = ("local", "static", "runpod")
 
+def provider_for(name: str, home: Path, settings: Settings) -> Provider:
+    """The provider called `name`, for this home; only the chosen one is loaded.
 
-def provider_for(name: str, home: Path) -> Provider:
-    """The provider called `name`, for this home; raises `UsageError` (`provider_unknown`)."""
+    Raises `UsageError` (`provider_unknown`).
+    """
     if name == "local":
-        from engine.providers.local.provider import LocalProvider  # noqa: PLC0415  # only the chosen one is loaded
+        from engine.providers.local.provider import LocalProvider  # noqa: PLC0415
 
         return LocalProvider(home)
     if name == "static":
-        from engine.providers.settings import load_settings  # noqa: PLC0415
         from engine.providers.static.provider import StaticProvider  # noqa: PLC0415
 
-        return StaticProvider(load_settings(home))
+        return StaticProvider(settings)
     if name == "runpod":
         from engine.providers.runpod.provider import RunPodProvider  # noqa: PLC0415
-        from engine.providers.settings import load_settings  # noqa: PLC0415
 
-        return RunPodProvider(home, load_settings(home))
+        return RunPodProvider(home, settings)
     raise UsageError(
         f"There is no provider called {name!r}.",
-        f"Choose one of: {', '.join(NAMES)}.",
+        f"Choose one of: {', '.join(PROVIDERS)}.",
         code="provider_unknown",
     )
 
 
-def preflight(name: str, home: Path) -> None:
+def preflight(name: str, home: Path, settings: Settings) -> None:
     """`Provider.preflight` for callers without an event loop."""
-    asyncio.run(_preflight(provider_for(name, home)))
+    asyncio.run(_preflight(provider_for(name, home, settings)))
 
 
 async def _preflight(provider: Provider) -> None:

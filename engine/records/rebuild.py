@@ -42,7 +42,6 @@ PRECISION_TOLERANCE: Final = 0.005
 """The one figure that is drawn by resampling: another processor may round its last digit otherwise."""
 
 
-NOT_OURS: Final = frozenset({"static"})
 """Providers whose hosts are nobody's to end."""
 _UNPROVEN: Final = ("active", "kept", "terminating", "leaked")
 
@@ -178,7 +177,7 @@ def _judged(facts: Facts) -> Facts:
     gone = facts.gone()
     if gone is not None:
         count = gone.get("count")
-        owned = facts.plan.provider.name not in NOT_OURS
+        owned = facts.plan.provider.kind.deletes
         cleanup: CleanupState = "gone" if count == 0 else "leaked" if owned or count else "not_ours"
         summary = msgspec.structs.replace(summary, cleanup=cleanup)
     return msgspec.structs.replace(facts, view=msgspec.structs.replace(facts.view, summary=summary))

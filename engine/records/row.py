@@ -10,6 +10,7 @@ import msgspec
 
 from engine import __version__
 from engine.measure.overhead import pair_overhead_pct
+from engine.plan import FREE
 from engine.records.checks import is_clean, verdicts
 from engine.records.facts import Facts
 from engine.store.views import Check, RunView, SegmentView
@@ -125,7 +126,7 @@ def _row(view: RunView, checks: tuple[Check, ...], *, clean: bool | None) -> dic
         "cleanup": {"activeRunPodPodsAfterRun": None, "otherActivePods": None},
         "cleanupState": summary.cleanup,
         "phases": {segment.kind: segment.phases for segment in view.segments},
-        "costUsd": 0.0 if summary.provider == "local" else None,
+        "costUsd": 0.0 if summary.provider in FREE else None,
         "startedAt": summary.started_at,
         "finishedAt": summary.finished_at,
         "state": summary.state,

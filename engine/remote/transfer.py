@@ -22,6 +22,7 @@ import asyncssh
 from engine.errors import RemoteError
 from engine.remote.failures import disk_full, translated
 from engine.remote.session import SshSession
+from engine.system.files import private_file
 from engine.wire import sha256_hex
 
 if TYPE_CHECKING:
@@ -99,15 +100,9 @@ async def download(session: SshSession, remote: str, local: Path, max_bytes: int
         raise RemoteError(f"{remote} does not exist on the allocation.", code="remote_missing")
     if size > max_bytes:
         raise RemoteError(f"{remote} has {size} bytes; at most {max_bytes} are accepted.", code="remote_too_large")
-    part = local.with_name(f"{local.name}.part")
     try:
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as target:
-                digest = await _fetch(session, remote, size, target.write)
-            part.replace(local)
-        finally:
-            part.unlink(missing_ok=True)
+        with private_file(local) as target:
+            digest = await _fetch(session, remote, size, target.write)
     except OSError as error:
         raise RemoteError(
             f"{local} cannot be written: {error.strerror}.", "Free some space.", code="local_unwritable"

@@ -14,15 +14,15 @@ import msgspec
 from engine.errors import GlasshouseError, ProviderError, RemoteError, StoreError, UsageError
 from engine.plan import Plan
 from engine.providers.protocol import EmptyProof, Lease, Provider, allocation_name
-from engine.providers.settings import load_settings
+from engine.providers.settings import Settings
 from engine.remote.session import SshSession
 from engine.runner.end_allocation import ENDED, end_allocation, outcome_of
 from engine.runner.journal import Journal
-from engine.runner.leases import lease_of, matching, with_asked, with_keep, with_lease
+from engine.runner.leases import lease_of, matching, with_intent, with_keep, with_lease
 from engine.runner.spawn import ensure_sentinel, watch_on
 from engine.runner.spec import spec_for
 from engine.store.reader import Reader
-from engine.store.views import RENTED, AllocationView
+from engine.store.views import AllocationView
 from engine.store.writer import Writer
 from engine.wire import ALLOCATION_GONE, utc_now
 
@@ -34,9 +34,17 @@ class Allocation:
     """One allocation of one run, with its ledger entry. `on_phase` hears what is waited for."""
 
     def __init__(
-        self, home: Path, writer: Writer, reader: Reader, provider: Provider, plan: Plan, run_id: str, journal: Journal,
+        self,
+        home: Path,
+        writer: Writer,
+        reader: Reader,
+        provider: Provider,
+        plan: Plan,
+        settings: Settings,
+        run_id: str,
+        journal: Journal,
         on_phase: Callable[[str], None] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._home = home
         self._writer = writer
         self._reader = reader
@@ -45,7 +53,7 @@ class Allocation:
         self._run_id = run_id
         self._journal = journal
         self._on_phase = on_phase
-        self._settings = load_settings(home)
+        self._settings = settings
 
     async def have(self) -> Lease:
         """The run's lease, ready: acquired now, taken up where it was kept, or where an earlier runner left it."""
@@ -56,18 +64,18 @@ class Allocation:
             )
         if self.is_rented:
             ensure_sentinel(self._home)
-        lease = lease_of(self._reader, entry.id)
+        lease = lease_of(entry)
         if lease is None:
             lease = await self._acquire(entry)
         ready = await self._provider.wait_ready(msgspec.structs.replace(lease, run_id=self._run_id), self._on_phase)
-        self._writer.allocation_state(entry.id, "ready", **with_lease(self._reader, entry.id, ready))
+        self._writer.allocation_state(entry.id, "ready", **with_lease(ready))
         return ready
 
     def anchored(self, lease: Lease) -> Lease:
         """Keep a lease whose folders are absolute by now, so that a runner that takes over uses the same ones."""
         entry = self.entry()
         if entry is not None:
-            self._writer.allocation_state(entry.id, "ready", **with_lease(self._reader, entry.id, lease))
+            self._writer.allocation_state(entry.id, "ready", **with_lease(lease))
         return lease
 
     async def end(self, keep_minutes: int | None = None) -> EmptyProof | None:
@@ -110,17 +118,14 @@ class Allocation:
     @property
     def is_rented(self) -> bool:
         """True where it costs money by the hour."""
-        return self._provider.name in RENTED
+        return self._plan.provider.kind.rents
 
     def entry(self) -> AllocationView | None:
         """The run's ledger entry; the ledger alone knows what was asked for, whatever becomes of the run folder.
 
         One that it kept may be another run's by now.
         """
-        entries = self._reader.allocations()
-        own = (one for one in entries if one.run_id == self._run_id)
-        served = (one for one in entries if self._run_id in self._reader.runs_served(one.id))
-        return next(own, None) or next(served, None)
+        return self._reader.allocation_of(self._run_id)
 
     async def _acquire(self, entry: AllocationView) -> Lease:
         spec = spec_for(self._home, self._plan, self._settings, entry.name)
@@ -129,12 +134,12 @@ class Allocation:
         except GlasshouseError as error:
             self._writer.allocation_state(entry.id, "intent", f"{error.code}: {error.message}")
             raise
-        self._writer.allocation_state(entry.id, "created", **with_lease(self._reader, entry.id, lease))
+        self._writer.allocation_state(entry.id, "created", **with_lease(lease))
         return lease
 
     def _intend(self) -> AllocationView:
         name = allocation_name(self._install(), self._run_id)
-        asked = with_asked(spec_for(self._home, self._plan, self._settings, name).max_seconds)
+        asked = with_intent(spec_for(self._home, self._plan, self._settings, name).max_seconds)
         self._writer.allocation_intent(secrets.token_hex(6), self._provider.name, name, self._run_id, **asked)
         entry = self.entry()
         if entry is None:
@@ -151,8 +156,8 @@ class Allocation:
         return self.entry()
 
     def _keep(self, entry: AllocationView, minutes: int) -> None:
-        fields = with_keep(self._reader, entry.id, minutes)
-        until = fields["keep_until"]
+        fields = with_keep(entry, minutes)
+        until = fields["keep_until"].utc if fields["keep_until"] else ""
         self._writer.allocation_state(entry.id, "kept", f"kept until {until}", only_from=entry.ledger_state, **fields)
         watch_on(self._home, self._provider.name)
         self._writer.transition(self._run_id, "cleanup", "kept", f"kept until {until}")

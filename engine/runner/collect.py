@@ -18,6 +18,7 @@ from engine.runner.context import RunContext
 from engine.runner.folder import ADAPTER_CONFIG, ADAPTER_FILES
 from engine.sealing.adapter import AdapterBinding, open_adapter
 from engine.sealing.operator_keys import OperatorKeys
+from engine.system.files import write_private
 from engine.wire import ADAPTER_COLLECTED, sha256_hex
 
 MAX_ADAPTER_BYTES: Final = 4 * 1024**3
@@ -27,7 +28,7 @@ async def collect(context: RunContext, link: Reconnecting, run_dir: str) -> None
     """Download each adapter that the log names, check it, and log what was seen as `adapter.collected`."""
     target = context.folder.adapters
     target.mkdir(mode=0o700, parents=True, exist_ok=True)
-    (target / ADAPTER_CONFIG).write_bytes(context.staging.adapter_config())
+    write_private(target / ADAPTER_CONFIG, context.staging.adapter_config())
     if "raw" in context.ingest.adapters:
         path = target / ADAPTER_FILES["raw"]
         await link.call(

@@ -24,7 +24,7 @@ async def end_allocation(writer: Writer, reader: Reader, provider: Provider, ent
     Raises `create_unanswered` while one that was asked for may still appear: its entry stays open, and is looked at
     again. Any other failure leaves the entry `leaked`.
     """
-    lease = lease_of(reader, entry.id) or await _found(provider, entry.name)
+    lease = lease_of(entry) or await _found(provider, entry.name)
     if lease is not None and entry.ledger_state not in (*ENDED, "leaked"):  # what leaked stays loud until it is gone
         _announce(writer, entry)
     try:
@@ -72,7 +72,7 @@ def move(writer: Writer, reader: Reader, entry: AllocationView, state: Outcome, 
 
 
 def _present(reader: Reader, entry: AllocationView) -> AllocationView:
-    return next((one for one in reader.allocations() if one.id == entry.id), entry)
+    return reader.allocation(entry.id) or entry
 
 
 async def _found(provider: Provider, name: str) -> Lease | None:

@@ -12,7 +12,7 @@ import msgspec
 from engine.errors import MissingExtraError, RunError
 from engine.plan import Plan
 from engine.providers.protocol import Lease
-from engine.providers.settings import environment_of, load_settings
+from engine.providers.settings import Settings, environment_of
 from engine.remote.bundle import LOCK_NAME, worker_lock
 from engine.remote.environment import Measured, Prepared, measure, prepare
 from engine.remote.lockfile import Lock, lock_of, shipped_lock
@@ -53,13 +53,12 @@ class Pinned(msgspec.Struct, frozen=True, kw_only=True):
         }
 
 
-def chosen_lock(plan: Plan, folder: RunFolder) -> Mapping[str, str]:
+def chosen_lock(plan: Plan, folder: RunFolder, settings: Settings) -> Mapping[str, str]:
     """Names and versions for the run's bundle: what is installed here, or the shipped lock's.
 
     The shipped lock is for allocations that install from it, and for images where the operator has no torch.
     Raises `MissingExtraError` for a run on this machine without the `local` extra.
     """
-    settings = load_settings(folder.home)
     host = host_in(folder.home, settings, plan.provider.allocation)
     source = environment_of(settings, plan.provider.name, host)
     if source == "lock":

@@ -1,4 +1,8 @@
-"""Who may use a machine that one run at a time uses: locks of this home, and a claim that other homes see too."""
+"""Exclusive use of a machine: one run at a time, so that no two runs disturb each other's times.
+
+Three things can hold a machine: another runner of this home (a lock in the store), a supervisor of this home whose
+runner died (it trains on), and a run of another home or operator (a lock file on the host, where the provider has one).
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ import msgspec
 from engine.errors import GlasshouseError
 from engine.plan import Plan, load_plan
 from engine.providers.protocol import Exclusive, Lease, Provider, Spec
-from engine.providers.settings import load_settings
+from engine.providers.settings import Settings
 from engine.remote.host_lock import renewed
 from engine.remote.launch import Launched
 from engine.remote.reconnect import Reconnecting
@@ -21,65 +25,106 @@ from engine.runner.spec import spec_for
 from engine.runner.staging import LAUNCHED
 from engine.store.reader import Reader
 from engine.store.views import RunSummary
-from engine.system.processes import start_ticks
+from engine.store.writer import Writer
+from engine.system.processes import is_alive
 
-LOOK_SECONDS: Final = 15.0
-"""Between two looks at a busy machine: each is a login, and somebody is being timed there."""
+HOST_QUERY_SECONDS: Final = 15.0
+"""Between two queries of a busy host: each is a login, and somebody's training is being timed there."""
 
 
-class Claim:
-    """One run's claim. It lasts as long as the run's supervisor and is renewed until there is one."""
+class ExclusiveUse:
+    """One run's exclusive use of its machine. Where the provider rents one per run there is nothing to take."""
 
-    def __init__(self, provider: Provider, plan: Plan, home: Path, run_id: str) -> None:
+    def __init__(
+        self,
+        home: Path,
+        writer: Writer,
+        reader: Reader,
+        provider: Provider,
+        plan: Plan,
+        settings: Settings,
+        run_id: str,
+    ) -> None:
+        self._home = home
+        self._writer = writer
+        self._reader = reader
         self._provider = provider
         self._plan = plan
-        self._home = home
+        self._settings = settings
         self._run_id = run_id
-        self._told: str | None = None
-        self._looked = 0.0
+        self._host_holder: str | None = None
+        self._queried_at = float("-inf")
 
     async def take(self) -> str | None:
-        """None when the machine is this run's, otherwise who had it at the last look, in words."""
-        if not isinstance(self._provider, Exclusive):
+        """None when the machine is this run's from now on, otherwise why it is not, for the run's reason."""
+        if not self._plan.provider.kind.exclusive:
             return None
-        if self._told is None or time.monotonic() - self._looked > LOOK_SECONDS:
-            self._told = await self._provider.claim(self._spec(), self._run_id)
-            self._looked = time.monotonic()
-        return self._told
+        reason = self.take_lock() or self._running_supervisor() or await self._held_on_the_host()
+        if reason is not None:
+            self.release_lock()
+        return reason
 
-    def kept(self, link: Reconnecting, lease: Lease) -> contextlib.AbstractAsyncContextManager[None]:
-        """Renew it as long as the context lasts."""
+    def take_lock(self) -> str | None:
+        """This home's own lock, for a run whose supervisor is on the machine already; None when it is this run's."""
+        taken = self._writer.claim_allocation(lock_name(self._plan))
+        return None if taken else "another run has this allocation"
+
+    def release_lock(self) -> None:
+        """Give this home's lock back, if this process holds it."""
+        self._writer.release_allocation(lock_name(self._plan))
+
+    def renewed(self, link: Reconnecting, lease: Lease) -> contextlib.AbstractAsyncContextManager[None]:
+        """Renew the lock on the host while the context lasts; from its launch on the supervisor holds it."""
         if not isinstance(self._provider, Exclusive):
             return contextlib.nullcontext()
         return renewed(link, lease.root, self._run_id, lease.python)
 
-    async def let_go(self) -> None:
-        """Give it up for a run that acquired nothing; a claim that nobody renews ends by itself."""
+    async def release_host(self) -> None:
+        """Give the lock on the host back, for a run that acquired nothing. Nobody renews it, so it also expires."""
         if isinstance(self._provider, Exclusive):
             with contextlib.suppress(GlasshouseError):
                 await self._provider.let_go(self._spec(), self._run_id)
 
+    def _running_supervisor(self) -> str | None:
+        other = running_supervisor(self._reader, self._home, self._run_id, lock_name(self._plan))
+        if other is None:
+            return None
+        if other.orphaned:
+            return f"run {other.id} still trains here and has no runner: resume or cancel it"
+        return "another run has this allocation"
+
+    async def _held_on_the_host(self) -> str | None:
+        if not isinstance(self._provider, Exclusive):
+            return None
+        if self._host_holder is None or time.monotonic() - self._queried_at > HOST_QUERY_SECONDS:
+            self._host_holder = await self._provider.claim(self._spec(), self._run_id)
+            self._queried_at = time.monotonic()
+        return self._host_holder
+
     def _spec(self) -> Spec:
-        return spec_for(self._home, self._plan, load_settings(self._home), self._run_id)
+        return spec_for(self._home, self._plan, self._settings, self._run_id)
 
 
 def lock_name(plan: Plan) -> str:
-    """The name of the machine's lock."""
+    """The name of the machine's lock in the store."""
     return f"{plan.provider.name}:{plan.provider.allocation or 'default'}"
 
 
-def at_work(reader: Reader, home: Path, run_id: str, lock: str) -> RunSummary | None:
-    """Another run whose supervisor lives on this machine, whoever runs it; seen for the local provider only.
+def running_supervisor(reader: Reader, home: Path, run_id: str, lock: str) -> RunSummary | None:
+    """Another unfinished run whose supervisor is alive on this machine; only this machine's processes can be seen.
 
-    A dead runner's lock is free, but its supervisor trains on: two at once would spoil each other's times.
+    The lock of a dead runner is free, but its supervisor trains on.
     """
     for summary in reader.unfinished():
-        if summary.id == run_id or summary.provider != "local":
+        if summary.id == run_id:
             continue
-        raw = RunFolder(home, summary.id).read(LAUNCHED)
-        if raw is None or lock_name(load_plan(reader.run(summary.id).plan)) != lock:
+        launched = RunFolder(home, summary.id).read(LAUNCHED)
+        if launched is None:
             continue
-        launched = msgspec.json.decode(raw, type=Launched)
-        if start_ticks(launched.pid) == launched.start:
+        plan = load_plan(reader.run(summary.id).plan)
+        if not plan.provider.kind.on_this_machine or lock_name(plan) != lock:
+            continue
+        supervisor = msgspec.json.decode(launched, type=Launched)
+        if is_alive(supervisor.pid, supervisor.start):
             return summary
     return None

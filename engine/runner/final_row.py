@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
 from engine.attestation.receipts import run_receipt
-from engine.errors import GlasshouseError
+from engine.errors import GlasshouseError, UsageError
 from engine.measure.stepchain import step_chain
 from engine.plan import load_plan, plan_digest
 from engine.providers.protocol import EmptyProof
@@ -16,55 +16,74 @@ from engine.records import build_row
 from engine.records.facts import Facts, gather
 from engine.runner.allocation import record_gone
 from engine.runner.end_allocation import outcome_of
-from engine.runner.folder import RunFolder
+from engine.runner.folder import RunFolder, left_behind
 from engine.runner.journal import Journal
-from engine.runner.staging import Staging
+from engine.runner.staging import BUNDLE, PREPARED, Staging
+from engine.runner.start import INPUTS
+from engine.sealing.run_key import RUN_KEY_FILES
 from engine.store.reader import Reader
-from engine.store.views import FINAL_RUN_STATES, AllocationView
+from engine.store.views import FINAL_RUN_STATES, AllocationView, RunState, RunSummary, RunView
 from engine.store.writer import Writer
-from engine.wire import GENESIS
+from engine.wire import GENESIS, utc_now
+
+FinalState = Literal["finished", "failed", "cancelled"]
+SIGNING_FILES: Final = (*RUN_KEY_FILES, INPUTS, PREPARED, BUNDLE)
+"""What a run's folder keeps until its allocation is gone: its row is then signed once more."""
 
 
-def settle_runs(home: Path, writer: Writer, reader: Reader, entry: AllocationView, proof: EmptyProof) -> list[str]:
-    """Settle every ended run that the allocation served; returns their ids. What is being run settles itself."""
-    settled = []
-    for run_id in reader.runs_served(entry.id):
-        summary = reader.run(run_id).summary
-        if summary.state in FINAL_RUN_STATES and summary.cleanup not in {"gone", "not_ours"}:
-            with contextlib.suppress(GlasshouseError, OSError):  # somebody else is at it, or its folder is damaged
-                _settle(home, writer, reader, run_id, proof)
-                settled.append(run_id)
-    return settled
+def ending_of(view: RunView, error: GlasshouseError | None, *, cancelled: bool) -> tuple[FinalState, str]:
+    """The final state of a run, and its reason: the error first, then a cancellation, then a segment that failed."""
+    if error is not None:
+        return "cancelled" if error.code == "cancelled" else "failed", f"{error.code}: {error.message}"
+    if cancelled:
+        return "cancelled", "cancelled: The run was cancelled."
+    failed = next((segment for segment in view.segments if segment.state != "done"), None)
+    if failed is not None:
+        return "failed", failed.reason or f"segment_failed: the {failed.kind} segment {failed.state}"
+    return "finished", ""
 
 
-def _settle(home: Path, writer: Writer, reader: Reader, run_id: str, proof: EmptyProof) -> None:
-    writer.claim_runner(run_id)
-    try:
-        view = reader.run(run_id)
-        folder = RunFolder(home, run_id)
-        journal = Journal(writer, reader, run_id)
-        if "allocation_gone" not in reader.evidence(run_id):
-            record_gone(writer, journal, run_id, proof)
-        writer.transition(run_id, "cleanup", outcome_of(proof), proof.statement)
-        if view.row is None:
-            return
-        facts = gather(reader, run_id)
-        row, checks = build_row(
-            facts, state=view.summary.state, reason=view.summary.reason, cost_usd=view.row.get("costUsd")
-        )
-        row["finishedAt"] = view.row["finishedAt"]
-        with contextlib.suppress(GlasshouseError):  # without the run's key the row says what is known, unsigned anew
-            staging = Staging(load_plan(view.plan), folder, writer, journal, run_id)
-            if staging.is_prepared and "delegation" in facts.receipts:
-                writer.receipt(run_id, "run", sign_row(staging, facts, row), replace=True)
-        writer.finish(run_id, row, checks, reason=view.summary.reason)  # of an ended run only the row is replaced
-        folder.destroy()
-    finally:
-        writer.release_runner(run_id)
+def cost_of(entry: AllocationView | None, summary: RunSummary) -> float | None:
+    """What the allocation cost while this run had it, in USD; None where that is unknown."""
+    if entry is None:
+        return 0.0
+    if entry.price_per_hour is None:
+        return None
+    began = max(entry.created_at, summary.started_at or entry.created_at)
+    seconds = datetime.fromisoformat(entry.released_at or utc_now()) - datetime.fromisoformat(began)
+    return entry.price_per_hour * max(seconds.total_seconds(), 0.0) / 3600
 
 
-def sign_row(staging: Staging, facts: Facts, row: Mapping[str, Any]) -> dict[str, Any]:
-    """The receipt of an ended run. A series is named by the head of the step chain over it."""
+def store_row(
+    writer: Writer,
+    reader: Reader,
+    run_id: str,
+    staging: Staging | None,
+    *,
+    state: RunState,
+    reason: str,
+    cost_usd: float | None,
+    finished_at: str | None = None,
+) -> None:
+    """Compute the row, sign it and store it; of a run that has ended already only row and receipt are replaced.
+
+    Without the run's keys (`staging` None), or before anything was prepared, the row is stored and no receipt is made.
+    """
+    facts = gather(reader, run_id)
+    row, checks = build_row(facts, state=state, reason=reason, cost_usd=cost_usd)
+    if finished_at is not None:
+        row["finishedAt"] = finished_at
+    if staging is not None and staging.is_prepared and "delegation" in facts.receipts:
+        writer.receipt(run_id, "run", sign_row(staging, facts, row), replace=True)
+    final: FinalState = state if state in FINAL_RUN_STATES else "failed"
+    writer.finish(run_id, row, checks, state=final, reason=reason)
+
+
+def sign_row(staging: Staging, facts: Facts, row: dict[str, Any]) -> dict[str, Any]:
+    """The run receipt: the run key's signature over the row, the adapters, the step series and both logs.
+
+    A series is named by the head of the step chain over it.
+    """
     adapters: dict[str, str] = {
         segment.kind: segment.adapter_sha256 for segment in facts.view.segments if segment.adapter_sha256 is not None
     }
@@ -82,3 +101,69 @@ def sign_row(staging: Staging, facts: Facts, row: Mapping[str, Any]) -> dict[str
         challenge=facts.plan.challenge,
         privates=[staging.run_key.signing],
     )
+
+
+def settle_runs(home: Path, writer: Writer, reader: Reader, entry: AllocationView, proof: EmptyProof) -> list[str]:
+    """Update the row of every ended run that a gone allocation served; returns their ids.
+
+    A run that has not ended yet settles its own row at its end.
+    """
+    settled = []
+    for run_id in reader.runs_served(entry.id):
+        summary = reader.run(run_id).summary
+        if summary.state in FINAL_RUN_STATES and summary.cleanup not in {"gone", "not_ours"}:
+            with contextlib.suppress(GlasshouseError, OSError):  # another process settles it, or its folder is damaged
+                _settle(home, writer, reader, run_id, proof)
+                settled.append(run_id)
+    return settled
+
+
+def _settle(home: Path, writer: Writer, reader: Reader, run_id: str, proof: EmptyProof) -> None:
+    writer.claim_runner(run_id)
+    try:
+        view = reader.run(run_id)
+        folder = RunFolder(home, run_id)
+        journal = Journal(writer, reader, run_id)
+        if "allocation_gone" not in reader.evidence(run_id):
+            record_gone(writer, journal, run_id, proof)
+        writer.transition(run_id, "cleanup", outcome_of(proof), proof.statement)
+        if view.row is None:
+            return
+        staging = None
+        with contextlib.suppress(GlasshouseError):  # without the run's key the row gets no new receipt
+            staging = Staging(load_plan(view.plan), folder, writer, journal, run_id)
+        store_row(
+            writer,
+            reader,
+            run_id,
+            staging,
+            state=view.summary.state,
+            reason=view.summary.reason,
+            cost_usd=view.row.get("costUsd"),
+            finished_at=view.row["finishedAt"],
+        )
+        folder.destroy()
+    finally:
+        writer.release_runner(run_id)
+
+
+def clear_folder(folder: RunFolder, reader: Reader) -> None:
+    """Destroy the folder of an ended run, down to what its row is signed with while its allocation exists."""
+    if folder.run_id in _unsettled(reader):
+        folder.keep_only(SIGNING_FILES)
+    else:
+        folder.destroy()
+
+
+def destroy_leftovers(home: Path, reader: Reader) -> None:
+    """Destroy the folders of ended runs whose runner died before it could."""
+    unsettled = _unsettled(reader)
+    for run_id in left_behind(home):
+        with contextlib.suppress(UsageError):  # a run that is being entered at this moment
+            if reader.run(run_id).summary.state in FINAL_RUN_STATES and run_id not in unsettled:
+                RunFolder(home, run_id).destroy()
+
+
+def _unsettled(reader: Reader) -> set[str]:
+    """The runs whose allocation is not gone yet."""
+    return {run_id for entry in reader.allocations(open_only=True) for run_id in reader.runs_served(entry.id)}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Final
 
 from engine.errors import StoreError
+from engine.system.files import sync_folder, write_private
 
 RUNS: Final = "runs"
 ADAPTERS: Final = "adapters"
@@ -32,6 +32,7 @@ class RunFolder:
         try:
             for folder in (self.path.parent, self.path):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            sync_folder(self.path.parent)
         except OSError as error:
             raise StoreError(
                 f"The run folder {self.path} cannot be made: {error.strerror}.",
@@ -40,19 +41,13 @@ class RunFolder:
             ) from error
 
     def write(self, name: str, data: bytes) -> Path:
-        """Put a file in place atomically."""
+        """Put a file in place: whole, private, and on the disk when this returns."""
         target = self.path / name
-        temporary = self.path / f".{name}.part"
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
+        write_private(target, data)
         return target
 
     def write_json(self, name: str, value: object) -> Path:
-        """Put a JSON file in place atomically."""
+        """As `write`, for a JSON value."""
         return self.write(name, json.dumps(value).encode())
 
     def read(self, name: str) -> bytes | None:

@@ -1,4 +1,4 @@
-"""The state machine of a run: each state is committed before it is acted upon, and each step bears repeating."""
+"""The lifecycle of a run: each state is committed before it is acted upon, and each step is idempotent."""
 
 from __future__ import annotations
 
@@ -9,44 +9,46 @@ import sys
 import time
 import traceback
 from collections.abc import Coroutine
-from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
-from engine.errors import GlasshouseError, RunError, StoreError, UsageError
+from engine.errors import GlasshouseError, RunError, StoreError
 from engine.plan import load_plan
 from engine.providers import provider_for
 from engine.providers.protocol import EmptyProof, Lease, Provider
-from engine.records import build_row
-from engine.records.facts import gather
+from engine.providers.settings import load_settings
 from engine.remote.reconnect import Reconnecting
 from engine.remote.session import SshSession
 from engine.runner.allocation import Allocation, anchored
 from engine.runner.collect import collect
 from engine.runner.context import RunContext
-from engine.runner.exclusive import Claim, at_work, lock_name
-from engine.runner.final_row import settle_runs, sign_row
-from engine.runner.folder import RunFolder, left_behind
+from engine.runner.exclusive import ExclusiveUse
+from engine.runner.final_row import (
+    FinalState,
+    clear_folder,
+    cost_of,
+    destroy_leftovers,
+    ending_of,
+    settle_runs,
+    store_row,
+)
+from engine.runner.folder import RunFolder
 from engine.runner.follow import Follower
 from engine.runner.ingest import Ingest
 from engine.runner.journal import Journal
-from engine.runner.staging import BUNDLE, LAUNCHED, PREPARED, Staging
+from engine.runner.staging import LAUNCHED, Staging
 from engine.runner.start import INPUTS
-from engine.sealing.run_key import RUN_KEY_FILES
 from engine.store.reader import Reader
-from engine.store.views import FINAL_RUN_STATES, RunState, RunSummary
+from engine.store.views import FINAL_RUN_STATES, RunState
 from engine.store.writer import Writer
 from engine.wire import utc_now
 
 RUN_ORDER: Final = ("queued", "allocating", "connecting", "staging", "running", "collecting", "cleaning")
 POLL_SECONDS: Final = 0.25
 LOCK_SECONDS: Final = 1.0
-SIGNING: Final = (*RUN_KEY_FILES, INPUTS, PREPARED, BUNDLE)
-"""What of a run's folder its row is signed with once more when its allocation is gone."""
 SEALING_SECONDS: Final = 5.0
 PHASE_SECONDS: Final = 10.0
 _COUNT: Final = re.compile(r"\d+ s")
-FinalState = Literal["finished", "failed", "cancelled"]
 
 
 class CancelledRun(RunError):
@@ -66,8 +68,9 @@ class Runner:
         self.plan = load_plan(self.reader.run(run_id).plan)
         self.state: RunState = "queued"
         self.folder = RunFolder(home, run_id)
-        self.provider: Provider = provider_for(self.plan.provider.name, home)
-        self.claim = Claim(self.provider, self.plan, home, run_id)
+        self.settings = load_settings(home)
+        self.provider: Provider = provider_for(self.plan.provider.name, home, self.settings)
+        self.exclusive = ExclusiveUse(home, self.writer, self.reader, self.provider, self.plan, self.settings, run_id)
         self.cancelled = False
         self.context: RunContext | None = None
         self._error: GlasshouseError | None = None
@@ -94,6 +97,7 @@ class Runner:
                 self.reader,
                 self.provider,
                 self.plan,
+                self.settings,
                 self.run_id,
                 self.journal,
                 self._wait_reason,
@@ -107,10 +111,10 @@ class Runner:
                 await self.provider.close()
             self._settle_others()
             final = self._finish()
-            self._sweep()
+            destroy_leftovers(self.home, self.reader)
             return final
         finally:
-            self.writer.release_allocation(self._lock_name())
+            self.exclusive.release_lock()
             self.writer.release_runner(self.run_id)
 
     def _enter(self, state: RunState, reason: str = "") -> None:
@@ -143,27 +147,11 @@ class Runner:
         if made is not None and "delegation" not in self.reader.receipts(self.run_id):
             self.writer.receipt(self.run_id, "delegation", made)
 
-    def _sweep(self) -> None:
-        """Destroy the folders of ended runs whose runner died before it came to that.
-
-        The keys of a run stay while its allocation does: its row is signed anew when that is gone.
-        """
-        unsettled = self._unsettled()
-        for run_id in left_behind(self.home):
-            with contextlib.suppress(UsageError):  # a run that is being entered at this moment
-                if self.reader.run(run_id).summary.state in FINAL_RUN_STATES and run_id not in unsettled:
-                    RunFolder(self.home, run_id).destroy()
-
     def _settle_others(self) -> None:
         """Bring up to date the rows of earlier runs for which the allocation was kept."""
         entry = self.allocation.entry()
         if entry is not None and self._proof is not None:
             settle_runs(self.home, self.writer, self.reader, entry, self._proof)
-
-    def _unsettled(self) -> set[str]:
-        """The runs whose allocation is not gone yet."""
-        entries = self.reader.allocations(open_only=True)
-        return {run_id for entry in entries for run_id in self.reader.runs_served(entry.id)}
 
     def give_up_if_cancelled(self) -> None:
         """Raise `CancelledRun` once a person asked to end the run."""
@@ -174,9 +162,6 @@ class Runner:
         """As above; what was launched is asked to stop instead, and to wipe what it was given."""
         if not self._is_launched():
             self.give_up_if_cancelled()
-
-    def _lock_name(self) -> str:
-        return lock_name(self.plan)
 
     async def _drive(self) -> None:
         """Every stage in turn; whatever happens, the allocation is released at the end."""
@@ -196,7 +181,7 @@ class Runner:
             self._error = self._error or self._typed(error)
         try:
             if self.allocation.entry() is None:
-                await self.claim.let_go()
+                await self.exclusive.release_host()
             self._proof = await self.allocation.end(self._keep_minutes())
         except Exception as error:
             self._error = self._error or self._typed(error)
@@ -225,22 +210,15 @@ class Runner:
             )
 
     async def _wait_for_allocation(self) -> None:
-        """Until the machine is free, but never for a run that is at work on it already."""
-        if self.plan.provider.name not in {"local", "static"}:
-            return
+        """Until the machine is free; a run whose supervisor is on it already does not wait."""
         while True:
-            mine = self.writer.claim_allocation(self._lock_name())
-            other = at_work(self.reader, self.home, self.run_id, self._lock_name()) if mine else None
             if self.state == "cleaning" or self._is_launched():
+                if self.plan.provider.kind.exclusive:
+                    self.exclusive.take_lock()
                 return
-            elsewhere = await self.claim.take() if mine and other is None else None
-            if mine and other is None and elsewhere is None:
+            reason = await self.exclusive.take()
+            if reason is None:
                 return
-            if mine:
-                self.writer.release_allocation(self._lock_name())
-            reason = elsewhere or "another run has this allocation"
-            if other is not None and other.orphaned:
-                reason = f"run {other.id} is at work here, and nobody runs it: resume or cancel it"
             self._enter("queued", reason)
             self.give_up_if_cancelled()
             await asyncio.sleep(LOCK_SECONDS)
@@ -255,7 +233,7 @@ class Runner:
             self.run_id, self.plan, self.writer, self.reader, self.journal, self.ingest, self.folder, staging
         )
         self.context.cancelled = self.cancelled
-        prepared = asyncio.create_task(asyncio.to_thread(staging.prepare))
+        prepared = asyncio.create_task(asyncio.to_thread(staging.prepare, self.settings))
         try:
             lease = await self._unless_cancelled(self.allocation.have())
             self._give_up_before_launch()
@@ -267,7 +245,7 @@ class Runner:
                 self._enter("staging")
                 await self._until_prepared(staging, prepared)
                 self._give_up_before_launch()
-                async with self.claim.kept(link, lease):
+                async with self.exclusive.renewed(link, lease):
                     lease = await staging.make_ready(link, lease, self._environment_phase)
                     self._give_up_before_launch()
                     self.ingest.expected = staging.expected(lease)
@@ -334,45 +312,15 @@ class Runner:
         return Reconnecting(opener)
 
     def _finish(self) -> FinalState:
-        """Compute the row, store it with the final state, destroy the private folder."""
+        """Store the row with the final state, answer open requests, clear the private folder."""
         view = self.reader.run(self.run_id)
-        failed = [segment for segment in view.segments if segment.state != "done"]
-        state: FinalState = "finished"
-        reason = ""
-        if self._error is not None:
-            state = "cancelled" if self._error.code == "cancelled" else "failed"
-            reason = f"{self._error.code}: {self._error.message}"
-        elif self.cancelled:
-            state, reason = "cancelled", "cancelled: The run was cancelled."
-        elif failed:
-            state, reason = (
-                "failed",
-                failed[0].reason or f"segment_failed: the {failed[0].kind} segment {failed[0].state}",
-            )
-        facts = gather(self.reader, self.run_id)
-        row, checks = build_row(facts, state=state, reason=reason, cost_usd=self._cost(view.summary))
-        staging = self._staging()
-        if staging is not None and staging.is_prepared and "delegation" in facts.receipts:
-            self.writer.receipt(self.run_id, "run", sign_row(staging, facts, row), replace=True)
-        self.writer.finish(self.run_id, row, checks, state=state, reason=reason)
+        state, reason = ending_of(view, self._error, cancelled=self.cancelled)
+        cost = cost_of(self.allocation.entry(), view.summary)
+        store_row(self.writer, self.reader, self.run_id, self._staging(), state=state, reason=reason, cost_usd=cost)
         for request in self.writer.pending_requests(self.run_id):
             self.writer.complete_request(request.id)
-        if self.run_id in self._unsettled():
-            self.folder.keep_only(SIGNING)
-        else:
-            self.folder.destroy()
+        clear_folder(self.folder, self.reader)
         return state
-
-    def _cost(self, summary: RunSummary) -> float | None:
-        """What the allocation cost while this run had it, in USD; None where that is unknown."""
-        entry = self.allocation.entry()
-        if entry is None:
-            return 0.0
-        if entry.price_per_hour is None:
-            return None
-        began = max(entry.created_at, summary.started_at or entry.created_at)
-        seconds = datetime.fromisoformat(entry.released_at or utc_now()) - datetime.fromisoformat(began)
-        return entry.price_per_hour * max(seconds.total_seconds(), 0.0) / 3600
 
     def _staging(self) -> Staging | None:
         """What was staged, also for a runner that came to nothing but the cleaning; None without the run's keys."""

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from engine.errors import RunError
+from engine.plan import RENTED
 from engine.runner.folder import LOGS
-from engine.store.views import RENTED
 
 FOLDER: Final = "allocations"
 LOCK: Final = "sentinel.lock"

@@ -18,6 +18,7 @@ from engine.attestation.policy import Policy, default_policy, policy_digest, pol
 from engine.payload.build import HUB, Payload, build_payload
 from engine.plan import Plan, dump_plan, plan_digest
 from engine.providers.protocol import Lease
+from engine.providers.settings import Settings
 from engine.remote.bundle import build_bundle, bundle_digest, site_paths
 from engine.remote.launch import Launched, launch
 from engine.remote.reconnect import Reconnecting
@@ -161,10 +162,17 @@ class Staging:
             return lease
         found = self._pinned
         if found is None or found.allocation_id != lease.allocation_id:
-            found = await make_ready(
-                link, lease, run_id=self.run_id, bundle=self._bundle, measured=self.plan.segments != "raw",
-                writer=self._writer, reader=Reader(self.folder.home), on_phase=on_phase,
-            )  # fmt: skip
+            with Reader(self.folder.home) as reader:
+                found = await make_ready(
+                    link,
+                    lease,
+                    run_id=self.run_id,
+                    bundle=self._bundle,
+                    measured=self.plan.segments != "raw",
+                    writer=self._writer,
+                    reader=reader,
+                    on_phase=on_phase,
+                )
             self.folder.write(REFERENCE, msgspec.json.encode(found))
             self._pinned = found
         self._writer.evidence(self.run_id, "environment", found.evidence())
@@ -179,15 +187,15 @@ class Staging:
         """The package's manifest."""
         return read_manifest(self.folder.path / PACKAGE)
 
-    def prepare(self) -> None:
+    def prepare(self, settings: Settings) -> None:
         """Build bundle and payload, seal the package. A second call after a restart makes the same payload again."""
         if not self._bundle:
             # Kept, so that a runner of a newer version goes on with what was launched.
-            lock = chosen_lock(self.plan, self.folder)
+            lock = chosen_lock(self.plan, self.folder, settings)
             self._bundle = build_bundle(lock)
             self.folder.write(BUNDLE, self._bundle)
             self._writer.evidence(self.run_id, "lock", dict(lock))
-        if self.plan.segments != "raw" and self._reference is None and self.plan.provider.name == "local":
+        if self.plan.segments != "raw" and self._reference is None and self.plan.provider.kind.on_this_machine:
             self._reference = EnvironmentReference(self.folder.home, site_paths())
         if self.is_launched:
             return  # nothing is sent any more, and the inputs may be gone by now

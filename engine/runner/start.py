@@ -18,6 +18,7 @@ from engine.store.writer import Writer
 
 if TYPE_CHECKING:
     from engine.attestation.policy import Policy
+    from engine.providers.settings import Settings
 
 INPUTS: Final = "inputs.json"
 DELEGATION_SECONDS: Final = 8 * 24 * 3600
@@ -42,13 +43,15 @@ def start_run(
     from engine.attestation.receipts import delegate
     from engine.payload.build import plan_with_digests
     from engine.providers import preflight
+    from engine.providers.settings import load_settings
     from engine.sealing.operator_keys import OperatorKeys
     from engine.sealing.run_key import RunKey
 
     plan = checked(plan)
     chosen = default_policy() if policy is None else checked_policy(policy, default_policy())
-    preflight(plan.provider.name, home)
-    plan = _with_own_name(home, plan)
+    settings = load_settings(home)
+    preflight(plan.provider.name, home, settings)
+    plan = _with_own_name(home, plan, settings)
     plan = checked(plan_with_digests(plan, data_file=data_file, model_folder=model_folder))
     run_id = secrets.token_hex(6)
     with Writer(home) as writer:
@@ -87,19 +90,17 @@ def start_run(
     return run_id
 
 
-def _with_own_name(home: Path, plan: Plan) -> Plan:
+def _with_own_name(home: Path, plan: Plan, settings: Settings) -> Plan:
     """The plan with what it runs on under a name of our own: plans are published, a pod's addresses are made from the
     provider's id, and a static host's name may be its address.
     """
-    from engine.providers.settings import load_settings
     from engine.runner.allocation import kept_allocation
     from engine.runner.spec import chosen_host
-    from engine.store.views import RENTED
 
     wanted = plan.provider.allocation
     if plan.provider.name == "static":
-        name = chosen_host(home, load_settings(home), wanted)
-    elif wanted is not None and plan.provider.name in RENTED:
+        name = chosen_host(home, settings, wanted)
+    elif wanted is not None and plan.provider.kind.rents:
         with Reader(home) as reader:
             name = kept_allocation(reader, wanted).id
     else:

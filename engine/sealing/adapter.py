@@ -25,7 +25,7 @@ from engine.sealing.cobblestone import BLOCK_BYTES, decrypt_into, encrypt_stream
 from engine.sealing.manifest import is_digest, is_run_id
 from engine.sealing.memory import KEY_BYTES, wipe
 from engine.sealing.release import HPKE_OVERHEAD, SUITE, hpke_public
-from engine.system.files import open_regular
+from engine.sealing.sealed_file import open_regular
 from engine.wire import canonical, parse
 
 ADAPTER_VERSION: Final = 1

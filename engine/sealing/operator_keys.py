@@ -32,7 +32,7 @@ from engine.sealing.pem import (
     private_pem,
     read_pem,
 )
-from engine.system.files import sync_folder, write_private
+from engine.system.files import overwrite, sync_folder, write_private
 from engine.wire import canonical, utc_now
 
 SIGNING_FILE: Final = "signing.pem"
@@ -222,12 +222,8 @@ def _scrub(path: Path) -> None:
     if not path.exists() or path.is_symlink():
         return
     path.chmod(0o600)
-    with path.open("r+b") as file:
-        status = os.fstat(file.fileno())
-        if status.st_nlink == 1:
-            file.write(bytes(status.st_size))
-            file.flush()
-            os.fsync(file.fileno())
+    if path.stat().st_nlink == 1:
+        overwrite(path)
 
 
 def _replace_files(folder: Path, files: Mapping[str, bytes]) -> None:

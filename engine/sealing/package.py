@@ -36,7 +36,8 @@ from engine.sealing.manifest import (
     parse_manifest,
 )
 from engine.sealing.memory import key_at, random_keys, wipe
-from engine.system.files import open_regular, private_file
+from engine.sealing.sealed_file import open_regular
+from engine.system.files import private_file
 from engine.wire import canonical, parse, sha256_hex, utc_now
 
 SEALED_SUFFIX: Final = ".sealed"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -15,7 +14,7 @@ from engine.errors import RefusedError, SealingError
 from engine.sealing.memory import wipe
 from engine.sealing.pem import fingerprint, key_id, load_ed25519, load_x25519, private_pem, read_pem
 from engine.sealing.release import SUITE
-from engine.system.files import write_private
+from engine.system.files import overwrite, write_private
 from engine.wire import canonical
 
 SIGNING_FILE: Final = "run_signing.pem"
@@ -102,10 +101,7 @@ def destroy_run_key(folder: Path) -> None:
     """Overwrite and remove a run's key files. A file system that copies on write may keep the old blocks."""
     for name in RUN_KEY_FILES:
         try:
-            with (folder / name).open("r+b") as file:
-                file.write(bytes(os.fstat(file.fileno()).st_size))
-                file.flush()
-                os.fsync(file.fileno())
+            overwrite(folder / name)
             (folder / name).unlink()
         except FileNotFoundError:
             continue

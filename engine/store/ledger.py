@@ -6,7 +6,10 @@ import sqlite3
 from datetime import UTC, datetime
 from typing import Any, Final, TypedDict, get_args
 
+import msgspec
+
 from engine.errors import StoreError, UsageError
+from engine.store.deadline import Deadline
 from engine.store.views import AllocationView, CleanupState, LedgerState
 from engine.wire import canonical, parse
 
@@ -28,15 +31,26 @@ _RELEASED: Final = ("gone", "not_ours")
 
 
 class AllocationFields(TypedDict, total=False):
-    """What may become known of an allocation later. Prices in USD; `keep_until` and `deadline` in UTC."""
+    """What becomes known of an allocation over time. Prices in USD.
+
+    `lease`: as the provider gave it. `deadline`: when it is terminated whatever runs on it; the first one stays.
+    `intended_until`: the same for an allocation that was requested and has no lease yet. `keep_until` None: not kept.
+    """
 
     provider_id: str
     gpu_model: str
     price_per_hour: float
     spent: float
-    keep_until: str | None
-    deadline: str
-    detail: dict[str, Any]
+    lease: dict[str, Any]
+    deadline: Deadline
+    keep_until: Deadline | None
+    intended_until: Deadline
+
+
+_IN_DETAIL: Final = {
+    "lease": "lease", "deadline": "deadline", "keep_until": "keepUntil", "intended_until": "askedUntil",
+}  # fmt: skip
+"""Names of these fields in the column `detail`, which homes of every version share."""
 
 
 def intend(
@@ -97,9 +111,9 @@ def take_up(connection: sqlite3.Connection, allocation_id: str, run: int, at: st
             "List those that are with `glasshouse allocations`.",
             code="allocation_in_use",
         )
-    connection.execute("UPDATE allocations SET run = ?, keep_until = NULL WHERE id = ?", (run, allocation_id))
+    connection.execute("UPDATE allocations SET run = ? WHERE id = ?", (run, allocation_id))
     _serve(connection, allocation_id, run, at)
-    move(connection, allocation_id, "ready", "taken up by another run", at, AllocationFields())
+    move(connection, allocation_id, "ready", "taken up by another run", at, AllocationFields(keep_until=None))
 
 
 def served(connection: sqlite3.Connection, allocation_id: str) -> list[str]:
@@ -124,39 +138,89 @@ def _record(connection: sqlite3.Connection, allocation_id: str, state: str, at: 
 
 
 def _set(connection: sqlite3.Connection, allocation_id: str, fields: AllocationFields) -> None:
+    """Add what became known. It is merged here, inside the transaction: two processes may learn different things."""
+    stored = connection.execute("SELECT detail, keep_until FROM allocations WHERE id = ?", (allocation_id,)).fetchone()
+    detail = dict(parse(stored["detail"]))
+    if stored["keep_until"] is None:  # taken up by a version that cleared the column alone
+        detail.pop("keepUntil", None)
+    for name, key in _IN_DETAIL.items():
+        if name in fields and not (name == "deadline" and key in detail):
+            detail[key] = msgspec.to_builtins(fields[name])  # type: ignore[literal-required]
     connection.execute(
         """UPDATE allocations SET provider_id = ifnull(?, provider_id), gpu_model = ifnull(?, gpu_model),
-            price_per_hour = ifnull(?, price_per_hour), spent = ifnull(?, spent), detail = ifnull(?, detail),
-            deadline = ifnull(?, deadline)
+            price_per_hour = ifnull(?, price_per_hour), spent = ifnull(?, spent), detail = ?,
+            deadline = ?, keep_until = ?
         WHERE id = ?""",
         (
-            fields.get("provider_id"), fields.get("gpu_model"), fields.get("price_per_hour"),
-            fields.get("spent"), canonical(fields["detail"]).decode() if "detail" in fields else None,
-            fields.get("deadline"), allocation_id,
+            fields.get("provider_id"),
+            fields.get("gpu_model"),
+            fields.get("price_per_hour"),
+            fields.get("spent"),
+            canonical(detail).decode(),
+            _utc(detail, "deadline"),
+            _utc(detail, "keepUntil"),
+            allocation_id,
         ),
-    )  # fmt: skip
-    if "keep_until" in fields:
-        connection.execute("UPDATE allocations SET keep_until = ? WHERE id = ?", (fields["keep_until"], allocation_id))
+    )
+
+
+def _utc(detail: dict[str, Any], key: str) -> str | None:
+    moment = _moment(detail, key, None)
+    return None if moment is None else moment.utc
+
+
+def _moment(detail: dict[str, Any], key: str, column: str | None) -> Deadline | None:
+    """A deadline of the detail; by the column's UTC where the detail has none that can be read."""
+    try:
+        moment = msgspec.convert(detail.get(key), Deadline | None)
+    except msgspec.ValidationError:
+        moment = None
+    return Deadline(utc=column) if moment is None and column is not None else moment
+
+
+def one(connection: sqlite3.Connection, allocation_id: str) -> AllocationView | None:
+    """One entry, None when there is none of this id."""
+    return next(iter(_read(connection, "WHERE allocations.id = ?", (allocation_id,))), None)
+
+
+def of_run(connection: sqlite3.Connection, run: int) -> AllocationView | None:
+    """The entry that a run has, or the newest one that it had before another run took it up."""
+    return next(
+        iter(
+            _read(
+                connection,
+                """WHERE allocations.run = ?1 OR EXISTS (
+                    SELECT 1 FROM allocation_runs WHERE allocation = allocations.id AND allocation_runs.run = ?1)""",
+                (run,),
+                order="allocations.run IS NOT ?1,",
+            )
+        ),
+        None,
+    )
 
 
 def read(connection: sqlite3.Connection, *, open_only: bool = False) -> list[AllocationView]:
-    """The ledger, newest first. What is not settled yet is priced by its age."""
+    """The ledger, newest first."""
+    return _read(connection, "WHERE allocations.released_at IS NULL" if open_only else "")
+
+
+def _read(
+    connection: sqlite3.Connection, where: str, parameters: tuple[object, ...] = (), order: str = ""
+) -> list[AllocationView]:
+    """Entries, newest first. What is not settled yet is priced by its age."""
     rows = connection.execute(
         f"""SELECT allocations.*, runs.id AS run_id, runs.state AS run_state
         FROM allocations LEFT JOIN runs ON runs.key = allocations.run
-        {"WHERE allocations.released_at IS NULL" if open_only else ""}
-        ORDER BY allocations.created_at DESC, allocations.id DESC"""  # noqa: S608  both texts are ours
+        {where}
+        ORDER BY {order} allocations.created_at DESC, allocations.id DESC""",  # noqa: S608  both texts are ours
+        parameters,
     ).fetchall()
     return [_view(row) for row in rows]
 
 
-def detail(connection: sqlite3.Connection, allocation_id: str) -> dict[str, Any]:
-    """What the provider keeps with an allocation (host key, address); {} when it is unknown."""
-    row = connection.execute("SELECT detail FROM allocations WHERE id = ?", (allocation_id,)).fetchone()
-    return dict(parse(row["detail"])) if row is not None else {}
-
-
 def _view(row: sqlite3.Row) -> AllocationView:
+    detail = dict(parse(row["detail"]))
+    lease = detail.get("lease")
     return AllocationView(
         id=row["id"],
         provider=row["provider"],
@@ -172,8 +236,10 @@ def _view(row: sqlite3.Row) -> AllocationView:
         spent=row["spent"] if row["spent"] is not None else _spent_by_age(row),
         run_id=row["run_id"],
         run_state=row["run_state"],
-        keep_until=row["keep_until"],
-        deadline=row["deadline"],
+        lease=lease if isinstance(lease, dict) else None,
+        deadline=_moment(detail, "deadline", row["deadline"]),
+        keep_until=_moment(detail, "keepUntil", row["keep_until"]) if row["keep_until"] else None,
+        intended_until=_moment(detail, "askedUntil", None),
     )
 
 

@@ -19,6 +19,7 @@ from engine.errors import StoreError
 from engine.store.connection import SCHEMA_VERSION, connect, corrupt, schema_version, translated
 from engine.store.home import create_file, database_path, unwritable
 from engine.store.schema import STEPS
+from engine.system.files import sync_folder
 from engine.system.processes import is_alive
 
 MIGRATION_SET: Final = "glasshouse"
@@ -116,6 +117,7 @@ def _copy(path: Path) -> None:
             target.close()
             source.close()
         partial.replace(final)
+        sync_folder(final.parent)
     except sqlite3.Error:
         partial.unlink(missing_ok=True)
         raise

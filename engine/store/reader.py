@@ -287,10 +287,15 @@ class Reader:
         with self._reading() as db:
             return ledger.read(db, open_only=open_only)
 
-    def allocation_detail(self, allocation_id: str) -> dict[str, Any]:
-        """What the provider keeps with an allocation."""
+    def allocation(self, allocation_id: str) -> AllocationView | None:
+        """One entry of the ledger by its id."""
         with self._reading() as db:
-            return ledger.detail(db, allocation_id)
+            return ledger.one(db, allocation_id)
+
+    def allocation_of(self, run_id: str) -> AllocationView | None:
+        """The entry that a run has; one that it kept may have been taken up by another run since."""
+        with self._reading() as db:
+            return ledger.of_run(db, states.key_of(db, run_id))
 
     def runs_served(self, allocation_id: str) -> list[str]:
         """The ids of the runs that an allocation has served, oldest first."""

@@ -6,6 +6,8 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from engine.store.deadline import Deadline
+
 RunState = Literal[
     "queued", "allocating", "connecting", "staging", "running", "collecting", "cleaning",
     "finished", "failed", "cancelled",
@@ -23,8 +25,6 @@ RequestKind = Literal["cancel", "cleanup", "keep"]
 CheckStatus = Literal["passed", "failed", "not_applicable", "pending"]
 Source = Literal["mine", "published"]
 
-RENTED: Final = frozenset({"runpod"})
-"""Providers whose allocations cost money by the hour."""
 FINAL_RUN_STATES: Final = ("finished", "failed", "cancelled")
 RAW_STAGES: Final = ("pending", "launching", "loading", "warming", "training", "done")
 PROTECTED_STAGES: Final = (
@@ -152,8 +152,8 @@ class LogLine(_View, frozen=True, kw_only=True):
 class AllocationView(_View, frozen=True, kw_only=True):
     """One allocation of the ledger. Prices in USD; None is unknown.
 
-    `run_id`: the run that has it, or had it last. `keep_until`, `deadline`: when it is ended if nobody uses it, and
-    when at the latest.
+    `run_id`: the run that has it, or had it last. `lease`: as its provider gave it. It is terminated at `keep_until`
+    when nobody uses it, at `deadline` whatever runs on it, and at `intended_until` when no lease ever came.
     """
 
     id: str
@@ -170,8 +170,10 @@ class AllocationView(_View, frozen=True, kw_only=True):
     spent: float | None
     run_id: str | None
     run_state: RunState | None
-    keep_until: str | None = None
-    deadline: str | None = None
+    lease: dict[str, Any] | None = None
+    keep_until: Deadline | None = None
+    deadline: Deadline | None = None
+    intended_until: Deadline | None = None
 
 
 class Request(_View, frozen=True, kw_only=True):

@@ -1,24 +1,21 @@
-"""Files that only their owner may read, written whole or not at all, and read without following links."""
+"""The one way in which the project writes a file of its own: private, whole or not at all, and durable."""
 
 from __future__ import annotations
 
-import io
 import os
 import secrets
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from engine.errors import SealingError
-
 
 @contextmanager
-def private_file(path: Path) -> Iterator[BinaryIO]:
-    """A file of mode 0600 that takes the place of `path` when the block ends well; otherwise nothing remains.
+def private_file(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+    """A file of mode 0600 that replaces `path` when the block succeeds; when it fails, `path` stays as it was.
 
-    Raises `OSError` as the system gives it.
+    Once the block has ended the file survives a power cut: its bytes are synced before the rename, its folder after it.
+    `durable=False` leaves out both syncs, for what may be lost without harm. Raises `OSError` as the system gives it.
     """
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -26,22 +23,24 @@ def private_file(path: Path) -> Iterator[BinaryIO]:
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         part.replace(path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+    if durable:
+        sync_folder(path.parent)
 
 
-def write_private(path: Path, data: bytes) -> None:
-    """Put `data` at `path` (0600) in one step, synced to disk."""
-    with private_file(path) as file:
+def write_private(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Put `data` at `path` as `private_file` does."""
+    with private_file(path, durable=durable) as file:
         file.write(data)
-    sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` durable."""
+    """Make what was created, renamed or removed inside `folder` survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -49,21 +48,12 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def open_regular(path: Path, what: str) -> io.BufferedReader:
-    """Open a regular file; raises `SealingError` (`payload_missing`) for absence, links and devices."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise SealingError(
-            f"The sealed file {what} is not there or is a link.",
-            "Transfer the package again.",
-            code="payload_missing",
-        ) from error
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise SealingError(
-            f"The sealed file {what} is not a regular file.",
-            "Transfer the package again.",
-            code="payload_missing",
-        )
-    return os.fdopen(descriptor, "rb")
+def overwrite(path: Path) -> None:
+    """Replace the bytes of a secret file by zeros, synced. Raises `OSError`.
+
+    A file system that copies on write, and flash storage below any, may keep the old blocks.
+    """
+    with path.open("r+b") as file:
+        file.write(bytes(os.fstat(file.fileno()).st_size))
+        file.flush()
+        os.fsync(file.fileno())

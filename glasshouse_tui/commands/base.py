@@ -13,7 +13,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from engine.errors import GlasshouseError
-from engine.store.views import RENTED
+from engine.plan import RENTED
 from glasshouse_tui.allocation_status import is_left_alone, totals
 from glasshouse_tui.commands.output import note
 from glasshouse_tui.format import money

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from engine.errors import UsageError
+from engine.plan import RENTED
 from glasshouse_tui.commands.base import Session, Subcommand, session_of
 from glasshouse_tui.commands.doctor_checks import Finding
 from glasshouse_tui.commands.output import as_builtins, emit_json, emit_text, plain
@@ -14,7 +15,9 @@ _MARKS = {"ok": "ok", "missing": "MISSING", "unknown": "unknown"}
 
 @click.command(cls=Subcommand, short_help="Say what this machine lacks; try a provider.")
 @click.option("--reference", is_flag=True, help="Print the reference value of this version's worker, for `verify`.")
-@click.option("--provider", type=click.Choice(["runpod"]), help="Look at this provider, and ask it whether it answers.")
+@click.option(
+    "--provider", type=click.Choice(sorted(RENTED)), help="Look at this provider, and ask it whether it answers."
+)
 @click.option("--live", is_flag=True, help="With --provider: rent the cheapest pod, look at it, end it, prove it gone.")
 @click.option("--max-cost", type=click.FloatRange(min=0, min_open=True), metavar="USD", help="Ceiling for --live.")
 @click.option("--max-price", type=click.FloatRange(min=0, min_open=True), metavar="USD", help="And for an hour.")

@@ -275,9 +275,10 @@ def examine_rented(home: Path) -> list[Finding]:
 def ask_provider(home: Path, name: str) -> Finding:
     """Whether a provider could be rented from now: its own check before anything is spent, over the network."""
     from engine.providers import provider_for
+    from engine.providers.settings import load_settings
 
     async def ask() -> None:
-        provider = provider_for(name, home)
+        provider = provider_for(name, home, load_settings(home))
         try:
             await provider.preflight()
             await provider.reconcile([])  # asks anew where a preflight takes an answer that is moments old

@@ -90,8 +90,9 @@ def verdict(outcome: Outcome, provider: str) -> str:
 async def _quoted(session: Session, provider: str, wish: Wish) -> tuple[Quote, tuple[str, ...]]:
     from engine.allocations.live_test import cheapest
     from engine.providers import provider_for
+    from engine.providers.settings import load_settings
 
-    member = provider_for(provider, session.home)
+    member = provider_for(provider, session.home, load_settings(session.home))
     try:
         return await cheapest(member, wish)
     finally:
@@ -101,6 +102,7 @@ async def _quoted(session: Session, provider: str, wish: Wish) -> tuple[Quote, t
 async def _tested(session: Session, provider: str, wish: Wish, gpus: tuple[str, ...]) -> Outcome:
     from engine.allocations.live_test import SelfTest
     from engine.providers import provider_for
+    from engine.providers.settings import load_settings
 
     last = ""
 
@@ -114,7 +116,7 @@ async def _tested(session: Session, provider: str, wish: Wish, gpus: tuple[str, 
     def on_step(step: Step) -> None:
         say(step_text(step))
 
-    member = provider_for(provider, session.home)
+    member = provider_for(provider, session.home, load_settings(session.home))
     quiet = session.json
     try:
         test = SelfTest(

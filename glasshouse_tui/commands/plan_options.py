@@ -11,6 +11,7 @@ import msgspec
 
 from engine.errors import DataError, PlanError, UsageError
 from engine.plan import (
+    PROVIDERS,
     Data,
     Model,
     Order,
@@ -24,7 +25,6 @@ from engine.plan import (
     presets,
 )
 
-PROVIDERS: Final = ("local", "static", "runpod")
 OWN_MODEL: Final = "own-model"  # a plan is published: it names no file or folder of the operator's
 OWN_DATA: Final = "own-data"
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -231,20 +231,19 @@ def _check_provider(request: ProviderRequest, options: RunOptions) -> None:
             f"Choose one of: {', '.join(PROVIDERS)}.",
             code="provider_unknown",
         )
-    rented: dict[str, object] = {"--gpu": options.gpu, "--keep-for": options.keep_for}
-    wishes: dict[str, dict[str, object]] = {
-        "local": {**rented, "--allocation": options.allocation},
-        "static": rented,
-        "runpod": {"--gpu": options.gpu} if options.allocation is not None else {},
-    }
-    place = {
-        "local": "this run takes the local one",
-        "static": "a static host is your own",
-        "runpod": "--allocation names one that there is already",
-    }
-    for flag, value in wishes[request.name].items():
+    kind = request.kind
+    of_rented: dict[str, object] = {"--gpu": options.gpu, "--keep-for": options.keep_for}
+    if kind.on_this_machine:
+        refused, why = {**of_rented, "--allocation": options.allocation}, "this run takes the local one"
+    elif not kind.rents:
+        refused, why = of_rented, "a static host is your own"
+    elif options.allocation is not None:
+        refused, why = {"--gpu": options.gpu}, "--allocation names one that there is already"
+    else:
+        return
+    for flag, value in refused.items():
         if value is not None:
             raise UsageError(
-                f"{flag} speaks of a rented allocation, and {place[request.name]}.",
-                f"Leave {flag} out{', or add --provider' if request.name == 'local' else ''}.",
+                f"{flag} speaks of a rented allocation, and {why}.",
+                f"Leave {flag} out{', or add --provider' if kind.on_this_machine else ''}.",
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,9 +14,8 @@ from glasshouse_tui.format import duration, money
 if TYPE_CHECKING:
     from engine.plan import Plan
     from engine.providers.protocol import Quote, Spec
+    from engine.providers.settings import Settings
     from glasshouse_tui.commands.base import Session
-
-RENTED: Final = "runpod"
 
 
 def check_rented(session: Session, plan: Plan) -> None:
@@ -25,7 +24,7 @@ def check_rented(session: Session, plan: Plan) -> None:
     Raises `UsageError`: `ceiling_missing`, `config_invalid`, `allocation_unknown`.
     """
     if not _rents(plan):
-        if plan.provider.name == RENTED and plan.provider.allocation is not None:
+        if plan.provider.kind.rents and plan.provider.allocation is not None:
             from engine.runner.allocation import kept_allocation
 
             with session.reader() as reader:
@@ -42,7 +41,7 @@ def check_rented(session: Session, plan: Plan) -> None:
 
 
 def _rents(plan: Plan) -> bool:
-    return plan.provider.name == RENTED and plan.provider.allocation is None
+    return plan.provider.kind.rents and plan.provider.allocation is None
 
 
 def agree_to_price(session: Session, plan: Plan, *, ask: bool) -> None:
@@ -55,18 +54,19 @@ def agree_to_price(session: Session, plan: Plan, *, ask: bool) -> None:
     from engine.providers.settings import load_settings
     from engine.runner.spec import spec_for
 
-    spec = spec_for(session.home, plan, load_settings(session.home), "quote")
-    quote = asyncio.run(_quote(session, spec))
+    settings = load_settings(session.home)
+    spec = spec_for(session.home, plan, settings, "quote")
+    quote = asyncio.run(_quote(session, plan, spec, settings))
     for line in quote_lines(quote, spec, plan.provider.keep_for):
         say(line)
     if ask:
         click.confirm("Rent it?", abort=True, err=True)
 
 
-async def _quote(session: Session, spec: Spec) -> Quote:
+async def _quote(session: Session, plan: Plan, spec: Spec, settings: Settings) -> Quote:
     from engine.providers import provider_for
 
-    provider = provider_for(RENTED, session.home)
+    provider = provider_for(plan.provider.name, session.home, settings)
     try:
         return await provider.quote(spec)
     finally:

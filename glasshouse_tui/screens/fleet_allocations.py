@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
-from engine.store.views import RENTED, AllocationView, RunSummary
+from engine.plan import RENTED
+from engine.store.views import AllocationView, RunSummary
 from glasshouse_tui.allocation_status import by_hand, is_left_alone, is_open, is_parked, price, totals
 from glasshouse_tui.format import (
     DASH,
@@ -99,7 +100,7 @@ def allocation_row(allocation: AllocationView, now: datetime, seen: Listed | Non
 def _state(allocation: AllocationView, now: datetime, seen: Listed | None) -> Line:
     shown = look("cleanup", allocation.state)
     if allocation.state == "kept":
-        left = seconds_between(now.isoformat(), allocation.keep_until)
+        left = seconds_between(now.isoformat(), allocation.keep_until.utc if allocation.keep_until else None)
         return line((f"{shown.shape} kept {_coarse(left)}", shown.tone))
     same = seen is not None and seen.state == allocation.state and is_open(allocation)
     told = _OBSERVED.get(seen.observation or "") if seen is not None and same else None
@@ -195,9 +196,9 @@ def detail(one: AllocationView) -> Line:
     if one.provider_id and one.provider_id != one.name:
         parts.append(plain(one.provider_id, 60))
     if one.keep_until and one.state == "kept":
-        parts.append(f"kept until {clock(one.keep_until)}")
-    if one.deadline and is_open(one) and parse_time(one.deadline):
-        parts.append(f"ends itself by {moment(one.deadline)}")
+        parts.append(f"kept until {clock(one.keep_until.utc)}")
+    if one.deadline and is_open(one) and parse_time(one.deadline.utc):
+        parts.append(f"ends itself by {moment(one.deadline.utc)}")
     if one.reason:
         parts.append(plain(one.reason, 200))
     return line((" · ".join(parts), "muted"))

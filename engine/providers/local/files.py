@@ -13,7 +13,6 @@ FOLDER/            0700, `local/NAME` of the home
 from __future__ import annotations
 
 import os
-import secrets
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -36,17 +35,6 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     host_key: str
     pid: int
     start: int
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """Write `data` to `path` atomically, with mode 0600."""
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def open_log(folder: Path) -> BinaryIO:

@@ -36,6 +36,7 @@ from engine.remote.bundle import site_paths, worker_distributions
 from engine.remote.launch import Launched
 from engine.remote.programs.launcher import ENVIRONMENT
 from engine.remote.session import SshSession
+from engine.system.files import write_private
 from engine.system.processes import is_alive
 from engine.wire import utc_now
 from engine.worker.identity import cpu_name, gpu
@@ -229,9 +230,9 @@ def _create(folder: Path, spec: Spec, run_id: str) -> Lease:
     folder.mkdir(mode=0o700, exist_ok=True)
     (folder / files.ROOT).mkdir(mode=0o700, exist_ok=True)
     client, host = (asyncssh.generate_private_key("ssh-ed25519", comment=spec.name) for _ in range(2))
-    files.write_private(folder / files.HOST_KEY, host.export_private_key())
-    files.write_private(folder / files.CLIENT_KEY, client.export_private_key())
-    files.write_private(folder / files.CLIENT_PUBLIC_KEY, client.export_public_key())
+    write_private(folder / files.HOST_KEY, host.export_private_key())
+    write_private(folder / files.CLIENT_KEY, client.export_private_key())
+    write_private(folder / files.CLIENT_PUBLIC_KEY, client.export_public_key())
     lease = Lease(
         allocation_id=spec.name,
         provider=NAME,
@@ -245,7 +246,7 @@ def _create(folder: Path, spec: Spec, run_id: str) -> Lease:
         site_paths=site_paths(),
         machine={"hostKey": host.get_fingerprint()},
     )
-    files.write_private(folder / files.LEASE, msgspec.json.encode(lease))
+    write_private(folder / files.LEASE, msgspec.json.encode(lease))
     return lease
 
 

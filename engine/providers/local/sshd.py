@@ -24,6 +24,7 @@ from engine.providers.local import files
 from engine.providers.local.sftp import RootedSftp
 from engine.remote.connect import CIPHERS
 from engine.remote.programs.launcher import ENVIRONMENT
+from engine.system.files import write_private
 from engine.system.processes import live_process
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ async def serve(folder: Path) -> None:
         pid=process.pid,
         start=process.start,
     )
-    files.write_private(folder / files.READY, msgspec.json.encode(ready))
+    write_private(folder / files.READY, msgspec.json.encode(ready))
     identity = _inode(folder)
     while not ending.is_set() and _inode(folder) == identity:
         with contextlib.suppress(TimeoutError):

@@ -10,7 +10,6 @@ HOME/allocations/NAME/   0700
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shutil
 import time
@@ -23,7 +22,7 @@ import asyncssh
 import msgspec
 
 from engine.errors import ProviderError
-from engine.providers.local.files import write_private
+from engine.system.files import overwrite, sync_folder, write_private
 
 ALLOCATIONS: Final = "allocations"
 CLIENT_KEY: Final = "client_key"
@@ -95,7 +94,7 @@ class AllocationFolder:
             write_private(self.path / CLIENT_KEY, client.export_private_key())
             write_private(self.path / CLIENT_PUBLIC_KEY, client.export_public_key())
             write_private(self.path / HOST_PUBLIC_KEY, host.export_public_key())
-            self._sync()
+            sync_folder(self.path.parent)
         return Keys(client_public=client.export_public_key().decode().strip(), host_private=host.export_private_key())
 
     def host_key(self) -> asyncssh.SSHKey | None:
@@ -130,23 +129,12 @@ class AllocationFolder:
         """Write the record; it is on the disk when this returns."""
         with self._translated():
             write_private(self.path / RECORD, msgspec.json.encode(record))
-            self._sync()
 
     def destroy(self) -> None:
         """Overwrite the private key and remove the folder; errors are ignored, since the pod is gone already."""
-        with contextlib.suppress(OSError), self.client_key.open("r+b") as file:
-            file.write(b"\0" * os.fstat(file.fileno()).st_size)
-            file.flush()
-            os.fsync(file.fileno())
+        with contextlib.suppress(OSError):
+            overwrite(self.client_key)
         shutil.rmtree(self.path, ignore_errors=True)
-
-    def _sync(self) -> None:
-        for folder in (self.path, self.path.parent):
-            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:

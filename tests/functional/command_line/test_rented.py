@@ -22,6 +22,7 @@ from engine.errors import UsageError
 from engine.plan import preset
 from engine.providers import provider_for
 from engine.providers.protocol import Spec
+from engine.providers.settings import load_settings
 from engine.runner.leases import with_lease
 from engine.store.reader import Reader
 from engine.store.writer import Writer
@@ -58,13 +59,13 @@ class Desk:
     def rent(self, run_id: str | None = None) -> str:
         """A pod of ours that stands in the ledger; returns the ledger's id."""
         found, name = secrets.token_hex(6), f"glasshouse-test-rented-{secrets.token_hex(4)}"
-        with Writer(self.home) as writer, Reader(self.home) as reader:
+        with Writer(self.home) as writer:
             writer.allocation_intent(found, "runpod", name, run_id)
-            provider = provider_for("runpod", self.home)
+            provider = provider_for("runpod", self.home, load_settings(self.home))
 
             async def acquire() -> None:
                 lease = await provider.acquire(Spec(name=name, gpus=(CHEAP,), max_cost=1.0), run_id or "rented")
-                writer.allocation_state(found, "created", **with_lease(reader, found, lease))
+                writer.allocation_state(found, "created", **with_lease(lease))
                 await provider.close()
 
             asyncio.run(acquire())

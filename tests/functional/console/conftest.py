@@ -14,6 +14,7 @@ import pytest
 
 from engine.plan import Data, Model, Plan, ProviderRequest, Target
 from engine.records import live_row
+from engine.store.deadline import Deadline
 from engine.store.reader import Reader
 from engine.store.views import PROTECTED_STAGES, RAW_STAGES, Check
 from engine.store.writer import Writer
@@ -126,7 +127,7 @@ class Story:
     def keep(self, allocation_id: str, minutes: int) -> str:
         """An allocation is kept for so long, as the ledger says it."""
         until = (self.clock.at + timedelta(minutes=minutes)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        self.writer.allocation_state(allocation_id, "kept", f"kept until {until}", keep_until=until)
+        self.writer.allocation_state(allocation_id, "kept", f"kept until {until}", keep_until=Deadline(utc=until))
         return until
 
     def stage(self, run_id: str, kind: str, state: str, reason: str = "", after: float = 0.6) -> None:

@@ -26,6 +26,7 @@ from engine.attestation.receipts import Closing, closing_receipt
 from engine.attestation.zeroization import Zeroization, zeroization_receipt
 from engine.plan import load_plan
 from engine.providers.protocol import Lease
+from engine.providers.settings import load_settings
 from engine.records import build_row
 from engine.records.facts import gather
 from engine.remote.launch import Launched
@@ -134,7 +135,7 @@ class Operator:
         ingest = Ingest(self.writer, self.reader, run_id)
         staging = Staging(self.plan, self.folder, self.writer, journal, run_id)
         staging._reference = reference  # measured once for all runs of a module
-        staging.prepare()
+        staging.prepare(load_settings(home))
         ingest.expected = staging.expected(lease)
         self.context = RunContext(
             run_id, self.plan, self.writer, self.reader, journal, ingest, self.folder, staging

@@ -20,7 +20,7 @@ import pytest
 from engine.errors import GlasshouseError, ProviderError, RemoteError, UsageError
 from engine.providers import provider_for
 from engine.providers.protocol import Exclusive, Lease, LedgerEntry, Provider, Scope, Spec
-from engine.providers.settings import HostSettings, Settings
+from engine.providers.settings import HostSettings, Settings, load_settings
 from engine.providers.static import hosts
 from engine.providers.static.provider import StaticProvider
 from engine.remote.bundle import bundle_digest
@@ -69,7 +69,7 @@ def test_it_is_a_provider_that_the_configuration_makes(tmp_path: Path, sshd: Ssh
         f'[[host]]\nname = "box"\naddress = "{host.address}"\nuser = "{host.user}"\nport = {host.port}\n'
         f'key = "{host.key}"\nhost_key = "{host.host_key}"\n'
     )
-    made = provider_for("static", tmp_path)
+    made = provider_for("static", tmp_path, load_settings(tmp_path))
     assert isinstance(made, Provider)
     asyncio.run(made.preflight())
     assert asyncio.run(made.quote(SPEC)).price_per_hour == 0.0

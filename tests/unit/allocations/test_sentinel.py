@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import sqlite3
 import subprocess
 import sys
 import time
@@ -21,9 +22,11 @@ from engine.plan import ProviderRequest, preset
 from engine.providers.protocol import EmptyProof, ExistingAllocation, Lease, LedgerEntry, Reconciliation, Scope
 from engine.runner import spawn
 from engine.runner.end_allocation import end_allocation
-from engine.runner.leases import with_asked, with_end, with_keep, with_lease
+from engine.runner.leases import with_end, with_intent, with_keep, with_lease
+from engine.store.home import database_path
 from engine.store.ledger import AllocationFields
 from engine.store.reader import Reader
+from engine.store.views import AllocationView
 from engine.store.writer import Writer
 from engine.wire import utc_now
 
@@ -109,8 +112,8 @@ def _states(home: Path) -> dict[str, str]:
 async def test_what_was_asked_for_by_a_runner_that_died_is_ended_when_its_time_is_over(
     tmp_path: Path, pods: Pods, writer: Writer
 ) -> None:
-    writer.allocation_intent("a", "runpod", "late", RUN, **with_asked(-1.0))
-    writer.allocation_intent("b", "runpod", "early", RUN, **with_asked(60.0))
+    writer.allocation_intent("a", "runpod", "late", RUN, **with_intent(-1.0))
+    writer.allocation_intent("b", "runpod", "early", RUN, **with_intent(60.0))
     pods.there = {"late", "early"}
     assert await _watches(tmp_path, lambda: _states(tmp_path)["late"] == "gone")
     assert pods.there == {"early"}
@@ -120,9 +123,8 @@ async def test_a_pod_that_an_ended_run_left_is_ended_before_its_deadline(
     tmp_path: Path, pods: Pods, writer: Writer
 ) -> None:
     writer.allocation_intent("a", "runpod", "left", RUN)
-    with Reader(tmp_path) as reader:
-        writer.allocation_state("a", "created", **with_lease(reader, "a", a_lease("left")))
-        writer.allocation_state("a", "ready")
+    writer.allocation_state("a", "created", **with_lease(a_lease("left")))
+    writer.allocation_state("a", "ready")
     writer.finish(RUN, {}, [], state="failed")
     pods.there = {"left"}
     assert await _watches(tmp_path, lambda: not pods.there)
@@ -133,7 +135,8 @@ async def test_one_that_takes_long_and_one_that_cannot_be_read_keep_no_other_wai
 ) -> None:
     for name in ("overdue", "slow", "odd"):  # the newest is looked at first
         writer.allocation_intent(name, "runpod", name, RUN, **with_end(-1.0))
-    writer.allocation_state("odd", "intent", detail={"deadline": "never"})
+    with sqlite3.connect(database_path(tmp_path)) as database:
+        database.execute("""UPDATE allocations SET detail = '{"lease": {"root": 7}}' WHERE id = 'odd'""")
     pods.there = {"overdue", "slow", "odd"}
     assert await _watches(tmp_path, lambda: "overdue" not in pods.there)
 
@@ -141,9 +144,11 @@ async def test_one_that_takes_long_and_one_that_cannot_be_read_keep_no_other_wai
 async def test_a_kept_pod_is_left_alone_until_its_time_is_over(tmp_path: Path, pods: Pods, writer: Writer) -> None:
     for name in ("over", "kept"):
         writer.allocation_intent(name, "runpod", name, RUN)
+        writer.allocation_state(name, "created", **with_lease(a_lease(name)))
         with Reader(tmp_path) as reader:
-            writer.allocation_state(name, "created", **with_lease(reader, name, a_lease(name)))
-            writer.allocation_state(name, "kept", **with_keep(reader, name, -1 if name == "over" else 10))
+            entry = reader.allocation(name)
+        assert entry is not None
+        writer.allocation_state(name, "kept", **with_keep(entry, -1 if name == "over" else 10))
     pods.there = {"over", "kept"}
     assert await _watches(tmp_path, lambda: "over" not in pods.there)
     assert pods.there == {"kept"}
@@ -227,9 +232,9 @@ def test_keeping_for_longer_does_not_take_a_pod_from_the_run_that_took_it_up(
     writer.allocation_state("a", "created")
     writer.allocation_state("a", "kept")
 
-    def meanwhile(reader: Reader, allocation_id: str, minutes: int) -> AllocationFields:
-        writer.take_up(allocation_id, RUN)
-        return with_keep(reader, allocation_id, minutes)
+    def meanwhile(entry: AllocationView, minutes: int) -> AllocationFields:
+        writer.take_up(entry.id, RUN)
+        return with_keep(entry, minutes)
 
     monkeypatch.setattr(cleanup, "with_keep", meanwhile)
     with pytest.raises(StoreError):

@@ -23,6 +23,7 @@ from engine.providers import provider_for
 from engine.providers.local.files import Ready, read_ready
 from engine.providers.local.provider import LocalProvider
 from engine.providers.protocol import Lease, LedgerEntry, Provider, Scope, Spec, allocation_name
+from engine.providers.settings import load_settings
 from engine.remote.session import SshSession
 from engine.system.processes import is_alive, live_process
 
@@ -90,11 +91,11 @@ def _modes(folder: Path) -> dict[str, int]:
 
 
 def test_it_is_a_provider(tmp_path: Path) -> None:
-    made = provider_for("local", tmp_path)
+    made = provider_for("local", tmp_path, load_settings(tmp_path))
     assert isinstance(made, Provider)
     assert made.name == "local"
     with pytest.raises(UsageError) as caught:
-        provider_for("clouds", tmp_path)
+        provider_for("clouds", tmp_path, load_settings(tmp_path))
     assert caught.value.code == "provider_unknown"
 
 

@@ -10,6 +10,7 @@ import pytest
 from engine.errors import RefusedError, StoreError, WireError
 from engine.plan import Plan, preset
 from engine.providers.local.provider import LocalProvider
+from engine.providers.settings import Settings
 from engine.runner.allocation import Allocation
 from engine.runner.environment_local import EnvironmentReference
 from engine.runner.folder import RunFolder, left_behind
@@ -38,7 +39,7 @@ def writer(tmp_path: Path, plan: Plan) -> Writer:
 
 async def test_a_store_that_cannot_be_written_keeps_no_machine(tmp_path: Path, plan: Plan, writer: Writer) -> None:
     reader, provider = Reader(tmp_path), LocalProvider(tmp_path)
-    allocation = Allocation(tmp_path, writer, reader, provider, plan, RUN, Journal(writer, reader, RUN))
+    allocation = Allocation(tmp_path, writer, reader, provider, plan, Settings(), RUN, Journal(writer, reader, RUN))
     lease = await allocation.have()
     assert await provider.observe(lease) == "alive"
     writer._connection.execute("PRAGMA query_only = ON")
@@ -53,7 +54,7 @@ async def test_a_store_that_cannot_be_written_keeps_no_machine(tmp_path: Path, p
 
 async def test_without_a_ledger_that_can_be_written_nothing_is_made(tmp_path: Path, plan: Plan, writer: Writer) -> None:
     reader, provider = Reader(tmp_path), LocalProvider(tmp_path)
-    allocation = Allocation(tmp_path, writer, reader, provider, plan, RUN, Journal(writer, reader, RUN))
+    allocation = Allocation(tmp_path, writer, reader, provider, plan, Settings(), RUN, Journal(writer, reader, RUN))
     writer._connection.execute("PRAGMA query_only = ON")
     with pytest.raises(StoreError):
         await allocation.have()
@@ -100,7 +101,7 @@ async def test_a_run_that_died_after_keeping_does_not_call_gone_what_another_run
     tmp_path: Path, plan: Plan, writer: Writer
 ) -> None:
     reader, provider = Reader(tmp_path), LocalProvider(tmp_path)
-    allocation = Allocation(tmp_path, writer, reader, provider, plan, RUN, Journal(writer, reader, RUN))
+    allocation = Allocation(tmp_path, writer, reader, provider, plan, Settings(), RUN, Journal(writer, reader, RUN))
     await allocation.have()
     await allocation.end(keep_minutes=10)
     entry = allocation.entry()
@@ -111,7 +112,7 @@ async def test_a_run_that_died_after_keeping_does_not_call_gone_what_another_run
     assert reader.run(RUN).summary.cleanup == "kept"
     assert "allocation_gone" not in reader.evidence(RUN)
     other = Allocation(
-        tmp_path, writer, reader, provider, plan, "ba9876543210", Journal(writer, reader, "ba9876543210")
+        tmp_path, writer, reader, provider, plan, Settings(), "ba9876543210", Journal(writer, reader, "ba9876543210")
     )
     await other.end()
     proof = await allocation.end(keep_minutes=10)

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from engine.plan import preset
+from engine.providers.settings import Settings
 from engine.runner import lifecycle
 from engine.runner.environment_local import EnvironmentReference
 from engine.runner.folder import RunFolder
@@ -41,7 +42,7 @@ async def test_a_sealing_that_takes_long_is_told_in_the_runs_reason(
     assert staging.sealing == ""
 
     async def prepare_and_linger() -> None:
-        await asyncio.to_thread(staging.prepare)
+        await asyncio.to_thread(staging.prepare, Settings())
         await asyncio.sleep(0.3)
 
     await runner._until_prepared(staging, asyncio.create_task(prepare_and_linger()))

@@ -10,6 +10,7 @@ import pytest
 
 from engine.errors import StoreError, UsageError
 from engine.plan import Plan
+from engine.store.deadline import Deadline
 from engine.store.home import database_path
 from engine.store.reader import Reader
 from engine.store.views import LedgerState
@@ -83,14 +84,66 @@ def test_impossible_moves_are_refused(
 
 
 def test_what_the_provider_tells_is_added(reader: Reader, intended: Writer) -> None:
-    intended.allocation_state("alloc-1", "created", provider_id="pod7", detail={"hostKey": "ssh-ed25519 AAAA"})
+    intended.allocation_state("alloc-1", "created", provider_id="pod7", lease={"hostKey": "ssh-ed25519 AAAA"})
     intended.allocation_state("alloc-1", "ready", price_per_hour=3.7)
     intended.allocation_state("alloc-1", "ready", spent=1.25)
     (allocation,) = reader.allocations()
     assert (allocation.provider_id, allocation.price_per_hour, allocation.spent) == ("pod7", 3.7, 1.25)
     assert allocation.gpu_model == "NVIDIA H100"
-    assert reader.allocation_detail("alloc-1") == {"hostKey": "ssh-ed25519 AAAA"}
-    assert reader.allocation_detail("none") == {}
+    assert allocation.lease == {"hostKey": "ssh-ed25519 AAAA"}
+    assert reader.allocation("alloc-1") == allocation
+    assert reader.allocation("none") is None
+
+
+def test_deadlines_are_kept_by_the_boot_clock_and_the_first_one_stays(reader: Reader, intended: Writer) -> None:
+    first, later = Deadline.after(60), Deadline.after(600)
+    intended.allocation_state("alloc-1", "created", deadline=first, intended_until=later)
+    intended.allocation_state("alloc-1", "ready", deadline=later)
+    intended.allocation_state("alloc-1", "kept", keep_until=later)
+    entry = reader.allocation("alloc-1")
+    assert entry is not None
+    assert (entry.deadline, entry.keep_until, entry.intended_until) == (first, later, later)
+
+
+def test_taking_up_a_kept_allocation_ends_its_keeping(reader: Reader, intended: Writer, plan: Plan) -> None:
+    intended.create_run("run-b", plan)
+    intended.allocation_state("alloc-1", "created")
+    intended.allocation_state("alloc-1", "kept", keep_until=Deadline.after(60))
+    intended.take_up("alloc-1", "run-b")
+    entry = reader.allocation_of("run-b")
+    assert entry is not None
+    assert (entry.id, entry.run_id, entry.keep_until) == ("alloc-1", "run-b", None)
+    before = reader.allocation_of("run-a")
+    assert before is not None
+    assert before.id == "alloc-1"
+
+
+def test_a_runs_own_entry_comes_before_one_that_another_run_took_up(
+    reader: Reader, intended: Writer, plan: Plan
+) -> None:
+    intended.create_run("run-b", plan)
+    intended.allocation_state("alloc-1", "created")
+    intended.allocation_state("alloc-1", "kept")
+    intended.allocation_intent("alloc-2", "runpod", "another", "run-a")
+    intended.take_up("alloc-1", "run-b")
+    own, other = reader.allocation_of("run-a"), reader.allocation_of("run-b")
+    assert own is not None
+    assert other is not None
+    assert (own.id, other.id) == ("alloc-2", "alloc-1")
+
+
+@pytest.mark.parametrize("detail", ['{"deadline":"never"}', '{"deadline":{"at":1}}', '{"keepUntil":7,"lease":"none"}'])
+def test_a_damaged_record_of_an_earlier_version_still_lists(
+    home: Path, reader: Reader, intended: Writer, detail: str
+) -> None:
+    with sqlite3.connect(database_path(home)) as connection:
+        connection.execute(
+            "UPDATE allocations SET detail = ?, deadline = '2026-11-01T00:00:00.000Z', keep_until = deadline", (detail,)
+        )
+    (entry,) = reader.allocations()
+    assert entry.lease is None
+    assert entry.deadline is not None
+    assert entry.deadline.left() < 0
 
 
 def test_open_allocation_is_priced_by_its_age(home: Path, plan: Plan) -> None:

@@ -6,7 +6,6 @@ They are 0600 in a folder that is 0700, replaced atomically, and may be lost wit
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import fcntl
 import os
 from collections.abc import AsyncIterator
@@ -18,6 +17,7 @@ import msgspec
 
 from engine.errors import StoreError
 from engine.system.clock import boot_seconds
+from engine.system.files import write_private
 
 FOLDER: Final = "allocations"
 _POLL_SECONDS: Final = 0.02
@@ -77,21 +77,11 @@ def read_record(path: Path, kind: type[Read]) -> Read | None:
 
 def write_record(path: Path, record: object) -> bool:
     """Replace a file by a record; False if that fails."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        _write(part, msgspec.json.encode(record))
-        part.replace(path)
+        write_private(path, msgspec.json.encode(record), durable=False)
     except OSError:
-        with contextlib.suppress(OSError):
-            part.unlink()
         return False
     return True
-
-
-def _write(path: Path, data: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _FLAGS, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
 
 
 def _open(path: Path) -> int | None:
