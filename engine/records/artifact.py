@@ -16,8 +16,8 @@ from msgspec import Meta
 
 from engine.attestation.reasons import refusal
 from engine.errors import RefusedError, WireError
+from engine.events import Code, Count, Digest
 from engine.measure.series import pack_series, unpack_series
-from engine.records.public import Code, Count, Digest
 from engine.store.progress import LOSS_BYTES, NANO_BYTES, Steps, body_of
 from engine.store.views import CheckStatus, CleanupState, Series
 from engine.wire import GENESIS, TRAIN_PROGRESS, Event, committed, event_hash, parse, sha256_hex

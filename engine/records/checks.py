@@ -7,19 +7,20 @@ import struct
 from collections.abc import Callable
 from typing import Final, Literal
 
+from engine.events import (
+    PackageOpened,
+    PodClosed,
+    ReleaseGranted,
+    ResultReached,
+    RunnerClosed,
+    TrainCheckpoint,
+    TrainFinished,
+    TrainStarted,
+)
 from engine.measure.stepchain import step_chain
 from engine.plan import Target
 from engine.records.facts import Facts
 from engine.store.views import Check, CheckStatus, SegmentView
-from engine.wire import (
-    ATTEST_RESULT,
-    RELEASE_GRANTED,
-    RELEASE_PLAN_COMPLETED,
-    RUN_CLOSED,
-    TRAIN_CHECKPOINT,
-    TRAIN_FINISHED,
-    TRAIN_STARTED,
-)
 
 Outcome = tuple[CheckStatus, str]
 Checker = Callable[[Facts], Outcome]
@@ -78,12 +79,12 @@ def _attestation(facts: Facts) -> Outcome:
 def _released_after(facts: Facts) -> Outcome:
     if not _protected(facts):
         return _no_protected()
-    results, granted = facts.runner(ATTEST_RESULT), facts.runner(RELEASE_GRANTED)
+    results, granted = facts.runner(ResultReached), facts.runner(ReleaseGranted)
     if not granted:
         return "failed", "no key was released"
     if len(granted) != 1 or "release" not in facts.receipts:
         return "failed", "the release is not backed by exactly one receipt"
-    passed = [e for e in results if e.body.get("status") in {"affirming", "warning"}]
+    passed = [e for e in results if e.body.status in {"affirming", "warning"}]
     if passed and passed[0].seq < granted[0].seq:
         return "passed", "the result stands before the release in the runner's log"
     return "failed", "the release does not follow a result that passed"
@@ -92,11 +93,11 @@ def _released_after(facts: Facts) -> Outcome:
 def _trained_after(facts: Facts) -> Outcome:
     if not _protected(facts):
         return _no_protected()
-    opened, started = facts.pod(RELEASE_PLAN_COMPLETED), facts.pod(TRAIN_STARTED, "protected")
-    granted = facts.runner(RELEASE_GRANTED)
+    opened, started = facts.pod(PackageOpened), facts.pod(TrainStarted, "protected")
+    granted = facts.runner(ReleaseGranted)
     if not opened or not started or not granted:
         return "failed", "release or training is absent from the logs"
-    linked = opened[0].body.get("runnerHead") == granted[0].hash
+    linked = opened[0].body.runner_head == granted[0].hash
     if linked and opened[0].seq < started[0].seq:
         return "passed", "the allocation's log links to the release, and training stands after it"
     return "failed", "training does not stand after a release that the runner's log knows"
@@ -106,16 +107,14 @@ def _chains(facts: Facts) -> Outcome:
     broken = [name for name, whole in (("runner", facts.runner_whole), ("allocation", facts.pod_whole)) if not whole]
     if broken:
         return "failed", f"the chain of the {' and the '.join(broken)} is not whole"
-    ours = facts.runner(RUN_CLOSED)
-    last = facts.pod_log[-1]
-    if last.event != RUN_CLOSED or not ours:
+    ours, theirs = facts.runner(RunnerClosed), facts.pod(PodClosed)
+    if not ours or not theirs or facts.pod_log[-1].hash != theirs[-1].hash:
         return "failed", "a log lacks its end"
     if not facts.is_closed():
         return "failed", "the attester did not sign its log to the end"
-    if ours[-1].body.get("podHead") != last.hash:
+    if ours[-1].body.pod_head != theirs[-1].hash:
         return "failed", "the runner closed over another end of the allocation's log"
-    known = last.body.get("runnerHead")
-    if known not in {event.hash for event in facts.runner_log}:
+    if theirs[-1].body.runner_head not in {event.hash for event in facts.runner_log}:
         return "failed", "the allocation closed over a head that the runner's log does not have"
     return "passed", f"{len(facts.runner_log)} and {len(facts.pod_log)} events, each linked to the one before"
 
@@ -156,10 +155,10 @@ def _gone(facts: Facts) -> Outcome:
         return "not_applicable", "the host is not ours to end"
     if cleanup == "kept":
         return "pending", "the allocation is kept"
-    if proof and proof.get("listings") == 0 and not facts.pod_log:
+    if proof and proof.listings == 0 and not facts.pod_log:
         return "not_applicable", "nothing was acquired"
-    if cleanup == "gone" and proof and proof.get("count") == 0 and proof.get("listings"):
-        return "passed", f"absent in {proof.get('listings')} successful listings"
+    if cleanup == "gone" and proof and proof.count == 0 and proof.listings:
+        return "passed", f"absent in {proof.listings} successful listings"
     if cleanup in {"active", "terminating"}:
         return "pending", f"the allocation is {cleanup}"
     return "failed", f"the allocation is {cleanup}"
@@ -175,8 +174,8 @@ def _finite(facts: Facts) -> Outcome:
             return "failed", f"a loss of the {kind} segment is not finite"
         if segment.final_loss != losses[-1]:
             return "failed", f"the final loss of the {kind} segment is not the last of its series"
-        finished = facts.pod(TRAIN_FINISHED, kind)
-        if not finished or finished[-1].body.get("adapterFinite") is not True:
+        finished = facts.pod(TrainFinished, kind)
+        if not finished or not finished[-1].body.adapter_finite:
             return "failed", f"the {kind} adapter is not known to be finite"
     return "passed", "every loss and every adapter value is finite"
 
@@ -217,10 +216,10 @@ def _collected(facts: Facts) -> Outcome:
         seen = found.get(kind)
         if seen is None:
             return "failed", f"the {kind} adapter was not collected"
-        if seen.get("status") == "sealed":
+        if seen.status == "sealed":
             sealed = True
-        elif seen.get("status") != "opened":
-            return "failed", f"the {kind} adapter: {seen.get('code', 'unknown')}"
+        elif seen.status != "opened":
+            return "failed", f"the {kind} adapter: {seen.code or 'unknown'}"
     if sealed:
         return "not_applicable", "the recipient key is under a passphrase; `glasshouse adapter` opens it"
     return "passed", "each adapter opened, and is the one that its log names"
@@ -250,8 +249,7 @@ def _same_tensors(facts: Facts) -> Outcome:
     if raw is None or protected is None or not raw.steps or not protected.steps:
         return "failed", "a segment has no steps"
     digests = [
-        {e.body["step"]: e.body["tensorDigest"] for e in facts.pod(TRAIN_CHECKPOINT, kind)}
-        for kind in ("raw", "protected")
+        {e.body.step: e.body.tensor_digest for e in facts.pod(TrainCheckpoint, kind)} for kind in ("raw", "protected")
     ]
     common = sorted(set(digests[0]) & set(digests[1]))
     ended_apart = raw.steps == protected.steps and (
@@ -269,11 +267,11 @@ def _same_tensors(facts: Facts) -> Outcome:
 def _evidence_of_steps(facts: Facts) -> Outcome:
     if not _protected(facts):
         return _no_protected()
-    finished = facts.pod(TRAIN_FINISHED, "protected")
+    finished = facts.pod(TrainFinished, "protected")
     series = facts.series["protected"]
-    if not finished or not finished[-1].body.get("stepChain"):
+    if not finished or not finished[-1].body.step_chain:
         return "failed", "the protected segment left no step chain"
-    if finished[-1].body["stepChain"] == step_chain(series.losses, series.nanos):
+    if finished[-1].body.step_chain == step_chain(series.losses, series.nanos):
         return "passed", f"recomputed over {len(series.losses)} steps"
     return "failed", "the step chain does not fit the series"
 

@@ -10,9 +10,9 @@ from typing import Any, Final
 
 from engine.attestation.statements import stated
 from engine.errors import RefusedError, UsageError
+from engine.events import Chain
 from engine.records.artifact import SERIES, Artifact, Bundle, Entry, Heads, Logs, Receipts, dump_artifact, packed
 from engine.records.public import is_public
-from engine.store.chains import Chain
 from engine.store.reader import Reader
 from engine.store.views import FINAL_RUN_STATES, RunView
 from engine.wire import (

@@ -6,7 +6,9 @@ It comes from the store (`gather`), or from a public artifact (`engine.records.r
 from __future__ import annotations
 
 import base64
-from typing import Any
+import contextlib
+from dataclasses import dataclass
+from typing import Any, Generic
 
 import msgspec
 
@@ -14,18 +16,34 @@ from engine.attestation.receipts import read_closing
 from engine.attestation.statements import stated
 from engine.attestation.zeroization import Zeroization, zeroization_faults
 from engine.errors import RefusedError, WireError
+from engine.events import (
+    AdapterCollected,
+    AllocationGone,
+    BodyT,
+    Chain,
+    LaunchAccepted,
+    Machine,
+    PodClosed,
+    SegmentState,
+    ZeroizeDone,
+    fields_of,
+    name_of,
+    read_body,
+)
 from engine.plan import Plan, load_plan
 from engine.store.reader import Reader
 from engine.store.views import RunView, SegmentView, Series
-from engine.wire import (
-    ADAPTER_COLLECTED,
-    ALLOCATION_GONE,
-    LAUNCH_ACCEPTED,
-    SEGMENT_STATE,
-    ZEROIZE_DONE,
-    ChainReader,
-    Event,
-)
+from engine.wire import ChainReader, Event
+
+
+@dataclass(frozen=True)
+class Logged(Generic[BodyT]):
+    """An event in its form, with its place in its log."""
+
+    seq: int
+    prev: str
+    hash: str
+    body: BodyT
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,40 +62,49 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         """The segment's view, or None when the plan has none of that kind."""
         return next((segment for segment in self.view.segments if segment.kind == kind), None)
 
-    def pod(self, event: str, kind: str | None = None) -> list[Event]:
-        """The allocation's events of a name, of one segment if asked."""
-        return [e for e in self.pod_log if e.event == event and (kind is None or e.body.get("segment") == kind)]
+    def pod(self, kind: type[BodyT], segment: str | None = None) -> list[Logged[BodyT]]:
+        """The allocation's events of a form, of one segment if given."""
+        logged = _logged(self.pod_log, kind)
+        return [one for one in logged if segment is None or getattr(one.body, "segment", None) == segment]
 
-    def runner(self, event: str) -> list[Event]:
-        """The runner's events of a name."""
-        return [e for e in self.runner_log if e.event == event]
+    def runner(self, kind: type[BodyT]) -> list[Logged[BodyT]]:
+        """The runner's events of a form."""
+        return _logged(self.runner_log, kind)
 
-    def identities(self) -> dict[str, Any]:
-        """By segment, what the machine was seen to be when it began."""
-        return {str(e.body["segment"]): e.body["identity"] for e in self.pod(SEGMENT_STATE) if "identity" in e.body}
+    def has(self, chain: Chain, name: str) -> bool:
+        """Whether a log has an event of this name, in whatever form."""
+        return any(event.event == name for event in (self.runner_log if chain == "runner" else self.pod_log))
 
-    def collected(self) -> dict[str, dict[str, Any]]:
-        """By segment, what the runner saw of the adapter that came home."""
-        return {str(e.body["segment"]): e.body for e in self.runner(ADAPTER_COLLECTED)}
+    def identities(self) -> dict[str, Machine]:
+        """By segment, the machine as it was when the segment began."""
+        states = (one.body for one in self.pod(SegmentState))
+        return {state.segment: state.identity for state in states if state.identity is not None}
 
-    def gone(self) -> dict[str, Any] | None:
-        """What the provider listed after the release, or None before that was asked."""
-        found = self.runner(ALLOCATION_GONE)
-        return found[-1].body if found else None
+    def collected(self) -> dict[str, AdapterCollected]:
+        """By segment, what the runner found the downloaded adapter to be."""
+        return {one.body.segment: one.body for one in self.runner(AdapterCollected)}
+
+    def gone(self) -> AllocationGone | None:
+        """What the provider listed after the release; None before that was counted."""
+        logged = self.runner(AllocationGone)
+        return logged[-1].body if logged else None
 
     def is_closed(self) -> bool:
         """Whether the attester signed its log up to its end: what came after the wipe's receipt too."""
-        launch, last = self.pod(LAUNCH_ACCEPTED), self.pod_log[-1]
-        try:
-            attester = base64.b64decode(launch[0].body["attesterKey"], validate=True)
-            found = read_closing(last.body.get("receipt"), attester, run_id=self.view.summary.id)
-        except (LookupError, TypeError, ValueError, RefusedError):
+        launch, closed = self.pod(LaunchAccepted), self.pod(PodClosed)
+        if not launch or not closed or closed[-1].hash != self.pod_log[-1].hash:
             return False
-        return (found.pod_head, found.runner_head) == (last.prev, last.body.get("runnerHead"))
+        last = closed[-1]
+        try:
+            attester = base64.b64decode(launch[0].body.attester_key, validate=True)
+            signed = read_closing(fields_of(last.body.receipt), attester, run_id=self.view.summary.id)
+        except (ValueError, RefusedError):
+            return False
+        return (signed.pod_head, signed.runner_head) == (last.prev, last.body.runner_head)
 
     def wipe_faults(self) -> tuple[str, ...]:
         """The codes for which zeroization is not proven, judged anew from the receipt; empty when it is."""
-        receipt, done = self.receipts.get("zeroization"), self.pod(ZEROIZE_DONE)
+        receipt, done = self.receipts.get("zeroization"), self.pod(ZeroizeDone)
         if receipt is None or not done:
             return ("zeroization_missing",)
         try:
@@ -87,13 +114,27 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         return wipe_faults(found, done[-1].body)
 
 
-def wipe_faults(found: Zeroization, told: dict[str, Any]) -> tuple[str, ...]:
-    """What the receipt lacks, and what the allocation itself said of it (`told`: the body of `zeroize.done`)."""
-    reasons = told.get("reasons")
-    named = [str(reason)[:64] for reason in reasons[:16]] if isinstance(reasons, list) else ["receipt_malformed"]
-    if not named and told.get("state") != "zeroized":
-        named = ["zeroization_not_claimed"]
-    return tuple(sorted({*zeroization_faults(found), *named}))
+def wipe_faults(proof: Zeroization, done: ZeroizeDone) -> tuple[str, ...]:
+    """What the receipt lacks, and what the allocation itself admits in `zeroize.done`."""
+    admitted = [str(reason) for reason in done.reasons[:16]]
+    if not admitted and done.state != "zeroized":
+        admitted = ["zeroization_not_claimed"]
+    return tuple(sorted({*zeroization_faults(proof), *admitted}))
+
+
+def _logged(log: list[Event], kind: type[BodyT]) -> list[Logged[BodyT]]:
+    """Events of a form. One of that name in another form is left out: a log that has one is never whole."""
+    name, logged = name_of(kind), []
+    for event in log:
+        if event.event == name:
+            with contextlib.suppress(ValueError):
+                logged.append(Logged(event.seq, event.prev, event.hash, read_body(event, kind)))
+    return logged
+
+
+def bodies(log: list[Event], kind: type[BodyT]) -> list[BodyT]:
+    """The bodies of a log's events of a form."""
+    return [one.body for one in _logged(log, kind)]
 
 
 def is_whole(run_id: str, log: list[Event]) -> bool:

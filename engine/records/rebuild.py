@@ -7,31 +7,21 @@ operator knows (when the run began, how it ended, what it cost) is listed in `ST
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 
 from engine.attestation.evidence import observed_controls
 from engine.errors import PlanError
+from engine.events import AdapterSaved, AdapterSealed, Chain, LaunchAccepted, ResultReached, SegmentState, TrainFinished
 from engine.plan import Plan, load_plan
 from engine.records.artifact import Artifact, Bundle, Entry, events_of, is_whole, malformed, unpacked
-from engine.records.facts import Facts
+from engine.records.facts import Facts, bodies
 from engine.records.public import is_public
 from engine.records.row import build_row
-from engine.store.chains import Chain
 from engine.store.views import AttestationState, CleanupState, RunSummary, RunView, SegmentView, Series
-from engine.wire import (
-    ADAPTER_SAVED,
-    ADAPTER_SEALED,
-    ATTEST_RESULT,
-    LAUNCH_ACCEPTED,
-    RELEASE_GRANTED,
-    SEGMENT_STATE,
-    TRAIN_FINISHED,
-    Event,
-    digest_of,
-)
+from engine.wire import RELEASE_GRANTED, Event, digest_of
 
 STATED: Final = frozenset({"startedAt", "finishedAt", "state", "reason", "version"})
 """Fields of a row that only the operator knows: they must make sense, and stand as they were signed."""
@@ -42,7 +32,6 @@ PRECISION_TOLERANCE: Final = 0.005
 """The one figure that is drawn by resampling: another processor may round its last digit otherwise."""
 
 
-"""Providers whose hosts are nobody's to end."""
 _UNPROVEN: Final = ("active", "kept", "terminating", "leaked")
 
 
@@ -112,19 +101,19 @@ def _view(
     row: dict[str, Any], bundle: Bundle, plan: Plan, runner: list[Event], pod: list[Event], series: Mapping[str, Series]
 ) -> RunView:
     result = bundle.result or {}
-    results = [event.body for event in runner if event.event == ATTEST_RESULT]
-    launch = next((event.body for event in pod if event.event == LAUNCH_ACCEPTED), None)
-    asked = any(event.event == SEGMENT_STATE and event.body.get("state") == "attesting" for event in pod)
-    attestation: AttestationState = "awaiting_evidence" if asked else "not_requested"
+    results = bodies(runner, ResultReached)
+    launches = bodies(pod, LaunchAccepted)
+    requested = any(state.state == "attesting" for state in bodies(pod, SegmentState))
+    attestation: AttestationState = "awaiting_evidence" if requested else "not_requested"
     if results:
-        attestation = "verified" if results[-1].get("status") in ("affirming", "warning") else "rejected"
+        attestation = "verified" if results[-1].status in ("affirming", "warning") else "rejected"
     summary = RunSummary(
         id=str(row["id"]),
         source="mine",
         label=plan.label,
         preset=plan.preset,
         provider=plan.provider.name,
-        gpu_model=row["gpuModel"] if launch is None else gpu_model(launch),
+        gpu_model=gpu_model(launches[0]) if launches else row["gpuModel"],
         model=plan.model.name,
         segments=plan.segments,
         order=plan.order if plan.segments == "pair" else None,
@@ -155,15 +144,14 @@ def _view(
         row=None,
         tier=result.get("tier") if results else None,
         ear_status=result.get("status") if results else None,
-        reason_codes=tuple(results[-1].get("codes", [])) if results else (),
+        reason_codes=tuple(results[-1].codes) if results else (),
         enforcement=observed_controls(bundle.evidence) if bundle.evidence is not None else None,
     )
 
 
-def gpu_model(launch: dict[str, Any]) -> str:
+def gpu_model(launch: LaunchAccepted) -> str:
     """What the allocation runs on, as `launch.accepted` names it."""
-    gpu = launch.get("gpu")
-    return str(gpu["name"] if gpu else f"CPU ({launch.get('cpu', 'unknown')})")[:120]
+    return (launch.gpu.name if launch.gpu is not None else f"CPU ({launch.cpu})")[:120]
 
 
 def _judged(facts: Facts) -> Facts:
@@ -176,7 +164,7 @@ def _judged(facts: Facts) -> Facts:
         )
     gone = facts.gone()
     if gone is not None:
-        count = gone.get("count")
+        count = gone.count
         owned = facts.plan.provider.kind.deletes
         cleanup: CleanupState = "gone" if count == 0 else "leaked" if owned or count else "not_ours"
         summary = msgspec.structs.replace(summary, cleanup=cleanup)
@@ -184,36 +172,38 @@ def _judged(facts: Facts) -> Facts:
 
 
 def _segment(kind: str, position: int, pod: list[Event], series: Series | None) -> SegmentView:
-    mine = [event for event in pod if event.body.get("segment") == kind]
-    states = [event.body for event in mine if event.event == SEGMENT_STATE]
-    finished = next((event.body for event in reversed(mine) if event.event == TRAIN_FINISHED), {})
-    kept = ADAPTER_SAVED if kind == "raw" else ADAPTER_SEALED
-    adapter = next((event.body for event in reversed(mine) if event.event == kept), {})
-    stops = [body["stopReason"] for body in (finished, *states) if body.get("stopReason")]
+    states = [body for body in bodies(pod, SegmentState) if body.segment == kind]
+    finishes = [body for body in bodies(pod, TrainFinished) if body.segment == kind]
+    finished = finishes[-1] if finishes else None
+    adapters: Sequence[AdapterSaved | AdapterSealed] = (
+        bodies(pod, AdapterSaved) if kind == "raw" else bodies(pod, AdapterSealed)
+    )
+    adapter = next((body for body in reversed(adapters) if body.segment == kind), None)
+    stops = [body.stop_reason for body in finishes[-1:]] + [body.stop_reason for body in states if body.stop_reason]
     # Without the series the attester's own counts stand for it.
-    nanos = sum(series.nanos) if series is not None else int(finished.get("elapsedNs", 0))
-    steps = len(series.losses) if series is not None else int(finished.get("steps", 0))
-    last = states[-1] if states else {}
+    nanos = sum(series.nanos) if series is not None else finished.elapsed_ns if finished else 0
+    steps = len(series.losses) if series is not None else finished.steps if finished else 0
+    last = states[-1] if states else None
     return SegmentView(
         kind="raw" if kind == "raw" else "protected",
         position=position,
-        state=last.get("state", "pending"),
-        reason=str(last.get("code") or ""),
+        state=last.state if last else "pending",  # type: ignore[arg-type]  # what is no state fails the row's checks
+        reason=last.code or "" if last else "",
         stop_reason=stops[-1] if stops else None,
         steps=steps,
         elapsed_sec=nanos / 1e9 if nanos else None,
         last_loss=series.losses[-1] if series is not None and series.losses else None,
-        final_loss=finished.get("finalLoss"),
-        adapter_sha256=adapter.get("sha256"),
-        tensor_digest=finished.get("tensorDigest"),
+        final_loss=finished.final_loss if finished else None,
+        adapter_sha256=adapter.sha256 if adapter else None,
+        tensor_digest=finished.tensor_digest if finished else None,
         phases=phases(states),
     )
 
 
-def phases(states: list[dict[str, Any]]) -> dict[str, float]:
+def phases(states: list[SegmentState]) -> dict[str, float]:
     """Seconds in each state of a segment, from the states' times on the supervisor's clock; the last has no end."""
     return {
-        str(before["state"]): round(float(after["at"]) - float(before["at"]), 6)
+        before.state: round(after.at - before.at, 6)
         for before, after in itertools.pairwise(states)
-        if before["state"] != after["state"]
+        if before.state != after.state
     }

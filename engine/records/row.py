@@ -71,10 +71,10 @@ def build_row(
     row["sameAllocation"] = (
         identities["raw"] == identities["protected"] if {"raw", "protected"} <= set(identities) else None
     )
-    proof = facts.gone() or {}
+    proof = facts.gone()
     row["cleanup"] = {
-        "activeRunPodPodsAfterRun": proof.get("count"),
-        "otherActivePods": proof.get("others"),
+        "activeRunPodPodsAfterRun": None if proof is None else proof.count,
+        "otherActivePods": None if proof is None else proof.others,
     }
     row["overheadPrecisionPct"] = _precision(facts)
     return row, checks

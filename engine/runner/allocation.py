@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from engine.errors import GlasshouseError, ProviderError, RemoteError, StoreError, UsageError
+from engine.events import AllocationGone
 from engine.plan import Plan
 from engine.providers.protocol import EmptyProof, Lease, Provider, allocation_name
 from engine.providers.settings import Settings
@@ -24,7 +25,7 @@ from engine.runner.spec import spec_for
 from engine.store.reader import Reader
 from engine.store.views import AllocationView
 from engine.store.writer import Writer
-from engine.wire import ALLOCATION_GONE, utc_now
+from engine.wire import utc_now
 
 INSTALL: Final = "install"
 _HOME: Final = 'printf %s "$HOME"'
@@ -186,7 +187,7 @@ def kept_allocation(reader: Reader, wanted: str) -> AllocationView:
 def record_gone(writer: Writer, journal: Journal, run_id: str, proof: EmptyProof) -> None:
     """Put what was counted into the run's evidence and into the runner's log."""
     writer.evidence(run_id, "allocation_gone", msgspec.to_builtins(proof))
-    journal.once(ALLOCATION_GONE, {"count": proof.count, "others": proof.others, "listings": proof.listings})
+    journal.once(AllocationGone(count=proof.count, listings=proof.listings, others=proof.others))
 
 
 async def anchored(session: SshSession, lease: Lease) -> Lease:

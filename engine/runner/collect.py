@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from engine.errors import GlasshouseError
+from engine.events import AdapterCollected, AdapterSaved, AdapterSealed
 from engine.measure.digest import tensor_digest
 from engine.measure.safetensors_header import read_header
+from engine.plan import SegmentKind
 from engine.remote.reconnect import Reconnecting
 from engine.remote.transfer import download
 from engine.runner.context import RunContext
@@ -19,7 +21,7 @@ from engine.runner.folder import ADAPTER_CONFIG, ADAPTER_FILES
 from engine.sealing.adapter import AdapterBinding, open_adapter
 from engine.sealing.operator_keys import OperatorKeys
 from engine.system.files import write_private
-from engine.wire import ADAPTER_COLLECTED, sha256_hex
+from engine.wire import sha256_hex
 
 MAX_ADAPTER_BYTES: Final = 4 * 1024**3
 
@@ -29,65 +31,68 @@ async def collect(context: RunContext, link: Reconnecting, run_dir: str) -> None
     target = context.folder.adapters
     target.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_private(target / ADAPTER_CONFIG, context.staging.adapter_config())
-    if "raw" in context.ingest.adapters:
+    raw, protected = context.ingest.adapters.get("raw"), context.ingest.adapters.get("protected")
+    if raw is not None:
         path = target / ADAPTER_FILES["raw"]
         await link.call(
             lambda session: download(session, f"{run_dir}/outbox/raw/adapter.safetensors", path, MAX_ADAPTER_BYTES)
         )
-        _note(context, "raw", _judge(path.read_bytes(), context.ingest.adapters["raw"]))
-    if "protected" in context.ingest.adapters:
+        _note(context, _judge(path.read_bytes(), raw, "raw"))
+    if isinstance(protected, AdapterSealed):
         sealed = target / ADAPTER_FILES["protected"]
         await link.call(
             lambda session: download(session, f"{run_dir}/outbox/protected/adapter.sealed", sealed, MAX_ADAPTER_BYTES)
         )
-        _note(context, "protected", _open(context, sealed, context.ingest.adapters["protected"]))
+        _note(context, _open(context, sealed, protected))
 
 
-def _note(context: RunContext, kind: str, seen: dict[str, Any]) -> None:
-    body = {"segment": kind, **seen}
-    if context.journal.last(ADAPTER_COLLECTED, kind) != body:  # an earlier runner may have come to this
-        context.journal.add(ADAPTER_COLLECTED, body)
+def _note(context: RunContext, seen: AdapterCollected) -> None:
+    before = [body for body in context.journal.bodies(AdapterCollected) if body.segment == seen.segment]
+    if before[-1:] != [seen]:  # unless an earlier runner logged the same
+        context.journal.add(seen)
 
 
-def _judge(plain: bytes, named: dict[str, Any]) -> dict[str, Any]:
+def _judge(plain: bytes, named: AdapterSaved | AdapterSealed, kind: SegmentKind) -> AdapterCollected:
     """Whether these bytes are the artifact, and the tensors, that the log names."""
-    if sha256_hex(plain) != named.get("sha256"):
-        return _wrong("adapter_other_digest")
+    if sha256_hex(plain) != named.sha256:
+        return _wrong(kind, "adapter_other_digest")
     view = memoryview(plain)
     try:
         header = read_header(view)
-        found = tensor_digest(
+        digest = tensor_digest(
             (name, spec.dtype, spec.shape, view[spec.start : spec.end]) for name, spec in header.items()
         )
     except (GlasshouseError, ValueError):
-        return _wrong("adapter_malformed")
-    if found != named.get("tensorDigest"):
-        return _wrong("adapter_other_tensors")
-    return {"status": "opened", "sha256": named["sha256"], "tensorDigest": named["tensorDigest"], "size": len(plain)}
+        return _wrong(kind, "adapter_malformed")
+    if digest != named.tensor_digest:
+        return _wrong(kind, "adapter_other_tensors")
+    return AdapterCollected(
+        segment=kind, status="opened", sha256=named.sha256, tensor_digest=named.tensor_digest, size=len(plain)
+    )
 
 
-def _wrong(code: str) -> dict[str, Any]:
-    return {"status": "wrong", "code": code}
+def _wrong(kind: SegmentKind, code: str) -> AdapterCollected:
+    return AdapterCollected(segment=kind, status="wrong", code=code)
 
 
-def _open(context: RunContext, sealed: Path, named: dict[str, Any]) -> dict[str, Any]:
+def _open(context: RunContext, sealed: Path, named: AdapterSealed) -> AdapterCollected:
     with sealed.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != named.get("sealedSha256"):
-            return _wrong("adapter_other_sealed_file")
+        if hashlib.file_digest(file, "sha256").hexdigest() != named.sealed_sha256:
+            return _wrong("protected", "adapter_other_sealed_file")
     try:
         keys = OperatorKeys.load(context.folder.home / "keys")
     except GlasshouseError as error:
         if error.code in {"passphrase_needed", "key_passphrase_needed"}:
-            return {"status": "sealed", "sealedSha256": named.get("sealedSha256")}
+            return AdapterCollected(segment="protected", status="sealed", sealed_sha256=named.sealed_sha256)
         raise
     expected = AdapterBinding(
         context.run_id,
         "protected",
         context.staging.prepared.manifest_digest or "",
-        context.ingest.nonce_digest or str(named.get("nonceSha256", "")),
+        context.ingest.nonce_digest or named.nonce_sha256,
     )
     try:
         plain = keys.with_recipient(lambda recipient: open_adapter(sealed, recipient, expected))
-        return _judge(plain, named)
+        return _judge(plain, named, "protected")
     except GlasshouseError as error:
-        return _wrong(error.code)
+        return _wrong("protected", error.code)

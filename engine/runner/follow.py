@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Final
 
 from engine.errors import GlasshouseError, ProviderError, RemoteError, RunError
+from engine.events import RunnerClosed
 from engine.providers.protocol import Lease
 from engine.remote.launch import Launched, alive
 from engine.remote.reconnect import Reconnecting
@@ -17,7 +18,7 @@ from engine.remote.transfer import put_inbox
 from engine.runner.context import RunContext
 from engine.runner.heartbeat import Heart
 from engine.runner.relying_party import RelyingParty
-from engine.wire import RUN_CLOSED, ChainReader, canonical
+from engine.wire import ChainReader, canonical
 
 POLL_SECONDS: Final = 0.2
 LIVENESS_SECONDS: Final = 3.0
@@ -47,9 +48,6 @@ class Follower:
 
     async def follow(self) -> None:
         """Until every segment is done or failed; raises `RunError` (`supervisor_died`) and what the log refuses."""
-        # A state is entered before its event is stored: a runner that died between left events behind final states.
-        while await self._take():
-            pass
         while not self._segments_over() and not self._ingest.closed:
             if not await self._take():
                 await self._check_liveness()
@@ -65,9 +63,10 @@ class Follower:
         if not self._ingest.closed:
             await self._put_end()
             await self._until(lambda: self._ingest.closed, END_SECONDS)
-        body = {"podHead": self._context.writer.tail(self._context.run_id, "pod").head}
-        if self._context.journal.last(RUN_CLOSED) != body:
-            self._context.journal.add(RUN_CLOSED, body)
+        self._relying.conclude()  # an earlier version's runner may have left the wipe's proof behind a final state
+        closed = RunnerClosed(pod_head=self._context.writer.tail(self._context.run_id, "pod").head)
+        if self._context.journal.bodies(RunnerClosed)[-1:] != [closed]:
+            self._context.journal.add(closed)
 
     async def stop(self) -> None:
         """See that no supervisor is left behind: ask, wait, then end it with its children."""
@@ -91,7 +90,7 @@ class Follower:
         tailed = await self._tail.poll()
         if not tailed:
             return False
-        self._ingest.take([item.event for item in tailed], tailed[-1].end)
+        self._ingest.take(tailed)
         self._looked = self._heard = time.monotonic()
         return True
 

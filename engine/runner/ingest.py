@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import base64
+import copy
 from collections.abc import Sequence
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
 
 from engine.attestation.evidence import observed_controls
 from engine.errors import RefusedError, WireError
-from engine.plan import SegmentKind
+from engine.events import (
+    POD,
+    AdapterSaved,
+    AdapterSealed,
+    Body,
+    EvidenceSent,
+    LaunchAccepted,
+    LogLine,
+    PackageOpened,
+    PodClosed,
+    SegmentState,
+    TrainFinished,
+    ZeroizeDone,
+    fields_of,
+    read_body,
+)
 from engine.records.public import is_public
 from engine.records.rebuild import gpu_model
+from engine.remote.tail import Tailed
 from engine.store.reader import Reader
 from engine.store.views import PROTECTED_STAGES
 from engine.store.writer import Writer
-from engine.wire import (
-    ADAPTER_SAVED,
-    ADAPTER_SEALED,
-    ATTEST_EVIDENCE,
-    LAUNCH_ACCEPTED,
-    LOG,
-    RELEASE_PLAN_COMPLETED,
-    RUN_CLOSED,
-    SEGMENT_STATE,
-    TRAIN_FINISHED,
-    ZEROIZE_DONE,
-    Event,
-    committed,
-)
+from engine.wire import LOG, TRAIN_PROGRESS, Event, committed
 
 ORDERS: Final = {
     "attestation": ("not_requested", "awaiting_evidence", "verified", "rejected"),
@@ -38,43 +43,89 @@ SEGMENT_ORDER: Final = (*PROTECTED_STAGES, "failed")
 KEY_BYTES: Final = 32
 
 
-class Expected:
-    """What the launch must announce: the bundle and the job that were sent."""
+class Expected(NamedTuple):
+    """What the launch must announce: the bundle and the job that were sent, by digest."""
 
-    def __init__(self, bundle_digest: str, job_digest: str) -> None:
-        self.bundle_digest = bundle_digest
-        self.job_digest = job_digest
+    bundle_digest: str
+    job_digest: str
+
+
+@dataclass
+class _Known:
+    """What the log has said so far, and the states that follow."""
+
+    states: dict[str, str]
+    launch: LaunchAccepted | None = None
+    token: str | None = None
+    opened: bool = False
+    closed: bool = False
+    zeroization: ZeroizeDone | None = None
+    adapters: dict[str, AdapterSaved | AdapterSealed] = field(default_factory=dict)
+    explanations: dict[str, str] = field(default_factory=dict)
+    """Error codes of `log` lines, with the sentence that came with each."""
+    entered: dict[str, tuple[str, float]] = field(default_factory=dict)
+    """By segment, its state and when it entered that, in seconds on the supervisor's clock."""
 
 
 class Ingest:
-    """The store's view of one run, moved on by its events. Applying an event again changes nothing."""
+    """The store's view of one run, moved on by its events. Taking an event again changes nothing."""
 
     def __init__(self, writer: Writer, reader: Reader, run_id: str) -> None:
         self._writer = writer
         self._run_id = run_id
         view = reader.run(run_id)
-        self.states: dict[str, str] = {
-            "attestation": view.summary.attestation,
-            "key": view.summary.key,
-            "runtime": view.summary.runtime_state,
-            **{f"segment:{segment.kind}": segment.state for segment in view.segments},
-        }
+        self._known = _Known(
+            {
+                "attestation": view.summary.attestation,
+                "key": view.summary.key,
+                "runtime": view.summary.runtime_state,
+                **{f"segment:{segment.kind}": segment.state for segment in view.segments},
+            }
+        )
         self.expected: Expected | None = None
-        self.launch: dict[str, Any] | None = None
-        self.token: str | None = None
         self.nonce_digest: str | None = None
-        self.closed = False
-        self.released = False
-        self.zeroization: dict[str, Any] | None = None
-        self.finished: dict[str, dict[str, Any]] = {}
-        self.adapters: dict[str, dict[str, Any]] = {}
-        self._told: dict[str, str] = {}
-        self._stage_since: dict[str, tuple[str, float]] = {}
+        """SHA-256 of the nonce that was sent, once there is one."""
         for event in reader.events(run_id, "pod"):
-            self._remember(event)
+            if event.event != TRAIN_PROGRESS:
+                self._remember(_body_of(event))
+
+    @property
+    def states(self) -> dict[str, str]:
+        """The present state of each subject: attestation, key, runtime, `segment:raw`, `segment:protected`."""
+        return self._known.states
+
+    @property
+    def launch(self) -> LaunchAccepted | None:
+        """What was launched."""
+        return self._known.launch
+
+    @property
+    def token(self) -> str | None:
+        """The evidence."""
+        return self._known.token
+
+    @property
+    def opened(self) -> bool:
+        """True once the allocation opened the package with the released keys."""
+        return self._known.opened
+
+    @property
+    def closed(self) -> bool:
+        """True once the log has its end."""
+        return self._known.closed
+
+    @property
+    def zeroization(self) -> ZeroizeDone | None:
+        """What the allocation says about its wipe."""
+        return self._known.zeroization
+
+    @property
+    def adapters(self) -> dict[str, AdapterSaved | AdapterSealed]:
+        """By segment, the adapter that the log names."""
+        return self._known.adapters
 
     def advance(self, subject: str, state: str, reason: str = "") -> None:
-        """Record a state when it lies ahead of the present one."""
+        """Record a state when it is ahead of the present one."""
         order = ORDERS.get(subject, SEGMENT_ORDER)
         if order.index(state) > order.index(self.states[subject]):
             self._writer.transition(self._run_id, subject, state, reason)
@@ -85,102 +136,133 @@ class Ingest:
         if self.states["key"] == "released" and self.states["runtime"] not in {"zeroized", "unverified"}:
             self.advance("runtime", "unverified", "zeroization_missing: the allocation left no receipt of a wipe")
 
-    def take(self, events: Sequence[Event], offset: int) -> None:
-        """Apply events, then commit them with the offset behind them; raises `RefusedError` for a foreign launch."""
-        for event in events:
-            try:
-                self._check(event)
-                self._apply(event)
-                self._remember(event)
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
-                raise WireError(f"An event {event.event} is malformed.", code="event_invalid") from error
-        self._writer.ingest(self._run_id, events, offset)
+    def take(self, received: Sequence[Tailed]) -> None:
+        """Apply one reading of the log and commit it whole: events, offset, states and segment fields together.
 
-    def _check(self, event: Event) -> None:
-        self._check_form(event)
-        if event.event == ATTEST_EVIDENCE and self.token is not None and str(event.body.get("token")) != self.token:
+        Raises `WireError` (`event_invalid`, and as `Writer.ingest`) and `RefusedError` (`evidence_repeated`,
+        `launch_repeated`, `measurement_mismatch`, `job_mismatch`). What came before the refused event is kept.
+        """
+        try:
+            self._commit(received)
+        except (WireError, RefusedError):
+            for one in received:  # the one that is refused raises again
+                self._commit([one])
+            raise
+
+    def _commit(self, received: Sequence[Tailed]) -> None:
+        before = copy.deepcopy(self._known)
+        try:
+            with self._writer.transaction():
+                for event, _ in received:
+                    self._apply_event(event)
+                self._writer.ingest(self._run_id, [event for event, _ in received], received[-1].end)
+        except BaseException:
+            self._known = before
+            raise
+
+    def _apply_event(self, event: Event) -> None:
+        try:
+            _require_public(event)
+            if event.event == TRAIN_PROGRESS:
+                return  # the store takes its steps in, and refuses them with a code of their own
+            body = _body_of(event)
+            self._check(body)
+            self._apply(body)
+            self._remember(body)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise WireError(f"An event {event.event} is malformed.", code="event_invalid") from error
+
+    def _check(self, body: Body) -> None:
+        known = self._known
+        if isinstance(body, EvidenceSent) and known.token is not None and body.token != known.token:
             # What was appraised must stay what is stored and exported.
             raise RefusedError("The allocation sent other evidence than before.", code="evidence_repeated")
-        if event.event != LAUNCH_ACCEPTED or self.expected is None:
+        if not isinstance(body, LaunchAccepted) or self.expected is None:
             return
-        if self.launch is not None and self.launch != event.body:
+        if known.launch is not None and known.launch != body:
             raise RefusedError("The allocation announced a second launch.", code="launch_repeated")
-        if event.body.get("bundleDigest") != self.expected.bundle_digest:
+        if body.bundle_digest != self.expected.bundle_digest:
             raise RefusedError("The allocation runs another bundle than was sent.", code="measurement_mismatch")
-        if event.body.get("jobDigest") != self.expected.job_digest:
+        if body.job_digest != self.expected.job_digest:
             raise RefusedError("The allocation runs another job than was sent.", code="job_mismatch")
 
-    @staticmethod
-    def _check_form(event: Event) -> None:
-        """Every event will be published, but for lines for a person: nothing else may be in it than is public."""
-        if not is_public("pod", event.event, committed(event.event, event.body)):
-            raise ValueError("it has other fields or texts than are published")
-
-    def _remember(self, event: Event) -> None:
+    def _remember(self, body: Body) -> None:
         """Keep what later decisions need; also run over the stored log at a restart."""
-        body = event.body
-        if event.event == LAUNCH_ACCEPTED:
-            self.launch = body
-        elif event.event == ATTEST_EVIDENCE:
-            self.token = str(body.get("token"))
-        elif event.event == RELEASE_PLAN_COMPLETED:
-            self.released = True
-        elif event.event == TRAIN_FINISHED:
-            self.finished[str(body.get("segment"))] = body
-        elif event.event in {ADAPTER_SAVED, ADAPTER_SEALED}:
-            self.adapters[str(body.get("segment"))] = body
-        elif event.event == ZEROIZE_DONE:
-            self.zeroization = body
-        elif event.event == RUN_CLOSED:
-            self.closed = True
-        elif event.event == LOG and "code" in body:
-            self._told[str(body["code"])] = str(body.get("text", ""))
-        elif event.event == SEGMENT_STATE:
-            segment = str(body.get("segment"))
-            self._stage_since[segment] = (str(body.get("state")), float(body.get("at", 0.0)))
+        known = self._known
+        match body:
+            case LaunchAccepted():
+                known.launch = body
+            case EvidenceSent():
+                known.token = body.token
+            case PackageOpened():
+                known.opened = True
+            case AdapterSaved():
+                known.adapters["raw"] = body
+            case AdapterSealed():
+                known.adapters["protected"] = body
+            case ZeroizeDone():
+                known.zeroization = body
+            case PodClosed():
+                known.closed = True
+            case LogLine(code=str(code)):
+                known.explanations[code] = body.text
+            case SegmentState():
+                known.entered[body.segment] = (body.state, body.at)
 
-    def _apply(self, event: Event) -> None:
-        body = event.body
-        if event.event == SEGMENT_STATE:
-            self._segment_state(body)
-        elif event.event == LAUNCH_ACCEPTED:
-            if len(base64.b64decode(body["attesterKey"], validate=True)) != KEY_BYTES:
-                raise ValueError("an attester's key has another length")
-            self._writer.describe(self._run_id, gpu_model=gpu_model(body))
-            self._writer.evidence(self._run_id, "launch", body)
-        elif event.event == ATTEST_EVIDENCE:
-            self._writer.evidence(self._run_id, "token", {"token": body.get("token")})
-            self._writer.evidence(self._run_id, "enforcement", observed_controls(str(body.get("token"))))
-        elif event.event == TRAIN_FINISHED:
-            self._train_finished(body)
-        elif event.event in {ADAPTER_SAVED, ADAPTER_SEALED}:
-            kind: SegmentKind = "raw" if event.event == ADAPTER_SAVED else "protected"
-            self._writer.segment(self._run_id, kind, adapter_sha256=str(body["sha256"]))
+    def _apply(self, body: Body) -> None:
+        writer, run_id = self._writer, self._run_id
+        match body:
+            case SegmentState():
+                self._segment_state(body)
+            case LaunchAccepted():
+                if len(base64.b64decode(body.attester_key, validate=True)) != KEY_BYTES:
+                    raise ValueError("an attester's key has another length")
+                writer.describe(run_id, gpu_model=gpu_model(body))
+                writer.evidence(run_id, "launch", fields_of(body))
+            case EvidenceSent():
+                writer.evidence(run_id, "token", {"token": body.token})
+                writer.evidence(run_id, "enforcement", observed_controls(body.token))
+            case TrainFinished():
+                writer.segment(
+                    run_id,
+                    body.segment,
+                    final_loss=body.final_loss,
+                    stop_reason=body.stop_reason,
+                    tensor_digest=body.tensor_digest,
+                )
+            case AdapterSaved():
+                writer.segment(run_id, "raw", adapter_sha256=body.sha256)
+            case AdapterSealed():
+                writer.segment(run_id, "protected", adapter_sha256=body.sha256)
 
-    def _segment_state(self, body: dict[str, Any]) -> None:
-        kind: SegmentKind = "raw" if body["segment"] == "raw" else "protected"
-        state, at = str(body["state"]), float(body["at"])
-        before = self._stage_since.get(kind)
-        if before is not None and before[0] != state:
-            self._writer.segment(self._run_id, kind, phases={before[0]: round(at - before[1], 6)})
-        code = str(body.get("code", ""))
-        self.advance(f"segment:{kind}", state, f"{code}: {self._told.get(code, '')}".rstrip(": ") if code else "")
-        if body.get("stopReason"):
-            self._writer.segment(self._run_id, kind, stop_reason=str(body["stopReason"]))
-        if kind == "protected":
-            if state == "attesting":
+    def _segment_state(self, body: SegmentState) -> None:
+        before = self._known.entered.get(body.segment)
+        if before is not None and before[0] != body.state:
+            self._writer.segment(self._run_id, body.segment, phases={before[0]: round(body.at - before[1], 6)})
+        reason = "" if body.code is None else f"{body.code}: {self._known.explanations.get(body.code, '')}"
+        self.advance(f"segment:{body.segment}", body.state, reason.rstrip(": "))
+        if body.stop_reason:
+            self._writer.segment(self._run_id, body.segment, stop_reason=body.stop_reason)
+        if body.segment == "protected":
+            if body.state == "attesting":
                 self.advance("attestation", "awaiting_evidence")
-            elif state == "loading":
+            elif body.state == "loading":
                 self.advance("runtime", "running")
-            elif state == "zeroizing":
+            elif body.state == "zeroizing":
                 self.advance("runtime", "zeroizing")
 
-    def _train_finished(self, body: dict[str, Any]) -> None:
-        kind: SegmentKind = "raw" if body["segment"] == "raw" else "protected"
-        self._writer.segment(
-            self._run_id,
-            kind,
-            final_loss=body["finalLoss"],
-            stop_reason=str(body["stopReason"]),
-            tensor_digest=str(body["tensorDigest"]),
-        )
+
+def _require_public(event: Event) -> None:
+    """Every event will be published, but for lines for a person: it may hold nothing else."""
+    if not is_public("pod", event.event, committed(event.event, event.body)):
+        raise ValueError("it has other fields or texts than are published")
+
+
+def _body_of(event: Event) -> Body:
+    """The body in its form; a line for a person may hold anything."""
+    try:
+        return read_body(event, POD[event.event])
+    except ValueError:
+        if event.event == LOG:
+            return LogLine()
+        raise

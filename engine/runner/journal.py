@@ -1,9 +1,8 @@
-"""The runner's own log: a second chain, each event linked into it before what it announces is done."""
+"""The runner's own log: a second chain, each event committed before what it announces is done."""
 
 from __future__ import annotations
 
-from typing import Any
-
+from engine.events import Body, BodyT, fields_of, name_of, read_body
 from engine.store.reader import Reader
 from engine.store.writer import Writer
 from engine.wire import ChainWriter, Event
@@ -24,25 +23,21 @@ class Journal:
         """The hash of the last event."""
         return self._chain.head
 
-    def add(self, event: str, body: dict[str, Any]) -> Event:
+    def add(self, body: Body) -> Event:
         """Append one event; it is committed when this returns."""
-        made = self._chain.append(event, body)
-        self._writer.append_events(self._run_id, "runner", [made])
-        return made
+        event = self._chain.append(name_of(type(body)), fields_of(body))
+        self._writer.append_events(self._run_id, "runner", [event])
+        return event
 
-    def find(self, event: str) -> Event | None:
-        """The first event of this name, or None."""
-        return next((one for one in self._reader.events(self._run_id, "runner") if one.event == event), None)
+    def once(self, body: Body) -> Event:
+        """The first event of this form; this one is appended if an earlier runner did not append one."""
+        stored = self._stored(type(body))
+        return stored[0] if stored else self.add(body)
 
-    def last(self, event: str, segment: str | None = None) -> dict[str, Any] | None:
-        """The body of the last event of this name (of one segment, if asked), or None."""
-        found = [
-            one.body
-            for one in self._reader.events(self._run_id, "runner")
-            if one.event == event and (segment is None or one.body.get("segment") == segment)
-        ]
-        return found[-1] if found else None
+    def bodies(self, kind: type[BodyT]) -> list[BodyT]:
+        """The bodies of all events of this form, oldest first."""
+        return [read_body(event, kind) for event in self._stored(kind)]
 
-    def once(self, event: str, body: dict[str, Any]) -> Event:
-        """The event of this name, appended if an earlier runner did not come to it."""
-        return self.find(event) or self.add(event, body)
+    def _stored(self, kind: type[Body]) -> list[Event]:
+        name = name_of(kind)
+        return [event for event in self._reader.events(self._run_id, "runner") if event.event == name]

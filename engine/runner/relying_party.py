@@ -22,6 +22,7 @@ from engine.attestation.release import prepare_release
 from engine.attestation.verifier import AttestationResult, Expectations, appraise, result_digest
 from engine.attestation.zeroization import Zeroization, read_zeroization
 from engine.errors import RefusedError
+from engine.events import ChallengeSent, ReleaseDenied, ReleaseGranted, ResultReached, ZeroizeDone, fields_of
 from engine.plan import plan_digest
 from engine.providers.protocol import Lease
 from engine.records.facts import wipe_faults
@@ -31,7 +32,7 @@ from engine.runner.context import RunContext
 from engine.runner.staging import CONTENT_KEYS, References
 from engine.sealing.memory import wipe
 from engine.sealing.release import release_info
-from engine.wire import ATTEST_CHALLENGE, ATTEST_RESULT, RELEASE_DENIED, RELEASE_GRANTED, canonical, digest_of
+from engine.wire import canonical, digest_of
 
 NONCES: Final = "nonces.json"
 CHALLENGE: Final = "challenge.json"
@@ -70,7 +71,7 @@ class RelyingParty:
             references = await asyncio.to_thread(self._context.staging.references, self._lease)
             self._appraise(self._ingest.token, references)
         self.conclude()
-        if self._result is not None and not self._ingest.released:
+        if self._result is not None and not self._ingest.opened:
             await self._answer_result(self._result)
 
     def conclude(self) -> None:
@@ -82,8 +83,8 @@ class RelyingParty:
 
     @property
     def _attester(self) -> bytes:
-        launch = self._ingest.launch or {}
-        return base64.b64decode(str(launch.get("attesterKey", "")))
+        launch = self._ingest.launch
+        return b"" if launch is None else base64.b64decode(launch.attester_key)
 
     async def _put(self, name: str, message: object) -> None:
         data = canonical(message)
@@ -105,7 +106,7 @@ class RelyingParty:
         nonce = self._nonces.issue(context.run_id)
         nonce_digest = hashlib.sha256(nonce).hexdigest()
         self._ingest.nonce_digest = nonce_digest
-        context.journal.add(ATTEST_CHALLENGE, {"nonceSha256": nonce_digest, "podHead": self._pod_head()})
+        context.journal.add(ChallengeSent(nonce_sha256=nonce_digest, pod_head=self._pod_head()))
         challenge = Challenge(
             run_id=context.run_id,
             nonce=base64.b64encode(nonce).decode(),
@@ -127,7 +128,7 @@ class RelyingParty:
         return self._context.writer.tail(self._context.run_id, "pod").head
 
     def _expectations(self, references: References) -> Expectations:
-        context = self._context
+        context, launch = self._context, self._ingest.launch
         return Expectations(
             run_id=context.run_id,
             attester_public=self._attester,
@@ -138,7 +139,7 @@ class RelyingParty:
             pod_id=references.pod_id,
             ssh_host_key=references.ssh_host_key,
             runner_head=(self._challenge or {}).get("runnerHead", ""),
-            gpu_uuid=((self._ingest.launch or {}).get("gpu") or {}).get("uuid"),
+            gpu_uuid=None if launch is None or launch.gpu is None else launch.gpu.uuid,
         )
 
     def _appraise(self, token: str, references: References) -> None:
@@ -160,13 +161,12 @@ class RelyingParty:
             context.run_id, tier=result.tier, ear_status=result.status, reason_codes=result.reason_codes
         )
         context.journal.once(
-            ATTEST_RESULT,
-            {
-                "status": result.status,
-                "codes": list(result.reason_codes),
-                "resultSha256": result_digest(result),
-                "podHead": self._pod_head(),
-            },
+            ResultReached(
+                status=result.status,
+                codes=list(result.reason_codes),
+                result_sha256=result_digest(result),
+                pod_head=self._pod_head(),
+            )
         )
         reason = "; ".join(check.reason for check in result.checks if check.reason)
         self._ingest.advance("attestation", "verified" if result.accepted else "rejected", reason)
@@ -176,7 +176,7 @@ class RelyingParty:
         if not result.accepted:
             if "denied.json" not in self._sent:
                 codes = list(result.reason_codes)
-                self._context.journal.once(RELEASE_DENIED, {"codes": codes, "podHead": self._pod_head()})
+                self._context.journal.once(ReleaseDenied(codes=codes, pod_head=self._pod_head()))
                 await self._put("denied.json", {"codes": codes})
         elif "release.json" not in self._sent:
             message = self._release(result)
@@ -200,7 +200,7 @@ class RelyingParty:
             receipt = prepared.receipt
             context.writer.receipt(context.run_id, "release", receipt)
         body = read_release(receipt, staging.run_key.public, run_id=context.run_id)
-        granted = context.journal.once(RELEASE_GRANTED, {"receiptSha256": digest_of(receipt), "podHead": body.pod_head})
+        granted = context.journal.once(ReleaseGranted(receipt_sha256=digest_of(receipt), pod_head=body.pod_head))
         ciphertext = context.folder.read(CIPHERTEXT) or b""
         if hashlib.sha256(ciphertext).hexdigest() != body.ciphertext_sha256:
             raise RefusedError("The stored release is not the one that was receipted.", code="release_other_result")
@@ -215,12 +215,12 @@ class RelyingParty:
             "runnerHead": granted.hash,
         }
 
-    def _judge_zeroization(self, body: dict[str, Any]) -> None:
+    def _judge_zeroization(self, done: ZeroizeDone) -> None:
         """Weigh the attester's receipt anew, and countersign it once it was looked at."""
-        context = self._context
+        context, receipt = self._context, fields_of(done.receipt)
         try:
             found: Zeroization = read_zeroization(
-                body.get("receipt"), self._attester, run_id=context.run_id,
+                receipt, self._attester, run_id=context.run_id,
                 manifest_sha256=context.staging.prepared.manifest_digest or "",
                 nonce_sha256=self._ingest.nonce_digest or "",
             )  # fmt: skip
@@ -228,9 +228,9 @@ class RelyingParty:
             self._ingest.advance("runtime", "unverified", f"{error.code}: {error.message}")
             self._judged = True
             return
-        envelope = countersign(body["receipt"], context.staging.run_key.signing)
+        envelope = countersign(receipt, context.staging.run_key.signing)
         context.writer.receipt(context.run_id, "zeroization", envelope)
-        faults = wipe_faults(found, body)
+        faults = wipe_faults(found, done)
         if not faults:
             self._ingest.advance("key", "destroyed")
         self._ingest.advance("runtime", "unverified" if faults else "zeroized", ", ".join(faults))

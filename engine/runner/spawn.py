@@ -13,6 +13,7 @@ from typing import Final
 from engine.errors import RunError
 from engine.plan import RENTED
 from engine.runner.folder import LOGS
+from engine.worker.isolation.binding import BIND_NOW
 
 FOLDER: Final = "allocations"
 LOCK: Final = "sentinel.lock"
@@ -78,7 +79,7 @@ def spawn_runner(home: Path, run_id: str) -> int:
                 start_new_session=True,
                 cwd="/",
                 # Caches written while the environment is measured would change it.
-                env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+                env={**os.environ, **BIND_NOW, "PYTHONDONTWRITEBYTECODE": "1"},
             )
     except OSError as error:
         raise RunError(

@@ -15,6 +15,7 @@ import msgspec
 
 from engine.attestation.measurement import Measurements
 from engine.attestation.policy import Policy, default_policy, policy_digest, policy_from
+from engine.events import PackageSealed
 from engine.payload.build import HUB, Payload, build_payload
 from engine.plan import Plan, dump_plan, plan_digest
 from engine.providers.protocol import Lease
@@ -37,7 +38,7 @@ from engine.sealing.package import SEALED_SUFFIX, read_manifest, seal_package
 from engine.sealing.run_key import RunKey
 from engine.store.reader import Reader
 from engine.store.writer import Writer
-from engine.wire import PACKAGE_SEALED, canonical, digest_of, parse, sha256_hex
+from engine.wire import canonical, digest_of, parse, sha256_hex
 from engine.worker.job import JOB_FILE, Job
 
 PREPARED: Final = "prepared.json"
@@ -243,8 +244,7 @@ class Staging:
             },
         )  # fmt: skip
         self._journal.add(
-            PACKAGE_SEALED,
-            {"manifestDigest": digest, "planDigest": plan_digest(self.plan), "bundleDigest": self.bundle_digest},
+            PackageSealed(manifest_digest=digest, plan_digest=plan_digest(self.plan), bundle_digest=self.bundle_digest)
         )
         self.folder.write(PREPARED, msgspec.json.encode(prepared))
         self._prepared = prepared

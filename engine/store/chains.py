@@ -6,13 +6,13 @@ import math
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from engine.errors import WireError
+from engine.events import Chain
 from engine.store import progress
 from engine.wire import GENESIS, TRAIN_PROGRESS, ChainWriter, Event, canonical, parse, utc_text
 
-Chain = Literal["runner", "pod"]
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 

@@ -14,8 +14,9 @@ from typing import Any, Literal, Self
 import msgspec
 
 from engine.errors import UsageError
+from engine.events import Chain
 from engine.store import chains, ledger, listing, progress, requests, states
-from engine.store.chains import Chain, Tail
+from engine.store.chains import Tail
 from engine.store.connection import translated
 from engine.store.home import database_path, has_database
 from engine.store.listing import Filter, Sort

@@ -14,9 +14,10 @@ from typing import Any, Literal, Self, TypedDict, Unpack
 import msgspec
 
 from engine.errors import StoreError
+from engine.events import Chain
 from engine.plan import Plan, dump_plan, plan_digest
 from engine.store import chains, ledger, process_locks, requests, states
-from engine.store.chains import Chain, Tail
+from engine.store.chains import Tail
 from engine.store.connection import translated
 from engine.store.home import database_path
 from engine.store.ledger import AllocationFields
@@ -83,10 +84,24 @@ class Writer:
             self._connection.close()
 
     @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Several writes of this thread as one: all of them, or none when the block fails."""
+        with self._transaction():
+            yield
+
+    @contextmanager
     def _transaction(self, *, durable: bool = False) -> Iterator[sqlite3.Connection]:
-        """One transaction. What a `durable` one wrote outlives a power cut once it has returned."""
+        """One transaction, or a part of the one that this thread has open.
+
+        What a `durable` one wrote survives a power cut once it has returned; so it is never a part of another.
+        """
         with self._lock, translated(self._path):
             connection = self._connection
+            if connection.in_transaction:
+                if durable:
+                    raise RuntimeError("a durable write needs a transaction to itself")
+                yield connection
+                return
             if durable:
                 connection.execute("PRAGMA synchronous = FULL")
             try:

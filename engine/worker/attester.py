@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from engine import __version__
 from engine.attestation.challenge import Challenge, open_challenge
 from engine.attestation.claims import Scalar, make_claims
@@ -27,15 +29,8 @@ from engine.attestation.measurement import (
 from engine.attestation.reasons import refusal
 from engine.attestation.receipts import read_release
 from engine.errors import GlasshouseError, RefusedError
-from engine.wire import (
-    ANTI_DEBUG_READY,
-    ATTEST_CHALLENGE,
-    ATTEST_EVIDENCE,
-    MEASURED,
-    RELEASE_DENIED,
-    RELEASE_PLAN_COMPLETED,
-    sha256_hex,
-)
+from engine.events import AntiDebugReady, ChallengeTaken, Control, DenialTaken, EvidenceSent, Measured, PackageOpened
+from engine.wire import sha256_hex
 from engine.worker.context import Context
 from engine.worker.identity import cpu_name
 from engine.worker.isolation import memfd
@@ -106,16 +101,17 @@ class Attestation:
         self.runner_head = ""
         self.nonce_digest = ""
         log = context.log
-        log.add(ANTI_DEBUG_READY, {"segment": "protected", "enforcement": enforcement})
         log.add(
-            MEASURED,
-            {
-                "bundle": self._measurements.bundle,
-                "lock": self._measurements.lock,
-                "environment": environment.digest,
-                "environmentFiles": environment.files,
-                "environmentBytes": environment.bytes,
-            },
+            AntiDebugReady(segment="protected", enforcement=msgspec.convert(enforcement, dict[str, dict[str, Control]]))
+        )
+        log.add(
+            Measured(
+                bundle=self._measurements.bundle,
+                lock=self._measurements.lock,
+                environment=environment.digest,
+                environment_files=environment.files,
+                environment_bytes=environment.bytes,
+            )
         )
 
     def answer_challenge(self) -> None:
@@ -132,10 +128,10 @@ class Attestation:
             raise RefusedError("The challenge is about another job.", code="challenge_mismatch")
         self.runner_head = challenge.runner_head
         self.nonce_digest = hashlib.sha256(challenge.nonce_bytes).hexdigest()
-        context.log.add(ATTEST_CHALLENGE, {"runnerHead": challenge.runner_head, "nonceSha256": self.nonce_digest})
+        context.log.add(ChallengeTaken(runner_head=challenge.runner_head, nonce_sha256=self.nonce_digest))
         token = self._sign(challenge)
         self._evidence_digest = sha256_hex(token.encode())
-        context.log.add(ATTEST_EVIDENCE, {"token": token})
+        context.log.add(EvidenceSent(token=token))
 
     def _sign(self, challenge: Challenge) -> str:
         context = self._context
@@ -181,7 +177,7 @@ class Attestation:
         if name == "denied.json":
             told = message.get("codes")
             codes = [str(code) for code in told[:16] if _CODE.fullmatch(str(code))] if isinstance(told, list) else []
-            context.log.add(RELEASE_DENIED, {"codes": codes})
+            context.log.add(DenialTaken(codes=codes))
             raise RefusedError(
                 f"The verifier refused the evidence: {', '.join(codes) or 'no reason given'}.",
                 code=codes[0] if codes else "release_denied",
@@ -204,8 +200,7 @@ class Attestation:
     def completed(self, opened: dict[str, Any]) -> None:
         """Log that the package is open, linked to the release in the runner's log."""
         self._context.log.add(
-            RELEASE_PLAN_COMPLETED,
-            {"segment": "protected", "runnerHead": self.runner_head, "manifestSha256": opened["manifest_sha256"]},
+            PackageOpened(segment="protected", runner_head=self.runner_head, manifest_sha256=opened["manifest_sha256"])
         )
 
 

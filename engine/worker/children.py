@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from engine.errors import RunError
 from engine.worker.channel import TIMEOUT, Channel, pair
+from engine.worker.isolation.binding import BIND_NOW
 from engine.worker.isolation.procfs import start_time
 
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -141,7 +142,7 @@ def _start(
     base |= {name: os.environ[name] for name in INHERITED if name in os.environ}
     with log.open("ab") as sink:
         return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, env={**base, **env}, cwd="/",
+            command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, env={**base, **BIND_NOW, **env}, cwd="/",
             pass_fds=[bundle.fd, *fds], close_fds=True,
         )  # fmt: skip
 

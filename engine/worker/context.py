@@ -8,9 +8,9 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from engine.errors import RunError
+from engine.events import Machine
 from engine.worker.children import Bundle
 from engine.worker.event_log import EventLog
-from engine.worker.identity import Identity
 from engine.worker.inbox import Inbox
 from engine.worker.job import Job
 
@@ -29,7 +29,7 @@ class Context:
     """
 
     def __init__(
-        self, folder: Path, job: Job, bundle: Bundle, log: EventLog, attester: Ed25519PrivateKey, identity: Identity,
+        self, folder: Path, job: Job, bundle: Bundle, log: EventLog, attester: Ed25519PrivateKey, identity: Machine,
         memory: tuple[int, int], enforcement: dict[str, dict[str, str]],
     ) -> None:  # fmt: skip
         self.folder = folder

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from engine.wire import LOG, SEGMENT_STATE, ChainWriter, Event, to_line
+from engine.events import Body, LogLine, Machine, SegmentState, fields_of, name_of
+from engine.plan import SegmentKind, StopReason
+from engine.wire import ChainWriter, Event, to_line
 
 EVENTS_FILE: Final = "events.jsonl"
 MAX_TEXT: Final = 2000
@@ -31,24 +33,34 @@ class EventLog:
         """The open file, for whoever must know which descriptors are ours."""
         return self._fd
 
-    def add(self, event: str, body: dict[str, Any]) -> Event:
+    def add(self, body: Body) -> Event:
         """Append one event."""
-        made = self._chain.append(event, body)
+        made = self._chain.append(name_of(type(body)), fields_of(body))
         line = to_line(made)
         while line:
             line = line[os.write(self._fd, line) :]
         return made
 
-    def state(self, segment: str, state: str, **detail: Any) -> None:
+    def state(
+        self,
+        segment: SegmentKind,
+        state: str,
+        *,
+        identity: Machine | None = None,
+        code: str | None = None,
+        stop_reason: StopReason | None = None,
+    ) -> None:
         """Append a segment's change of state, stamped with seconds on the supervisor's monotonic clock."""
         at = round(time.monotonic() - self._began, 6)
-        self.add(SEGMENT_STATE, {"segment": segment, "state": state, "at": at, **detail})
+        self.add(
+            SegmentState(segment=segment, state=state, at=at, identity=identity, code=code, stop_reason=stop_reason)
+        )
 
-    def failed(self, segment: str, code: str, message: str, *, stop_reason: str | None = None) -> None:
+    def failed(self, segment: SegmentKind, code: str, message: str, *, stop_reason: StopReason | None = None) -> None:
         """A segment's end by failure: the sentence as a line for a person, the code in the published state."""
         self.note(message, code=code)
-        self.state(segment, "failed", code=code, **({} if stop_reason is None else {"stopReason": stop_reason}))
+        self.state(segment, "failed", code=code, stop_reason=stop_reason)
 
-    def note(self, text: str, **detail: Any) -> None:
+    def note(self, text: str, *, code: str | None = None) -> None:
         """Append a line for a person."""
-        self.add(LOG, {"text": text[:MAX_TEXT], **detail})
+        self.add(LogLine(text=text[:MAX_TEXT], code=code))

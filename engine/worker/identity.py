@@ -10,33 +10,11 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
+from engine.events import Gpu, Machine
 from engine.wire import sha256_hex
 from engine.worker.isolation.procfs import start_time
 
 NONCE_FILE: Final = "identity"
-
-
-class Gpu(msgspec.Struct, frozen=True):
-    """One GPU as the driver names it."""
-
-    uuid: str
-    name: str
-    driver: str
-
-
-class Identity(msgspec.Struct, frozen=True, rename="camel"):
-    """Equal in both segments, or they did not run on one allocation.
-
-    `pod_id` is the SHA-256 of the provider's id for the pod: its own addresses are made from that id.
-    """
-
-    nonce: str
-    first_process_start: int
-    gpu_uuid: str | None
-    pod_id: str | None
-    cpu: str
 
 
 def gpu() -> Gpu | None:
@@ -51,7 +29,7 @@ def gpu() -> Gpu | None:
     if found.returncode != 0 or not found.stdout.strip():
         return None
     parts = [part.strip() for part in found.stdout.splitlines()[0].split(",")]
-    return Gpu(*parts) if len(parts) == 3 else None
+    return Gpu(uuid=parts[0], name=parts[1], driver=parts[2]) if len(parts) == 3 else None
 
 
 def cpu_name() -> str:
@@ -62,7 +40,7 @@ def cpu_name() -> str:
     return platform.machine()
 
 
-def observe(folder: Path) -> Identity:
+def observe(folder: Path) -> Machine:
     """This machine's identity; the nonce is made once per run folder."""
     path = folder / NONCE_FILE
     if not path.exists():
@@ -71,7 +49,7 @@ def observe(folder: Path) -> Identity:
             file.write(base64.b64encode(os.getrandom(16)).decode())
     found = gpu()
     pod_id = os.environ.get("RUNPOD_POD_ID")
-    return Identity(
+    return Machine(
         nonce=path.read_text(),
         first_process_start=start_time(1) or 0,
         gpu_uuid=found.uuid if found else None,

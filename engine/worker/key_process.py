@@ -40,7 +40,8 @@ from engine.sealing.package import check_released, open_file
 from engine.sealing.release import open_release, seal_release
 from engine.worker.channel import Channel
 from engine.worker.isolation import hardening, memfd, patterns, procfs
-from engine.worker.isolation.wipe import perturb_frees, sweep_heap, sweep_python, trim
+from engine.worker.isolation.binding import BIND_NOW
+from engine.worker.isolation.wipe import perturb_frees, sweep_heap, sweep_python, sweep_stack, trim
 
 ENVIRONMENT: Final = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
 WAIT_SECONDS: Final = 3600.0
@@ -60,7 +61,7 @@ class _Secrets:
         self.buffers = []
         self.private = None
         gc.collect()
-        swept = {"python_bytes": sweep_python(), "heap_bytes": sweep_heap()}
+        swept = {"python_bytes": sweep_python(), "heap_bytes": sweep_heap(), "stack_bytes": sweep_stack()}
         trim()
         return swept
 
@@ -112,6 +113,7 @@ class _KeyProcess:
             "wiping": {
                 "perturb": perturb_frees(),
                 "tcache_off": os.environ.get("GLIBC_TUNABLES") == ENVIRONMENT["GLIBC_TUNABLES"],
+                "bound_at_start": BIND_NOW.items() <= os.environ.items(),
             },
             "enforcement": {name: seen.as_dict() for name, seen in hardening.harden(hardening.Options()).items()},
         }

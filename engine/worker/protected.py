@@ -12,10 +12,11 @@ import msgspec
 
 from engine.attestation.zeroization import zeroization_faults, zeroization_receipt
 from engine.errors import GlasshouseError, RefusedError, RunError
+from engine.events import AdapterSealed, Envelope, TrainFinished, ZeroizeDone, ZeroizeStarted
+from engine.plan import SegmentKind
 from engine.sealing.adapter import AdapterBinding
 from engine.sealing.manifest import Manifest, manifest_digest
 from engine.sealing.package import open_sealed, read_manifest
-from engine.wire import ADAPTER_SEALED, ZEROIZE_DONE, ZEROIZE_STARTED
 from engine.worker import gpu_memory, hub_weights, identity
 from engine.worker.attester import Attestation, EnvironmentMeasuring
 from engine.worker.channel import TIMEOUT, Channel, pair
@@ -24,9 +25,9 @@ from engine.worker.context import Context
 from engine.worker.isolation import memfd, patterns, procfs
 from engine.worker.key_process import ENVIRONMENT as KEY_ENVIRONMENT
 from engine.worker.segment import TrainerProcess
-from engine.worker.zeroization import SUPERVISOR, Prover
+from engine.worker.zeroization import SUPERVISOR, Prover, stack_faults
 
-KIND: Final = "protected"
+KIND: Final[SegmentKind] = "protected"
 KEY_SECONDS: Final = 3600.0
 PAYLOAD: Final = "payload"
 TRAINER: Final = "trainer"
@@ -86,7 +87,7 @@ class ProtectedSegment:
         """Launch, attest, be released to, train, seal, wipe, prove."""
         log, job = self._context.log, self._context.job
         seen = identity.observe(self._context.folder)
-        log.state(KIND, "launching", identity=msgspec.to_builtins(seen))
+        log.state(KIND, "launching", identity=seen)
         manifest = read_manifest(self._context.folder / "package")
         if manifest_digest(manifest) != job.manifest_digest:
             raise RefusedError("The staged manifest is not the one that was sent.", code="manifest_mismatch")
@@ -217,7 +218,7 @@ class ProtectedSegment:
         self.prover.drop(child.role)
         return answer
 
-    def _seal_adapter(self, finished: dict[str, Any], attestation: Attestation) -> None:
+    def _seal_adapter(self, finished: TrainFinished, attestation: Attestation) -> None:
         job = self._context.job
         binding = AdapterBinding(job.run_id, KIND, job.manifest_digest or "", attestation.nonce_digest)
         bound = {
@@ -238,18 +239,21 @@ class ProtectedSegment:
             os.close(out)
         self._adapter_digest = written["sha256"]
         self._context.log.add(
-            ADAPTER_SEALED,
-            {
-                "segment": KIND, "size": written["size"], "sha256": written["sha256"],
-                "sealedSha256": sealed["sha256"], "sealedSize": sealed["size"],
-                "tensorDigest": finished["tensorDigest"], "nonceSha256": binding.nonce_sha256,
-                "runnerHead": attestation.runner_head,
-            },
-        )  # fmt: skip
+            AdapterSealed(
+                segment=KIND,
+                size=written["size"],
+                sha256=written["sha256"],
+                sealed_sha256=sealed["sha256"],
+                sealed_size=sealed["size"],
+                tensor_digest=finished.tensor_digest,
+                nonce_sha256=binding.nonce_sha256,
+                runner_head=attestation.runner_head,
+            )
+        )
 
     def _zeroize(self) -> None:
         log = self._context.log
-        log.add(ZEROIZE_STARTED, {"segment": KIND})
+        log.add(ZeroizeStarted(segment=KIND))
         self.trainer.command("patterns", "patterns")
         self.prover.take_patterns(self._patterns_fd)
         self.prover.scan("before", [TRAINER, SUPERVISOR, PAYLOAD])
@@ -265,17 +269,16 @@ class ProtectedSegment:
         """Sign what was seen and put it into the log, with the reasons for which it proves nothing."""
         context = self._context
         found = prover.finish(nonce_digest=self._nonce_digest, adapter_digest=self._adapter_digest)
-        reasons = [*zeroization_faults(found), *prover.failures, *failures]
+        reasons = [*zeroization_faults(found), *stack_faults(found), *prover.failures, *failures]
         self._done = True
         procfs.clear(context.scratch)
         context.log.add(
-            ZEROIZE_DONE,
-            {
-                "segment": KIND,
-                "state": "unverified" if reasons else "zeroized",
-                "reasons": reasons,
-                "receipt": zeroization_receipt(found, context.attester),
-            },
+            ZeroizeDone(
+                segment=KIND,
+                state="unverified" if reasons else "zeroized",
+                reasons=reasons,
+                receipt=msgspec.convert(zeroization_receipt(found, context.attester), Envelope),
+            )
         )
 
     def _wipe_memory(self) -> None:

@@ -7,22 +7,21 @@ import os
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from engine.errors import RunError
-from engine.wire import ADAPTER_SAVED
+from engine.events import AdapterSaved
+from engine.plan import SegmentKind
 from engine.worker import hub_weights, identity
 from engine.worker.context import Context
 from engine.worker.segment import TrainerProcess
 
-KIND: Final = "raw"
+KIND: Final[SegmentKind] = "raw"
 
 
 def run(context: Context) -> None:
     """Run the raw segment to its end; raises `RunError` when it cannot finish."""
     log = context.log
     seen = identity.observe(context.folder)
-    log.state(KIND, "launching", identity=msgspec.to_builtins(seen))
+    log.state(KIND, "launching", identity=seen)
     files = {
         **open_payload(context.folder / "raw", context.job.payload_files),
         **hub_weights.fetch(context.job, context.folder),
@@ -37,10 +36,13 @@ def run(context: Context) -> None:
         finished = trainer.load_and_train()
         written = trainer.write_adapter({"runId": context.job.run_id, "segment": KIND})
         log.add(
-            ADAPTER_SAVED,
-            {"segment": KIND, "size": written["size"], "sha256": written["sha256"],
-             "tensorDigest": finished["tensorDigest"]},
-        )  # fmt: skip
+            AdapterSaved(
+                segment=KIND,
+                size=written["size"],
+                sha256=written["sha256"],
+                tensor_digest=finished.tensor_digest,
+            )
+        )
         trainer.exit()
     finally:
         trainer.stop()

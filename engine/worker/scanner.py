@@ -26,7 +26,7 @@ from engine.errors import RunError
 from engine.worker.channel import Channel
 from engine.worker.isolation import hardening, memfd
 from engine.worker.isolation.scan import PatternStore, Scan, Target
-from engine.worker.isolation.wipe import sweep_heap, sweep_python, trim
+from engine.worker.isolation.wipe import sweep_heap, sweep_python, sweep_stack, trim
 
 _Handler = Callable[[dict[str, Any], list[int]], dict[str, Any]]
 _UNKNOWN: Final = "scan_target_unknown"
@@ -72,6 +72,7 @@ class Scanner:
         wiped = self._store.wipe()
         sweep_python()
         sweep_heap()
+        sweep_stack()
         trim()
         return {"msg": "ended", "patterns_wiped": wiped, "scans": self._scans}
 

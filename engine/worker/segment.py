@@ -8,8 +8,10 @@ from typing import Any, Final
 
 import msgspec
 
+from engine.errors import RunError
+from engine.events import BodyT, TrainCheckpoint, TrainFinished, TrainProgress, TrainStarted
 from engine.plan import SegmentKind
-from engine.wire import TRAIN_CHECKPOINT, TRAIN_FINISHED, TRAIN_PROGRESS, TRAIN_STARTED, canonical
+from engine.wire import canonical
 from engine.worker.children import Child, spawn_on_pipes
 from engine.worker.context import Context
 from engine.worker.isolation import memfd
@@ -64,8 +66,8 @@ class TrainerProcess:
         finally:
             os.close(setup_fd)
 
-    def load_and_train(self, watch: Callable[[], None] = lambda: None) -> dict[str, Any]:
-        """Drive the trainer through loading, warm-up and the measured window; returns its `finished` message.
+    def load_and_train(self, watch: Callable[[], None] = lambda: None) -> TrainFinished:
+        """Drive the trainer through loading, warm-up and the measured window; returns how it finished.
 
         `watch` is called a few times a second, and may raise to give the segment up.
         """
@@ -81,11 +83,11 @@ class TrainerProcess:
         log.state(kind, "warming")
         warmed = self.child.expect("warmed", LOAD_SECONDS, meanwhile=meanwhile)
         log.state(kind, "training")
-        log.add(TRAIN_STARTED, {"segment": kind, "numerics": loaded["numerics"], "gpu": warmed["gpu"]})
-        finished = self.child.expect("finished", TRAIN_SECONDS, meanwhile=meanwhile, others=self._record)
-        body = {key: value for key, value in finished.items() if key != "msg"}
-        log.add(TRAIN_FINISHED, {"segment": kind, **body})
-        return body
+        log.add(self._body(TrainStarted, {"numerics": loaded["numerics"], "gpu": warmed["gpu"]}))
+        message = self.child.expect("finished", TRAIN_SECONDS, meanwhile=meanwhile, others=self._record)
+        finished = self._body(TrainFinished, message)
+        log.add(finished)
+        return finished
 
     def write_adapter(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
         """Have the adapter written to its descriptor; returns size and SHA-256 of the artifact."""
@@ -107,11 +109,18 @@ class TrainerProcess:
             self._child.kill()
 
     def _record(self, message: dict[str, Any]) -> None:
-        kind = message.pop("msg")
-        if kind == "progress":
-            self._context.log.add(TRAIN_PROGRESS, {"segment": self._kind, **message})
-        elif kind == "checkpoint":
-            self._context.log.add(TRAIN_CHECKPOINT, {"segment": self._kind, **message})
+        if message.get("msg") == "progress":
+            self._context.log.add(self._body(TrainProgress, message))
+        elif message.get("msg") == "checkpoint":
+            self._context.log.add(self._body(TrainCheckpoint, message))
+
+    def _body(self, kind: type[BodyT], message: dict[str, Any]) -> BodyT:
+        """An event's body from the trainer's message; the trainer is held to the published form too."""
+        fields = {name: value for name, value in message.items() if name != "msg"}
+        try:
+            return msgspec.convert({"segment": self._kind, **fields}, kind, strict=True)
+        except msgspec.ValidationError as error:
+            raise RunError(f"The trainer's {message.get('msg')} message is malformed.", code="event_invalid") from error
 
     def _forward_stop(self) -> None:
         if self._stop_sent:

@@ -18,9 +18,10 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from engine.errors import GlasshouseError, RunError
-from engine.plan import SegmentKind
+from engine.events import Envelope, LaunchAccepted, PodClosed
+from engine.plan import SegmentKind, StopReason
 from engine.sealing.manifest import is_digest
-from engine.wire import LAUNCH_ACCEPTED, RUN_CLOSED, sha256_hex, utc_now
+from engine.wire import sha256_hex, utc_now
 from engine.worker import identity, raw
 from engine.worker.children import Bundle
 from engine.worker.context import Cancelled, Context
@@ -59,16 +60,15 @@ class Supervisor:
             {name: seen.as_dict() for name, seen in enforcement.items() if name in KEPT},
         )  # fmt: skip
         self.context.log.add(
-            LAUNCH_ACCEPTED,
-            {
-                "attesterKey": base64.b64encode(attester.public_key().public_bytes_raw()).decode(),
-                "bundleDigest": sha256_hex(bundle.content()),
-                "jobDigest": job_digest,
-                "pid": os.getpid(),
-                "identity": msgspec.to_builtins(self.context.identity),
-                "cpu": identity.cpu_name(),
-                "gpu": msgspec.to_builtins(identity.gpu()),
-            },
+            LaunchAccepted(
+                attester_key=base64.b64encode(attester.public_key().public_bytes_raw()).decode(),
+                bundle_digest=sha256_hex(bundle.content()),
+                job_digest=job_digest,
+                pid=os.getpid(),
+                identity=self.context.identity,
+                cpu=identity.cpu_name(),
+                gpu=identity.gpu(),
+            )
         )
 
     def run(self) -> int:
@@ -98,7 +98,9 @@ class Supervisor:
             run_id=self.context.job.run_id, pod_head=self.context.log.head, runner_head=runner_head, closed=utc_now()
         )
         receipt = closing_receipt(closing, self.context.attester)
-        self.context.log.add(RUN_CLOSED, {"runnerHead": runner_head, "failed": failed, "receipt": receipt})
+        self.context.log.add(
+            PodClosed(runner_head=runner_head, failed=failed, receipt=msgspec.convert(receipt, Envelope))
+        )
 
     def _segment(self, kind: SegmentKind) -> bool:
         log = self.context.log
@@ -108,7 +110,7 @@ class Supervisor:
         except Cancelled as error:
             log.failed(kind, error.code, error.message, stop_reason="cancelled")
         except GlasshouseError as error:
-            stop = "lease_expired" if error.code == "lease_expired" else "error"
+            stop: StopReason = "lease_expired" if error.code == "lease_expired" else "error"
             log.failed(kind, error.code, error.message, stop_reason=stop)
         except OSError as error:
             name = error.strerror or "an operating system error"

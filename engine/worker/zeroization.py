@@ -9,7 +9,8 @@ import msgspec
 
 from engine.attestation.zeroization import ProcessEnd, Scan, Zeroization
 from engine.errors import RunError
-from engine.wire import ZEROIZE_SCAN, utc_now
+from engine.events import ZeroizeScan
+from engine.wire import utc_now
 from engine.worker.children import Child, spawn_on_socket
 from engine.worker.context import Context
 from engine.worker.gpu_memory import DeviceMemory, device_after
@@ -24,9 +25,16 @@ METHODS: Final = (
     "keys overwritten, cipher objects dropped, freed memory overwritten",
     "parameters, gradients and moments zeroed in place",
     "payload and adapter memfds overwritten and unmapped",
-    "buffers of the maths library freed, free heap swept",
+    "buffers of the maths library freed, free heap and stack below the wipe swept",
 )
+# Beside `zeroization_hits`: a register saved on the stack has another cause than what was freed unwiped.
+STACK_HITS: Final = "zeroization_stack_hits"
 Moment = Literal["before", "after"]
+
+
+def stack_faults(found: Zeroization) -> tuple[str, ...]:
+    """The reason code for secrets that were still on a main thread's stack; empty where there were none."""
+    return (STACK_HITS,) if any(scan.where.get("stack") for scan in found.after.values()) else ()
 
 
 class Prover:
@@ -73,14 +81,13 @@ class Prover:
             for name, count in report.hits.items():
                 totals[name] = totals.get(name, 0) + count
         self._context.log.add(
-            ZEROIZE_SCAN,
-            {
-                "moment": moment,
-                "targets": targets,
-                "hits": totals,
-                "bytesRead": sum(report.bytes_read for report in found.values()),
-                "milliseconds": seen["milliseconds"],
-            },
+            ZeroizeScan(
+                moment=moment,
+                targets=targets,
+                hits=totals,
+                bytes_read=sum(report.bytes_read for report in found.values()),
+                milliseconds=seen["milliseconds"],
+            )
         )
 
     def _renew_supervisor(self) -> None:

@@ -27,7 +27,7 @@ from engine.remote.transfer import put_inbox, upload
 from engine.system.processes import is_alive
 from engine.wire import GENESIS, LOG, RUN_CLOSED, ChainReader, Event
 
-LIMITS = LinkLimits(keepalive_interval=0.5, retry_first=0.05, retry_most=0.3, give_up=30)
+LIMITS = LinkLimits(keepalive_interval=1.5, retry_first=0.05, retry_most=0.3, give_up=60)
 EVENTS = 150
 WORKER = f"""
 import sys, time
@@ -118,7 +118,7 @@ async def road(tmp_path: Path) -> AsyncIterator[Road]:
 
 async def _follow(tail: Tail, until: Callable[[list[Event]], bool]) -> list[Event]:
     seen: list[Event] = []
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         while not until(seen):
             got = await tail.poll()
             seen += [tailed.event for tailed in got]

@@ -15,21 +15,20 @@ from engine.attestation.receipts import (
 from engine.attestation.verifier import Expectations, appraise, result_digest
 from engine.attestation.zeroization import read_zeroization
 from engine.errors import RefusedError
+from engine.events import (
+    AntiDebugReady,
+    ChallengeSent,
+    ChallengeTaken,
+    EvidenceSent,
+    Measured,
+    PackageOpened,
+    ReleaseGranted,
+    ResultReached,
+    ZeroizeDone,
+)
 from engine.records.proofs.case import Case, NotApplicableError, moment, require_equal
 from engine.sealing.pem import key_id
-from engine.wire import (
-    ANTI_DEBUG_READY,
-    ATTEST_CHALLENGE,
-    ATTEST_EVIDENCE,
-    ATTEST_RESULT,
-    MEASURED,
-    RELEASE_GRANTED,
-    RELEASE_PLAN_COMPLETED,
-    ZEROIZE_DONE,
-    canonical,
-    digest_of,
-    sha256_hex,
-)
+from engine.wire import RELEASE_GRANTED, canonical, digest_of, sha256_hex
 
 
 def challenge(case: Case) -> str:
@@ -40,7 +39,7 @@ def challenge(case: Case) -> str:
         raise NotApplicableError
     signed = open_challenge(case.bundle.challenge, case.run_key, run_id=case.run_id)
     nonce = sha256_hex(signed.nonce_bytes)
-    asked, answered = case.facts.runner(ATTEST_CHALLENGE), case.facts.pod(ATTEST_CHALLENGE)
+    asked, answered = case.facts.runner(ChallengeSent), case.facts.pod(ChallengeTaken)
     if not asked or not answered:
         raise refusal("challenge_mismatch", "a log lacks it")
     require_equal(
@@ -50,10 +49,10 @@ def challenge(case: Case) -> str:
         policy=(signed.policy_digest, digest_of(case.bundle.policy)),
         text=(signed.challenge, case.row["challenge"]),
         bundle=(signed.bundle, case.run_receipt.bundle_sha256),
-        runnerNonce=(asked[-1].body.get("nonceSha256"), nonce),
-        podNonce=(answered[0].body.get("nonceSha256"), nonce),
+        runnerNonce=(asked[-1].body.nonce_sha256, nonce),
+        podNonce=(answered[0].body.nonce_sha256, nonce),
         runnerHead=(signed.runner_head, asked[-1].hash),
-        podHead=(answered[0].body.get("runnerHead"), signed.runner_head),
+        podHead=(answered[0].body.runner_head, signed.runner_head),
     )
     return "with the text of the request" if signed.challenge else "a fresh nonce, no text"
 
@@ -70,10 +69,10 @@ def evidence(case: Case) -> str:
             "result_mismatch", status=(case.result.status, "contraindicated"), tier=(case.result.tier, "unknown")
         )
         return f"refused when it came: {', '.join(told)}"
-    logged = case.facts.pod(ATTEST_EVIDENCE)
-    if [event.body.get("token") for event in logged] != [token]:
+    logged = case.facts.pod(EvidenceSent)
+    if [event.body.token for event in logged] != [token]:
         raise refusal("evidence_malformed", "the log has other evidence")
-    gpu = (case.launch.get("gpu") or {}).get("uuid")
+    gpu = case.launch.gpu
     expected = Expectations(
         run_id=case.run_id,
         attester_public=case.attester,
@@ -84,7 +83,7 @@ def evidence(case: Case) -> str:
         pod_id=claims.pod_id,  # the operator's to know, and compared when the evidence came
         ssh_host_key=claims.ssh_host_key,
         runner_head=case.challenge.runner_head,
-        gpu_uuid=gpu,
+        gpu_uuid=None if gpu is None else gpu.uuid,
         nonce=case.challenge.nonce_bytes,
     )
     policy = policy_from(case.bundle.policy)
@@ -110,8 +109,8 @@ def evidence(case: Case) -> str:
 
 def _check_reports(case: Case) -> None:
     """What the processes reported of themselves is what the evidence makes of it."""
-    told = case.facts.pod(ANTI_DEBUG_READY)
-    reports = told[0].body["enforcement"] if told else {}
+    logged = case.facts.pod(AntiDebugReady)
+    reports = msgspec.to_builtins(logged[0].body.enforcement) if logged else {}
     made = combined(reports, bundle_sealed=True)
     stated = case.claims.enforcement
     if {name: seen for name, seen in made.items() if name != BUNDLE} != {
@@ -122,16 +121,16 @@ def _check_reports(case: Case) -> None:
 
 def result(case: Case) -> str:
     """The stored result is the one that was logged, and is about this evidence, package and policy."""
-    found, logged = case.result, case.facts.runner(ATTEST_RESULT)
+    found, logged = case.result, case.facts.runner(ResultReached)
     if len(logged) != 1:
         raise refusal("result_mismatch", "the log has not exactly one")
     cnf = case.claims.cnf.hex() if found.accepted else None
     require_equal(
         "result_mismatch",
         run=(found.run_id, case.run_id),
-        digest=(logged[0].body.get("resultSha256"), result_digest(found)),
-        status=(logged[0].body.get("status"), found.status),
-        codes=(logged[0].body.get("codes"), list(found.reason_codes)),
+        digest=(logged[0].body.result_sha256, result_digest(found)),
+        status=(logged[0].body.status, found.status),
+        codes=(logged[0].body.codes, list(found.reason_codes)),
         evidence=(found.evidence_sha256, sha256_hex((case.bundle.evidence or "").encode())),
         policy=(found.policy_sha256, digest_of(case.bundle.policy)),
         package=(found.manifest_sha256, case.run_receipt.manifest_sha256),
@@ -155,7 +154,7 @@ def policy(case: Case) -> str:
 
 def measurement(case: Case) -> str:
     """The code that ran is what this installation builds, or a reference that the verifier brought."""
-    launched = str(case.launch.get("bundleDigest"))
+    launched = case.launch.bundle_digest
     require_equal("receipt_mismatch", bundle=(launched, case.run_receipt.bundle_sha256))
     if case.bundle.lock is None or not case.attested:
         raise NotApplicableError
@@ -165,10 +164,8 @@ def measurement(case: Case) -> str:
         launched=(seen.bundle, launched),
         lock=(seen.lock, sha256_hex(canonical(case.bundle.lock))),
     )
-    told = [event.body for event in case.facts.pod(MEASURED)]
-    if [{name: body.get(name) for name in ("bundle", "lock", "environment")} for body in told] != [
-        msgspec.to_builtins(seen)
-    ]:
+    logged = [one.body for one in case.facts.pod(Measured)]
+    if [Measurements(bundle=one.bundle, lock=one.lock, environment=one.environment) for one in logged] != [seen]:
         raise refusal("measurement_mismatch", "the log has another")
     if not case.anchors.knows_bundle(seen.bundle, case.bundle.lock):
         raise refusal("measurement_unknown", seen.bundle)
@@ -180,26 +177,26 @@ def measurement(case: Case) -> str:
 
 def release(case: Case) -> str:
     """The keys went once, to the attested key, on the accepted result, after a receipt of it was signed."""
-    granted = case.facts.runner(RELEASE_GRANTED)
+    granted = case.facts.runner(ReleaseGranted)
     if case.bundle.receipts.release is None:
         raise NotApplicableError
     body = read_release(case.bundle.receipts.release, case.run_key, run_id=case.run_id)
     if len(granted) != 1 or not case.result.accepted:
         raise refusal("release_before_result")
-    opened, package = case.facts.pod(RELEASE_PLAN_COMPLETED), body.manifest_sha256
+    opened, package = case.facts.pod(PackageOpened), body.manifest_sha256
     before = case.facts.runner_log[granted[0].seq - 1].hash
     require_equal(
         "release_other_result",
-        receipt=(granted[0].body.get("receiptSha256"), digest_of(case.bundle.receipts.release)),
+        receipt=(granted[0].body.receipt_sha256, digest_of(case.bundle.receipts.release)),
         result=((body.result_id, body.result_sha256), (case.result.result_id, result_digest(case.result))),
         evidence=(body.evidence_sha256, case.result.evidence_sha256),
         policy=(body.policy_sha256, case.result.policy_sha256),
         package=(package, case.run_receipt.manifest_sha256),
         key=(body.cnf_public, case.claims.cnf.hex()),
         runnerHead=(body.runner_head, before),
-        podHead=(body.pod_head, granted[0].body.get("podHead")),
+        podHead=(body.pod_head, granted[0].body.pod_head),
         opened=(
-            [event.body.get("manifestSha256") for event in opened] or [body.manifest_sha256],
+            [event.body.manifest_sha256 for event in opened] or [body.manifest_sha256],
             [body.manifest_sha256],
         ),
     )
@@ -208,10 +205,10 @@ def release(case: Case) -> str:
 
 def zeroization(case: Case) -> str:
     """The wipe's receipt is the attester's, countersigned by the run's key; what it proves is a check of the row."""
-    done = case.facts.pod(ZEROIZE_DONE)
+    done = case.facts.pod(ZeroizeDone)
     receipt = case.bundle.receipts.zeroization
     if receipt is None:
-        if not case.facts.runner(RELEASE_GRANTED) or case.facts.view.summary.runtime_state == "unverified":
+        if not case.facts.has("runner", RELEASE_GRANTED) or case.facts.view.summary.runtime_state == "unverified":
             raise NotApplicableError
         raise refusal("receipt_mismatch", "the wipe has no receipt")
     found = read_zeroization(
@@ -222,7 +219,7 @@ def zeroization(case: Case) -> str:
         nonce_sha256=sha256_hex(case.challenge.nonce_bytes),
     )
     signers = [signature["keyid"] for signature in receipt["signatures"]]
-    logged = (done[0].body.get("receipt") or {}).get("payload") if len(done) == 1 else None
+    logged = done[0].body.receipt.payload if len(done) == 1 else None
     places = case.hashes("pod")
     if found.pod_head not in places or not done or places[found.pod_head] >= done[0].seq:
         raise refusal("receipt_mismatch", "it does not link to the log before it")

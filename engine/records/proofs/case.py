@@ -22,13 +22,11 @@ from engine.attestation.receipts import (
 from engine.attestation.statements import stated
 from engine.attestation.verifier import AttestationResult
 from engine.errors import RefusedError
+from engine.events import LaunchAccepted
 from engine.records import rebuild
 from engine.records.artifact import Artifact, Bundle
 from engine.records.facts import Facts
 from engine.records.trust import Anchors
-from engine.wire import (
-    LAUNCH_ACCEPTED,
-)
 
 PredicateT = TypeVar("PredicateT")
 Proof = Callable[["Case"], str]
@@ -99,17 +97,17 @@ class Case:
         return peek(self.bundle.receipts.run, RunReceipt)
 
     @property
-    def launch(self) -> dict[str, Any]:
+    def launch(self) -> LaunchAccepted:
         """The body of `launch.accepted`."""
-        found = self.facts.pod(LAUNCH_ACCEPTED)
-        if not found:
+        launches = self.facts.pod(LaunchAccepted)
+        if not launches:
             raise NotApplicableError
-        return found[0].body
+        return launches[0].body
 
     @property
     def attester(self) -> bytes:
         """The attester's raw public key, as the launch announced it."""
-        return base64.b64decode(str(self.launch.get("attesterKey", "")))
+        return base64.b64decode(self.launch.attester_key)
 
     @cached_property
     def claims(self) -> Claims:

@@ -7,14 +7,12 @@ from datetime import timedelta
 from typing import Final
 
 from engine.attestation.reasons import refusal
+from engine.events import TrainFinished
 from engine.measure.stepchain import step_chain
 from engine.records import rebuild
 from engine.records.artifact import check_steps
 from engine.records.proofs.case import Case, NotCheckedError, moment
 from engine.store.views import FINAL_RUN_STATES
-from engine.wire import (
-    TRAIN_FINISHED,
-)
 
 SLACK: Final = timedelta(minutes=5)  # an operator's clock may be set while a run goes on
 
@@ -31,11 +29,11 @@ def series(case: Case) -> str:
     if chains != case.run_receipt.series:
         raise refusal("series_mismatch", "it is not the one that was signed")
     check_steps(case.facts.pod_log, case.facts.series)
-    for event in case.facts.pod(TRAIN_FINISHED):
-        kind, one = str(event.body["segment"]), case.facts.series.get(str(event.body["segment"]))
-        if one is None or (event.body["steps"], event.body["elapsedNs"]) != (len(one.nanos), sum(one.nanos)):
+    for finished in (logged.body for logged in case.facts.pod(TrainFinished)):
+        kind, one = finished.segment, case.facts.series.get(finished.segment)
+        if one is None or (finished.steps, finished.elapsed_ns) != (len(one.nanos), sum(one.nanos)):
             raise refusal("series_mismatch", f"the attester counted other steps or another time ({kind})")
-        if event.body["stepChain"] not in ((chains[kind],) if kind == "protected" else (None, chains[kind])):
+        if finished.step_chain not in ((chains[kind],) if kind == "protected" else (None, chains[kind])):
             raise refusal("series_mismatch", "it is not the one that was chained while training")
     return " and ".join(f"{len(one.losses)} {kind} steps" for kind, one in case.facts.series.items())
 

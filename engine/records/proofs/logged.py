@@ -5,10 +5,20 @@ from __future__ import annotations
 from typing import Final
 
 from engine.attestation.reasons import refusal
+from engine.events import (
+    AdapterCollected,
+    AdapterSaved,
+    AdapterSealed,
+    ChallengeTaken,
+    LaunchAccepted,
+    SegmentState,
+    TrainFinished,
+    TrainStarted,
+    ZeroizeScan,
+)
 from engine.records.facts import Facts
 from engine.records.proofs.case import Case, NotApplicableError
 from engine.wire import (
-    ADAPTER_SAVED,
     ADAPTER_SEALED,
     ALLOCATION_GONE,
     ANTI_DEBUG_READY,
@@ -21,11 +31,9 @@ from engine.wire import (
     RELEASE_GRANTED,
     RELEASE_PLAN_COMPLETED,
     RUN_CLOSED,
-    SEGMENT_STATE,
     TRAIN_FINISHED,
     TRAIN_STARTED,
     ZEROIZE_DONE,
-    ZEROIZE_SCAN,
     ZEROIZE_STARTED,
     Event,
 )
@@ -48,7 +56,7 @@ def logs(case: Case) -> str:
     broken += [name for name, log in ends.items() if name not in broken and _head(log) != getattr(heads, name)]
     if broken and not (broken == ["pod"] and not facts.pod_log):
         raise refusal("log_broken", " and ".join(broken))
-    if facts.pod(RUN_CLOSED) and not facts.is_closed():
+    if facts.has("pod", RUN_CLOSED) and not facts.is_closed():
         raise refusal("log_broken", "the attester did not sign its end")
     if contradictions := _contradictions(facts):
         raise refusal("log_contradicts", ", ".join(contradictions))
@@ -57,29 +65,39 @@ def logs(case: Case) -> str:
 
 def _contradictions(facts: Facts) -> list[str]:
     """What one event says and another denies."""
-    launch = facts.pod(LAUNCH_ACCEPTED)
-    begun = [e.body["segment"] for e in facts.pod(SEGMENT_STATE) if e.body["state"] == "launching"]
-    nonces = {e.body["nonceSha256"] for e in facts.pod(ATTEST_CHALLENGE)}
-    kept = {e.body["segment"]: e.body for e in (*facts.pod(ADAPTER_SAVED), *facts.pod(ADAPTER_SEALED))}
-    trained = {e.body["segment"]: e.body for e in facts.pod(TRAIN_FINISHED)}
-    after = [e.body["hits"] for e in facts.pod(ZEROIZE_SCAN) if e.body["moment"] == "after"]
-    found = {
+    launches = [one.body for one in facts.pod(LaunchAccepted)]
+    begun = [one.body.segment for one in facts.pod(SegmentState) if one.body.state == "launching"]
+    nonces = {one.body.nonce_sha256 for one in facts.pod(ChallengeTaken)}
+    sealed = [one.body for one in facts.pod(AdapterSealed)]
+    saved = [one.body for one in facts.pod(AdapterSaved)]
+    adapters: dict[str, AdapterSaved | AdapterSealed] = {
+        **{body.segment: body for body in saved},
+        **{body.segment: body for body in sealed},
+    }
+    trained: dict[str, str] = {one.body.segment: one.body.tensor_digest for one in facts.pod(TrainFinished)}
+    after = [one.body.hits for one in facts.pod(ZeroizeScan) if one.body.moment == "after"]
+    denials = {
         "the order of the segments": begun != list(facts.plan.kinds())[: len(begun)],
-        "the launch": len(launch) > 1,
-        "the accelerator": any(e.body["gpu"] != launch[0].body["gpu"] for e in facts.pod(TRAIN_STARTED)),
-        "the trained tensors": any(
-            kind not in trained or body["tensorDigest"] != trained[kind]["tensorDigest"] for kind, body in kept.items()
-        ),
-        "the nonce of the adapter": any(e.body["nonceSha256"] not in nonces for e in facts.pod(ADAPTER_SEALED)),
+        "the launch": len(launches) > 1,
+        "the accelerator": any(one.body.gpu != launches[0].gpu for one in facts.pod(TrainStarted)),
+        "the trained tensors": any(body.tensor_digest != trained.get(kind) for kind, body in adapters.items()),
+        "the nonce of the adapter": any(body.nonce_sha256 not in nonces for body in sealed),
         "the collected adapter": any(
-            seen["status"] == "opened"
-            and (seen.get("sha256"), seen.get("tensorDigest"), seen.get("code"))
-            != (kept.get(kind, {}).get("sha256"), kept.get(kind, {}).get("tensorDigest"), None)
+            seen.status == "opened" and not _is_named(seen, adapters.get(kind))
             for kind, seen in facts.collected().items()
         ),
         "the scans": not facts.wipe_faults() and any(count for hits in after for count in hits.values()),
     }
-    return [what for what, denied in found.items() if denied]
+    return [what for what, denied in denials.items() if denied]
+
+
+def _is_named(seen: AdapterCollected, named: AdapterSaved | AdapterSealed | None) -> bool:
+    """Whether a downloaded adapter that opened is the one that the allocation's log names."""
+    return named is not None and (seen.sha256, seen.tensor_digest, seen.code) == (
+        named.sha256,
+        named.tensor_digest,
+        None,
+    )
 
 
 def _head(log: list[Event]) -> str:

@@ -8,30 +8,23 @@ from engine.attestation.receipts import (
     read_run_receipt,
 )
 from engine.attestation.signers import judge_signer
+from engine.events import PackageSealed
 from engine.records.proofs.case import Case, moment, require_equal
-from engine.wire import (
-    ATTEST_CHALLENGE,
-    ATTEST_EVIDENCE,
-    ATTEST_RESULT,
-    LAUNCH_ACCEPTED,
-    PACKAGE_SEALED,
-    RELEASE_GRANTED,
-    digest_of,
-)
+from engine.wire import ATTEST_CHALLENGE, ATTEST_EVIDENCE, ATTEST_RESULT, LAUNCH_ACCEPTED, RELEASE_GRANTED, digest_of
 
 
 def parts(case: Case) -> str:
     """Each document is there exactly when the logs say that it was made."""
     bundle, facts = case.bundle, case.facts
     made = {
-        "challenge": (bundle.challenge, facts.runner(ATTEST_CHALLENGE)),
-        "evidence": (bundle.evidence, facts.pod(ATTEST_EVIDENCE)),
-        "result": (bundle.result, facts.runner(ATTEST_RESULT)),
-        "policy": (bundle.policy, facts.runner(ATTEST_RESULT)),
-        "lock": (bundle.lock, facts.runner(ATTEST_RESULT) if case.attested else []),
-        "release": (bundle.receipts.release, facts.runner(RELEASE_GRANTED)),
+        "challenge": (bundle.challenge, facts.has("runner", ATTEST_CHALLENGE)),
+        "evidence": (bundle.evidence, facts.has("pod", ATTEST_EVIDENCE)),
+        "result": (bundle.result, facts.has("runner", ATTEST_RESULT)),
+        "policy": (bundle.policy, facts.has("runner", ATTEST_RESULT)),
+        "lock": (bundle.lock, facts.has("runner", ATTEST_RESULT) and case.attested),
+        "release": (bundle.receipts.release, facts.has("runner", RELEASE_GRANTED)),
     }
-    wrong = [name for name, (document, events) in made.items() if (document is None) == bool(events)]
+    wrong = [name for name, (document, is_logged) in made.items() if (document is None) == is_logged]
     if wrong:
         raise refusal("receipt_mismatch", f"missing or not logged: {', '.join(wrong)}")
     return ", ".join(name for name, (document, _) in made.items() if document is not None) or "none but the run's"
@@ -55,7 +48,7 @@ def delegation(case: Case) -> str:
 def keys_distinct(case: Case) -> str:
     """No key stands in two roles."""
     roles = {"operator": case.operator, "run": case.run_key}
-    if case.facts.pod(LAUNCH_ACCEPTED):
+    if case.facts.has("pod", LAUNCH_ACCEPTED):
         roles["attester"] = case.attester
     if case.attested:
         roles |= {"release": case.claims.cnf, "recipient": case.challenge.recipient_bytes}
@@ -67,7 +60,7 @@ def keys_distinct(case: Case) -> str:
 def run_receipt(case: Case) -> str:
     """The run's key signed this row, its plan, package, adapters, series and both logs."""
     body = read_run_receipt(case.bundle.receipts.run, case.run_key, run_id=case.run_id, row=case.row)
-    sealed = case.facts.runner(PACKAGE_SEALED)
+    sealed = case.facts.runner(PackageSealed)
     if not sealed:
         raise refusal("receipt_mismatch", "the package was never sealed")
     adapters = {one.kind: one.adapter_sha256 for one in case.facts.view.segments if one.adapter_sha256 is not None}
@@ -75,9 +68,9 @@ def run_receipt(case: Case) -> str:
         "receipt_mismatch",
         plan=(body.plan_digest, digest_of(case.bundle.plan)),
         rowPlan=(body.plan_digest, case.row["planDigest"]),
-        loggedPlan=(body.plan_digest, sealed[0].body.get("planDigest")),
-        package=(body.manifest_sha256, sealed[0].body.get("manifestDigest")),
-        bundle=(body.bundle_sha256, sealed[0].body.get("bundleDigest")),
+        loggedPlan=(body.plan_digest, sealed[0].body.plan_digest),
+        package=(body.manifest_sha256, sealed[0].body.manifest_digest),
+        bundle=(body.bundle_sha256, sealed[0].body.bundle_digest),
         adapters=(body.adapters, adapters),
         runnerHead=(body.runner_head, case.bundle.heads.runner),
         podHead=(body.pod_head, case.bundle.heads.pod),

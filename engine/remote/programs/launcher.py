@@ -53,6 +53,8 @@ ENVIRONMENT = frozenset(
         "USER",
     }
 )
+# The supervisor maps plaintext: bound lazily, a first call would save the vector registers on its stack.
+BIND_NOW = {"LD_BIND_NOW": "1"}
 
 
 def finish(status: int, **fields: Any) -> NoReturn:
@@ -120,7 +122,7 @@ def become_supervisor(go: int, fate: int, bundle: int, run_dir: str, sites: list
         for site in sites:
             argv += ["--site", site]
         kept = {name: value for name, value in os.environ.items() if name in ENVIRONMENT}
-        os.execve(argv[0], argv, kept)  # noqa: S606
+        os.execve(argv[0], argv, kept | BIND_NOW)  # noqa: S606
     except OSError as error:
         os.write(fate, os.strerror(error.errno or 0).encode())
     finally:

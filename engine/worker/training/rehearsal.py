@@ -7,7 +7,7 @@ import os
 import msgspec
 
 from engine.plan import Plan, Target
-from engine.worker.isolation.wipe import free_math_buffers, sweep_heap, trim
+from engine.worker.isolation.wipe import free_math_buffers, sweep_heap, sweep_stack, trim
 from engine.worker.training import adapter, loop, secret_patterns
 from engine.worker.training.model import Rehearsal, Workload, add_lora, choose_device, empty_model
 
@@ -64,5 +64,6 @@ def rehearse(plan: Plan, model_type: str) -> None:
     secret_patterns.zero_in_place(trainer)
     free_math_buffers()
     sweep_heap()
+    sweep_stack()
     trim()
     torch.set_rng_state(state)

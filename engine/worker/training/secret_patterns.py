@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from engine.worker.isolation import patterns
-from engine.worker.isolation.wipe import free_math_buffers, sweep_heap, trim
+from engine.worker.isolation.wipe import free_math_buffers, sweep_heap, sweep_stack, trim
 from engine.worker.training.model import Workload
 
 WINDOW: Final = 32
@@ -106,7 +106,7 @@ def zero_in_place(trainer: Any) -> None:
 
 
 def wipe(workload: Workload, trainer: Any) -> dict[str, Any]:
-    """The wipe ladder: zero in place, drop, unmap, free the maths library's buffers, sweep, trim."""
+    """The wipe ladder: zero in place, drop, unmap, free the maths library's buffers, sweep heap and stack, trim."""
     import torch
 
     began = time.perf_counter()
@@ -133,6 +133,7 @@ def wipe(workload: Workload, trainer: Any) -> dict[str, Any]:
         unmapped += 1
     math_buffers = free_math_buffers()
     sweep_heap()
+    sweep_stack()
     trim()
     return {
         "unmapped": unmapped,

@@ -173,7 +173,7 @@ def test_a_reader_that_leaves_early_gets_no_complaint(cli: CommandLine, unbuffer
     )
     assert running.stdout is not None
     running.stdout.close()
-    _, complaint = running.communicate(timeout=30)
+    _, complaint = running.communicate(timeout=120)
     assert (running.returncode, complaint) == (1, b"")
     assert not (cli.home / "logs").exists()
 

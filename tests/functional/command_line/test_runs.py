@@ -39,7 +39,7 @@ def test_watch_follows_a_run_to_its_row_and_takes_its_exit_code(cli: CommandLine
         writer.transition(cli.run_id, "run", "running")
         time.sleep(0.5)
         writer.finish(cli.run_id, {"id": cli.run_id, "clean": False}, [], "finished")
-        out, err = watching.communicate(timeout=30)
+        out, err = watching.communicate(timeout=120)
     assert watching.returncode == 3
     assert json.loads(out) == {"id": cli.run_id, "clean": False}
     assert "run         running" in err
@@ -52,7 +52,7 @@ def test_ctrl_c_in_watch_exits_130_and_asks_for_nothing(cli: CommandLine) -> Non
         assert watching.stderr is not None
         assert watching.stderr.readline() == f"run {cli.run_id}\n"
         watching.send_signal(signal.SIGINT)
-        out, err = watching.communicate(timeout=30)
+        out, err = watching.communicate(timeout=120)
         assert writer.pending_requests(cli.run_id) == []
     assert watching.returncode == 130
     assert json.loads(out)["state"] == "queued"
@@ -89,7 +89,7 @@ def test_logs_come_by_chain_and_end_with_the_run(cli: CommandLine) -> None:
         time.sleep(0.5)
         writer.append_events(run_id, "runner", [runner.append(LOG, {"text": "the last one"})])
         writer.finish(run_id, {"id": run_id, "clean": True}, [], "finished")
-        out, _ = following.communicate(timeout=30)
+        out, _ = following.communicate(timeout=120)
     assert following.returncode == 0
     assert "the last one" in out
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from textual import events
+from textual.command import CommandPalette
 from textual.message import Message
 from textual.pilot import Pilot
 
@@ -86,7 +87,7 @@ async def console(
         yield pilot
 
 
-async def until(pilot: Pilot[Any], true: Callable[[], Any], seconds: float = 15.0) -> None:
+async def until(pilot: Pilot[Any], true: Callable[[], Any], seconds: float = 60.0) -> None:
     deadline = asyncio.get_running_loop().time() + seconds
     while not true():
         if asyncio.get_running_loop().time() > deadline:
@@ -454,7 +455,7 @@ async def test_the_palette_offers_what_works_here_and_does_it(home: Path, story:
         assert {"Demo", "History", "Theme", "Help", "Quit"} <= commands
         assert not {"Cancel", "Zoom", "Open"} & commands
         await pilot.press("colon")
-        await pilot.pause(0.3)
+        await until(pilot, lambda: isinstance(pilot.app.screen, CommandPalette) and pilot.app.focused is not None)
         await pilot.press(*"history", "enter")
         await until(pilot, lambda: isinstance(pilot.app.screen, HistoryScreen))
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[3]
 COMMAND = (sys.executable, "-m", "glasshouse_tui.cli")
-PATIENCE = 30.0
+PATIENCE = 90.0
 WELCOME = "Nothing has run here yet"
 
 needs_tmux = pytest.mark.skipif(

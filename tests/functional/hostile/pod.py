@@ -54,7 +54,7 @@ from engine.wire import (
 from engine.worker.isolation.procfs import start_time
 from tests.vectors import honest
 
-SECONDS = 20.0
+SECONDS = 60.0
 IDENTITY = {
     "nonce": base64.b64encode(bytes(16)).decode(), "firstProcessStart": 1, "gpuUuid": None, "podId": None, "cpu": "x",
 }  # fmt: skip

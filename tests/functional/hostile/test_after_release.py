@@ -14,9 +14,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from engine.errors import GlasshouseError
+from engine.events import AdapterCollected
 from engine.runner.collect import collect
 from engine.sealing.adapter import AdapterBinding, seal_adapter
-from engine.wire import ADAPTER_COLLECTED, LOG, MAX_LINE_BYTES, RUN_CLOSED, SEGMENT_STATE, TRAIN_STARTED, sha256_hex
+from engine.wire import LOG, MAX_LINE_BYTES, RUN_CLOSED, SEGMENT_STATE, TRAIN_STARTED, sha256_hex
 from tests.functional.hostile.pod import Operator, Pod, end_of
 from tests.vectors import honest
 
@@ -182,9 +183,8 @@ async def test_an_adapter_that_is_not_the_runs_is_not_taken_for_one(
     await end_of(following)
     (operator.pod.folder / "outbox" / "protected" / "adapter.sealed").write_bytes(lies_there)
     await collect(operator.context, operator.link, operator.run_dir)
-    seen = operator.context.journal.last(ADAPTER_COLLECTED, "protected")
-    assert seen is not None
-    assert (seen["status"], seen["code"]) == ("wrong", told)
+    seen = operator.context.journal.bodies(AdapterCollected)[-1]
+    assert (seen.segment, seen.status, seen.code) == ("protected", "wrong", told)
     assert operator.checks()["adapters_open"] == "failed"
 
 

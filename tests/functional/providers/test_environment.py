@@ -36,7 +36,7 @@ from engine.store.writer import Writer
 from tests.functional.providers.openssh import USER, Sshd, openssh
 from tests.functional.providers.wheels import NAMES, VERSION, Index, package_index
 
-LIMITS = LinkLimits(connect=5, login=5, command=30, retry_first=0.02, retry_most=0.1, give_up=20)
+LIMITS = LinkLimits(connect=30, login=30, command=60, retry_first=0.02, retry_most=0.1, give_up=60)
 RUN = "0123456789ab"
 HEAD = b"# python: 3.12\n# machine: x86_64\n# glibc: 2.28\n# disk-gb: 1\n"
 MEASURING = (
@@ -175,7 +175,7 @@ async def test_a_lost_link_does_no_harm_and_a_second_runner_joins_the_installati
             index.gate.set()
 
     one = asyncio.create_task(prepare(link, lease, lock=lock, on_phase=first))
-    await asyncio.wait_for(under_way.wait(), 30)
+    await asyncio.wait_for(under_way.wait(), 60)
     other = await prepare(link, lease, lock=lock, on_phase=second)
     assert (await one).python == other.python
     assert len(phases) > 6

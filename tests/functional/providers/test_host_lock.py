@@ -24,7 +24,7 @@ from engine.system.processes import live_process
 from tests.functional.providers.openssh import USER, Sshd, openssh
 
 PYTHON = sys.executable
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
 
 async def _open(sshd: Sshd) -> SshSession:
     endpoint = Endpoint(host="127.0.0.1", port=sshd.port, user=USER, client_key=sshd.client_key, host_key=sshd.line)
-    return await SshSession.connect(endpoint, LinkLimits(connect=5, login=5, command=20))
+    return await SshSession.connect(endpoint, LinkLimits(connect=30, login=30, command=60))
 
 
 @pytest.fixture

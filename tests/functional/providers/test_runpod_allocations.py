@@ -53,7 +53,7 @@ async def test_a_pod_terminates_itself_when_its_cost_ceiling_is_reached(renting:
     assert lease.deadline is not None
     lifetime = datetime.fromisoformat(lease.deadline) - datetime.fromisoformat(lease.acquired_at)
     assert lifetime.total_seconds() == pytest.approx(0.5, abs=0.01)
-    until = time.monotonic() + 15
+    until = time.monotonic() + 60
     while renting.ours():
         assert time.monotonic() < until, "it did not terminate itself"
         await asyncio.sleep(0.05)
@@ -67,7 +67,7 @@ async def test_a_pod_whose_key_may_only_stop_it_stops_itself(renting: Renting) -
     renting.fake.configure(pod_key="stop")
     provider = renting.provider()
     lease = await renting.lease(provider, renting.spec(max_seconds=0.5))
-    until = time.monotonic() + 15
+    until = time.monotonic() + 60
     while renting.fake.pod(lease.allocation_id).status != "exited":
         assert time.monotonic() < until, "it did not stop itself"
         await asyncio.sleep(0.05)

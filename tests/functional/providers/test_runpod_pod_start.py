@@ -27,7 +27,7 @@ from engine.providers.settings import RunPodLimits, RunPodSettings
 
 POD = "pod-7"
 POD_KEY = "rpa_canary_of_the_pod"
-LIMIT = 20.0
+LIMIT = 60.0
 NAMESPACE = (shutil.which("unshare") or "", "--pid", "--mount", "--fork", "--mount-proc", "--kill-child")
 IMAGE_START = (
     '#!/bin/bash\nenv > "$HOME/image_env.part" && mv "$HOME/image_env.part" "$HOME/image_env"\nsleep infinity\n'
@@ -201,15 +201,15 @@ def test_if_termination_is_refused_the_other_requests_are_tried(pods: Pods, runp
 
 
 def test_heartbeats_keep_a_pod_alive_until_they_stop(pods: Pods, runpod: RunPod) -> None:
-    pod = pods.start(silence=1.0)
+    pod = pods.start(silence=3.0)
     pod.wait_for("image_env")
     started = time.monotonic()
-    for beat in range(25):  # whatever the pod's wall clock says, here even backwards
+    for beat in range(50):  # timestamps may even go backwards: only a change counts
         pod.beat(10**18 - beat * 10**12)
         time.sleep(0.1)
     assert runpod.received.empty()
     assert runpod.next()[0] == "DELETE"
-    assert time.monotonic() - started > 3.0
+    assert time.monotonic() - started > 7.0
 
 
 def test_a_pod_without_a_key_kills_its_own_processes(pods: Pods, runpod: RunPod) -> None:

@@ -30,7 +30,7 @@ from engine.remote.launch import launch
 from engine.remote.transfer import upload
 from tests.functional.providers.openssh import Sshd, openssh
 
-LIMITS = LinkLimits(connect=5, login=5, command=20)
+LIMITS = LinkLimits(connect=30, login=30, command=60)
 RUN = "0123456789ab"
 SPEC = Spec(name="glasshouse-test-run-1")
 PYTHON = sys.executable

@@ -54,7 +54,7 @@ from tests.functional.runs import small
 
 T = TypeVar("T")
 
-SECONDS: Final = 60.0
+SECONDS: Final = 180.0
 RUN: Final = "feedfeedfeed"
 TRAINING: Final = "engine/worker/training"
 SMALL_MODULES: Final = ("model", "loop", "adapter", "numerics", "rehearsal", "secrets")
@@ -128,7 +128,7 @@ class Pod:
             model_type=model_type, noise_seed=1,
             run_public_key=base64.b64encode(self.run_key.public_key().public_bytes_raw()).decode(),
             recipient_public_key=base64.b64encode(self.recipient.public_key().public_bytes_raw()).decode(),
-            ssh_host_key_digest="0" * 64, limits=limits or Limits(launch=60.0, end=20.0),
+            ssh_host_key_digest="0" * 64, limits=limits or Limits(launch=SECONDS, end=20.0),
         )  # fmt: skip
         (folder / JOB_FILE).write_bytes(canonical(msgspec.to_builtins(job)))
         self.expected_bundle = sha256_hex(bundle)
@@ -262,7 +262,7 @@ class Pod:
         last = self.wait_state("done", "failed")
         self.put("end.json", {"runnerHead": "5" * 64})
         self.wait(RUN_CLOSED)
-        self.until(lambda: None if self.processes() else True, "end of every process", 30.0)
+        self.until(lambda: None if self.processes() else True, "end of every process")
         return last
 
     def run(self) -> Zeroization:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engine.worker.isolation import patterns
-from engine.worker.isolation.wipe import sweep_heap, sweep_python, trim
+from engine.worker.isolation.wipe import sweep_heap, sweep_python, sweep_stack, trim
 
 ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
 TOKENS = "tokens.safetensors"
@@ -136,6 +136,7 @@ def rehearse(plan: Any, model_type: str) -> None:
     hashlib.sha256(b"").hexdigest()
     sweep_python()
     sweep_heap()
+    sweep_stack()
     trim()
 
 
@@ -167,6 +168,6 @@ def wipe(workload: Workload, trainer: Trainer) -> dict[str, Any]:
         mapping.close()
     workload.maps.clear()
     gc.collect()
-    swept = sweep_python() + sweep_heap()
+    swept = sweep_python() + sweep_heap() + sweep_stack()
     trim()
     return {"unmapped": unmapped, "swept": swept}

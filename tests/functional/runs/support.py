@@ -56,7 +56,7 @@ class Operator:
         """End the runner as a crash would."""
         runner = self.runner(run_id)
         runner.send_signal(signal.SIGKILL)
-        runner.wait(10)
+        runner.wait(60)
 
     def die_at(self, point: str, monkeypatch: pytest.MonkeyPatch, go: Callable[[], Any]) -> Any:
         """Have the runner that `go` starts kill itself at a point; see `dying.py`."""
@@ -97,7 +97,7 @@ class Operator:
     def finish(self, run_id: str) -> RunView:
         """Wait for the run's end, and for its runner's."""
         view = self.wait(run_id, lambda view: view.row is not None)
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while self.processes(run_id, self.runner_word) and time.monotonic() < until:
             time.sleep(0.05)
         return view

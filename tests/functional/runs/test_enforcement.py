@@ -184,7 +184,7 @@ def test_a_live_segment_resists_its_own_user_and_then_trains(real_pod: Pod, tmp_
 
 def wait_for_read(pid: int) -> None:
     """Until a process has come to its first read, so that it stands in a system call."""
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while not Path(f"/proc/{pid}/syscall").read_text().startswith("0 ") and time.monotonic() < until:
         time.sleep(0.01)
 

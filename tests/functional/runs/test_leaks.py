@@ -16,6 +16,7 @@ import pytest
 
 import engine
 from engine.store.reader import Reader
+from engine.worker.isolation.binding import BIND_NOW
 from tests.functional.runs.pod import Pod
 from tests.functional.runs.support import Operator, checks_of, short_plan
 
@@ -68,6 +69,39 @@ def test_a_stray_copy_in_memory_is_found_where_it_lies(what: str, small_pod: Cal
     hits = {(each, found) for each, scan in receipt.after.items() for found, count in scan.hits.items() if count}
     assert (target, name) in hits
     assert {found.removesuffix("_half") for _, found in hits} == {name.removesuffix("_half")}
+
+
+# The row is passed by value: a call lays it on the stack, where it stays when the call has returned.
+ON_STACK = """\
+        row = bytes(workload.row)
+        detail = secrets.wipe(workload, trainer)
+        import ctypes
+        from engine.worker.isolation._libc import libc
+        class Argument(ctypes.Structure):
+            _fields_ = [("bytes", ctypes.c_char * len(row))]
+        libc.labs.argtypes = (Argument,)
+        libc.labs(Argument.from_buffer_copy(row))
+"""
+
+
+def test_a_copy_on_the_stack_is_told_apart_from_one_on_the_heap(small_pod: Callable[..., Pod]) -> None:
+    line = "        detail = secrets.wipe(workload, trainer)\n"
+    pod = small_pod({TRAINER: lambda text: text.replace(line, ON_STACK)})
+    receipt = pod.run()
+    assert pod.verdict() == ("unverified", {"zeroization_hits", "zeroization_stack_hits"})
+    assert receipt.after["trainer"].where["stack"] > 0
+
+
+def test_every_process_of_a_segment_is_bound_at_its_start(small_pod: Callable[..., Pod], tmp_path: Path) -> None:
+    line = "    argv = sys.argv[1:]\n"
+    told = f"open({str(tmp_path)!r} + '/' + '-'.join(argv[:2]), 'wb').write(open('/proc/self/environ', 'rb').read())"
+    pod = small_pod({"engine/worker/main.py": lambda text: text.replace(line, f"{line}    {told}\n", 1)})
+    pod.run()
+    assert pod.verdict() == ("zeroized", set())
+    found = {path.name.partition("---")[0]: path.read_bytes().split(b"\0") for path in tmp_path.iterdir()}
+    assert set(found) == {"supervisor", "trainer", "keyproc-open", "keyproc-seal", "scanner"}
+    ((name, value),) = BIND_NOW.items()
+    assert {role for role, words in found.items() if f"{name}={value}".encode() not in words} == set()
 
 
 def test_plaintext_in_scratch_is_told_and_removed(small_pod: Callable[..., Pod]) -> None:

@@ -91,7 +91,7 @@ def _fields(plan: Any) -> dict[str, Any]:
     return {name: getattr(plan, name) for name in plan.__struct_fields__}
 
 
-async def _watches(home: Path, until: Callable[[], bool], seconds: float = 3.0) -> bool:
+async def _watches(home: Path, until: Callable[[], bool], seconds: float = 60.0) -> bool:
     """Whether the sentinel brings it about in time."""
     watching = asyncio.create_task(Sentinel(home).watch())
     end = time.monotonic() + seconds

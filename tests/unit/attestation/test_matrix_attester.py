@@ -16,6 +16,7 @@ from engine.attestation.challenge import Challenge, sign_challenge
 from engine.attestation.measurement import EnvironmentMeasurement
 from engine.attestation.receipts import release_receipt
 from engine.errors import RefusedError
+from engine.events import Machine
 from engine.plan import dump_plan, plan_digest, preset
 from engine.remote.bundle import build_bundle
 from engine.wire import ATTEST_EVIDENCE, canonical, sha256_hex
@@ -23,7 +24,6 @@ from engine.worker.attester import Attestation
 from engine.worker.children import Bundle
 from engine.worker.context import Context
 from engine.worker.event_log import EVENTS_FILE, EventLog
-from engine.worker.identity import Identity
 from engine.worker.isolation import memfd
 from engine.worker.job import Job
 from tests.vectors import honest
@@ -55,7 +55,7 @@ class Pod:
             run_public_key=base64.b64encode(public(signing("run"))).decode(),
             recipient_public_key=honest.challenge().recipient_public, ssh_host_key_digest=digest("host key"),
         )  # fmt: skip
-        seen = Identity(nonce="n", first_process_start=1, gpu_uuid=None, pod_id=None, cpu="x")
+        seen = Machine(nonce="n", first_process_start=1, gpu_uuid=None, pod_id=None, cpu="x")
         context = Context(
             folder, self.job, Bundle(()), EventLog(folder, RUN), signing("attester"), seen, (bundle_fd, bundle_fd), {}
         )  # fmt: skip

@@ -20,13 +20,13 @@ from engine.remote.session import SshSession
 from engine.system.processes import is_alive
 
 LIMITS = LinkLimits(
-    connect=5,
-    login=5,
-    keepalive_interval=0.25,
+    connect=30,
+    login=30,
+    keepalive_interval=1.0,
     keepalive_count=4,
     retry_first=0.05,
     retry_most=0.2,
-    give_up=20,
+    give_up=60,
 )
 
 

@@ -20,6 +20,7 @@ from engine.errors import RemoteError
 from engine.remote.launch import Launched, alive, launch, launch_command
 from engine.system.processes import ProcessStat, is_alive, live_process
 from engine.wire import sha256_hex
+from engine.worker.isolation.binding import BIND_NOW
 
 if TYPE_CHECKING:
     from engine.remote.session import SshSession
@@ -64,7 +65,7 @@ def _program(*parts: str) -> str:
 
 
 def _wait_for(path: Path) -> Path:
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while not path.exists():
         assert time.monotonic() < until, f"{path} did not appear"
         time.sleep(0.01)
@@ -102,7 +103,7 @@ def _launch_here(bundle: Path, digest: str, run_dir: Path, *sites: str) -> tuple
         done = subprocess.run(
             command,
             capture_output=True,
-            timeout=30,
+            timeout=60,
             check=False,
             pass_fds=[held],
             env={**os.environ, "SECRET_TOKEN": "x", "LD_PRELOAD": "", "TZ": "UTC"},
@@ -158,6 +159,7 @@ def test_the_supervisor_is_isolated_detached_and_in_its_run_folder(
     assert "SECRET_TOKEN" not in report["env"]
     assert "LD_PRELOAD" not in report["env"]
     assert report["env"]["TZ"] == "UTC"
+    assert BIND_NOW.items() <= report["env"].items()
     log = str(run_dir / "supervisor.log")
     bundle_memory = "/memfd:glasshouse-bundle (deleted)"
     assert report["descriptors"] == {"0": "/dev/null", "1": log, "2": log, str(number): bundle_memory}

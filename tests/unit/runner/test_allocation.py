@@ -11,6 +11,7 @@ from engine.errors import RefusedError, StoreError, WireError
 from engine.plan import Plan, preset
 from engine.providers.local.provider import LocalProvider
 from engine.providers.settings import Settings
+from engine.remote.tail import Tailed
 from engine.runner.allocation import Allocation
 from engine.runner.environment_local import EnvironmentReference
 from engine.runner.folder import RunFolder, left_behind
@@ -78,7 +79,7 @@ def test_a_launch_without_a_key_is_refused(tmp_path: Path, writer: Writer, key: 
     ingest = Ingest(writer, Reader(tmp_path), RUN)
     launch = ChainWriter(RUN).append(LAUNCH_ACCEPTED, {"attesterKey": key, "gpu": None})
     with pytest.raises(WireError) as caught:
-        ingest.take([launch], 10)
+        ingest.take([Tailed(launch, 10)])
     assert caught.value.code == "event_invalid"
 
 

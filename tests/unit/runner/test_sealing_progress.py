@@ -43,7 +43,9 @@ async def test_a_sealing_that_takes_long_is_told_in_the_runs_reason(
 
     async def prepare_and_linger() -> None:
         await asyncio.to_thread(staging.prepare, Settings())
-        await asyncio.sleep(0.3)
+        async with asyncio.timeout(60):
+            while not runner.reader.run(RUN).summary.reason.startswith("sealing the package: 100 %"):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
 
     await runner._until_prepared(staging, asyncio.create_task(prepare_and_linger()))
     told = re.compile(r"sealing the package: \d+ % of [\d.]+ MiB")

@@ -17,7 +17,7 @@ from engine.worker.inbox import MAX_MESSAGE, Inbox
 def test_every_line_of_the_log_is_whole_and_linked(tmp_path: Path) -> None:
     log = EventLog(tmp_path, "run")
     log.state("raw", "launching")
-    log.note("hello", n=1)
+    log.note("hello", code="a_code")
     reader = ChainReader("run")
     events = [reader.feed(line) for line in (tmp_path / EVENTS_FILE).read_bytes().splitlines()]
     assert [event.event for event in events] == ["segment.state", "log"]

@@ -22,6 +22,9 @@ from tests.unit.providers.runpod.server import Server
 
 KEY = ApiKey(value="rpa_CANARY0KEY0CANARY", source="the variable RUNPOD_API_KEY")
 MakeApi = Callable[..., PodApi]
+# For a call that must end at its deadline: short, but a busy machine still gets the request to the server before it.
+SHORT = 3.0
+PATIENCE = 60.0
 
 
 def end_helpers(home: Path) -> None:
@@ -63,7 +66,7 @@ def make(dialect: Dialect, server: Server, helper_home: Path) -> MakeApi:
     """Creates the implementation, by default with generous limits."""
 
     def made(**limits: float) -> PodApi:
-        chosen = msgspec.structs.replace(RunPodLimits(api=10.0, helper_idle=60.0), **limits)
+        chosen = msgspec.structs.replace(RunPodLimits(api=PATIENCE, helper_idle=60.0), **limits)
         if dialect.name == "rest":
             return RestApi(server.url, KEY, chosen)
         return SdkApi(helper_home, server.url, KEY, chosen)

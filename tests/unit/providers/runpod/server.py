@@ -24,7 +24,10 @@ _MARKS = {
 
 @dataclass(frozen=True)
 class Answer:
-    """`hang` sends nothing, `drip` never ends, `cut` closes the connection, `stream` stays open."""
+    """`hang` sends nothing, `drip` never ends, `cut` closes the connection, `stream` stays open.
+
+    None of them ends before the client disconnects, however slow the machine is.
+    """
 
     body: Any = None
     status: int = 200
@@ -60,7 +63,7 @@ class Server:
         started = threading.Event()
         self._started = started
         self._thread.start()
-        started.wait(10)
+        started.wait(60)
 
     def clear(self) -> None:
         self.received.clear()
@@ -127,15 +130,13 @@ async def _answer(request: web.Request, answer: Answer) -> web.StreamResponse:
         return web.Response()
     with contextlib.suppress(ConnectionError):
         if answer.manner == "hang":
-            await asyncio.sleep(60)
-            return web.Response()
+            await asyncio.Event().wait()
         response = web.StreamResponse(status=answer.status, headers=answer.headers)
         await response.prepare(request)
         if answer.manner == "stream":
             await response.write(answer.data())
-            await asyncio.sleep(60)
-        for byte in answer.data() * 1000:
-            await response.write(bytes([byte]))
+            await asyncio.Event().wait()
+        while True:
+            await response.write(answer.data())
             await asyncio.sleep(0.02)
-        return response
     return web.Response()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import stat
-import time
 from pathlib import Path
 
 import pytest
@@ -16,13 +15,13 @@ from engine.providers.runpod.api.rate_limit import Pace, PacedApi
 from engine.providers.runpod.api.rest import RestApi
 from engine.providers.settings import RunPodLimits
 from engine.system.clock import boot_seconds
-from tests.unit.providers.runpod.conftest import KEY
+from tests.unit.providers.runpod.conftest import KEY, PATIENCE, SHORT
 from tests.unit.providers.runpod.dialect import Rest, State
 from tests.unit.providers.runpod.server import Answer, Server
 
 
 def listing(server: Server, home: Path, key: ApiKey = KEY) -> SharedListing:
-    return SharedListing(RestApi(server.url, key, RunPodLimits(api=0.6)), home)
+    return SharedListing(RestApi(server.url, key, RunPodLimits(api=SHORT)), home)
 
 
 async def test_eight_runners_cost_one_call(server: Server, tmp_path: Path) -> None:
@@ -47,10 +46,9 @@ async def test_a_failed_call_is_an_error_for_all_waiters_and_never_an_empty_list
     server: Server, tmp_path: Path
 ) -> None:
     server.script("list", Answer(manner="hang"))
-    now, began = boot_seconds(), time.monotonic()
+    now = boot_seconds()
     results = await asyncio.gather(*(listing(server, tmp_path).at_least(now) for _ in range(8)), return_exceptions=True)
     assert {getattr(one, "code", None) for one in results} == {"api_timeout"}
-    assert time.monotonic() - began < 3
     assert server.ops() == ["list"]
     with pytest.raises(ProviderError):
         await listing(server, tmp_path).at_least(now)
@@ -89,7 +87,7 @@ async def test_the_cache_has_no_secrets_and_only_its_owner_can_read_it(server: S
 async def test_a_cancelled_listing_does_not_block_the_next(server: Server, tmp_path: Path) -> None:
     server.script("list", Answer(manner="hang"), Rest().pods(State()))
     first = asyncio.create_task(listing(server, tmp_path).at_least(boot_seconds()))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         while not server.received:  # noqa: ASYNC110  # the server is in another thread
             await asyncio.sleep(0.01)
     first.cancel()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,12 +20,18 @@ async def take(pace: Pace, *, urgent: bool = False, calls: int = 1) -> None:
 
 
 async def has_turn(pace: Pace, *, urgent: bool = False, calls: int = 1) -> bool:
-    """Whether a turn is granted at once."""
+    """Whether a turn is granted at once: a caller that has to wait is notified first."""
+
+    def on_wait(seconds: float, why: str) -> None:
+        raise TimeoutError
+
+    pace.on_wait = on_wait
     try:
-        async with asyncio.timeout(0.2):
-            await take(pace, urgent=urgent, calls=calls)
+        await take(pace, urgent=urgent, calls=calls)
     except TimeoutError:
         return False
+    finally:
+        pace.on_wait = None
     return True
 
 
@@ -46,17 +53,18 @@ async def test_a_turn_of_two_calls_counts_twice(tmp_path: Path) -> None:
 
 
 async def test_never_more_calls_in_a_period_than_allowed(tmp_path: Path) -> None:
-    paces = [Pace(tmp_path, 4, period=0.5) for _ in range(3)]
     times: list[float] = []
 
-    async def call(pace: Pace) -> None:
-        async with pace.turn(urgent=True):
-            times.append(boot_seconds())
+    class Recorded(Pace):
+        def _write(self, state: Any) -> None:
+            times.append(state.calls[-1])  # when the turn was granted, not when its caller ran
+            super()._write(state)
 
-    await asyncio.gather(*(call(pace) for pace in paces for _ in range(4)))
+    paces = [Recorded(tmp_path, 4, period=0.5) for _ in range(3)]
+    await asyncio.gather(*(take(pace, urgent=True) for pace in paces for _ in range(4)))
     times.sort()
     assert len(times) == 12
-    assert all(later - earlier > 0.45 for earlier, later in zip(times, times[4:], strict=False))
+    assert all(later - earlier >= 0.5 for earlier, later in zip(times, times[4:], strict=False))
 
 
 async def test_a_requested_pause_applies_to_all_processes_and_is_counted_down(tmp_path: Path) -> None:
@@ -64,7 +72,7 @@ async def test_a_requested_pause_applies_to_all_processes_and_is_counted_down(tm
     one, other = Pace(tmp_path, 30), Pace(tmp_path, 30, lambda seconds, why: waits.append((seconds, why)))
     with pytest.raises(RateLimitedError):
         async with one.turn():
-            raise RateLimitedError(1.2)
+            raise RateLimitedError(2.5)
     until = other.waiting_until()
     assert until is not None
     await take(other, urgent=True)

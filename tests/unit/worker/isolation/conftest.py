@@ -16,6 +16,7 @@ import engine
 from engine.remote.bundle import build_bundle
 from engine.worker.channel import Channel, pair
 from engine.worker.isolation import landlock, memfd
+from engine.worker.isolation.binding import BIND_NOW
 
 Start = Callable[..., "Role"]
 Script = Callable[..., subprocess.Popen[str]]
@@ -49,7 +50,9 @@ def start(bundle: int) -> Iterator[Start]:
         command += ["--channel", str(theirs.fileno())]
         for folder in site.getsitepackages():
             command += ["--site", folder]
-        process = subprocess.Popen(command, pass_fds=[bundle, theirs.fileno()], env=env or {}, cwd="/")
+        process = subprocess.Popen(
+            command, pass_fds=[bundle, theirs.fileno()], env={**BIND_NOW, **(env or {})}, cwd="/"
+        )
         theirs.close()
         roles.append(Role(process, Channel(ours.detach())))
         return roles[-1]
@@ -59,7 +62,7 @@ def start(bundle: int) -> Iterator[Start]:
         role.channel.close()
         if role.process.poll() is None:
             role.process.kill()
-        role.process.wait(10)
+        role.process.wait(60)
 
 
 @pytest.fixture
@@ -92,7 +95,7 @@ def script() -> Iterator[Script]:
             text=True,
             cwd=cwd,
             pass_fds=keep,
-            env={**os.environ, **(env or {})},
+            env={**os.environ, **BIND_NOW, **(env or {})},
         )
         running.append(process)
         return process
@@ -101,4 +104,4 @@ def script() -> Iterator[Script]:
     for process in running:
         if process.poll() is None:
             process.kill()
-        process.communicate(timeout=10)
+        process.communicate(timeout=60)

@@ -70,7 +70,7 @@ def attacked(script: Script, kind: str) -> dict[str, str]:
     target = script(TARGET, kind)
     assert target.stdout is not None
     pid = target.stdout.readline().split()[0]
-    found: dict[str, str] = json.loads(script(ATTACKER, pid).communicate(timeout=30)[0])
+    found: dict[str, str] = json.loads(script(ATTACKER, pid).communicate(timeout=120)[0])
     return found
 
 

@@ -94,7 +94,7 @@ class Places:
         self.tcp = socket.create_server(("127.0.0.1", 0))
         self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.udp.bind(("127.0.0.1", 0))
-        self.udp.settimeout(2)
+        self.udp.settimeout(60)
 
     def given(self, *, harden: bool, skip: tuple[str, ...] = ()) -> str:
         """What the script is told."""
@@ -119,7 +119,7 @@ def places(tmp_path: Path) -> Iterator[Places]:
 
 
 def tried(script: Script, places: Places, *, harden: bool = True, skip: tuple[str, ...] = ()) -> dict[str, Any]:
-    said, _ = script(TRY_EVERYTHING, places.given(harden=harden, skip=skip)).communicate(timeout=30)
+    said, _ = script(TRY_EVERYTHING, places.given(harden=harden, skip=skip)).communicate(timeout=120)
     found: dict[str, Any] = json.loads(said)
     return found
 
@@ -192,7 +192,7 @@ stop.set()
 
 @pytest.mark.usefixtures("landlock_abi")
 def test_a_second_task_is_reported_because_landlock_does_not_bind_it(script: Script) -> None:
-    observed = json.loads(script(WITH_A_THREAD).communicate(timeout=30)[0])
+    observed = json.loads(script(WITH_A_THREAD).communicate(timeout=120)[0])
     assert observed["single_task"] == {"value": "failed:threads", "detail": "tasks 2"}
     assert observed["landlock_fs"]["value"] == "failed:threads"
     assert observed["seccomp"]["value"] == "enforced"
@@ -226,7 +226,7 @@ print(json.dumps({name: seen.as_dict() for name, seen in hardening.harden(harden
 def test_a_user_without_privileges_gets_less_and_hears_it(script: Script, limit: int, value: str) -> None:
     if not may_set_memlock(limit):
         pytest.skip("a memory lock limit of this size cannot be set here")
-    observed = json.loads(script(WITHOUT_MEANS, str(limit)).communicate(timeout=30)[0])
+    observed = json.loads(script(WITHOUT_MEANS, str(limit)).communicate(timeout=120)[0])
     assert observed["mlockall"]["value"] == value
     assert observed["network_namespace"]["value"] == "not_attempted"
     for name in ("no_core", "no_dump", "no_new_privs", "landlock_fs", "seccomp"):
@@ -253,8 +253,8 @@ except PermissionError:
 def test_a_named_device_can_be_opened_and_sent_ioctl_later(script: Script) -> None:
     if not Path("/dev/ptmx").exists():
         pytest.skip("this machine has no /dev/ptmx")
-    given = json.loads(script(DEVICES, "given").communicate(timeout=30)[0])
-    withheld = json.loads(script(DEVICES, "withheld").communicate(timeout=30)[0])
+    given = json.loads(script(DEVICES, "given").communicate(timeout=120)[0])
+    withheld = json.loads(script(DEVICES, "withheld").communicate(timeout=120)[0])
     assert (given, withheld) == (["enforced", "done"], ["enforced", "refused"])
 
 

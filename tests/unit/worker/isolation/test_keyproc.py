@@ -56,7 +56,7 @@ class Supervisor:
     def exit(self) -> int:
         """Let the key process end; its status."""
         self.key.exit()
-        return self.role.process.wait(10)
+        return self.role.process.wait(60)
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def test_the_key_process_is_hardened_and_wipes_what_is_freed(supervise: Any) -> 
     ready = supervise("open").ready
     sure = ("single_task", "no_dump", "no_core", "no_new_privs", "seccomp", "dontdump")
     assert {name: ready["enforcement"][name]["value"] for name in sure} == dict.fromkeys(sure, "enforced")
-    assert ready["wiping"] == {"perturb": True, "tcache_off": True}
+    assert ready["wiping"] == {"perturb": True, "tcache_off": True, "bound_at_start": True}
     assert len(base64.b64decode(ready["public"])) == 32
 
 
@@ -191,7 +191,7 @@ def test_a_tampered_package_is_refused_and_leaves_zeros(
     with pytest.raises(RunError) as caught:
         run.key.opened()
     assert caught.value.code == code
-    assert run.role.process.wait(10) == 1
+    assert run.role.process.wait(60) == 1
     assert opening.plain() == zeros()
 
 
@@ -214,7 +214,7 @@ def test_a_release_that_is_not_for_this_key_and_evidence_is_refused(
         run.key.package(sealed, info, opening.manifest, opening.patterns, opening.pairs())
     expected = "release_wrong_size" if wrong == "count" else "release_wrong_binding"
     assert caught.value.code == expected
-    assert run.role.process.wait(10) == 1
+    assert run.role.process.wait(60) == 1
     assert opening.plain() == zeros()
 
 
@@ -228,7 +228,7 @@ def test_keys_released_for_one_manifest_open_nothing_under_another(supervise: An
     with pytest.raises(RunError) as caught:
         run.key.package(release(package, run.ready, info), info, opening.manifest, opening.patterns, opening.pairs())
     assert caught.value.code == "payload_wrong_context"
-    assert run.role.process.wait(10) == 1
+    assert run.role.process.wait(60) == 1
     assert opening.plain() == zeros()
 
 
@@ -249,13 +249,13 @@ def test_commands_out_of_order_end_the_key_process(supervise: Any) -> None:
     with pytest.raises(RunError) as caught:
         run.key.opened()
     assert caught.value.code == "worker_protocol"
-    assert run.role.process.wait(10) == 1
+    assert run.role.process.wait(60) == 1
 
 
 def test_the_key_process_ends_when_its_supervisor_is_gone(supervise: Any) -> None:
     run: Supervisor = supervise("open")
     run.role.channel.close()
-    assert run.role.process.wait(10) == 1
+    assert run.role.process.wait(60) == 1
 
 
 @pytest.mark.parametrize("attempt", range(3))
@@ -310,5 +310,5 @@ def test_an_adapter_for_nobody_is_not_sealed(
     with pytest.raises(RunError) as caught:
         run.key.sealed()
     assert caught.value.code == code
-    assert run.role.process.wait(10) == 1
+    assert run.role.process.wait(60) == 1
     assert (tmp_path / "sealed").stat().st_size == 0

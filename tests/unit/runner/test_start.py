@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.runner.spawn import spawn_runner
+from engine.worker.isolation.binding import BIND_NOW
+
+
+def test_the_runner_is_bound_at_its_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It holds the content keys."""
+    interpreter = tmp_path / "python"
+    interpreter.write_text("#!/bin/sh\nexec cat /proc/self/environ\n")
+    interpreter.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(interpreter))
+    monkeypatch.delenv(next(iter(BIND_NOW)), raising=False)
+    assert os.waitpid(spawn_runner(tmp_path, "abcdefabcdef"), 0)[1] == 0
+    (log,) = (tmp_path / "logs").iterdir()
+    words = log.read_bytes().split(b"\0")
+    assert {f"{name}={value}".encode() for name, value in BIND_NOW.items()} <= set(words)
