@@ -12,7 +12,7 @@ import msgspec
 from engine.errors import GlasshouseError
 from engine.plan import RENTED
 from engine.providers import provider_for
-from engine.providers.protocol import Found, LedgerEntry, Reconciliation
+from engine.providers.protocol import ExistingAllocation, LedgerEntry, Reconciliation
 from engine.providers.settings import load_settings
 from engine.runner.leases import lease_of
 from engine.runner.spawn import watch_on
@@ -151,7 +151,7 @@ def _ours(entry: AllocationView, seen: Reconciliation | None) -> Listed:
     )
 
 
-def _foreign(provider: str, found: Found) -> Listed:
+def _foreign(provider: str, found: ExistingAllocation) -> Listed:
     spent = None
     if found.since is not None and found.price_per_hour is not None:
         age = datetime.now(UTC) - datetime.fromisoformat(found.since)

@@ -1,4 +1,7 @@
-"""The processes of a local allocation: told by mark and session, ended by descriptor, so never any other."""
+"""The processes of a local allocation: identified by mark and session, and signalled through a pidfd.
+
+A pidfd together with the start time makes sure that a reused pid is never signalled.
+"""
 
 from __future__ import annotations
 
@@ -19,26 +22,26 @@ _BUNDLE: Final = b"/proc/self/fd/"
 
 
 def of_folder(folder: Path, launched: Collection[tuple[int, int]] = ()) -> list[ProcessStat]:
-    """Every process that works for the allocation in `folder`, with its descendants; never the caller's own
-    line.
+    """Every process of the allocation in `folder`, with its descendants; never the caller or its ancestors.
 
-    A process of the allocation carries the folder in `MARK` of its environment; or it runs a bundle, and its command
-    line lies in the folder or its session is that of a supervisor in `launched` (pid and start).
+    A process belongs to the allocation when the variable `MARK` in its environment names the folder; or when it runs a
+    bundle, and a path on its command line is inside the folder or its session is that of a supervisor in `launched`
+    (pid and start).
     """
     table = {process.pid: process for process in _all()}
     sessions = {pid for pid, start in launched if pid not in table or table[pid].start == start}
-    spared = _line(table, os.getpid())
-    chosen = {pid for pid, found in table.items() if pid not in spared and _belongs(found, folder, sessions)}
-    grown = True
-    while grown:
-        children = {pid for pid, found in table.items() if found.parent in chosen and pid not in spared}
-        grown = not children <= chosen
+    excluded = _with_ancestors(table, os.getpid())
+    chosen = {pid for pid, stat in table.items() if pid not in excluded and _belongs(stat, folder, sessions)}
+    has_grown = True
+    while has_grown:
+        children = {pid for pid, stat in table.items() if stat.parent in chosen and pid not in excluded}
+        has_grown = not children <= chosen
         chosen |= children
     return [table[pid] for pid in sorted(chosen)]
 
 
-def end(processes: Iterable[ProcessStat], grace: float, patience: float = 5.0) -> list[ProcessStat]:
-    """Ask them to end, kill after `grace` seconds, and return those that live `patience` seconds later."""
+def terminate(processes: Iterable[ProcessStat], grace: float, patience: float = 5.0) -> list[ProcessStat]:
+    """SIGTERM, then SIGKILL after `grace` seconds; returns those that are still alive `patience` seconds later."""
     left = [process for process in processes if _signal(process, signal.SIGTERM)]
     left = _wait(left, grace)
     for process in left:
@@ -53,34 +56,34 @@ def _all() -> Iterator[ProcessStat]:
             yield process
 
 
-def _line(table: dict[int, ProcessStat], pid: int) -> set[int]:
+def _with_ancestors(table: dict[int, ProcessStat], pid: int) -> set[int]:
     """`pid` and its ancestors."""
-    line: set[int] = set()
-    while pid in table and pid not in line:
-        line.add(pid)
+    pids: set[int] = set()
+    while pid in table and pid not in pids:
+        pids.add(pid)
         pid = table[pid].parent
-    return line
+    return pids
 
 
 def _belongs(process: ProcessStat, folder: Path, sessions: set[int]) -> bool:
-    place = os.fsencode(folder)
-    if MARK.encode() + b"=" + place in _words(process, "environ"):
+    path = os.fsencode(folder)
+    if MARK.encode() + b"=" + path in _words(process, "environ"):
         return True
     command = _words(process, "cmdline")
     if not any(word.startswith(_BUNDLE) for word in command):
         return False
-    return process.session in sessions or any(word.startswith(place + b"/") for word in command)
+    return process.session in sessions or any(word.startswith(path + b"/") for word in command)
 
 
 def _words(process: ProcessStat, name: str) -> list[bytes]:
     try:
         return (PROC / str(process.pid) / name).read_bytes().split(b"\0")
-    except OSError:  # ended meanwhile, another user's, or closed to everybody
+    except OSError:  # it has ended, belongs to another user, or is not readable
         return []
 
 
 def _signal(process: ProcessStat, number: signal.Signals) -> bool:
-    """Send a signal to exactly this process; False when it is gone."""
+    """Send a signal to exactly this process; False when it has ended."""
     try:
         descriptor = os.pidfd_open(process.pid)
     except ProcessLookupError:

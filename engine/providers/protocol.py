@@ -1,8 +1,7 @@
-"""What the runner knows of a provider: frozen records, and verbs that every member shares.
+"""What the runner knows about a provider: frozen records, and the methods that every provider implements.
 
-Order of a run: `preflight`, `quote`, then the ledger holds the intent, `acquire`, `wait_ready`,
-`open_session`; after the run `release` and `prove_empty`. At every start `reconcile` compares ledger and
-provider.
+Order in a run: `preflight`, `quote`, then the intent is written to the ledger, `acquire`, `wait_ready`, `open_session`;
+after the run `release` and `prove_empty`. At every start `reconcile` compares ledger and provider.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Spec(_Record, frozen=True, kw_only=True):
-    """What to acquire. `name` is unique to one attempt and in the ledger before `acquire`.
+    """What to acquire. `name` is unique to one attempt and is written to the ledger before `acquire`.
 
-    `gpus` are acceptable models in order of preference; prices in USD, `max_price` an hour, `max_cost` for
-    the whole life of the allocation. `host` is a static host's name. `max_seconds`: it ends itself after that.
+    `gpus` are acceptable models in order of preference. Prices in USD: `max_price` per hour, `max_cost` for the whole
+    life of the allocation, which terminates itself after `max_seconds`. `host` is a static host's name.
     """
 
     name: str
@@ -45,7 +44,7 @@ class Spec(_Record, frozen=True, kw_only=True):
 
 
 class Quote(_Record, frozen=True, kw_only=True):
-    """What `acquire` would give now. `price_per_hour` in USD."""
+    """What `acquire` would return now. `price_per_hour` in USD."""
 
     provider: str
     gpu_model: str
@@ -77,14 +76,14 @@ class Address(_Record, frozen=True, kw_only=True):
 
 
 class Lease(_Record, frozen=True, kw_only=True):
-    """One allocation that is ours, without secrets: a restarted runner goes on from it.
+    """One of our allocations, without secrets: a restarted runner continues from it.
 
-    `address` is None until `wait_ready`. `python` and `site_paths` are the interpreter and the folders of
-    third-party Python there; `environment` says where those come from: `own` are the operator's, `image` lie there
-    already, `lock` are yet to be installed from the hash-checked lock, by pip from its default index or from `index`.
-    `root` is a folder for run folders, below the
-    login's home unless absolute. `machine` identifies the machine as the provider knows it. `heartbeat` is a file
-    there that its dead-man's switch watches; `deadline` (UTC) is when the allocation ends at the latest.
+    `address` is None until `wait_ready`. `python` and `site_paths` are the interpreter and the folders of third-party
+    packages there. `environment` says where they come from: `own` is this installation's environment, `image` is
+    preinstalled, `lock` has yet to be installed from the hash-checked lock, by pip from its default index or from
+    `index`. `root` is the parent of run folders, relative to the login's home unless absolute. `machine` identifies the
+    machine as the provider knows it. `heartbeat` is a file there that the dead-man's switch watches; `deadline` (UTC)
+    is when the allocation terminates at the latest.
     """
 
     allocation_id: str
@@ -112,18 +111,17 @@ class Lease(_Record, frozen=True, kw_only=True):
 
 
 class Scope(_Record, frozen=True, kw_only=True):
-    """What a proof is about: every name that a run ever put into the ledger, and the leases it got."""
+    """What a proof covers: every name that a run ever wrote to the ledger, and the leases it obtained."""
 
     names: tuple[str, ...]
     leases: tuple[Lease, ...] = ()
 
 
 class EmptyProof(_Record, frozen=True, kw_only=True):
-    """A counted observation: `count` of the scope's allocations exist, `others` is what else the provider
-    lists.
+    """A counted observation: `count` allocations of the scope exist; `others` counts what else the provider lists.
 
-    `listings` successful looks agreed, the last at `at` (UTC). `count` is None where nothing is ours to
-    delete. `unanswered` are names that were asked for without a clear answer, and may still appear.
+    It rests on `listings` successful listings, the last one taken at `at` (UTC). `count` is None where nothing is ours
+    to delete. `unanswered` are names whose creation got no clear answer: an allocation may still appear.
     """
 
     scope: tuple[str, ...]
@@ -136,16 +134,16 @@ class EmptyProof(_Record, frozen=True, kw_only=True):
 
 
 class LedgerEntry(_Record, frozen=True, kw_only=True):
-    """One allocation as the ledger knows it; `lease` is None when only the intent was written."""
+    """One allocation as recorded in the ledger; `lease` is None when only the intent was written."""
 
     name: str
     lease: Lease | None = None
 
 
-class Found(_Record, frozen=True, kw_only=True):
-    """One allocation that exists. `lease` is None where it cannot be taken up again.
+class ExistingAllocation(_Record, frozen=True, kw_only=True):
+    """One allocation that exists. `lease` is None where it cannot be resumed.
 
-    What the provider tells of it, None where it does not: `since` in UTC, `price_per_hour` in USD.
+    The remaining fields are as the provider reports them, or None: `since` in UTC, `price_per_hour` in USD.
     """
 
     name: str
@@ -158,16 +156,16 @@ class Found(_Record, frozen=True, kw_only=True):
 
 
 class Reconciliation(_Record, frozen=True, kw_only=True):
-    """Ledger against provider: `ours` exist and are known, `gone` are known only, `foreign` exist only."""
+    """Ledger against provider: `ours` are in both, `gone` only in the ledger, `foreign` only at the provider."""
 
-    ours: tuple[Found, ...] = ()
+    ours: tuple[ExistingAllocation, ...] = ()
     gone: tuple[str, ...] = ()
-    foreign: tuple[Found, ...] = ()
+    foreign: tuple[ExistingAllocation, ...] = ()
 
 
 @runtime_checkable
 class Provider(Protocol):
-    """A source of allocations. Verbs raise `ProviderError`; an error never means that there is nothing."""
+    """A source of allocations. Methods raise `ProviderError`; an error never means that nothing exists."""
 
     @property
     def name(self) -> str:
@@ -179,20 +177,19 @@ class Provider(Protocol):
         ...
 
     async def quote(self, spec: Spec) -> Quote:
-        """The price of what `acquire` would give."""
+        """The price of what `acquire` would return."""
         ...
 
     async def acquire(self, spec: Spec, run_id: str, on_phase: OnPhase | None = None) -> Lease:
-        """The allocation called `spec.name`: made, or taken up when an earlier attempt made it.
+        """The allocation called `spec.name`: created, or adopted when an earlier attempt created it.
 
-        A creation whose answer was lost is looked for by name, never repeated; where nothing is found it raises
-        `create_unanswered`, and the ledger keeps the intent to be looked at again.
+        A creation whose answer was lost is searched for by name and never repeated, so that no second machine is
+        billed. Where none is listed it raises `create_unanswered`; the intent stays in the ledger and is checked again.
         """
         ...
 
     async def wait_ready(self, lease: Lease, on_phase: OnPhase | None = None) -> Lease:
-        """The lease with the address at which its SSH server answers now; `on_phase` hears what is waited
-        for.
+        """The lease with the address at which its SSH server answers now; `on_phase` receives what is waited for.
 
         Raises `allocation_gone` when the allocation no longer exists.
         """
@@ -203,15 +200,15 @@ class Provider(Protocol):
         ...
 
     async def observe(self, lease: Lease) -> Observation:
-        """The allocation's state now; `unknown` when it cannot be told."""
+        """The allocation's state now; `unknown` when it cannot be determined."""
         ...
 
     async def release(self, lease: Lease) -> None:
-        """End the allocation; done already is done. Raises `release_failed` with what is left and where."""
+        """Terminate the allocation; idempotent. Raises `release_failed` with what is left and where."""
         ...
 
     async def prove_empty(self, scope: Scope) -> EmptyProof:
-        """Count what exists of the scope."""
+        """Count the allocations of the scope that still exist."""
         ...
 
     async def reconcile(self, ledger: Sequence[LedgerEntry]) -> Reconciliation:
@@ -219,28 +216,28 @@ class Provider(Protocol):
         ...
 
     async def close(self) -> None:
-        """Let go of connections; the provider can be used again."""
+        """Close connections; the provider can be used again afterwards."""
         ...
 
 
 @runtime_checkable
 class Exclusive(Protocol):
-    """A provider whose machines exist before a run and hold one at a time, also for other homes and operators."""
+    """A provider whose machines exist before a run and take one run at a time, across homes and operators."""
 
     async def claim(self, spec: Spec, run_id: str) -> str | None:
-        """Take the machine that `acquire` would give, or renew the run's claim; None when the run has it, otherwise who
-        does, in words.
+        """Claim the machine that `acquire` would return, or renew the run's claim.
 
-        A claim lasts as long as the run's supervisor; without one it must be renewed every few minutes. `release` lets
-        go of it. Raises `RemoteError`.
+        Returns None when the run holds the claim, otherwise a phrase that says who does. A claim lasts as long as the
+        run's supervisor; before there is one it must be renewed every few minutes. `release` gives it up too. Raises
+        `RemoteError`.
         """
         ...
 
     async def let_go(self, spec: Spec, run_id: str) -> None:
-        """Give up a claim for which nothing was acquired; having none is no error. Raises `RemoteError`."""
+        """Give up a claim for which nothing was acquired; no error without a claim. Raises `RemoteError`."""
         ...
 
 
 def allocation_name(install: str, run_id: str) -> str:
-    """A new name `glasshouse-INSTALL-RUN-RANDOM`, one for each attempt to acquire."""
+    """A new name `glasshouse-INSTALL-RUN-RANDOM`, one per attempt to acquire."""
     return f"glasshouse-{install}-{run_id}-{secrets.token_hex(4)}"

@@ -1,1 +1,1 @@
-"""Between operator and allocation: the bundle, the SSH session, the launch and the log's tail."""
+"""Between operator and allocation: the bundle, the SSH session, the launch, and following the event log."""

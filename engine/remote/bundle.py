@@ -1,7 +1,7 @@
-"""The worker's bundle: a reproducible zipapp of our own Python and the lock of what it needs.
+"""The worker's bundle: a reproducible zipapp of our own Python code and the lock of its requirements.
 
-The same installation gives the same bytes, whatever the folder, locale, umask or clock: names are sorted,
-entries are stored uncompressed, times and modes are fixed. The bundle's identity is the SHA-256 of its bytes.
+The same installation gives the same bytes, whatever the folder, locale, umask or clock: names are sorted, entries are
+stored uncompressed, times and modes are fixed. The bundle's identity is the SHA-256 of its bytes.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ def build_bundle(lock: Mapping[str, str] | None = None) -> bytes:
     entries = dict(_sources(Path(engine.__file__).parent))
     entries["__main__.py"] = _MAIN
     entries[LOCK_NAME] = canonical(dict(worker_lock() if lock is None else lock))
-    made = io.BytesIO()
-    with zipfile.ZipFile(made, "w", zipfile.ZIP_STORED) as archive:
+    output = io.BytesIO()
+    with zipfile.ZipFile(output, "w", zipfile.ZIP_STORED) as archive:
         for name in sorted(entries):
             entry = zipfile.ZipInfo(name, _EPOCH)
             entry.create_system = _UNIX
             entry.external_attr = _REGULAR_0644
             archive.writestr(entry, entries[name])
-    return made.getvalue()
+    return output.getvalue()
 
 
 def bundle_digest(bundle: bytes) -> str:
@@ -65,44 +65,44 @@ def bundle_digest(bundle: bytes) -> str:
 
 def worker_lock() -> dict[str, str]:
     """Name and version of every distribution that the worker needs; raises `MissingExtraError`."""
-    return {name: found.version for name, found in worker_distributions().items()}
+    return {name: distribution.version for name, distribution in worker_distributions().items()}
 
 
 @cache
 def worker_distributions() -> Mapping[str, metadata.Distribution]:
-    """`REQUIREMENTS` and what they need in turn, as installed here, by normalised name in order.
+    """`REQUIREMENTS` and their transitive requirements, as installed here, sorted by normalised name.
 
-    Raises `MissingExtraError` (`extra_missing`) when one of `REQUIREMENTS` is absent. What only a
-    distribution's metadata asks for and is not installed is left out.
+    Raises `MissingExtraError` (`extra_missing`) when one of `REQUIREMENTS` is missing. A transitive requirement that is
+    not installed is left out.
     """
-    absent = sorted(name for name in REQUIREMENTS if _distribution(name) is None)
-    if absent:
+    missing = sorted(name for name in REQUIREMENTS if _distribution(name) is None)
+    if missing:
         raise MissingExtraError(
-            f"The worker needs {', '.join(absent)}, which this installation lacks.",
+            f"The worker needs {', '.join(missing)}, which this installation lacks.",
             "Run: pip install 'glasshouse[local]'",
         )
     from packaging.requirements import Requirement  # noqa: PLC0415  # comes with transformers
 
-    found: dict[str, metadata.Distribution] = {}
-    seen: set[tuple[str, str]] = set()
-    waiting = [(name, "") for name in REQUIREMENTS]
-    while waiting:
-        name, extra = waiting.pop()
+    distributions: dict[str, metadata.Distribution] = {}
+    visited: set[tuple[str, str]] = set()
+    pending = [(name, "") for name in REQUIREMENTS]
+    while pending:
+        name, extra = pending.pop()
         installed = _distribution(name)
-        if installed is None or (name, extra) in seen:
+        if installed is None or (name, extra) in visited:
             continue
-        seen.add((name, extra))
-        found[name] = installed
+        visited.add((name, extra))
+        distributions[name] = installed
         for line in installed.requires or ():
-            needed = Requirement(line)
-            if needed.marker is None or needed.marker.evaluate({"extra": extra}):
-                waiting.extend((normalised(needed.name), wanted) for wanted in ("", *sorted(needed.extras)))
-    return MappingProxyType(dict(sorted(found.items())))
+            requirement = Requirement(line)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+                pending.extend((normalised(requirement.name), one) for one in ("", *sorted(requirement.extras)))
+    return MappingProxyType(dict(sorted(distributions.items())))
 
 
 def site_paths() -> tuple[str, ...]:
-    """The folders from which the worker's distributions are imported here, in order of name."""
-    folders = {str(Path(str(found.locate_file(""))).resolve()) for found in worker_distributions().values()}
+    """The folders from which the worker's distributions are imported here, sorted."""
+    folders = {str(Path(str(one.locate_file(""))).resolve()) for one in worker_distributions().values()}
     return tuple(sorted(folders))
 
 
@@ -114,7 +114,7 @@ def _distribution(name: str) -> metadata.Distribution | None:
 
 
 def normalised(name: str) -> str:
-    """A distribution's name as PEP 503 normalises it."""
+    """A distribution's name, normalised as in PEP 503."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 

@@ -1,5 +1,5 @@
-"""Opening an SSH connection: one pinned host key, one client key or the keys of an agent, none of the operator's own
-settings.
+"""Opening an SSH connection: one pinned host key, one client key or an agent's keys, no settings from the operator's
+SSH configuration.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ async def _connect(
     except asyncssh.PermissionDenied as error:
         raise RemoteError(
             f"{where} rejected the client key of user {endpoint.user}.",
-            "Check that the allocation was given this run's public key.",
+            "Check that the allocation was created with this run's public key; for your own host, check user and key.",
             code="auth_rejected",
         ) from error
     except TimeoutError as error:
@@ -94,9 +94,9 @@ async def _connect(
 
 
 async def shown_host_key(host: str, port: int, limits: LinkLimits, kinds: Sequence[str] = ()) -> asyncssh.SSHKey:
-    """The public key that the server at an address shows, of one of `kinds` if any are given; nothing is logged into.
+    """The public key that the server at an address presents, of one of `kinds` if any are given, without logging in.
 
-    Raises `RemoteError` (`connect_failed`), also where it has no key of these kinds.
+    Raises `RemoteError` (`connect_failed`), also if it has no key of these kinds.
     """
     where = f"{host}:{port}"
     try:
@@ -117,9 +117,10 @@ async def shown_host_key(host: str, port: int, limits: LinkLimits, kinds: Sequen
 async def _client_keys(
     endpoint: Endpoint, limits: LinkLimits
 ) -> AsyncIterator[Sequence[asyncssh.SSHKey | asyncssh.SSHKeyPair]]:
-    """The endpoint's own key, or those of its agent, which signs as long as the context lasts.
+    """The endpoint's own key, or those of its agent, which stays connected for the context.
 
-    asyncssh asks no agent where it is given keys, and reads the operator's own files where it is given none.
+    The agent's keys are passed explicitly: asyncssh uses no agent when it is given keys, and reads the operator's own
+    key files when it is given none.
     """
     if endpoint.client_key is not None:
         yield [_private_key(endpoint.client_key)]
@@ -129,19 +130,19 @@ async def _client_keys(
             agent = await asyncssh.connect_agent(endpoint.agent_path or "")
             keys = await agent.get_keys()
     except (OSError, ValueError, TimeoutError, asyncssh.Error) as error:
-        raise _no_agent("No SSH agent answers") from error
+        raise _no_usable_agent("No SSH agent answers") from error
     try:
         if not keys:
-            raise _no_agent("The SSH agent holds no key")
+            raise _no_usable_agent("The SSH agent has no keys")
         yield keys
     finally:
         agent.close()
 
 
-def _no_agent(what: str) -> RemoteError:
+def _no_usable_agent(what: str) -> RemoteError:
     return RemoteError(
-        f"{what}, and this host has no key file.",
-        "Start an agent, add the key with ssh-add, and start glasshouse where SSH_AUTH_SOCK names it.",
+        f"{what}, and no key file is configured for this host.",
+        "Start an agent, add the key with ssh-add, and start glasshouse with SSH_AUTH_SOCK set.",
         code="agent_unusable",
     )
 
@@ -164,29 +165,33 @@ def _private_key(key: bytes | Path) -> asyncssh.SSHKey:
 def _unreadable() -> RemoteError:
     return RemoteError(
         "An SSH key of this allocation cannot be read.",
-        "Release the allocation; of your own host, check the key file: one with a passphrase needs an agent.",
+        "Release the allocation; for your own host, check the key file. A key with a passphrase needs an agent.",
         code="key_unusable",
     )
 
 
 def _pinned_first(host_key: asyncssh.SSHKey) -> list[str]:
-    """Every algorithm, the pinned key's own before the others.
+    """Every algorithm, those of the pinned key first.
 
-    A server without the pinned kind of key then shows the one it has, and the mismatch is seen here, not told by
-    a server that hangs up.
+    A server without that kind of key then presents another one, and the mismatch is detected here; with the pinned kind
+    alone it would only close the connection.
     """
     own = {algorithm.decode() for algorithm in host_key.sig_algorithms}
     return sorted(HOST_KEY_ALGORITHMS, key=lambda name: name not in own)
 
 
 def mismatch(where: str) -> RemoteError:
-    """The error for a server with another host key than the pinned one."""
+    """The error for a server whose host key is not the pinned one."""
     return RemoteError(
-        f"{where} shows another host key than the one pinned for this allocation; nothing was sent to it.",
-        "Somebody may be in between, or the allocation was replaced: release it.",
+        f"{where} presents a host key other than the one pinned for this allocation; nothing was sent to it.",
+        "Release the allocation: somebody may be intercepting the connection, or the machine was replaced.",
         code="host_key_mismatch",
     )
 
 
 def _failed(where: str, why: str) -> RemoteError:
-    return RemoteError(f"No SSH connection to {where}: {why}.", "Is the allocation up?", code="connect_failed")
+    return RemoteError(
+        f"No SSH connection to {where}: {why}.",
+        "Check that the allocation is running and can be reached.",
+        code="connect_failed",
+    )

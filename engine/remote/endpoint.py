@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 class Endpoint:
     """One SSH server and the keys of both sides.
 
-    `client_key` is a private OpenSSH key or the path of one, None where the agent at `agent_path` signs; it is never
-    forwarded. `host_key` is the server's public key line, the only one that is accepted.
+    `client_key` is a private OpenSSH key or the path of one, None if the agent at `agent_path` signs, which is never
+    forwarded. `host_key` is the server's public key line; no other host key is accepted.
     """
 
     host: str
@@ -29,9 +29,9 @@ class Endpoint:
 class LinkLimits:
     """Times of a link, in seconds.
 
-    A silent link counts as lost after `keepalive_count` intervals. A lost one is tried again after a random
-    part of a pause that doubles from `retry_first` to `retry_most`, until `give_up` has passed since the
-    loss.
+    A silent link counts as lost after `keepalive_count` intervals. After a loss, attempts to reconnect follow after
+    pauses with full jitter, whose upper bound doubles from `retry_first` to `retry_most`, until `give_up` has passed
+    since the loss.
     """
 
     connect: float = 15.0

@@ -1,4 +1,4 @@
-"""What goes wrong on a link: asyncssh's and the system's errors as `RemoteError` with a stable code."""
+"""The errors of a link: those of asyncssh and the system, translated to `RemoteError` with a stable code."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 LINK_CODES: Final = frozenset({"connect_failed", "link_lost"})
 """Codes after which another attempt on a new connection may succeed."""
 
-MOST_WORDS: Final = 200
+LONGEST_REASON: Final = 200
 _SFTP_LOST: Final = (asyncssh.SFTPConnectionLost, asyncssh.SFTPNoConnection)
 _SFTP_FULL: Final = (asyncssh.SFTPNoSpaceOnFilesystem, asyncssh.SFTPQuotaExceeded)
 
 
 def is_link_failure(error: BaseException) -> bool:
-    """True when the connection failed and not what was done over it."""
+    """True when the connection itself failed, not the operation over it."""
     return isinstance(error, RemoteError) and error.code in LINK_CODES
 
 
@@ -29,17 +29,17 @@ def link_lost(doing: str) -> RemoteError:
     """The error for a connection that ended while `doing`."""
     return RemoteError(
         f"The SSH connection was lost while {doing}.",
-        "The allocation's work goes on by itself; connect again.",
+        "Connect again; the work on the allocation continues in the meantime.",
         code="link_lost",
     )
 
 
 def disk_full(path: str, needed: int, free: int | None) -> RemoteError:
     """The error for a file of which `needed` more bytes do not fit on the allocation's disk."""
-    room = "no space" if free is None else f"{free} bytes"
+    space = "no space" if free is None else f"{free} bytes"
     return RemoteError(
-        f"The allocation's disk has {room} left and {path} needs {needed} bytes more.",
-        "Ask for a larger disk, or a smaller model.",
+        f"The allocation's disk has {space} left, and {path} needs {needed} more bytes.",
+        "Choose a larger disk or a smaller model.",
         code="remote_disk_full",
     )
 
@@ -49,9 +49,9 @@ def not_a_file(path: str) -> RemoteError:
     return RemoteError(f"{path} on the allocation is not a regular file.", code="remote_not_a_file")
 
 
-def _shown(reason: str) -> str:
-    """What a server says of an error: printable and short."""
-    return "".join(one if one.isprintable() else " " for one in reason[:MOST_WORDS]).strip()
+def _printable(reason: str) -> str:
+    """A server's error text, which is not trusted: only printable characters, and short."""
+    return "".join(char if char.isprintable() else " " for char in reason[:LONGEST_REASON]).strip()
 
 
 @contextmanager
@@ -69,18 +69,20 @@ def translated(doing: str, path: str = "") -> Iterator[None]:
     except _SFTP_LOST as error:
         raise link_lost(what) from error
     except (asyncssh.SFTPNoSuchFile, asyncssh.SFTPNoSuchPath) as error:
-        raise RemoteError(f"{path} is not there on the allocation.", code="remote_missing") from error
+        raise RemoteError(f"{path} does not exist on the allocation.", code="remote_missing") from error
     except asyncssh.SFTPPermissionDenied as error:
         raise RemoteError(f"The allocation refused {what}.", code="remote_denied") from error
     except _SFTP_FULL as error:
         raise disk_full(path, 0, None) from error
     except asyncssh.SFTPError as error:
-        raise RemoteError(f"The allocation failed at {what}: {_shown(error.reason)}.", code="remote_failed") from error
+        raise RemoteError(
+            f"The allocation failed at {what}: {_printable(error.reason)}.", code="remote_failed"
+        ) from error
     except asyncssh.ChannelOpenError as error:
         if error.code == asyncssh.OPEN_CONNECT_FAILED:
             raise link_lost(what) from error
         raise RemoteError(
-            f"The SSH server refused {what}.", "It must allow commands and SFTP.", code="channel_refused"
+            f"The SSH server refused {what}.", "Configure it to allow commands and SFTP.", code="channel_refused"
         ) from error
     except (asyncssh.Error, ConnectionError, EOFError) as error:
         raise link_lost(what) from error

@@ -1,4 +1,4 @@
-"""Whether the distributions in an image are those that a lock names, as far as the worker needs them."""
+"""Compares the distributions in an image with a lock, as far as the worker needs them."""
 
 from __future__ import annotations
 
@@ -13,71 +13,72 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-MOST_LINES: Final = 50_000
-"""How many needs are looked at, each once for every extra: a few of an image's own lines could ask for millions."""
+MOST_REQUIREMENTS: Final = 50_000
+"""Limit on requirements to evaluate, each once per extra: a few lines of a hostile image could expand to millions."""
 
 
 class Distribution(msgspec.Struct, frozen=True):
-    """An installed distribution: its version, and its needs as its metadata writes them."""
+    """An installed distribution: its version, and its requirements as in its metadata."""
 
     version: str
     requires: list[str]
 
 
-def mismatches(found: Mapping[str, Distribution], locked: Mapping[str, str], markers: Mapping[str, str]) -> list[str]:
-    """What is absent or at another version, each in words, in order of name.
+def mismatches(
+    installed: Mapping[str, Distribution], locked: Mapping[str, str], markers: Mapping[str, str]
+) -> list[str]:
+    """A phrase for each distribution that is missing or at another version, sorted by name.
 
-    Raises `RemoteError` (`environment_mismatch`) where that would take too long.
-
-    `found` is by normalised name and `markers` is the environment there (PEP 508). A distribution counts when the
-    worker's needs lead to it there; a local label (`+cpu`, `+cu130`) is a build of the same release.
+    `installed` is by normalised name, and `markers` is the environment there (PEP 508). Only the worker's requirements
+    and their transitive requirements count; a local label (`+cpu`, `+cu130`) is a build of the same release. Raises
+    `RemoteError` (`environment_mismatch`) if there are too many requirements to evaluate.
     """
     wrong: dict[str, str] = {}
-    for name in _needed(found, markers):
+    for name in _required(installed, markers):
         if name not in locked:
             continue
-        if name not in found:
-            wrong[name] = f"{name} {locked[name]} is absent"
-        elif _release(found[name].version) != _release(locked[name]):
-            shown = "".join(filter(str.isprintable, found[name].version[:32]))
-            wrong[name] = f"{name} is {shown} and not {locked[name]}"
+        if name not in installed:
+            wrong[name] = f"{name} {locked[name]} is missing"
+        elif _release(installed[name].version) != _release(locked[name]):
+            shown = "".join(filter(str.isprintable, installed[name].version[:32]))
+            wrong[name] = f"{name} is {shown} instead of {locked[name]}"
     return [wrong[name] for name in sorted(wrong)]
 
 
-def _needed(found: Mapping[str, Distribution], markers: Mapping[str, str]) -> set[str]:
-    """The worker's requirements and what they need in turn there."""
-    from packaging.requirements import Requirement  # noqa: PLC0415  # for images alone
+def _required(installed: Mapping[str, Distribution], markers: Mapping[str, str]) -> set[str]:
+    """The names of the worker's requirements and of their transitive requirements there."""
+    from packaging.requirements import Requirement  # noqa: PLC0415  # only for images
 
-    seen: set[tuple[str, str]] = set()
-    waiting = [(name, "") for name in REQUIREMENTS]
+    visited: set[tuple[str, str]] = set()
+    pending = [(name, "") for name in REQUIREMENTS]
     lines = 0
-    while waiting:
-        name, extra = waiting.pop()
-        if (name, extra) in seen:
+    while pending:
+        name, extra = pending.pop()
+        if (name, extra) in visited:
             continue
-        seen.add((name, extra))
-        lines += len(found[name].requires) if name in found else 0
-        if lines > MOST_LINES:
+        visited.add((name, extra))
+        lines += len(installed[name].requires) if name in installed else 0
+        if lines > MOST_REQUIREMENTS:
             raise RemoteError(
-                "The image's distributions need more of each other than can be looked at.",
+                f"The image's distributions list more than {MOST_REQUIREMENTS} requirements, too many to check.",
                 'Choose environment = "lock", or another image.',
                 code="environment_mismatch",
             )
-        for line in found[name].requires if name in found else ():
+        for line in installed[name].requires if name in installed else ():
             try:
-                needed = Requirement(line)
-                wanted_here = needed.marker is None or needed.marker.evaluate({**markers, "extra": extra})
-            except (ValueError, RecursionError):  # of packaging's own and of the numbers in a version
-                continue  # what cannot be read cannot be needed by an installer either
-            if wanted_here:
-                waiting.extend((normalised(needed.name), wanted) for wanted in ("", *sorted(needed.extras)))
-    return {name for name, _ in seen}
+                requirement = Requirement(line)
+                applies = requirement.marker is None or requirement.marker.evaluate({**markers, "extra": extra})
+            except (ValueError, RecursionError):  # from packaging itself, and from int() on a version's digits
+                continue  # an installer could not read this line either
+            if applies:
+                pending.extend((normalised(requirement.name), one) for one in ("", *sorted(requirement.extras)))
+    return {name for name, _ in visited}
 
 
 def _release(version: str) -> str:
-    from packaging.version import Version  # noqa: PLC0415  # for images alone
+    from packaging.version import Version  # noqa: PLC0415  # only for images
 
     try:
         return Version(version).public
-    except ValueError:  # no version, or one with a number of thousands of digits
+    except ValueError:  # an invalid version, or one with thousands of digits
         return version

@@ -1,4 +1,4 @@
-"""Starting the supervisor on an allocation, detached and from measured bytes, and asking whether it lives."""
+"""Starting the supervisor on an allocation, detached and from measured bytes, and checking whether it is alive."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 LAUNCH_SECONDS: Final = 60.0
 _HINTS: Final = {
-    "bundle_digest_mismatch": "Something changed the staged files: do not trust this allocation.",
+    "bundle_digest_mismatch": "Do not trust this allocation: something changed the staged files.",
     "launched_other_bundle": "Resume the run with the version of glasshouse that started it.",
-    "supervisor_ended": "Look at supervisor.log in its run folder; a run is never started twice.",
+    "supervisor_ended": "See supervisor.log in its run folder for the reason; a run is never started twice.",
 }
 
 
@@ -33,7 +33,7 @@ class Launched(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 def launcher_source() -> str:
-    """The program that runs on the allocation; see its own docstring."""
+    """The program that runs on the allocation; see its docstring."""
     return Path(__file__).with_name("programs").joinpath("launcher.py").read_text(encoding="utf-8")
 
 
@@ -54,43 +54,43 @@ async def launch(
     run_dir: str,
     site_paths: Sequence[str],
 ) -> Launched:
-    """Launch the supervisor, or find the one launched before; bears repeating after a lost link.
+    """Launch the supervisor, or return the one launched earlier; idempotent, so it can be repeated after a lost link.
 
     Raises `RemoteError`: `bundle_digest_mismatch`, `launched_other_bundle`, `supervisor_ended`,
     `launch_failed` or the link's codes.
     """
     command = launch_command(python, bundle_path, sha256, run_dir, site_paths)
-    told = await session.run(command, timeout=LAUNCH_SECONDS)
+    result = await session.run(command, timeout=LAUNCH_SECONDS)
     try:
-        answer = parse(told.stdout)
-        if told.exit_status == 0:
-            found = msgspec.convert(answer, Launched, strict=True)
-            if found.bundle == sha256:
-                return found
+        answer = parse(result.stdout)
+        if result.exit_status == 0:
+            launched = msgspec.convert(answer, Launched, strict=True)
+            if launched.bundle == sha256:
+                return launched
             answer = {"error": "launched_other_bundle"}
         code = str(answer["error"])
     except (WireError, msgspec.ValidationError, KeyError, TypeError):
         code = "launch_failed"
     raise RemoteError(
-        f"The supervisor was not started ({code}, exit {told.exit_status}).",
-        _HINTS.get(code, "Look at the allocation's Python and disk."),
+        f"The supervisor was not started ({code}, exit status {result.exit_status}).",
+        _HINTS.get(code, "Check the allocation's Python and disk."),
         code=code if code in _HINTS else "launch_failed",
     )
 
 
 async def alive(session: SshSession, pid: int, start: int) -> bool | None:
-    """Whether the process `pid` that started at `start` ticks still runs; None when it cannot be told."""
+    """Whether the process `pid` that started at `start` ticks still runs; None if that cannot be determined."""
     try:
-        told = await session.run(["cat", f"/proc/{pid}/stat"])
+        result = await session.run(["cat", f"/proc/{pid}/stat"])
     except RemoteError as error:
         if is_link_failure(error) or error.code == "remote_timeout":
             return None
         raise
-    if told.exit_status == 1:
+    if result.exit_status == 1:
         return False
-    if told.exit_status != 0:
+    if result.exit_status != 0:
         return None
-    state, started = parse_stat(told.stdout)
+    state, started = parse_stat(result.stdout)
     return state not in {"Z", "X"} and started == start
 
 

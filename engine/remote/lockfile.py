@@ -1,4 +1,4 @@
-"""Hash-checked locks: what an allocation installs, and for which interpreters and machines."""
+"""Hash-checked locks: the packages that an allocation installs, for given interpreters and machines."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _HASH: Final = re.compile(r"    --hash=sha256:[0-9a-f]{64}(?: \\)?")
 
 
 class Lock(msgspec.Struct, frozen=True, kw_only=True):
-    """pip's requirements with a hash for every file, and what they are for.
+    """pip requirements with a hash for every file, and the environments that they are for.
 
-    `versions` are exact, by normalised name in order. `pythons` are `3.12` and the like; `glibc` and `cuda` the oldest
-    that will do; `disk` in bytes is what installing takes at its peak.
+    `versions` are exact, sorted by normalised name. `pythons` are minor versions such as `3.12`; `glibc` and `cuda` are
+    the oldest supported versions; `disk` is the peak use during installation, in bytes.
     """
 
     name: str
@@ -44,13 +44,13 @@ class Lock(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parse_lock(name: str, text: bytes) -> Lock:
-    """A lock from its file; raises `RemoteError` (`lock_invalid`) for a pin without a hash or anything else in it."""
-    told: dict[str, str] = {}
+    """A lock from its file; raises `RemoteError` (`lock_invalid`) for a pin without a hash or an invalid line."""
+    header: dict[str, str] = {}
     versions: dict[str, str] = {}
     hashes = 1
     for line in text.decode("utf-8", "replace").splitlines():
-        if head := _HEAD.fullmatch(line):
-            told[head[1]] = head[2]
+        if entry := _HEAD.fullmatch(line):
+            header[entry[1]] = entry[2]
         elif pin := _PIN.fullmatch(line):
             if not hashes:
                 raise _invalid(name)
@@ -67,11 +67,11 @@ def parse_lock(name: str, text: bytes) -> Lock:
             name=name,
             text=text,
             versions=dict(sorted(versions.items())),
-            pythons=tuple(told["python"].split()),
-            machine=told["machine"],
-            glibc=numbers(told["glibc"]),
-            cuda=numbers(told["cuda"]) if "cuda" in told else None,
-            disk=int(told["disk-gb"]) * 10**9,
+            pythons=tuple(header["python"].split()),
+            machine=header["machine"],
+            glibc=numbers(header["glibc"]),
+            cuda=numbers(header["cuda"]) if "cuda" in header else None,
+            disk=int(header["disk-gb"]) * 10**9,
         )
     except (KeyError, ValueError) as error:
         raise _invalid(name) from error
@@ -84,20 +84,26 @@ def shipped_lock() -> Lock:
 
 
 def lock_of(versions: Mapping[str, str]) -> Lock:
-    """What an image must hold, where nothing is installed."""
+    """A lock to compare an image with, where nothing is installed."""
     return Lock(
-        name="worker.lock", text=canonical(dict(versions)), versions=dict(versions), pythons=(), machine="", glibc=(),
-        cuda=None, disk=0,
-    )  # fmt: skip
+        name="worker.lock",
+        text=canonical(dict(versions)),
+        versions=dict(versions),
+        pythons=(),
+        machine="",
+        glibc=(),
+        cuda=None,
+        disk=0,
+    )
 
 
 def numbers(version: str) -> tuple[int, ...]:
     """The leading numbers of a version: `(2, 28)`; raises `ValueError` when there are none."""
-    found = re.match(r"\d+(?:\.\d+)*", version)
-    if found is None:
-        raise ValueError("no version")
-    return tuple(map(int, found[0].split(".")))
+    match = re.match(r"\d+(?:\.\d+)*", version)
+    if match is None:
+        raise ValueError("not a version")
+    return tuple(map(int, match[0].split(".")))
 
 
 def _invalid(name: str) -> RemoteError:
-    return RemoteError(f"The lock {name} is not one.", "Install glasshouse again.", code="lock_invalid")
+    return RemoteError(f"The lock {name} is not valid.", "Reinstall glasshouse.", code="lock_invalid")

@@ -1,4 +1,4 @@
-"""A link that outlives its connections: operations are tried again on a new session until a deadline."""
+"""A link that outlives its connections: operations are retried on a new session until a deadline."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ T = TypeVar("T")
 class Reconnecting:
     """Sessions to one allocation, one at a time.
 
-    `opener` gives a connected session and resolves the address anew at every call; what it raises other than
-    `connect_failed` and `link_lost` ends the attempt, such as a wrong host key or an allocation that is gone.
-    `on_link(up, reason)` is told of every loss and every connection.
+    `opener` returns a connected session and resolves the address again at every call; errors from it other than
+    `connect_failed` and `link_lost`, such as a wrong host key or an allocation that is gone, end the attempts.
+    `on_link(up, reason)` is called at every loss and every connection.
     """
 
     def __init__(
@@ -52,16 +52,15 @@ class Reconnecting:
         await self.close()
 
     async def close(self) -> None:
-        """End the current session, if there is one."""
+        """Close the current session, if there is one."""
         session, self._session = self._session, None
         if session is not None:
             await session.close()
 
     async def call(self, operation: Callable[[SshSession], Awaitable[T]]) -> T:
-        """Run `operation` on a live session, again from its start after each lost link: it must bear
-        repeating.
+        """Run `operation` on a live session, from its start again after each lost link: it must be idempotent.
 
-        Raises what it raises; after `give_up` seconds without a link, the last link failure.
+        Raises its errors, and the last link failure after `give_up` seconds without a link.
         """
         lost_at: float | None = None
         attempt = 0
@@ -93,15 +92,15 @@ class Reconnecting:
                     self._session = await asyncio.wait_for(self._opener(), max(left, 0.001))
                 except TimeoutError as error:
                     raise link_lost("waiting for the allocation") from error
-                self._tell(True, "connected")
+                self._notify(True, "connected")
             return self._session
 
     async def _drop(self, session: SshSession, error: RemoteError) -> None:
         if self._session is session:
             self._session = None
-            self._tell(False, error.message)
+            self._notify(False, error.message)
             await session.close()
 
-    def _tell(self, up: bool, reason: str) -> None:
+    def _notify(self, up: bool, reason: str) -> None:
         if self._on_link is not None:
             self._on_link(up, reason)

@@ -1,4 +1,4 @@
-"""One SSH session to an allocation: a pinned connection, bounded commands and a run's file operations."""
+"""One SSH session to an allocation: a pinned connection, bounded commands and file operations."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ READ_BYTES: Final = 256 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a remote command gave. `exit_status` is None when the server told none, as after a signal."""
+    """The result of a remote command. `exit_status` is None when the server sent none, as after a signal."""
 
     exit_status: int | None
     stdout: bytes
@@ -47,7 +47,7 @@ class SshSession:
 
     @classmethod
     async def connect(cls, endpoint: Endpoint, limits: LinkLimits | None = None) -> Self:
-        """Connect and log in; the codes of its errors are those of `engine.remote.connect.connect`."""
+        """Connect and log in; raises as `engine.remote.connect.connect`."""
         limits = limits or LinkLimits()
         return cls(await connect(endpoint, limits), limits)
 
@@ -65,7 +65,7 @@ class SshSession:
         return not self._connection.is_closed()
 
     async def close(self) -> None:
-        """End the connection; a frozen one is cut."""
+        """Close the connection; a frozen one is aborted after two seconds."""
         self._connection.close()
         try:
             await asyncio.wait_for(self._connection.wait_closed(), 2.0)
@@ -88,13 +88,13 @@ class SshSession:
         self,
         argv: Sequence[str],
         stdin: bytes | None = None,
-        timeout: float | None = None,  # noqa: ASYNC109  # bounds the wait; the remote process goes on
+        timeout: float | None = None,  # noqa: ASYNC109  # limits the wait; the remote process keeps running
         max_output: int = MAX_OUTPUT_BYTES,
     ) -> Result:
         """Run a command and wait for its end.
 
         Raises `remote_timeout` after `timeout` seconds (by default the link's `command` limit; the remote
-        process may live on) and `remote_output_too_long` when stdout or stderr passes `max_output` bytes.
+        process may keep running) and `remote_output_too_long` when stdout or stderr passes `max_output` bytes.
         """
         doing = f"running {argv[0]}"
         with translated(doing):
@@ -105,7 +105,7 @@ class SshSession:
             )
         except TimeoutError as error:
             raise RemoteError(
-                f"{Path(argv[0]).name} on the allocation gave no answer in time.", code="remote_timeout"
+                f"{Path(argv[0]).name} on the allocation did not finish in time.", code="remote_timeout"
             ) from error
         finally:
             process.close()
@@ -126,10 +126,10 @@ class SshSession:
         return Result(status, stdout, stderr)
 
     async def stat(self, path: str) -> asyncssh.SFTPAttrs | None:
-        """The attributes of `path` itself, links not followed; None when it is not there."""
+        """The attributes of `path` itself, without following links; None when it does not exist."""
         sftp = await self.sftp()
         try:
-            with translated("looking at", path):
+            with translated("checking", path):
                 return await sftp.lstat(path)
         except RemoteError as error:
             if error.code == "remote_missing":
@@ -137,7 +137,7 @@ class SshSession:
             raise
 
     async def exists(self, path: str) -> bool:
-        """True when something is at `path`, a dangling link included."""
+        """True when something exists at `path`, including a dangling link."""
         return await self.stat(path) is not None
 
     async def size(self, path: str) -> int | None:
@@ -150,24 +150,27 @@ class SshSession:
         return attrs.size
 
     async def mkdir(self, path: str, mode: int = 0o700) -> None:
-        """Make a folder, or keep the one there; raises `remote_not_a_folder` for anything else there."""
+        """Create a folder unless it exists; raises `remote_not_a_folder` if something else is there."""
         attrs = await self.stat(path)
         if attrs is not None:
             if not stat.S_ISDIR(attrs.permissions or 0):
                 raise RemoteError(f"{path} on the allocation is not a folder.", code="remote_not_a_folder")
             return
         sftp = await self.sftp()
-        with translated("making", path):
+        with translated("creating", path):
             await sftp.mkdir(path, asyncssh.SFTPAttrs(permissions=mode))
 
     async def remove_tree(self, path: str) -> None:
-        """Remove a folder with all that is in it, links themselves and not their targets; absent is done."""
+        """Remove a folder with everything in it, without following links; idempotent.
+
+        Raises `remote_path_refused` for a path that cannot be a run folder, and `remote_failed`.
+        """
         if not path.startswith("/") or posixpath.normpath(path) != path or path.count("/") < 2:
-            raise RemoteError(f"{path} is not a folder of a run.", code="remote_path_refused")
+            raise RemoteError(f"{path} is not a run folder; nothing was removed.", code="remote_path_refused")
         result = await self.run(["rm", "-rf", "--", path])
         if await self.exists(path):
             raise RemoteError(
-                f"{path} on the allocation could not be removed (exit {result.exit_status}).",
+                f"{path} on the allocation could not be removed (exit status {result.exit_status}).",
                 code="remote_failed",
             )
 
@@ -181,13 +184,13 @@ class SshSession:
 
 
 async def read_block(remote: asyncssh.SFTPClientFile, path: str, offset: int, most: int) -> bytes:
-    """Up to `most` bytes of an open file, asked in bounded parts; `remote_failed` for a longer reply."""
+    """Up to `most` bytes of an open file, read in bounded parts; raises `remote_failed` for a longer reply."""
     parts: list[bytes] = []
     while most:
-        asked = min(most, READ_BYTES)
-        part = cast("bytes", await remote.read(asked, offset))
-        if len(part) > asked:
-            raise RemoteError(f"The allocation sent more of {path} than was asked for.", code="remote_failed")
+        length = min(most, READ_BYTES)
+        part = cast("bytes", await remote.read(length, offset))
+        if len(part) > length:
+            raise RemoteError(f"The allocation sent more of {path} than was requested.", code="remote_failed")
         if not part:
             break
         parts.append(part)
@@ -203,7 +206,7 @@ async def _feed(writer: asyncssh.SSHWriter[bytes], data: bytes | None) -> None:
             await writer.drain()
         writer.write_eof()
     except (BrokenPipeError, ConnectionResetError):
-        return  # the command ended without reading all of it; its status tells
+        return  # the command ended before reading all of it; its exit status shows why
 
 
 async def _drain(reader: asyncssh.SSHReader[bytes], most: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Following an allocation's `events.jsonl` by byte offset: whole, verified lines, none twice, all bounded."""
+"""Following an allocation's `events.jsonl` by byte offset: complete, verified lines, each once, all bounded."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class Tailed(NamedTuple):
 
 
 class Tail:
-    """The log at `path` from `offset` on, checked by `reader`, whose head is that of the line before.
+    """The log at `path` from `offset` on, verified by `reader`, whose head is that of the preceding line.
 
-    `offset` and `reader` advance over returned events only.
+    `offset` and `reader` advance only over events that were returned.
     """
 
     def __init__(self, source: Caller, path: str, offset: int, reader: ChainReader) -> None:
@@ -43,15 +43,15 @@ class Tail:
         self._path = path
         self._reader = reader
         self._refusal: WireError | None = None
-        self._seen = -1
+        self._drained_size = -1
         self.offset = offset
 
     async def poll(self) -> list[Tailed]:
-        """The events whose lines are complete by now, `POLL_BYTES` at most; empty when there is nothing new.
+        """The new events whose lines are complete, `POLL_BYTES` at most; empty when there are none.
 
-        A line without its end waits. Raises `WireError`: `log_shrunk`, `log_too_long`, `log_line_too_long`,
-        `log_not_a_file` and what `ChainReader.feed` raises, after the good events before it were returned;
-        and `RemoteError` for the link.
+        An incomplete last line is left for a later poll. Raises `WireError`: `log_shrunk`, `log_too_long`,
+        `log_line_too_long`, `log_not_a_file` and the errors of `ChainReader.feed`, once the valid events before the
+        error have been returned; and `RemoteError` for the link.
         """
         if self._refusal is not None:
             raise self._refusal
@@ -73,7 +73,7 @@ class Tail:
         return tailed
 
     async def _read(self, session: SshSession) -> bytes:
-        """What lies beyond the offset, or nothing when the file has not grown since the last look."""
+        """The bytes after the offset; empty if the file has not grown since all of it was read."""
         try:
             size = await session.size(self._path)
         except RemoteError as error:
@@ -82,12 +82,12 @@ class Tail:
             raise
         if (size or 0) < self.offset:
             raise WireError("The log is shorter than it was.", code="log_shrunk")
-        if size is None or size == self._seen:
+        if size is None or size == self._drained_size:
             return b""
         if size > MAX_LOG_BYTES:
             raise WireError("The log is longer than the limit.", code="log_too_long")
         block = await session.read_at(self._path, self.offset, min(POLL_BYTES, size - self.offset))
-        self._seen = size if self.offset + len(block) == size else -1
+        self._drained_size = size if self.offset + len(block) == size else -1
         return block
 
 

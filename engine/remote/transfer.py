@@ -1,7 +1,7 @@
-"""Files to and from an allocation, whole or not at all.
+"""Atomic transfers of files to and from an allocation.
 
-An upload goes to `NAME.part`, is resumed there after a lost link, flushed, compared by size and SHA-256 on
-the far side and renamed into place. A download is bounded and follows no links.
+An upload goes to `NAME.part`, is resumed there after a lost link, synced, verified by size and SHA-256 on the
+allocation and renamed into place. A download is bounded and follows no links.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ async def upload(
     mode: int = 0o600,
     progress: Callable[[int, int], None] | None = None,
 ) -> str:
-    """Put `source` at `remote` and return its SHA-256 in hex; what is there already with that hash stays.
+    """Upload `source` to `remote` and return its SHA-256 in hex; a file there with that hash is kept.
 
-    `progress(sent, total)` is called as bytes arrive. Raises `remote_disk_full`, `upload_failed` (the far
-    side holds other bytes), `local_unreadable`, `remote_not_a_file`, `link_lost`.
+    `progress(sent, total)` is called as bytes arrive. Raises `remote_disk_full`, `upload_failed` (the allocation stored
+    other bytes), `local_unreadable`, `remote_not_a_file`, `link_lost`.
     """
     total, digest = await asyncio.to_thread(_identity, source)
     if await session.size(remote) == total and await _remote_digest(session, remote, total) == digest:
@@ -60,7 +60,7 @@ async def upload(
     part = f"{remote}.part"
     for resume in (True, False):
         start = await _resume_at(session, part, total) if resume else 0
-        await _require_room(session, remote, total - start)
+        await _require_space(session, remote, total - start)
         await _send(session, source, part, start, total, mode, progress)
         if await session.size(part) == total and await _remote_digest(session, part, total) == digest:
             sftp = await session.sftp()
@@ -69,33 +69,35 @@ async def upload(
             return digest
         if start == 0:
             break
-    await _require_room(session, remote, 1)
+    await _require_space(session, remote, 1)
     raise RemoteError(
-        f"{remote} arrived with other bytes than were sent.",
+        f"The bytes that arrived at {remote} differ from those that were sent.",
         "Check the allocation's disk.",
         code="upload_failed",
     )
 
 
 async def put_inbox(session: SshSession, run_dir: str, name: str, data: bytes) -> None:
-    """Hand a message to the supervisor: `data` appears whole as `inbox/NAME` of its run folder.
+    """Send a message to the supervisor: `data` appears atomically as `inbox/NAME` in its run folder.
 
     Raises as `upload`, and `remote_path_refused` for a name that could leave that folder.
     """
     if not _INBOX_NAME.fullmatch(name):
-        raise RemoteError("An inbox name is made of letters, digits, dots, dashes.", code="remote_path_refused")
+        raise RemoteError(
+            "An inbox name may have only letters, digits, dots, dashes and underscores.", code="remote_path_refused"
+        )
     await upload(session, data, posixpath.join(run_dir, "inbox", name))
 
 
 async def download(session: SshSession, remote: str, local: Path, max_bytes: int) -> str:
-    """Fetch a regular file of at most `max_bytes` into `local` (mode 0600); returns its SHA-256 in hex.
+    """Download a regular file of at most `max_bytes` to `local` (mode 0600); returns its SHA-256 in hex.
 
     Raises `remote_missing`, `remote_not_a_file`, `remote_too_large`, `remote_changed`, `local_unwritable`,
     `link_lost`.
     """
     size = await session.size(remote)
     if size is None:
-        raise RemoteError(f"{remote} is not there on the allocation.", code="remote_missing")
+        raise RemoteError(f"{remote} does not exist on the allocation.", code="remote_missing")
     if size > max_bytes:
         raise RemoteError(f"{remote} has {size} bytes; at most {max_bytes} are accepted.", code="remote_too_large")
     try:
@@ -131,21 +133,21 @@ def _blocks(start: int, end: int) -> Iterator[tuple[int, int]]:
 
 
 async def in_order(parts: Iterable[tuple[Coroutine[Any, Any, T], int]]) -> AsyncGenerator[tuple[T, int], None]:
-    """Run transfers with `IN_FLIGHT` of them under way and give each result, with its number, in order."""
-    waiting: deque[tuple[asyncio.Task[T], int]] = deque()
+    """Run up to `IN_FLIGHT` transfers concurrently and yield each result, with its number, in order."""
+    pending: deque[tuple[asyncio.Task[T], int]] = deque()
     try:
         for transfer, number in parts:
-            waiting.append((asyncio.create_task(transfer), number))
-            if len(waiting) == IN_FLIGHT:
-                task, done = waiting.popleft()
+            pending.append((asyncio.create_task(transfer), number))
+            if len(pending) == IN_FLIGHT:
+                task, done = pending.popleft()
                 yield await task, done
-        while waiting:
-            task, done = waiting.popleft()
+        while pending:
+            task, done = pending.popleft()
             yield await task, done
     finally:
-        for task, _ in waiting:
+        for task, _ in pending:
             task.cancel()
-        await asyncio.gather(*(task for task, _ in waiting), return_exceptions=True)
+        await asyncio.gather(*(task for task, _ in pending), return_exceptions=True)
 
 
 def _open_source(source: bytes | Path) -> BinaryIO:
@@ -153,7 +155,7 @@ def _open_source(source: bytes | Path) -> BinaryIO:
 
 
 def _identity(source: bytes | Path) -> tuple[int, str]:
-    """Size and SHA-256 of what is to be sent."""
+    """Size and SHA-256 of the data to send."""
     if isinstance(source, bytes):
         return len(source), sha256_hex(source)
     try:
@@ -164,25 +166,25 @@ def _identity(source: bytes | Path) -> tuple[int, str]:
 
 
 async def _resume_at(session: SshSession, part: str, total: int) -> int:
-    """Where to go on: one window before the end of what arrived, for the last window may have holes."""
+    """The offset to resume at: one window before the end, since concurrent writes may have left holes in the last."""
     arrived = await session.size(part)
     if arrived is None or arrived > total:
         return 0
     return max(0, arrived - WINDOW_BYTES)
 
 
-async def _require_room(session: SshSession, remote: str, needed: int) -> None:
-    """Raise `remote_disk_full` when the far side tells its free space and it is too little."""
+async def _require_space(session: SshSession, remote: str, needed: int) -> None:
+    """Raise `remote_disk_full` when the allocation reports its free space and it is too small."""
     sftp = await session.sftp()
     folder = posixpath.dirname(remote) or "."
     try:
-        with translated("looking at", folder):
-            room = await sftp.statvfs(folder)
+        with translated("checking the free space at", folder):
+            disk = await sftp.statvfs(folder)
     except RemoteError as error:
         if isinstance(error.__cause__, asyncssh.SFTPOpUnsupported):
             return
         raise
-    free = (room.bavail or 0) * (room.frsize or room.bsize or 1)
+    free = (disk.bavail or 0) * (disk.frsize or disk.bsize or 1)
     if free < needed + SPARE_BYTES:
         raise disk_full(remote, needed, free)
 
@@ -219,7 +221,7 @@ async def _send(
     except RemoteError as error:
         if isinstance(error.__cause__, asyncssh.SFTPFailure):
             arrived = await session.size(part)
-            await _require_room(session, part, total - (arrived or 0))
+            await _require_space(session, part, total - (arrived or 0))
         raise
 
 
@@ -227,7 +229,7 @@ async def _flush(target: asyncssh.SFTPClientFile) -> None:
     try:
         await target.fsync()
     except asyncssh.SFTPOpUnsupported:
-        return  # the hash below is taken over what the far side holds all the same
+        return  # not supported; the upload is verified by its hash anyway
 
 
 async def _chmod(session: SshSession, remote: str, mode: int) -> None:
@@ -237,15 +239,15 @@ async def _chmod(session: SshSession, remote: str, mode: int) -> None:
 
 
 async def _remote_digest(session: SshSession, remote: str, size: int) -> str:
-    """SHA-256 of a remote file: a large one is hashed there if it has the tool, others are read back."""
+    """SHA-256 of a remote file: a large one is hashed there if a tool exists, any other is read back."""
     if size > READ_BACK_BYTES:
         limit = 60.0 + size / 2**30 * HASH_SECONDS_PER_GIB
-        told = await session.run(["sh", "-c", HASH_SCRIPT, "sh", remote], timeout=limit)
-        digest = told.stdout[:64].decode("ascii", "replace")
-        if told.exit_status == 0 and len(digest) == 64:
+        result = await session.run(["sh", "-c", HASH_SCRIPT, "sh", remote], timeout=limit)
+        digest = result.stdout[:64].decode("ascii", "replace")
+        if result.exit_status == 0 and len(digest) == 64:
             return digest
     return await _fetch(session, remote, size, _discard)
 
 
 def _discard(_block: bytes) -> None:
-    """Take a block and keep nothing of it."""
+    """Ignore a block."""

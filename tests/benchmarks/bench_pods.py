@@ -47,7 +47,7 @@ def spans(view: RunView) -> dict[str, float]:
         return (at[last] - at[first]).total_seconds()
 
     connecting, running = ("run", "connecting", ""), ("run", "running", "")
-    looking = ("run", "staging", "environment: looking at the allocation")
+    looking = ("run", "staging", "environment: checking the allocation")
     launching, loading = ("segment:raw", "launching", ""), ("segment:raw", "loading", "")
     first_step = ("segment:raw", "training", "")
     return {

@@ -20,7 +20,7 @@ from tests.fake_runpod.admin import Admin
 from tests.fake_runpod.contract import Contract, document_path
 from tests.fake_runpod.graphql_api import GraphqlApi
 from tests.fake_runpod.needs import missing
-from tests.fake_runpod.request_pipeline import Gate
+from tests.fake_runpod.request_pipeline import RequestPipeline
 from tests.fake_runpod.rest_api import RestApi
 from tests.fake_runpod.views import Settings
 
@@ -32,7 +32,7 @@ _BODY_BYTES = 1024 * 1024
 
 
 async def serve(folder: Path, port: int, key: str, settings: Settings) -> None:
-    """Listen, say where in one line, and serve until told to end; every pod ends before this returns."""
+    """Listen, print where in one line, and serve until a signal; every pod is terminated before this returns."""
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -40,18 +40,18 @@ async def serve(folder: Path, port: int, key: str, settings: Settings) -> None:
     parent = os.pidfd_open(os.getppid())
     loop.add_reader(parent, ended.set)
     account = Account(folder, key, settings)
-    gate = Gate(account)
+    pipeline = RequestPipeline(account)
     contract = Contract(document_path())
     app = web.Application(client_max_size=_BODY_BYTES)
-    for part in (GraphqlApi(account, gate), RestApi(account, gate, contract), Admin(account)):
+    for part in (GraphqlApi(account, pipeline), RestApi(account, pipeline, contract), Admin(account)):
         app.add_routes(part.routes())
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, HOST, port)
     await site.start()
     account.base_url = f"http://{HOST}:{runner.addresses[0][1]}"
-    told = {"url": account.base_url, "pid": os.getpid(), "key": key, "contract": contract.is_there}
-    sys.stdout.write(json.dumps(told) + "\n")
+    ready = {"url": account.base_url, "pid": os.getpid(), "key": key, "contract": contract.is_available}
+    sys.stdout.write(json.dumps(ready) + "\n")
     sys.stdout.flush()
     await ended.wait()
     await account.close()
@@ -63,15 +63,15 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fake_runpod", description=__doc__)
     parser.add_argument("--dir", type=Path, required=True, help="where pods have their folders")
     parser.add_argument("--port", type=int, default=0, help="default: a free one")
-    parser.add_argument("--key", default="", help="the account's API key; default: one is made and printed")
+    parser.add_argument("--key", default="", help="the account's API key; default: one is generated and printed")
     parser.add_argument("--settings", default="{}", help="JSON, see views.Settings")
-    asked = parser.parse_args(words)
-    lacking = missing()
-    if lacking:
-        parser.exit(3, lacking + "\n")
-    settings = msgspec.json.decode(asked.settings, type=Settings)
-    asked.dir.mkdir(parents=True, exist_ok=True)
-    asyncio.run(serve(asked.dir.resolve(), asked.port, asked.key or "rpa_" + secrets.token_hex(20), settings))
+    options = parser.parse_args(words)
+    problem = missing()
+    if problem:
+        parser.exit(3, problem + "\n")
+    settings = msgspec.json.decode(options.settings, type=Settings)
+    options.dir.mkdir(parents=True, exist_ok=True)
+    asyncio.run(serve(options.dir.resolve(), options.port, options.key or "rpa_" + secrets.token_hex(20), settings))
     return 0
 
 

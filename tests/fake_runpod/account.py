@@ -1,4 +1,4 @@
-"""The account: its key, its pods, the catalogue and what was called."""
+"""The account: its key, its pods, the catalogue and the recorded calls."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tests.fake_runpod.faults import Faults, Struck, number
+from tests.fake_runpod.faults import ActiveFaults, Faults, number
 from tests.fake_runpod.pod import SSH_PORT, Order, Pod
 from tests.fake_runpod.views import Gpu, Rule, Settings
 
@@ -22,7 +22,7 @@ NO_BALANCE: Final = "Your account balance is too low to deploy this pod."
 ACCOUNT_PUBLIC_KEY: Final = (
     "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIG9gUpXFG7LW+YToCOxtE2jEFzdu4eQSYSGfbfXy5yke account@example"
 )
-"""Registered with the account; nobody has its private half."""
+"""Registered with the account; its private key does not exist."""
 CATALOGUE: Final = (
     Gpu(id="NVIDIA RTX A2000", name="RTX A2000", memory=6, secure=0.12, community=0.1),
     Gpu(id="NVIDIA L4", name="L4", memory=24, secure=0.43),
@@ -34,7 +34,7 @@ CATALOGUE: Final = (
 
 
 class RefusedError(Exception):
-    """The account does not do it; `status` is what v2 answers."""
+    """The account refuses; `status` is the HTTP status in v2."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -43,7 +43,7 @@ class RefusedError(Exception):
 
 
 class Account:
-    """Everything that is true, whatever the APIs say."""
+    """The actual state, whatever the APIs report."""
 
     def __init__(self, folder: Path, key: str, settings: Settings) -> None:
         self.folder = folder
@@ -62,7 +62,7 @@ class Account:
         return [pod for pod in self.ever if pod.ended is None]
 
     def listed(self) -> list[Pod]:
-        """Every pod that the APIs show: those that exist, and those that linger."""
+        """Every pod that the APIs list: those that exist, and those that linger after their termination."""
         now = time.monotonic()
         return [pod for pod in self.ever if pod.ended is None or self._listed_until.get(pod.id, 0.0) > now]
 
@@ -82,7 +82,7 @@ class Account:
         return next((gpu for gpu in self.gpus if gpu.id == gpu_id), None)
 
     def price(self, order: Order) -> tuple[Gpu, float]:
-        """What an order costs an hour; raises `RefusedError` where it cannot be had."""
+        """The price of an order per hour; raises `RefusedError` if it is not available."""
         gpu = self.gpu(order.gpu)
         if gpu is None:
             raise RefusedError(400, f"gpu type {order.gpu} is not known")
@@ -91,41 +91,41 @@ class Account:
             raise RefusedError(400, NO_CAPACITY)
         return gpu, round(prices * order.count, 6)
 
-    def create(self, order: Order, struck: Struck, *, foreign: bool = False) -> Pod:
-        """Make a pod, or two of one name where that is scripted; raises `RefusedError`."""
+    def create(self, order: Order, faults: ActiveFaults, *, foreign: bool = False) -> Pod:
+        """Create a pod, or two of the same name if that is scripted; raises `RefusedError`."""
         gpu, price = self.price(order)
-        other = struck.twist("price")
-        if other is not None:
-            price = number(other, "price", price * 2)
-        made = []
-        for _ in range(2 if struck.twist("twin") else 1):
-            pod = Pod(order, price, gpu.name, Path(), struck, foreign)
+        price_rule = faults.pod_fault("price")
+        if price_rule is not None:
+            price = number(price_rule, "price", price * 2)
+        created = []
+        for _ in range(2 if faults.pod_fault("twin") else 1):
+            pod = Pod(order, price, gpu.name, Path(), faults, foreign)
             pod.folder = self.folder / "pods" / pod.id
             pod.build(self.settings, self.base_url)
             self.ever.append(pod)
-            pod.live(self.settings)
-            made.append(pod)
-        return made[0]
+            pod.begin(self.settings)
+            created.append(pod)
+        return created[0]
 
     def foreign(self, name: str, gpu: str) -> Pod:
-        """A pod that somebody else with this account made."""
+        """Create a pod as another user of this account."""
         order = Order(name, "someone/image:1", "", {"PUBLIC_KEY": ACCOUNT_PUBLIC_KEY}, 20, (SSH_PORT,), gpu, 1, "ALL")
-        return self.create(order, Struck(), foreign=True)
+        return self.create(order, ActiveFaults(), foreign=True)
 
     async def terminate(self, pod_id: str, by: str, linger: Rule | None = None) -> None:
-        """End a pod; raises `RefusedError` where none is listed."""
+        """Terminate a pod; raises `RefusedError` if it is not listed."""
         pod = self.find(pod_id)
         if linger is not None and pod.ended is None:
             self._listed_until[pod.id] = time.monotonic() + number(linger, "seconds", 1.0)
-        await pod.end(by)
+        await pod.terminate(by)
 
-    def later(self, work: asyncio.Task[None]) -> None:
-        """Hold a task until it is done."""
+    def keep_task(self, work: asyncio.Task[None]) -> None:
+        """Keep a reference to a task until it is done."""
         self._tasks.add(work)
         work.add_done_callback(self._tasks.discard)
 
     async def reset(self) -> None:
-        """As it was when it started, but for the key: no pods, no calls, no faults, the first settings."""
+        """Back to the state at the start, with the same key: no pods, no calls, no faults, the first settings."""
         await self.close()
         self.ever.clear()
         self.calls.clear()
@@ -134,7 +134,7 @@ class Account:
         self.gpus, self.settings = CATALOGUE, self._first
 
     async def close(self) -> None:
-        """End every pod."""
+        """Terminate every pod."""
         for task in list(self._tasks):
             task.cancel()
-        await asyncio.gather(*(pod.end("fake") for pod in self.existing()))
+        await asyncio.gather(*(pod.terminate("fake") for pod in self.existing()))

@@ -1,4 +1,4 @@
-"""`/_fake/`: what a test sees and scripts. No key is asked for; the program listens on loopback only."""
+"""`/_fake/`: the tests' access to actual state and script, without a key: the program listens on loopback only."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 
 
 class Admin:
-    """`GET` looks, `POST` with a JSON object acts."""
+    """`GET` reads state, `POST` with a JSON object changes it."""
 
     def __init__(self, account: Account) -> None:
         self._account = account
 
     def routes(self) -> list[web.RouteDef]:
-        """For the application."""
+        """The routes for the application."""
         account = self._account
-        looks: dict[str, Callable[[], object]] = {
+        queries: dict[str, Callable[[], object]] = {
             "pods": lambda: [pod.view() for pod in account.existing()],
             "ever": lambda: [pod.past() for pod in account.ever],
             "calls": lambda: account.calls,
             "settings": lambda: account.settings,
         }
-        acts: dict[str, Callable[[dict[str, Any]], Awaitable[object]]] = {
+        actions: dict[str, Callable[[dict[str, Any]], Awaitable[object]]] = {
             "fault": self._fault,
             "clear": self._clear,
             "reset": self._reset,
@@ -44,23 +44,23 @@ class Admin:
             "restart": self._restart,
             "stop": self._stop,
             "move": self._move,
-            "drop_links": lambda told: self._signal(told, signal.SIGKILL),
-            "freeze": lambda told: self._signal(told, signal.SIGSTOP),
-            "thaw": lambda told: self._signal(told, signal.SIGCONT),
+            "drop_links": lambda data: self._signal(data, signal.SIGKILL),
+            "freeze": lambda data: self._signal(data, signal.SIGSTOP),
+            "thaw": lambda data: self._signal(data, signal.SIGCONT),
         }
         return [
-            *(web.get(f"/_fake/{name}", _looking(look)) for name, look in looks.items()),
-            *(web.post(f"/_fake/{name}", _acting(act)) for name, act in acts.items()),
+            *(web.get(f"/_fake/{name}", _query_handler(query)) for name, query in queries.items()),
+            *(web.post(f"/_fake/{name}", _action_handler(action)) for name, action in actions.items()),
         ]
 
-    def _pod(self, told: dict[str, Any]) -> Pod:
+    def _pod(self, data: dict[str, Any]) -> Pod:
         for pod in self._account.existing():
-            if pod.id == told["id"]:
+            if pod.id == data["id"]:
                 return pod
         raise RefusedError(404, "no such pod exists")
 
-    async def _fault(self, told: dict[str, Any]) -> None:
-        self._account.faults.add(msgspec.convert(told, Rule))
+    async def _fault(self, data: dict[str, Any]) -> None:
+        self._account.faults.add(msgspec.convert(data, Rule))
 
     async def _clear(self, _: dict[str, Any]) -> None:
         self._account.faults.clear()
@@ -68,56 +68,56 @@ class Admin:
     async def _reset(self, _: dict[str, Any]) -> None:
         await self._account.reset()
 
-    async def _gpus(self, told: dict[str, Any]) -> None:
-        self._account.gpus = msgspec.convert(told["gpus"], tuple[Gpu, ...])
+    async def _gpus(self, data: dict[str, Any]) -> None:
+        self._account.gpus = msgspec.convert(data["gpus"], tuple[Gpu, ...])
 
-    async def _settings(self, told: dict[str, Any]) -> None:
-        merged = {**msgspec.to_builtins(self._account.settings), **told}
+    async def _settings(self, data: dict[str, Any]) -> None:
+        merged = {**msgspec.to_builtins(self._account.settings), **data}
         self._account.settings = msgspec.convert(merged, Settings)
 
-    async def _foreign(self, told: dict[str, Any]) -> object:
-        return self._account.foreign(told["name"], told["gpu"]).view()
+    async def _foreign(self, data: dict[str, Any]) -> object:
+        return self._account.foreign(data["name"], data["gpu"]).view()
 
-    async def _vanish(self, told: dict[str, Any]) -> None:
-        await self._pod(told).end("fake")
+    async def _vanish(self, data: dict[str, Any]) -> None:
+        await self._pod(data).terminate("fake")
 
-    async def _restart(self, told: dict[str, Any]) -> object:
-        pod = self._pod(told)
-        await pod.restart(wipe=bool(told["wipe"]))
+    async def _restart(self, data: dict[str, Any]) -> object:
+        pod = self._pod(data)
+        await pod.restart(wipe=bool(data["wipe"]))
         return pod.view()
 
-    async def _stop(self, told: dict[str, Any]) -> None:
-        await self._pod(told).stop()
+    async def _stop(self, data: dict[str, Any]) -> None:
+        await self._pod(data).stop()
 
-    async def _move(self, told: dict[str, Any]) -> object:
-        pod = self._pod(told)
+    async def _move(self, data: dict[str, Any]) -> object:
+        pod = self._pod(data)
         await pod.container.move()
         return pod.view()
 
-    async def _signal(self, told: dict[str, Any], number: signal.Signals) -> int:
-        container = self._pod(told).container
-        if told.get("server"):
+    async def _signal(self, data: dict[str, Any], number: signal.Signals) -> int:
+        container = self._pod(data).container
+        if data.get("server"):
             for listener in container.listeners():
                 listener.send_signal(number)
         return container.signal_links(number)
 
 
-def _looking(look: Callable[[], object]) -> Callable[[web.Request], Awaitable[web.Response]]:
+def _query_handler(query: Callable[[], object]) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def handle(_: web.Request) -> web.Response:
-        return web.Response(body=msgspec.json.encode(look()), content_type="application/json")
+        return web.Response(body=msgspec.json.encode(query()), content_type="application/json")
 
     return handle
 
 
-def _acting(
-    act: Callable[[dict[str, Any]], Awaitable[object]],
+def _action_handler(
+    action: Callable[[dict[str, Any]], Awaitable[object]],
 ) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def handle(request: web.Request) -> web.Response:
         try:
-            result = await act(json.loads(await request.read() or b"{}"))
+            result = await action(json.loads(await request.read() or b"{}"))
         except RefusedError as error:
             return web.Response(status=error.status, text=error.message)
-        except (KeyError, ValueError) as error:  # what the test said is wrong
+        except (KeyError, ValueError) as error:  # the test sent an invalid request
             return web.Response(status=400, text=str(error))
         return web.Response(body=msgspec.json.encode(result), content_type="application/json")
 

@@ -1,4 +1,4 @@
-"""The fake RunPod as a test holds it: a process of its own, its truth and its script."""
+"""The fake RunPod as tests use it: a separate process, its actual state and its script."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class FakeRunPod:
         self.url = url
         self.key = key
         self.has_contract = has_contract
-        """False where RunPod's OpenAPI document is absent, so that nothing was held to it."""
+        """False if RunPod's OpenAPI document is missing, so that nothing is checked against it."""
 
     @classmethod
     def start(cls, folder: Path, **settings: object) -> Self:
@@ -48,11 +48,11 @@ class FakeRunPod:
         if not line:
             process.wait()
             raise RuntimeError((folder / LOG).read_text(encoding="utf-8"))
-        told = json.loads(line)
-        return cls(process, folder, told["url"], told["key"], told["contract"])
+        ready = json.loads(line)
+        return cls(process, folder, ready["url"], ready["key"], ready["contract"])
 
     def stop(self) -> None:
-        """End it and every pod; stopped already is stopped."""
+        """Stop it and every pod; idempotent."""
         self.process.terminate()
         try:
             self.process.wait(_ENDING_SECONDS)
@@ -63,12 +63,12 @@ class FakeRunPod:
             self.process.stdout.close()
 
     def environment(self) -> dict[str, str]:
-        """What points RunPod's clients here."""
+        """The environment that points RunPod's clients here."""
         return {"RUNPOD_API_BASE_URL": self.url, "RUNPOD_API_KEY": self.key}
 
     def pods(self) -> list[PodView]:
-        """The truth: every pod that exists, whatever the API says."""
-        return self._look("pods", list[PodView])
+        """Every pod that actually exists, whatever the API reports."""
+        return self._get("pods", list[PodView])
 
     def pod(self, pod_id: str) -> PodView:
         """One pod that exists; raises `LookupError`."""
@@ -78,18 +78,18 @@ class FakeRunPod:
         raise LookupError(pod_id)
 
     def ever(self) -> list[PastPod]:
-        """Every pod that there ever was, oldest first."""
-        return self._look("ever", list[PastPod])
+        """Every pod that was ever created, oldest first."""
+        return self._get("ever", list[PastPod])
 
     def calls(self, op: str | None = None) -> list[Call]:
-        """Every API call that was answered or left, in that order; of one operation where it is given."""
-        return [call for call in self._look("calls", list[Call]) if op in {None, call.op}]
+        """Every API call that was answered or abandoned, in that order; optionally of one operation."""
+        return [call for call in self._get("calls", list[Call]) if op in {None, call.op}]
 
     def defects(self) -> list[str]:
-        """Where an answer of the fake's own broke the published contract, and what it failed at."""
-        found = [f"{call.op}: {call.defect}" for call in self.calls() if call.defect]
+        """The fake's own errors: answers that break the published contract, and its log if it has a traceback."""
+        defects = [f"{call.op}: {call.defect}" for call in self.calls() if call.defect]
         log = (self.folder / LOG).read_text(encoding="utf-8")
-        return [*found, log] if "Traceback" in log else found
+        return [*defects, log] if "Traceback" in log else defects
 
     def fault(
         self,
@@ -104,68 +104,68 @@ class FakeRunPod:
     ) -> None:
         """Script a fault; README.md lists them. `times` None lasts until `clear`."""
         rule = Rule(on=on, do=do, times=times, after=after, api=api, pod=pod, how=how)
-        self._act("fault", msgspec.to_builtins(rule))
+        self._post("fault", msgspec.to_builtins(rule))
 
     def clear(self) -> None:
-        """No faults any more."""
-        self._act("clear", {})
+        """Remove all faults."""
+        self._post("clear", {})
 
     def reset(self) -> None:
-        """No pods, calls and faults, and the first settings: as new, in a few milliseconds."""
-        self._act("reset", {})
+        """Back to the state at the start, in a few milliseconds: no pods, calls or faults, and the first settings."""
+        self._post("reset", {})
 
     def configure(self, **settings: object) -> None:
-        """Change fields of `views.Settings`, for pods and calls to come."""
-        self._act("settings", settings)
+        """Change fields of `views.Settings`, for later pods and calls."""
+        self._post("settings", settings)
 
     def settings(self) -> Settings:
         """The settings in force."""
-        return self._look("settings", Settings)
+        return self._get("settings", Settings)
 
     def set_gpus(self, gpus: Sequence[Gpu]) -> None:
         """Replace the catalogue."""
-        self._act("gpus", {"gpus": msgspec.to_builtins(gpus)})
+        self._post("gpus", {"gpus": msgspec.to_builtins(gpus)})
 
     def foreign(self, name: str = "somebody-elses", gpu: str = "NVIDIA L4") -> PodView:
-        """Make a pod that is not ours."""
-        return msgspec.convert(self._act("foreign", {"name": name, "gpu": gpu}), PodView)
+        """Create a foreign pod."""
+        return msgspec.convert(self._post("foreign", {"name": name, "gpu": gpu}), PodView)
 
     def vanish(self, pod_id: str) -> None:
-        """A pod is gone, and nobody asked for it."""
-        self._act("vanish", {"id": pod_id})
+        """Remove a pod without a request, as when the machine fails."""
+        self._post("vanish", {"id": pod_id})
 
     def restart(self, pod_id: str, *, wipe: bool = True) -> PodView:
-        """Its container restarts: a new PID 1 at the same address; `wipe` empties its disk, as the documents say."""
-        return msgspec.convert(self._act("restart", {"id": pod_id, "wipe": wipe}), PodView)
+        """Restart its container: a new PID 1 at the same address; `wipe` empties its disk, as RunPod documents."""
+        return msgspec.convert(self._post("restart", {"id": pod_id, "wipe": wipe}), PodView)
 
     def halt(self, pod_id: str) -> None:
-        """It stops and stays listed as exited."""
-        self._act("stop", {"id": pod_id})
+        """Stop it; it stays listed as exited."""
+        self._post("stop", {"id": pod_id})
 
     def move(self, pod_id: str) -> PodView:
-        """Its port changes, its host key does not; open connections end."""
-        return msgspec.convert(self._act("move", {"id": pod_id}), PodView)
+        """Change its port, not its host key; open connections end."""
+        return msgspec.convert(self._post("move", {"id": pod_id}), PodView)
 
     def drop_links(self, pod_id: str) -> int:
         """Kill its SSH connections, not the server; returns how many processes there were."""
         return self._count("drop_links", pod_id)
 
     def freeze(self, pod_id: str, *, server: bool = False) -> int:
-        """Its open connections go silent without closing; with `server`, new ones get no answer either."""
+        """Freeze its open connections without closing them; with `server`, new ones get no answer either."""
         return self._count("freeze", pod_id, server)
 
     def thaw(self, pod_id: str) -> int:
-        """What froze goes on."""
+        """Continue everything that was frozen."""
         return self._count("thaw", pod_id, server=True)
 
     def _count(self, verb: str, pod_id: str, server: bool = False) -> int:
-        return msgspec.convert(self._act(verb, {"id": pod_id, "server": server}), int)
+        return msgspec.convert(self._post(verb, {"id": pod_id, "server": server}), int)
 
-    def _look(self, what: str, kind: type[T]) -> T:
+    def _get(self, what: str, kind: type[T]) -> T:
         return msgspec.json.decode(self._send("GET", what, b""), type=kind)
 
-    def _act(self, verb: str, told: Any) -> object:
-        return json.loads(self._send("POST", verb, json.dumps(told).encode()))
+    def _post(self, verb: str, data: Any) -> object:
+        return json.loads(self._send("POST", verb, json.dumps(data).encode()))
 
     def _send(self, method: str, what: str, body: bytes) -> bytes:
         connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=_ADMIN_SECONDS)

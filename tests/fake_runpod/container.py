@@ -1,4 +1,4 @@
-"""A pod's container: a process tree in namespaces of its own, with a real sshd, that ends with this program."""
+"""A pod's container: a process tree in its own namespaces, with a real sshd, which dies with this program."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ LINES: Final = 5000
 STRANGER: Final = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIG9gUpXFG7LW+YToCOxtE2jEFzdu4eQSYSGfbfXy5yke stranger@example"
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _STARTING_SECONDS: Final = 20.0
-_LOOK_SECONDS: Final = 0.01
-_STARTED_BY: Final = ("setpriv", "--pdeathsig", "KILL", "unshare", "--pid", "--mount", "--fork", "--mount-proc")
+_POLL_SECONDS: Final = 0.01
+_LAUNCHER: Final = ("setpriv", "--pdeathsig", "KILL", "unshare", "--pid", "--mount", "--fork", "--mount-proc")
 
 
 @dataclass(frozen=True)
 class Image:
-    """What the container of a pod is started with. `disk_mib` 0 is no limit; times in seconds."""
+    """The parameters of a pod's container. `disk_mib` 0 means no limit; times in seconds."""
 
     args: str
     env: dict[str, str]
@@ -63,27 +63,27 @@ class Log:
         self._count = 0
 
     def add(self, text: str) -> None:
-        """Append a line and wake whoever waits."""
+        """Append a line and wake the waiters."""
         self._count += 1
         self.lines.append(Line(self._count, datetime.now(UTC).isoformat().replace("+00:00", "Z"), text))
         self.wake()
 
     def wake(self) -> None:
-        """Wake whoever waits for lines."""
+        """Wake the tasks that wait for lines."""
         self.grown.set()
         self.grown = asyncio.Event()
 
 
 class Container:
-    """At most one life at a time; `on_exit` is called when it ended without being told to."""
+    """At most one process tree at a time; `on_exit` is called when it exits by itself."""
 
     def __init__(self, folder: Path, image: Image, held: socket.socket, log: Log, on_exit: Callable[[], None]) -> None:
         self.folder = folder
         self.image = image
         self.port: int = held.getsockname()[1]
-        """The port of its sshd on 127.0.0.1, held for it all its life."""
+        """The port of its sshd on 127.0.0.1, reserved as long as the pod exists."""
         self.pid: int | None = None
-        """PID 1 of the container, as this machine counts."""
+        """The container's PID 1 in this machine's PID namespace."""
         self._log = log
         self._on_exit = on_exit
         self._process: asyncio.subprocess.Process | None = None
@@ -91,12 +91,12 @@ class Container:
         self._held = held
 
     async def start(self, *, wipe: bool = True) -> None:
-        """A new life; `wipe` gives it an empty disk."""
-        await asyncio.to_thread(self._lay_out, wipe)
+        """Start a new process tree; `wipe` empties the disk first."""
+        await asyncio.to_thread(self._write_files, wipe)
         image = self.image
         command = shlex.split(image.args) or ["bash", str(self.folder / "start.sh")]
         self._process = await asyncio.create_subprocess_exec(
-            *_STARTED_BY,
+            *_LAUNCHER,
             "--kill-child=SIGKILL",
             "bash",
             str(self.folder / "enter.sh"),
@@ -113,7 +113,7 @@ class Container:
         self.pid = await self._first_child(self._process)
 
     def environment(self) -> dict[str, str]:
-        """What the container's first process gets."""
+        """The environment of the container's first process."""
         return {
             "PATH": _PATH,
             "HOME": str(self.folder / "root"),
@@ -122,8 +122,8 @@ class Container:
             **self.image.env,
         }
 
-    async def end(self) -> None:
-        """Kill every process of it and wait until none is left; without a life it does nothing."""
+    async def kill(self) -> None:
+        """Kill all its processes and wait until none is left; does nothing if none run."""
         process, watching = self._process, self._watching
         self._process = None
         if process is None or watching is None:
@@ -134,12 +134,12 @@ class Container:
         self.pid = None
 
     async def discard(self) -> None:
-        """End it and give its port back."""
-        await self.end()
+        """Kill it and release its port."""
+        await self.kill()
         self._held.close()
 
     async def move(self) -> None:
-        """Listen at another port, with the same key; connections end."""
+        """Listen on another port with the same key; connections end."""
         self._held.close()
         self._held = held_port()
         self.port = self._held.getsockname()[1]
@@ -159,16 +159,16 @@ class Container:
         return len(links)
 
     def listeners(self) -> list[psutil.Process]:
-        """Its sshd, where one runs."""
+        """Its running sshd processes that listen."""
         if self.pid is None:
             return []
         with contextlib.suppress(psutil.NoSuchProcess):
-            found = [child for child in psutil.Process(self.pid).children(recursive=True) if _is_sshd(child)]
-            pids = {process.pid for process in found}
-            return [process for process in found if process.ppid() not in pids]
+            servers = [child for child in psutil.Process(self.pid).children(recursive=True) if _is_sshd(child)]
+            pids = {process.pid for process in servers}
+            return [process for process in servers if process.ppid() not in pids]
         return []
 
-    def _lay_out(self, wipe: bool) -> None:
+    def _write_files(self, wipe: bool) -> None:
         folder = self.folder
         if wipe:
             for name in ("root", "etc"):
@@ -216,7 +216,7 @@ class Container:
 
     async def _watch(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None
-        # A line without end is a ValueError: the log stops there.
+        # An overlong line raises ValueError: the log stops there.
         with (self.folder / "container.log").open("ab", buffering=0) as file, contextlib.suppress(ValueError):
             async for line in process.stdout:
                 file.write(line)
@@ -227,20 +227,20 @@ class Container:
             self._on_exit()
 
     async def _first_child(self, process: asyncio.subprocess.Process) -> int | None:
-        """The PID of `enter.sh`; None where it ended already."""
-        for _ in range(int(_STARTING_SECONDS / _LOOK_SECONDS)):
+        """The PID of `enter.sh`; None if it has exited already."""
+        for _ in range(int(_STARTING_SECONDS / _POLL_SECONDS)):
             with contextlib.suppress(psutil.NoSuchProcess):
                 if children := psutil.Process(process.pid).children():
                     return int(children[0].pid)
             if process.returncode is not None:
                 return None
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_POLL_SECONDS)
         raise RuntimeError("a container did not start")
 
 
 def held_port() -> socket.socket:
-    """A bound socket that never listens: nobody else is given its port, and sshd, which sets the option too, may
-    listen there.
+    """A bound socket that never listens: the kernel gives its port to nobody else, but sshd, which also sets
+    SO_REUSEADDR, may listen there.
     """
     held = socket.socket()
     held.bind((HOST, 0))
@@ -263,9 +263,9 @@ _VERSION: list[tuple[int, int]] = []
 
 
 def sshd_version() -> tuple[int, int]:
-    """The OpenSSH server's version; asked once."""
+    """The OpenSSH server's version, queried once."""
     if not _VERSION:
-        told = subprocess.run(["/usr/sbin/sshd", "-V"], capture_output=True, text=True, check=False).stderr
-        match = re.search(r"OpenSSH_(\d+)\.(\d+)", told)
+        version = subprocess.run(["/usr/sbin/sshd", "-V"], capture_output=True, text=True, check=False).stderr
+        match = re.search(r"OpenSSH_(\d+)\.(\d+)", version)
         _VERSION.append((int(match[1]), int(match[2])) if match else (0, 0))
     return _VERSION[0]

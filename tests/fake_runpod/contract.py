@@ -1,4 +1,4 @@
-"""RunPod's OpenAPI document of v2: requests and replies are held to it, where it is there."""
+"""Checks requests and replies against RunPod's OpenAPI document of v2, if that is available."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ _URN: Final = "urn:runpod:v2"
 
 
 def document_path() -> Path | None:
-    """Where the document is; None where it is absent."""
+    """The path of the document; None if it is missing."""
     path = Path(os.environ.get(VARIABLE) or DEFAULT)
     return path if path.is_file() else None
 
 
 class Contract:
-    """The document, read when first needed. Without one nothing is checked."""
+    """The document, read when first needed. Without it nothing is checked."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._validators: dict[str, Draft202012Validator] = {}
 
     @property
-    def is_there(self) -> bool:
-        """False where nothing can be checked."""
+    def is_available(self) -> bool:
+        """False when nothing can be checked."""
         return self._path is not None
 
     @cached_property
     def _document(self) -> dict[str, Any]:
         assert self._path is not None
-        found = json.loads(self._path.read_text(encoding="utf-8"))
-        assert isinstance(found, dict)
-        return found
+        document = json.loads(self._path.read_text(encoding="utf-8"))
+        assert isinstance(document, dict)
+        return document
 
     @cached_property
     def _registry(self) -> Registry[Any]:
@@ -52,8 +52,8 @@ class Contract:
         return registry
 
     def request_faults(self, path: str, method: str, body: object, query: Mapping[str, str]) -> list[str]:
-        """What is wrong with a request; `path` is the template, `body` is None where none was sent."""
-        if not self.is_there:
+        """What is wrong with a request; `path` is the template, `body` is None if none was sent."""
+        if not self.is_available:
             return []
         pointer = f"#/paths/{_escaped(path)}/{method}"
         operation = self._at(pointer)
@@ -62,15 +62,15 @@ class Contract:
             faults += self._faults(f"{pointer}/requestBody/content/application~1json/schema", body)
         for index, parameter in enumerate(operation.get("parameters", [])):
             where = parameter.get("$ref", f"{pointer}/parameters/{index}")
-            told = self._at(parameter["$ref"]) if "$ref" in parameter else parameter
-            if told["in"] == "query" and told["name"] in query:
-                value = _read(query[told["name"]], self._kind(told["schema"]))
-                faults += [f"{told['name']}: {fault}" for fault in self._faults(f"{where}/schema", value)]
+            definition = self._at(parameter["$ref"]) if "$ref" in parameter else parameter
+            if definition["in"] == "query" and definition["name"] in query:
+                value = _read(query[definition["name"]], self._kind(definition["schema"]))
+                faults += [f"{definition['name']}: {fault}" for fault in self._faults(f"{where}/schema", value)]
         return faults
 
     def reply_faults(self, path: str, method: str, status: int, kind: str, body: bytes) -> list[str]:
-        """What is wrong with a reply of our own."""
-        if not self.is_there:
+        """What is wrong with a reply of the fake."""
+        if not self.is_available:
             return []
         pointer = f"#/paths/{_escaped(path)}/{method}/responses"
         answers = self._at(pointer)
@@ -78,7 +78,7 @@ class Contract:
         pointer = self._at(pointer).get("$ref", pointer)
         content = self._at(pointer).get("content", {})
         if not content:
-            return ["a body where none belongs"] if body else []
+            return ["a body where none is allowed"] if body else []
         if kind not in content:
             return [f"the content type {kind} is not documented for {status}"]
         return self._faults(f"{pointer}/content/{_escaped(kind)}/schema", json.loads(body))
@@ -89,11 +89,11 @@ class Contract:
         return str(schema.get("type", "string"))
 
     def _at(self, pointer: str) -> dict[str, Any]:
-        found: Any = self._document
+        node: Any = self._document
         for part in pointer.removeprefix("#/").split("/"):
-            found = found[part.replace("~1", "/").replace("~0", "~")]
-        assert isinstance(found, dict)
-        return found
+            node = node[part.replace("~1", "/").replace("~0", "~")]
+        assert isinstance(node, dict)
+        return node
 
     def _faults(self, pointer: str, value: object) -> list[str]:
         if pointer not in self._validators:
@@ -101,7 +101,7 @@ class Contract:
                 {"$ref": _URN + pointer}, registry=self._registry, format_checker=FormatChecker()
             )
         errors = self._validators[pointer].iter_errors(value)
-        # The path and the rule alone: a message of the library would repeat what was sent, environment included.
+        # Only the path and the rule: the library's message would repeat the request and the secrets in it.
         return [f"{'/'.join(map(str, error.absolute_path)) or 'body'} breaks {error.validator}" for error in errors]
 
 

@@ -1,4 +1,4 @@
-"""GraphQL as the pinned SDK speaks it: every field that it asks for, and no other."""
+"""GraphQL as the pinned SDK uses it: every field that it queries, and no other."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from aiohttp import web
 
 from tests.fake_runpod.account import ACCOUNT_PUBLIC_KEY, Account
 from tests.fake_runpod.container import HOST
-from tests.fake_runpod.faults import Struck
+from tests.fake_runpod.faults import ActiveFaults
 from tests.fake_runpod.graphql_text import Enum, Field, GraphqlError, Operation, parse
 from tests.fake_runpod.pod import PRIVATE_IP, SSH_PORT, Order, Pod
-from tests.fake_runpod.request_pipeline import Asked, Caller, Gate, Reply
+from tests.fake_runpod.request_pipeline import ApiCall, Caller, Reply, RequestPipeline
 
 if TYPE_CHECKING:
     from tests.fake_runpod.views import Gpu
@@ -86,87 +86,87 @@ _ORDER: Final[dict[str, type | tuple[type, ...]]] = {
 class GraphqlApi:
     """`POST /graphql`."""
 
-    def __init__(self, account: Account, gate: Gate) -> None:
+    def __init__(self, account: Account, pipeline: RequestPipeline) -> None:
         self._account = account
-        self._gate = gate
+        self._pipeline = pipeline
 
     def routes(self) -> list[web.RouteDef]:
-        """For the application."""
+        """The routes for the application."""
         return [web.post("/graphql", self._handle)]
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
-        op, pod_id, wanted, fault = "any", None, None, ""
+        op, pod_id, requested, problem = "any", None, None, ""
         try:
-            wanted = _one_field(parse(_query(await request.read())))
-            op, pod_id = _op(wanted), _pod_id(wanted)
+            requested = _one_field(parse(_query(await request.read())))
+            op, pod_id = _op(requested), _pod_id(requested)
         except GraphqlError as error:
-            fault = str(error)
+            problem = str(error)
 
-        async def perform(struck: Struck, caller: Caller) -> Reply:
-            if wanted is None:
-                return _errors(400, fault)
+        async def perform(faults: ActiveFaults, caller: Caller) -> Reply:
+            if requested is None:
+                return _errors(400, problem)
             try:
-                value, made = await self._answer(wanted, struck, caller)
+                value, created = await self._answer(requested, faults, caller)
             except GraphqlError as error:
                 return _errors(400, str(error))
-            return _data(wanted, value, made)
+            return _data(requested, value, created)
 
         def pretend() -> Reply:
-            assert wanted is not None
+            assert requested is not None
             if op != "create":
-                return _data(wanted, None, None)
-            order = _order(wanted.arguments)
+                return _data(requested, None, None)
+            order = _order(requested.arguments)
             gpu, price = self._account.price(order)
-            ghost = Pod(order, price, gpu.name, self._account.folder, Struck(), foreign=False)
-            return _data(wanted, _shown(ghost), ghost.id)
+            ghost = Pod(order, price, gpu.name, self._account.folder, ActiveFaults(), foreign=False)
+            return _data(requested, _row(ghost), ghost.id)
 
         can_pretend = op in {"create", "terminate", "stop"}
-        asked = Asked("graphql", op, perform, _refused, pretend if can_pretend else None, pod_id)
-        return await self._gate.serve(request, asked)
+        call = ApiCall("graphql", op, perform, _refused, pretend if can_pretend else None, pod_id)
+        return await self._pipeline.serve(request, call)
 
-    async def _answer(  # noqa: PLR0911 - one arm a root
-        self, wanted: Field, struck: Struck, caller: Caller
+    async def _answer(  # noqa: PLR0911 - one arm per root
+        self, requested: Field, faults: ActiveFaults, caller: Caller
     ) -> tuple[object, str | None]:
-        """The value of the one field that was asked for, and the pod that it made."""
-        account, pod_id = self._account, _pod_id(wanted)
-        match wanted.name:
+        """The value of the one requested field, and the id of the pod that it created."""
+        account, pod_id = self._account, _pod_id(requested)
+        match requested.name:
             case "myself":
                 return self._myself(), None
             case "gpuTypes":
-                gpu_id = _input(wanted).get("id")
+                gpu_id = _input(requested).get("id")
                 return [_gpu(gpu) for gpu in account.gpus if gpu_id in {None, gpu.id}], None
             case "pod":
-                found = [pod for pod in account.listed() if pod.id == pod_id]
-                return (_shown(found[0]) if found else None), None
+                pods = [pod for pod in account.listed() if pod.id == pod_id]
+                return (_row(pods[0]) if pods else None), None
             case "podTerminate":
-                await account.terminate(pod_id or "", caller.name, struck.twist("linger"))
+                await account.terminate(pod_id or "", caller.name, faults.pod_fault("linger"))
                 return None, None
             case "podStop":
                 pod = account.find(pod_id or "")
                 await pod.stop()
-                return _shown(pod), None
+                return _row(pod), None
             case "podResume":
                 pod = account.find(pod_id or "")
                 await pod.resume(account.settings)
-                return _shown(pod), None
-        made = account.create(_order(wanted.arguments), struck)
-        return _shown(made), made.id
+                return _row(pod), None
+        created = account.create(_order(requested.arguments), faults)
+        return _row(created), created.id
 
     def _myself(self) -> dict[str, Any]:
         return {
             "id": "user_fake",
             "pubKey": ACCOUNT_PUBLIC_KEY,
             "networkVolumes": [],
-            "pods": [_shown(pod) for pod in self._account.listed()],
+            "pods": [_row(pod) for pod in self._account.listed()],
         }
 
 
 def _query(raw: bytes) -> str:
     try:
-        told = json.loads(raw)
+        body = json.loads(raw)
     except ValueError as error:
-        raise GraphqlError("POST body is no JSON.") from error
-    query = told.get("query") if isinstance(told, dict) else None
+        raise GraphqlError("POST body is not JSON.") from error
+    query = body.get("query") if isinstance(body, dict) else None
     if not isinstance(query, str):
         raise GraphqlError("Must provide query string.")
     return query
@@ -174,60 +174,60 @@ def _query(raw: bytes) -> str:
 
 def _one_field(operation: Operation) -> Field:
     if len(operation.fields) != 1:
-        raise GraphqlError("One field of an operation is served here.")
-    wanted = operation.fields[0]
-    _check(wanted, _ROOTS[operation.kind], operation.kind.title())
-    return wanted
+        raise GraphqlError("Only operations with one field are served here.")
+    requested = operation.fields[0]
+    _check(requested, _ROOTS[operation.kind], operation.kind.title())
+    return requested
 
 
-def _check(wanted: Field, shape: Shape, of: str) -> None:
-    """Refuse a field that the type does not have, and a selection where there is nothing to select."""
-    if wanted.name not in shape:
-        raise GraphqlError(f'Cannot query field "{wanted.name}" on type "{of}".')
-    inner = shape[wanted.name]
-    if (inner is None) != (not wanted.selection):
-        raise GraphqlError(f'Field "{wanted.name}" has a selection of subfields where none belongs, or none.')
-    for field in wanted.selection:
-        _check(field, inner or {}, wanted.name)
+def _check(requested: Field, shape: Shape, of: str) -> None:
+    """Refuse a field that the type does not have, and a missing or superfluous selection."""
+    if requested.name not in shape:
+        raise GraphqlError(f'Cannot query field "{requested.name}" on type "{of}".')
+    inner = shape[requested.name]
+    if (inner is None) != (not requested.selection):
+        raise GraphqlError(f'Field "{requested.name}" has a superfluous selection of subfields, or lacks one.')
+    for field in requested.selection:
+        _check(field, inner or {}, requested.name)
 
 
-def _op(wanted: Field) -> str:
-    if wanted.name == "gpuTypes":
-        return "gpu" if _input(wanted).get("id") else "gpus"
-    if wanted.name == "myself":
-        return "list" if any(field.name == "pods" for field in wanted.selection) else "user"
-    return _OPS[wanted.name]
+def _op(requested: Field) -> str:
+    if requested.name == "gpuTypes":
+        return "gpu" if _input(requested).get("id") else "gpus"
+    if requested.name == "myself":
+        return "list" if any(field.name == "pods" for field in requested.selection) else "user"
+    return _OPS[requested.name]
 
 
-def _input(wanted: Field) -> dict[str, Any]:
-    unknown = set(wanted.arguments) - {"input"}
-    found = wanted.arguments.get("input", {})
-    if unknown or not isinstance(found, dict):
-        raise GraphqlError(f'Unknown argument on field "{wanted.name}".')
-    return found
+def _input(requested: Field) -> dict[str, Any]:
+    unknown = set(requested.arguments) - {"input"}
+    value = requested.arguments.get("input", {})
+    if unknown or not isinstance(value, dict):
+        raise GraphqlError(f'Unknown argument on field "{requested.name}".')
+    return value
 
 
-def _pod_id(wanted: Field) -> str | None:
-    found = _input(wanted).get("podId")
-    if wanted.name in {"pod", "podTerminate", "podStop", "podResume"} and not isinstance(found, str):
+def _pod_id(requested: Field) -> str | None:
+    pod_id = _input(requested).get("podId")
+    if requested.name in {"pod", "podTerminate", "podStop", "podResume"} and not isinstance(pod_id, str):
         raise GraphqlError('Field "podId" of required type "String!" was not provided.')
-    return found
+    return pod_id
 
 
 def _order(arguments: dict[str, object]) -> Order:
-    told = arguments.get("input")
-    if not isinstance(told, dict):
+    fields = arguments.get("input")
+    if not isinstance(fields, dict):
         raise GraphqlError('Argument "input" is required.')
-    for name, value in told.items():
+    for name, value in fields.items():
         kind = _ORDER.get(name)
         if kind is None:
             raise GraphqlError(f'Field "{name}" is not defined by type "PodFindAndDeployOnDemandInput".')
         if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is int)):
             raise GraphqlError(f'Field "{name}" cannot represent this value.')
-    if str(told.get("cloudType", "ALL")) not in {"ALL", "SECURE", "COMMUNITY"}:
+    if str(fields.get("cloudType", "ALL")) not in {"ALL", "SECURE", "COMMUNITY"}:
         raise GraphqlError('Value does not exist in "CloudTypeEnum" enum.')
     env = {}
-    for pair in told.get("env") or []:
+    for pair in fields.get("env") or []:
         if (
             not isinstance(pair, dict)
             or set(pair) != {"key", "value"}
@@ -235,23 +235,23 @@ def _order(arguments: dict[str, object]) -> Order:
         ):
             raise GraphqlError('Field "env" takes objects of key and value.')
         env[pair["key"]] = pair["value"]
-    if told.get("startSsh"):
+    if fields.get("startSsh"):
         env.setdefault("PUBLIC_KEY", ACCOUNT_PUBLIC_KEY)
     return Order(
-        name=told.get("name") or "pod",
-        image=told.get("imageName") or "",
-        args=told.get("dockerArgs") or "",
+        name=fields.get("name") or "pod",
+        image=fields.get("imageName") or "",
+        args=fields.get("dockerArgs") or "",
         env=env,
-        disk=told.get("containerDiskInGb") or 10,
-        ports=tuple(filter(None, (told.get("ports") or "").split(","))),
-        gpu=told.get("gpuTypeId") or "",
-        count=told.get("gpuCount") or 1,
-        cloud=str(told.get("cloudType", "ALL")),
+        disk=fields.get("containerDiskInGb") or 10,
+        ports=tuple(filter(None, (fields.get("ports") or "").split(","))),
+        gpu=fields.get("gpuTypeId") or "",
+        count=fields.get("gpuCount") or 1,
+        cloud=str(fields.get("cloudType", "ALL")),
     )
 
 
-def _shown(pod: Pod) -> dict[str, Any]:
-    """`desiredStatus` is what is desired: RUNNING from the start."""
+def _row(pod: Pod) -> dict[str, Any]:
+    """A pod's row. `desiredStatus` is the target state: RUNNING from the start."""
     ports = None
     if pod.phase == "running" and SSH_PORT in pod.order.ports:
         ip = HOST if pod.is_public else PRIVATE_IP
@@ -310,9 +310,9 @@ def _selected(value: object, selection: tuple[Field, ...]) -> object:
     return value
 
 
-def _data(wanted: Field, value: object, made: str | None) -> Reply:
-    body = {"data": {wanted.name: _selected(value, wanted.selection)}}
-    return Reply(200, json.dumps(body).encode(), pod_id=made)
+def _data(requested: Field, value: object, created: str | None) -> Reply:
+    body = {"data": {requested.name: _selected(value, requested.selection)}}
+    return Reply(200, json.dumps(body).encode(), pod_id=created)
 
 
 def _errors(status: int, message: str) -> Reply:
@@ -320,5 +320,5 @@ def _errors(status: int, message: str) -> Reply:
 
 
 def _refused(status: int, message: str) -> Reply:
-    """Refusals by the account come with HTTP 200; those by the door keep their status."""
+    """Refusals by the account have HTTP status 200; those by the request pipeline keep theirs."""
     return _errors(200 if status in {400, 402, 404} else status, message)

@@ -1,4 +1,4 @@
-"""Reads the part of the GraphQL language that RunPod's clients write: one operation, fields with literal arguments.
+"""Parses the part of the GraphQL language that RunPod's clients use: one operation, fields with literal arguments.
 
 The grammar is that of the GraphQL specification (October 2021), section 2, without variables, fragments and directives.
 """
@@ -23,7 +23,7 @@ _DEPTH: Final = 12
 
 
 class GraphqlError(Exception):
-    """The text is no query, or asks for what is not there."""
+    """The text is not a query, or requests something that does not exist."""
 
 
 class Enum(str):
@@ -61,21 +61,21 @@ def parse(text: str) -> Operation:
             reader.take("name")
     fields = reader.selection(0)
     if reader.peek()[0] != "end":
-        raise GraphqlError("Syntax Error: one operation is read.")
+        raise GraphqlError("Syntax Error: only one operation is read.")
     return Operation(kind, fields)
 
 
 def _tokens(text: str) -> list[tuple[str, str]]:
-    found = []
+    tokens = []
     at = 0
     while at < len(text):
         match = _TOKEN.match(text, at)
         if match is None:
             raise GraphqlError(f"Syntax Error: Unexpected character at {at}.")
         if match.lastgroup:
-            found.append((match.lastgroup, match.group()))
+            tokens.append((match.lastgroup, match.group()))
         at = match.end()
-    return [*found, ("end", "")]
+    return [*tokens, ("end", "")]
 
 
 class _Reader:
@@ -84,16 +84,16 @@ class _Reader:
         self._at = 0
 
     def peek(self) -> tuple[str, str]:
-        """The token that comes next."""
+        """The next token."""
         return self._tokens[self._at]
 
     def take(self, kind: str, text: str | None = None) -> str:
         """The next token's text, which must be of this kind."""
-        found = self.peek()
-        if found[0] != kind or (text is not None and found[1] != text):
-            raise GraphqlError(f"Syntax Error: Expected {text or kind}, found {found[0]}.")
+        token = self.peek()
+        if token[0] != kind or (text is not None and token[1] != text):
+            raise GraphqlError(f"Syntax Error: Expected {text or kind}, found {token[0]}.")
         self._at += 1
-        return found[1]
+        return token[1]
 
     def _is(self, mark: str) -> bool:
         return self.peek() == ("mark", mark)
@@ -103,11 +103,11 @@ class _Reader:
         if depth > _DEPTH:
             raise GraphqlError("Syntax Error: nested too deeply.")
         self.take("mark", "{")
-        found = [self._field(depth)]
+        fields = [self._field(depth)]
         while not self._is("}"):
-            found.append(self._field(depth))
+            fields.append(self._field(depth))
         self.take("mark", "}")
-        return tuple(found)
+        return tuple(fields)
 
     def _field(self, depth: int) -> Field:
         name = self.take("name")
@@ -118,15 +118,15 @@ class _Reader:
 
     def _pairs(self, opening: str, closing: str, depth: int) -> dict[str, object]:
         self.take("mark", opening)
-        found: dict[str, object] = {}
+        pairs: dict[str, object] = {}
         while not self._is(closing):
             name = self.take("name")
-            if name in found:
+            if name in pairs:
                 raise GraphqlError(f'There can be only one input field named "{name}".')
             self.take("mark", ":")
-            found[name] = self._value(depth + 1)
+            pairs[name] = self._value(depth + 1)
         self.take("mark", closing)
-        return found
+        return pairs
 
     def _value(self, depth: int) -> object:
         kind, text = self.peek()
@@ -142,8 +142,8 @@ class _Reader:
         if text == "{":
             return self._pairs("{", "}", depth)
         self.take("mark", "[")
-        found = []
+        values = []
         while not self._is("]"):
-            found.append(self._value(depth + 1))
+            values.append(self._value(depth + 1))
         self.take("mark", "]")
-        return found
+        return values

@@ -1,4 +1,4 @@
-"""One pod: what was ordered, how far its life is, and the container that it has."""
+"""One pod: its order, its phase and its container."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from tests.fake_runpod.container import HOST, Container, Image, Log, held_port
-from tests.fake_runpod.faults import Struck, number
+from tests.fake_runpod.faults import ActiveFaults, number
 from tests.fake_runpod.views import PastPod, PodView
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def _now() -> str:
 
 @dataclass(frozen=True)
 class Order:
-    """What a client asked for, whichever API it used. `args` replaces the image's command where it is not empty."""
+    """A client's order, from either API. `args` replaces the image's command unless it is empty."""
 
     name: str
     image: str
@@ -44,13 +44,13 @@ class Order:
 
 @dataclass(eq=False)
 class Pod:
-    """`price` in USD an hour; `phase` is `pulling`, `starting` (no ports yet), `running`, or `exited`."""
+    """`price` in USD per hour; `phase` is `pulling`, `starting` (no ports yet), `running`, or `exited`."""
 
     order: Order
     price: float
     gpu_name: str
     folder: Path
-    struck: Struck
+    faults: ActiveFaults
     foreign: bool
     id: str = field(default_factory=lambda: secrets.token_hex(7))
     key: str = field(default_factory=lambda: "rpa_pod_" + secrets.token_hex(16))
@@ -66,14 +66,14 @@ class Pod:
     machine_id: str = field(default_factory=lambda: secrets.token_hex(6))
     _life: asyncio.Task[None] | None = None
     _starting: asyncio.Task[None] | None = None
-    _turns: int = 0
-    _one: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _generation: int = 0
+    _container_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def build(self, settings: Settings, base_url: str) -> None:
-        """Give it its container, which does not run yet."""
-        ssh_after = self.struck.twist("ssh_after")
-        small = self.struck.twist("small_disk")
-        other = self.struck.twist("other_host_key")
+        """Create its container, without starting it."""
+        ssh_after = self.faults.pod_fault("ssh_after")
+        small = self.faults.pod_fault("small_disk")
+        other = self.faults.pod_fault("other_host_key")
         self.folder.mkdir(parents=True)
         held = held_port()
         image = Image(
@@ -82,13 +82,13 @@ class Pod:
             ssh_delay=settings.ssh_delay if ssh_after is None else number(ssh_after, "seconds", 1.0),
             other_host_key=other is not None,
             print_other=other is not None and bool(other.how.get("printed", False)),
-            other_client_key=self.struck.twist("other_client_key") is not None,
+            other_client_key=self.faults.pod_fault("other_client_key") is not None,
             disk_mib=0 if small is None else int(number(small, "mib", 16)),
         )
         self.container = Container(self.folder, image, held, self.log, self._exited)
 
     def _environment(self, base_url: str, port: int) -> dict[str, str]:
-        """The order's, and what RunPod adds."""
+        """The order's environment, and the variables that RunPod adds."""
         public = {"RUNPOD_PUBLIC_IP": HOST, "RUNPOD_TCP_PORT_22": str(port)} if self.is_public else {}
         return {
             **self.order.env,
@@ -105,80 +105,80 @@ class Pod:
 
     @property
     def is_public(self) -> bool:
-        """Port 22 was asked for and gets a public address."""
-        return SSH_PORT in self.order.ports and self.struck.twist("private_port") is None
+        """Whether port 22 was requested and gets a public address."""
+        return SSH_PORT in self.order.ports and self.faults.pod_fault("private_port") is None
 
     @property
     def uptime(self) -> int:
         """Seconds since its container started; 0 without one."""
         return int(time.monotonic() - self.started) if self.phase in {"starting", "running"} else 0
 
-    def live(self, settings: Settings) -> None:
-        """Begin its life: the image is pulled, the container starts, ports are assigned."""
-        self._life = asyncio.create_task(self._lives(settings))
+    def begin(self, settings: Settings) -> None:
+        """Begin its phases: the image is pulled, the container starts, ports are assigned."""
+        self._life = asyncio.create_task(self._run_phases(settings))
 
-    async def _lives(self, settings: Settings) -> None:
-        if self.struck.twist("pull_forever"):
+    async def _run_phases(self, settings: Settings) -> None:
+        if self.faults.pod_fault("pull_forever"):
             return
         await asyncio.sleep(settings.pull_seconds)
         await self._start(wipe=True)
         await asyncio.sleep(settings.port_seconds)
-        if self.phase == "starting" and not self.struck.twist("no_port"):
+        if self.phase == "starting" and not self.faults.pod_fault("no_port"):
             self.phase = "running"
 
     async def _start(self, *, wipe: bool) -> None:
-        """Start its container; begun, that is not cut short, so that no process is lost sight of."""
-        turn = self._turns
-        self._starting = asyncio.create_task(self._begin(turn, wipe))
+        """Start its container; shielded from cancellation, so that no process is left behind."""
+        generation = self._generation
+        self._starting = asyncio.create_task(self._start_container(generation, wipe))
         await asyncio.shield(self._starting)
 
-    async def _begin(self, turn: int, wipe: bool) -> None:
-        async with self._one:
-            if turn == self._turns:
+    async def _start_container(self, generation: int, wipe: bool) -> None:
+        async with self._container_lock:
+            if generation == self._generation:
                 self.phase, self.started_at, self.started = "starting", _now(), time.monotonic()
                 await self.container.start(wipe=wipe)
 
     async def stop(self) -> None:
-        """End the container and keep the pod."""
-        await self._still()
+        """Kill the container and keep the pod."""
+        await self._kill_container()
         self.phase = "exited"
 
     async def resume(self, settings: Settings) -> None:
         """Start a stopped pod again, with an empty disk."""
         if self.phase == "exited":
             self.phase = "pulling"
-            self.live(settings)
+            self.begin(settings)
 
     async def restart(self, *, wipe: bool) -> None:
-        """A new container at the same address."""
-        await self._still()
+        """Start a new container at the same address."""
+        await self._kill_container()
         await self._start(wipe=wipe)
         self.phase = "running"
 
-    async def end(self, by: str) -> None:
-        """It exists no more."""
+    async def terminate(self, by: str) -> None:
+        """Remove the pod."""
         if self.ended is None:
             self.ended, self.ended_by = time.monotonic(), by
-        await self._still()
+        await self._kill_container()
         self.phase = "exited"
         await self.container.discard()
         self.log.wake()
 
-    async def _still(self) -> None:
-        self._turns += 1
+    async def _kill_container(self) -> None:
+        self._generation += 1
         life, self._life = self._life, None
         if life is not None:
             life.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await life
-        async with self._one:
-            await self.container.end()
+        async with self._container_lock:
+            await self.container.kill()
 
     def _exited(self) -> None:
         self.phase = "exited"
 
     def view(self) -> PodView:
-        """The truth about it."""
+        """Its actual state."""
         return PodView(
             id=self.id,
             name=self.order.name,
@@ -194,7 +194,7 @@ class Pod:
         )
 
     def past(self) -> PastPod:
-        """When it was."""
+        """Its history."""
         return PastPod(
             id=self.id,
             name=self.order.name,

@@ -1,4 +1,4 @@
-"""The way of every API call: key, rate limit, scripted fault, work, record."""
+"""The steps of every API call: key, rate limit, scripted fault, work, record."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from aiohttp import web
 
 from tests.fake_runpod.account import NO_BALANCE, NO_CAPACITY, Account, RefusedError
-from tests.fake_runpod.faults import Struck, number
+from tests.fake_runpod.faults import ActiveFaults, number
 from tests.fake_runpod.views import Call, Rule
 
 if TYPE_CHECKING:
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 HTML: Final = b"<html><head><title>500 Internal Server Error</title></head><body>nginx</body></html>"
 _WATCH_SECONDS: Final = 0.05
-_KEYLESS: Final = frozenset({"authorization", "cookie", "proxy-authorization"})
+_SECRET_HEADERS: Final = frozenset({"authorization", "cookie", "proxy-authorization"})
 
 
 @dataclass(frozen=True)
 class Reply:
-    """A whole answer. `defect` says how it breaks the published contract."""
+    """A complete answer. `defect` says how it breaks the published contract."""
 
     status: int
     body: bytes = b""
@@ -41,65 +41,65 @@ class Reply:
 
 @dataclass(frozen=True)
 class Caller:
-    """Whose key a call brought; `pod` where it is a pod's own."""
+    """Whose key a call used; `pod` is set if it is a pod's own key."""
 
     name: Literal["account", "pod", "unknown", "nobody"]
     pod: Pod | None = None
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One understood call. `perform` does it, `pretend` answers as if it were done, `refuse` makes the API's own error.
+class ApiCall:
+    """One parsed call. `perform` does it, `pretend` answers as if it were done, `refuse` creates an error of the API.
 
-    `stream` answers in its place, bit by bit.
+    `stream`, if set, answers instead of `perform`, piece by piece.
     """
 
     api: Literal["graphql", "v2"]
     op: str
-    perform: Callable[[Struck, Caller], Awaitable[Reply]]
+    perform: Callable[[ActiveFaults, Caller], Awaitable[Reply]]
     refuse: Callable[[int, str], Reply]
     pretend: Callable[[], Reply] | None = None
     pod_id: str | None = None
     stream: Callable[[web.Request], Awaitable[web.StreamResponse]] | None = None
 
 
-class Gate:
-    """Serves understood calls for one account."""
+class RequestPipeline:
+    """Serves parsed calls for one account."""
 
     def __init__(self, account: Account) -> None:
         self._account = account
         self._times: deque[float] = deque()
 
-    async def serve(self, request: web.Request, asked: Asked) -> web.StreamResponse:
+    async def serve(self, request: web.Request, call: ApiCall) -> web.StreamResponse:
         """Answer one call and keep a record of it."""
-        record = _Record(self._account, request, asked, self._caller(request))
+        record = _Record(self._account, request, call, self._caller(request))
         try:
-            return await self._serve(request, asked, record)
+            return await self._serve(request, call, record)
         except Exception as error:
             record.defect = f"the fake failed: {type(error).__name__}"
             raise
         finally:
             record.keep()
 
-    async def _serve(self, request: web.Request, asked: Asked, record: _Record) -> web.StreamResponse:
-        refusal = self._refusal(asked, record.caller)
+    async def _serve(self, request: web.Request, call: ApiCall, record: _Record) -> web.StreamResponse:
+        refusal = self._refusal(call, record.caller)
         if refusal is not None:
             return record.answer(refusal)
-        wanted = [pod for pod in (asked.pod_id, record.caller.pod and record.caller.pod.id) if pod]
-        struck = self._account.faults.take(asked.op, asked.api, wanted)
-        record.fault = struck.names
+        pod_ids = [pod for pod in (call.pod_id, record.caller.pod and record.caller.pod.id) if pod]
+        faults = self._account.faults.take(call.op, call.api, pod_ids)
+        record.fault = faults.names
 
         async def done() -> Reply:
             try:
-                return await asked.perform(struck, record.caller)
+                return await call.perform(faults, record.caller)
             except RefusedError as error:
-                return asked.refuse(error.status, error.message)
+                return call.refuse(error.status, error.message)
 
-        if struck.call is not None:
-            return await self._struck(request, asked, struck.call, record, done)
-        if asked.stream is not None:
+        if faults.call is not None:
+            return await self._apply_fault(request, call, faults.call, record, done)
+        if call.stream is not None:
             record.status = 200
-            return await asked.stream(request)
+            return await call.stream(request)
         return record.answer(await done())
 
     def _caller(self, request: web.Request) -> Caller:
@@ -111,13 +111,13 @@ class Gate:
         pod = self._account.pod_of_key(key)
         return Caller("unknown") if pod is None else Caller("pod", pod)
 
-    def _refusal(self, asked: Asked, caller: Caller) -> Reply | None:
+    def _refusal(self, call: ApiCall, caller: Caller) -> Reply | None:
         if caller.name in {"nobody", "unknown"}:
-            return asked.refuse(401, "Unauthorized")
+            return call.refuse(401, "Unauthorized")
         if caller.pod is not None:
             allowed = {"terminate": {"terminate", "stop"}, "stop": {"stop"}, "nothing": set[str]()}
-            if asked.op not in allowed[self._account.settings.pod_key] or asked.pod_id != caller.pod.id:
-                return asked.refuse(403, "This key may not do that.")
+            if call.op not in allowed[self._account.settings.pod_key] or call.pod_id != caller.pod.id:
+                return call.refuse(403, "This key may not do that.")
         limit = self._account.settings.calls_per_minute
         if limit is None:
             return None
@@ -125,24 +125,24 @@ class Gate:
         while self._times and now - self._times[0] >= 60:
             self._times.popleft()
         if len(self._times) >= limit:
-            return _waiting(asked.refuse(429, "Too many requests"), 60 - (now - self._times[0]))
+            return _waiting(call.refuse(429, "Too many requests"), 60 - (now - self._times[0]))
         self._times.append(now)
         return None
 
-    async def _struck(  # noqa: PLR0911 - one arm a fault
+    async def _apply_fault(  # noqa: PLR0911 - one arm per fault
         self,
         request: web.Request,
-        asked: Asked,
+        call: ApiCall,
         rule: Rule,
         record: _Record,
         done: Callable[[], Awaitable[Reply]],
     ) -> web.StreamResponse:
-        plain = _plain(rule, asked)
-        if plain is not None:
-            return record.answer(plain)
+        canned = _canned(rule, call)
+        if canned is not None:
+            return record.answer(canned)
         match rule.do:
             case "ignored":
-                return record.answer(_pretended(asked) if asked.pretend else await done())
+                return record.answer(_pretend(call) if call.pretend else await done())
             case "hang":
                 if rule.how.get("done"):
                     await done()
@@ -153,8 +153,8 @@ class Gate:
                 _cut(request)
                 return web.Response(status=500)
             case "late":
-                self._account.later(asyncio.create_task(_later(number(rule, "seconds", 1.0), done)))
-                return record.answer(asked.refuse(500, "Internal server error"))
+                self._account.keep_task(asyncio.create_task(_later(number(rule, "seconds", 1.0), done)))
+                return record.answer(call.refuse(500, "Internal server error"))
             case "cut_json":
                 reply = await done()
                 return record.answer(
@@ -165,25 +165,25 @@ class Gate:
 
 
 class _Record:
-    """What is kept of a call, whatever becomes of it."""
+    """The record of a call, whatever its outcome."""
 
-    def __init__(self, account: Account, request: web.Request, asked: Asked, caller: Caller) -> None:
+    def __init__(self, account: Account, request: web.Request, call: ApiCall, caller: Caller) -> None:
         self.caller = caller
         self.status = 0
         self.fault: str | None = None
         self._account = account
-        self._asked = asked
+        self._call = call
         self._at = time.monotonic()
-        self._pod_id = asked.pod_id
+        self._pod_id = call.pod_id
         self.defect: str | None = None
-        self._headers = {name: value for name, value in request.headers.items() if name.lower() not in _KEYLESS}
+        self._headers = {name: value for name, value in request.headers.items() if name.lower() not in _SECRET_HEADERS}
 
     def answer(self, reply: Reply) -> web.Response:
-        """The reply as it goes out; one that breaks the contract goes out as a 500."""
+        """The reply as it is sent; one that breaks the contract is sent as a 500."""
         self._pod_id = self._pod_id or reply.pod_id
         if reply.defect is not None:
             self.defect = reply.defect
-            reply = self._asked.refuse(500, "the fake broke the contract")
+            reply = self._call.refuse(500, "the fake broke the contract")
         self.status = reply.status
         headers = dict(reply.headers)
         if reply.body or reply.status != 204:
@@ -191,11 +191,11 @@ class _Record:
         return web.Response(status=reply.status, body=reply.body, headers=headers)
 
     def keep(self) -> None:
-        """Into the account's list."""
+        """Add the record to the account's list."""
         self._account.calls.append(
             Call(
-                op=self._asked.op,
-                api=self._asked.api,
+                op=self._call.op,
+                api=self._call.api,
                 at=self._at,
                 status=self.status,
                 pod_id=self._pod_id,
@@ -207,25 +207,25 @@ class _Record:
         )
 
 
-def _pretended(asked: Asked) -> Reply:
+def _pretend(call: ApiCall) -> Reply:
     try:
-        return asked.pretend() if asked.pretend else Reply(204)
+        return call.pretend() if call.pretend else Reply(204)
     except RefusedError as error:
-        return asked.refuse(error.status, error.message)
+        return call.refuse(error.status, error.message)
 
 
-def _plain(rule: Rule, asked: Asked) -> Reply | None:  # noqa: PLR0911 - one arm a fault
-    """The answer of a fault that does nothing but answer."""
+def _canned(rule: Rule, call: ApiCall) -> Reply | None:  # noqa: PLR0911 - one arm per fault
+    """The answer of a fault that only answers."""
     how: dict[str, Any] = rule.how
     match rule.do:
         case "status":
             body = how.get("body")
-            told = asked.refuse(int(how.get("code", 500)), "Scripted")
+            error = call.refuse(int(how.get("code", 500)), "Scripted")
             text = body if isinstance(body, str) else json.dumps(body)
             return Reply(
-                told.status,
-                told.body if body is None else text.encode(),
-                str(how.get("kind", told.kind)),
+                error.status,
+                error.body if body is None else text.encode(),
+                str(how.get("kind", error.kind)),
                 dict(how.get("headers", {})),
             )
         case "html500":
@@ -233,31 +233,31 @@ def _plain(rule: Rule, asked: Asked) -> Reply | None:  # noqa: PLR0911 - one arm
         case "errors_empty":
             return Reply(200, b'{"errors": [], "data": null}')
         case "myself_null":
-            return Reply(200, b'{"data": {"myself": null}}' if asked.api == "graphql" else b'{"pods": null}')
+            return Reply(200, b'{"data": {"myself": null}}' if call.api == "graphql" else b'{"pods": null}')
         case "no_capacity":
-            return asked.refuse(400, NO_CAPACITY)
+            return call.refuse(400, NO_CAPACITY)
         case "no_balance":
-            return asked.refuse(402, NO_BALANCE)
+            return call.refuse(402, NO_BALANCE)
         case "gone410":
-            return asked.refuse(410, "This API has been retired.")
+            return call.refuse(410, "This API has been retired.")
         case "rate_limited":
-            return _waiting(asked.refuse(429, "Too many requests"), number(rule, "seconds", 1.0))
+            return _waiting(call.refuse(429, "Too many requests"), number(rule, "seconds", 1.0))
         case "forbidden":
-            return asked.refuse(403, "Forbidden")
+            return call.refuse(403, "Forbidden")
         case "unauthorized":
-            return asked.refuse(401, "Unauthorized")
+            return call.refuse(401, "Unauthorized")
     return None
 
 
 def _waiting(reply: Reply, seconds: float) -> Reply:
-    """With `Retry-After`, whole seconds as the documents say, rounded up."""
+    """The reply with `Retry-After` in whole seconds, rounded up."""
     headers = {**reply.headers, "Retry-After": str(max(1, -int(-seconds // 1)))}
     return Reply(reply.status, reply.body, reply.kind, headers)
 
 
 async def client_left(request: web.Request) -> None:
     """Return once the client closed its connection."""
-    while request.transport is not None and not request.transport.is_closing():  # noqa: ASYNC110 - nothing tells
+    while request.transport is not None and not request.transport.is_closing():  # noqa: ASYNC110 - there is no event for it
         await asyncio.sleep(_WATCH_SECONDS)
 
 
@@ -272,9 +272,9 @@ def _cut(request: web.Request) -> None:
 
 
 async def _drip(request: web.Request, reply: Reply, every: float, record: _Record) -> web.StreamResponse:
-    told = record.answer(reply)
+    answer = record.answer(reply)
     record.status = 0
-    response = web.StreamResponse(status=told.status, headers={"Content-Type": reply.kind})
+    response = web.StreamResponse(status=answer.status, headers={"Content-Type": reply.kind})
     response.content_length = len(reply.body)
     await response.prepare(request)
     with contextlib.suppress(ConnectionError):

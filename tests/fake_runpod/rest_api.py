@@ -12,9 +12,9 @@ from aiohttp import web
 
 from tests.fake_runpod.account import ACCOUNT_PUBLIC_KEY, Account, RefusedError
 from tests.fake_runpod.container import HOST
-from tests.fake_runpod.faults import Struck
+from tests.fake_runpod.faults import ActiveFaults
 from tests.fake_runpod.pod import PRIVATE_IP, SSH_PORT, Order, Pod
-from tests.fake_runpod.request_pipeline import Asked, Caller, Gate, Reply, client_left
+from tests.fake_runpod.request_pipeline import ApiCall, Caller, Reply, RequestPipeline, client_left
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -42,13 +42,13 @@ _GPU: Final = "/v2/catalog/gpus/{id}"
 class RestApi:
     """The routes of v2."""
 
-    def __init__(self, account: Account, gate: Gate, contract: Contract) -> None:
+    def __init__(self, account: Account, pipeline: RequestPipeline, contract: Contract) -> None:
         self._account = account
-        self._gate = gate
+        self._pipeline = pipeline
         self._contract = contract
 
     def routes(self) -> list[web.RouteDef]:
-        """For the application."""
+        """The routes for the application."""
         return [
             web.get(_PODS, self._route("list", _PODS, self._list)),
             web.post(_PODS, self._route("create", _PODS, self._create)),
@@ -73,106 +73,111 @@ class RestApi:
             method = request.method.lower()
             faults = faults or self._contract.request_faults(path, method, body, request.query)
             known = body if isinstance(body, dict) and not faults else {}
-            here = str(known.get("action")) if op == "action" and known else op
+            actual_op = str(known.get("action")) if op == "action" and known else op
             pod_id = None if path in {_PODS, _GPUS, _GPU} else request.match_info["id"]
 
-            async def perform(struck: Struck, caller: Caller) -> Reply:
+            async def perform(active: ActiveFaults, caller: Caller) -> Reply:
                 if faults:
                     return _problem(422 if body is not UNREADABLE else 400, "The request is not valid.", faults)
-                reply = await work(_Request(request, known, struck, caller, pod_id or ""))
+                reply = await work(_Request(request, known, active, caller, pod_id or ""))
                 broken = self._contract.reply_faults(path, method, reply.status, reply.kind, reply.body)
                 if broken:
                     return Reply(reply.status, reply.body, reply.kind, defect="; ".join(broken))
                 return reply
 
             def pretend() -> Reply:
-                if here == "create" and not faults:
+                if actual_op == "create" and not faults:
                     order = _order(known)
                     gpu, price = self._account.price(order)
-                    ghost = Pod(order, price, gpu.name, self._account.folder, Struck(), foreign=False)
-                    return _json(201, self._shown(ghost), ghost.id)
+                    ghost = Pod(order, price, gpu.name, self._account.folder, ActiveFaults(), foreign=False)
+                    return _json(201, self._row(ghost), ghost.id)
                 return Reply(204)
 
-            asked = Asked(
-                "v2", here, perform, _problem, pretend if here in {"create", "terminate", "stop"} else None, pod_id
+            call = ApiCall(
+                "v2",
+                actual_op,
+                perform,
+                _problem,
+                pretend if actual_op in {"create", "terminate", "stop"} else None,
+                pod_id,
             )
             if stream is not None and not faults and self._is_listed(pod_id):
-                asked = Asked("v2", here, perform, _problem, None, pod_id, stream)
-            return await self._gate.serve(request, asked)
+                call = ApiCall("v2", actual_op, perform, _problem, None, pod_id, stream)
+            return await self._pipeline.serve(request, call)
 
         return handle
 
     async def _unknown(self, request: web.Request) -> web.StreamResponse:
-        async def perform(_: Struck, __: Caller) -> Reply:
-            return _problem(404, "nothing is here")
+        async def perform(_: ActiveFaults, __: Caller) -> Reply:
+            return _problem(404, "there is no such resource")
 
-        return await self._gate.serve(request, Asked("v2", "unknown", perform, _problem))
+        return await self._pipeline.serve(request, ApiCall("v2", "unknown", perform, _problem))
 
     def _is_listed(self, pod_id: str | None) -> bool:
         return any(pod.id == pod_id for pod in self._account.listed())
 
     async def _list(self, _: _Request) -> Reply:
-        return _json(200, {"pods": [self._shown(pod) for pod in self._account.listed()]})
+        return _json(200, {"pods": [self._row(pod) for pod in self._account.listed()]})
 
-    async def _get(self, asked: _Request) -> Reply:
-        return _json(200, self._shown(self._account.find(asked.pod_id)))
+    async def _get(self, parsed: _Request) -> Reply:
+        return _json(200, self._row(self._account.find(parsed.pod_id)))
 
-    async def _create(self, asked: _Request) -> Reply:
-        order = _order(asked.body)
-        pod = self._account.create(order, asked.struck)
-        return _json(201, self._shown(pod), pod.id)
+    async def _create(self, parsed: _Request) -> Reply:
+        order = _order(parsed.body)
+        pod = self._account.create(order, parsed.active)
+        return _json(201, self._row(pod), pod.id)
 
-    async def _delete(self, asked: _Request) -> Reply:
-        await self._account.terminate(asked.pod_id, asked.by, asked.struck.twist("linger"))
+    async def _delete(self, parsed: _Request) -> Reply:
+        await self._account.terminate(parsed.pod_id, parsed.by, parsed.active.pod_fault("linger"))
         return Reply(204)
 
-    async def _act(self, asked: _Request) -> Reply:
-        pod, action = self._account.find(asked.pod_id), str(asked.body["action"])
+    async def _act(self, parsed: _Request) -> Reply:
+        pod, action = self._account.find(parsed.pod_id), str(parsed.body["action"])
         if action not in _ACTIONS[_STATUS[pod.phase]]:
             raise RefusedError(409, f"{action} is not valid for a pod that is {_STATUS[pod.phase]}")
         if action == "terminate":
-            return await self._delete(asked)
+            return await self._delete(parsed)
         if action == "stop":
             await pod.stop()
         elif action == "start":
             await pod.resume(self._account.settings)
         else:
             await pod.restart(wipe=True)
-        return _json(200, self._shown(pod))
+        return _json(200, self._row(pod))
 
-    async def _list_gpus(self, asked: _Request) -> Reply:
-        stocked = _stocked(asked.request)
+    async def _list_gpus(self, parsed: _Request) -> Reply:
+        stocked = _stocked(parsed.request)
         return _json(200, {"gpus": [_gpu(gpu, stocked) for gpu in self._account.gpus]})
 
-    async def _get_gpu(self, asked: _Request) -> Reply:
-        gpu = self._account.gpu(asked.request.match_info["id"])
+    async def _get_gpu(self, parsed: _Request) -> Reply:
+        gpu = self._account.gpu(parsed.request.match_info["id"])
         if gpu is None:
             raise RefusedError(404, "gpu type not found")
-        return _json(200, _gpu(gpu, _stocked(asked.request)))
+        return _json(200, _gpu(gpu, _stocked(parsed.request)))
 
-    async def _no_log(self, asked: _Request) -> Reply:
-        self._account.find(asked.pod_id)
+    async def _no_log(self, parsed: _Request) -> Reply:
+        self._account.find(parsed.pod_id)
         return Reply(200, kind="text/event-stream")
 
     async def _logs(self, request: web.Request) -> web.StreamResponse:
-        """The newest `tail` lines, then each line as it is printed, until the client or the pod goes."""
+        """The newest `tail` lines, then each line as it is printed, until the client leaves or the pod is gone."""
         pod = self._account.find(request.match_info["id"])
         headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         response = web.StreamResponse(headers=headers)
         await response.prepare(request)
         lines = list(pod.log.lines)
         tail = int(request.query.get("tail", 100))
-        seen = lines[-1].number - min(tail, len(lines)) if lines else 0
+        last_sent = lines[-1].number - min(tail, len(lines)) if lines else 0
         if request.query.get("source") == "system":
-            seen = lines[-1].number if lines else 0
+            last_sent = lines[-1].number if lines else 0
         left = asyncio.create_task(client_left(request))
         try:
             while not left.done():
                 grown = pod.log.grown
                 if request.query.get("source") != "system":
-                    for line in [line for line in pod.log.lines if line.number > seen]:
+                    for line in [line for line in pod.log.lines if line.number > last_sent]:
                         await response.write(_event(line))
-                        seen = line.number
+                        last_sent = line.number
                 if pod.ended is not None:
                     break
                 more = asyncio.create_task(grown.wait())
@@ -184,7 +189,7 @@ class RestApi:
             left.cancel()
         return response
 
-    def _shown(self, pod: Pod) -> dict[str, Any]:
+    def _row(self, pod: Pod) -> dict[str, Any]:
         status = _STATUS[pod.phase]
         running = status == "RUNNING"
         port = pod.container.port if running else None
@@ -225,37 +230,37 @@ class RestApi:
 
 @dataclass(frozen=True)
 class _Request:
-    """A request whose body fits the contract."""
+    """A request whose body conforms to the contract."""
 
     request: web.Request
     body: dict[str, Any]
-    struck: Struck
+    active: ActiveFaults
     caller: Caller
     pod_id: str
 
     @property
     def by(self) -> str:
-        """Who ends a pod by it."""
+        """Who terminates a pod with it."""
         return self.caller.name
 
 
 async def _read(request: web.Request) -> tuple[object, list[str]]:
-    """The body, None without one, and what is wrong with it."""
+    """The body (None if there is none), and what is wrong with it."""
     raw = await request.read()
     if not raw:
         return None, []
     try:
         return json.loads(raw), []
     except ValueError:
-        return UNREADABLE, ["the body is no JSON"]
+        return UNREADABLE, ["the body is not JSON"]
 
 
 def _order(body: dict[str, Any]) -> Order:
-    """An order from a body; raises `RefusedError` where rules between its fields are broken."""
+    """An order from a body; raises `RefusedError` if it breaks a rule between its fields."""
     if ("gpu" in body) == ("cpu" in body):
         raise RefusedError(400, "exactly one of gpu and cpu is needed")
     if "gpu" not in body or "templateId" in body:
-        raise RefusedError(400, "only GPU pods from an image are made here")
+        raise RefusedError(400, "only GPU pods from an image are supported here")
     env = dict(body.get("env", {}))
     if body.get("startSsh"):
         env.setdefault("PUBLIC_KEY", ACCOUNT_PUBLIC_KEY)
@@ -273,15 +278,15 @@ def _order(body: dict[str, Any]) -> Order:
 
 
 def _stocked(request: web.Request) -> bool:
-    """Whether stock is asked for; raises `RefusedError` where product and include do not come together."""
-    asked = {"include": "include" in request.query, "product": "product" in request.query}
-    if asked["include"] != asked["product"]:
+    """Whether stock is requested; raises `RefusedError` unless `product` and `include` are given together."""
+    given = {"include": "include" in request.query, "product": "product" in request.query}
+    if given["include"] != given["product"]:
         raise RefusedError(400, "include=AVAILABILITY and product go together")
-    return asked["include"]
+    return given["include"]
 
 
 def _gpu(gpu: Gpu, stocked: bool) -> dict[str, Any]:
-    shown: dict[str, Any] = {
+    row: dict[str, Any] = {
         "id": gpu.id,
         "name": gpu.name,
         "pool": None,
@@ -293,9 +298,9 @@ def _gpu(gpu: Gpu, stocked: bool) -> dict[str, Any]:
         "maxCount": {"secure": gpu.most if gpu.secure else 0, "community": gpu.most if gpu.community else 0},
     }
     if stocked:
-        shown["availability"] = gpu.stock.upper()
-        shown["dataCenters"] = [{"id": "US-KS-2", "name": "US Kansas 2", "availability": gpu.stock.upper()}]
-    return shown
+        row["availability"] = gpu.stock.upper()
+        row["dataCenters"] = [{"id": "US-KS-2", "name": "US Kansas 2", "availability": gpu.stock.upper()}]
+    return row
 
 
 def _endpoint(host: str, port: int, user: str) -> dict[str, Any]:
@@ -312,8 +317,8 @@ def _json(status: int, value: object, pod_id: str | None = None) -> Reply:
 
 
 def _problem(status: int, detail: str, errors: Sequence[str] = ()) -> Reply:
-    """An error as RFC 9457 writes it."""
-    told: dict[str, Any] = {"title": HTTPStatus(status).phrase, "status": status, "detail": detail}
+    """An error as in RFC 9457."""
+    problem: dict[str, Any] = {"title": HTTPStatus(status).phrase, "status": status, "detail": detail}
     if errors:
-        told["errors"] = list(errors)
-    return Reply(status, json.dumps(told).encode(), "application/problem+json")
+        problem["errors"] = list(errors)
+    return Reply(status, json.dumps(problem).encode(), "application/problem+json")

@@ -1,4 +1,4 @@
-"""What goes between the fake and a test over `/_fake/`: frozen records, and the names of faults."""
+"""The messages between the fake and a test over `/_fake/`: frozen records, and the names of faults."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ CALL_FAULTS: Final[dict[str, tuple[str, ...]]] = {
     "forbidden": (),
     "unauthorized": (),
 }
-"""A call is answered otherwise than it should be; the first that fits is taken. Each with its own values' names."""
-TWISTS: Final[dict[str, tuple[str, ...]]] = {
+"""Faults of a call: it is answered wrongly; the first that matches applies. Each with the names of its values."""
+POD_FAULTS: Final[dict[str, tuple[str, ...]]] = {
     "price": ("price",),
     "twin": (),
     "linger": ("seconds",),
@@ -43,7 +43,7 @@ TWISTS: Final[dict[str, tuple[str, ...]]] = {
     "other_client_key": (),
     "small_disk": ("mib",),
 }
-"""A call is answered as it should be, and the pod is another; all that fit are taken together."""
+"""Faults of a pod: the call is answered correctly, but the pod differs; all that match apply together."""
 
 
 class _View(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -51,9 +51,9 @@ class _View(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Gpu(_View, frozen=True, kw_only=True):
-    """One type in the catalogue. Prices in USD an hour for one; None where that cloud does not offer it.
+    """One type in the catalogue. Prices in USD per hour for one GPU; None if that cloud does not offer it.
 
-    With a stock of `none` a pod of it cannot be made.
+    With a stock of `none` no pod of it can be created.
     """
 
     id: str
@@ -69,8 +69,8 @@ class Settings(_View, frozen=True, kw_only=True):
     """Times in seconds. `pull_seconds` until the container starts, `port_seconds` from there to its ports,
     `ssh_delay` before its sshd listens.
 
-    `pod_key` is what a pod's own key may do to its pod: `terminate` includes `stop`. `calls_per_minute` above which
-    429 is answered, None for no limit.
+    `pod_key` is what a pod's own key may do to its pod: `terminate` includes `stop`. More calls than
+    `calls_per_minute` are answered with 429; None for no limit.
     """
 
     pull_seconds: float = 0.2
@@ -81,8 +81,8 @@ class Settings(_View, frozen=True, kw_only=True):
 
 
 class PodView(_View, frozen=True, kw_only=True):
-    """A pod that exists, whatever the API says. `price` in USD an hour, `pid` its PID 1 as the machine counts,
-    `env` what the container got, secrets included; `port` is where its sshd is or will be.
+    """A pod that actually exists, whatever the API reports. `price` in USD per hour, `pid` its PID 1 on this machine,
+    `env` the container's environment with its secrets; `port` is where its sshd is or will be.
     """
 
     id: str
@@ -99,7 +99,7 @@ class PodView(_View, frozen=True, kw_only=True):
 
 
 class PastPod(_View, frozen=True, kw_only=True):
-    """A pod that was ever made. Times on the monotonic clock; `ended` is None while it exists.
+    """A pod that was created at any time. Times on the monotonic clock; `ended` is None while it exists.
 
     `ended_by`: `account`, `pod` (its own key) or `fake` (it vanished, or the program ended).
     """
@@ -114,10 +114,10 @@ class PastPod(_View, frozen=True, kw_only=True):
 
 
 class Call(_View, frozen=True, kw_only=True):
-    """One API call. `at` on the monotonic clock when it came; `status` is 0 where no whole answer was given.
+    """One API call. `at` is its arrival on the monotonic clock; `status` is 0 if no complete answer was given.
 
-    `caller`: `account`, `pod`, `unknown` (a key that is none) or `nobody`. `headers` are without the key. `defect` says
-    how an answer of the fake's own broke the published contract.
+    `caller`: `account`, `pod`, `unknown` (an unknown key) or `nobody`. `headers` are without the key. `defect` says how
+    the fake's own answer broke the published contract.
     """
 
     op: str
@@ -132,9 +132,9 @@ class Call(_View, frozen=True, kw_only=True):
 
 
 class Rule(_View, frozen=True, kw_only=True):
-    """A scripted fault: after `after` fitting calls, the next `times` are struck; None means until cleared.
+    """A scripted fault: after `after` matching calls it applies to the next `times`; None means until cleared.
 
-    `api` and `pod` narrow it. `how` holds the fault's own values.
+    `api` and `pod` restrict it. `how` holds the fault's own values.
     """
 
     on: str

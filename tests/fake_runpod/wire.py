@@ -1,4 +1,4 @@
-"""Both APIs spoken by hand: what a test of the fake itself sends, without a client's own ideas of errors."""
+"""Both APIs without a client library: for tests of the fake itself, which need the raw answers."""
 
 from __future__ import annotations
 
@@ -50,24 +50,24 @@ class Wire:
             order = {"name": name, "image": "image:1", "args": args, "env": env or {}, "disk": 20, "startSsh": True}
             return self.call("POST", "/v2/pods", {**order, "gpu": {"id": gpu, "count": 1}, "ports": ["22/tcp"]})
         pairs = ", ".join(f"{{ key: {json.dumps(k)}, value: {json.dumps(v)} }}" for k, v in (env or {}).items())
-        told = f'name: "{name}", imageName: "image:1", cloudType: SECURE, startSsh: true, gpuTypeId: "{gpu}"'
-        told += f', gpuCount: 1, ports: "22/tcp", dockerArgs: {json.dumps(args)}, env: [{pairs}]'
-        return self.graphql(f"mutation {{ podFindAndDeployOnDemand(input: {{{told}}}) {{ id env machineId }} }}")
+        fields = f'name: "{name}", imageName: "image:1", cloudType: SECURE, startSsh: true, gpuTypeId: "{gpu}"'
+        fields += f', gpuCount: 1, ports: "22/tcp", dockerArgs: {json.dumps(args)}, env: [{pairs}]'
+        return self.graphql(f"mutation {{ podFindAndDeployOnDemand(input: {{{fields}}}) {{ id env machineId }} }}")
 
     def terminate(self, pod_id: str) -> httpx.Response:
-        """End one pod."""
+        """Terminate one pod."""
         if self.api == "v2":
             return self.call("DELETE", f"/v2/pods/{pod_id}")
         return self.graphql(f'mutation {{ podTerminate(input: {{ podId: "{pod_id}" }}) }}')
 
     def rows(self) -> list[dict[str, Any]]:
-        """The listing, which must be a good one."""
-        told = self.listing().json()
-        found = told["pods"] if self.api == "v2" else told["data"]["myself"]["pods"]
-        assert isinstance(found, list)
-        return found
+        """The rows of a successful listing."""
+        body = self.listing().json()
+        rows = body["pods"] if self.api == "v2" else body["data"]["myself"]["pods"]
+        assert isinstance(rows, list)
+        return rows
 
     def made(self, **order: Any) -> str:
         """The id of a new pod."""
-        told = self.create(**order).json()
-        return str(told["id"] if self.api == "v2" else told["data"]["podFindAndDeployOnDemand"]["id"])
+        body = self.create(**order).json()
+        return str(body["id"] if self.api == "v2" else body["data"]["podFindAndDeployOnDemand"]["id"])

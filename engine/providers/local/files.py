@@ -1,13 +1,13 @@
-"""The files of a local allocation's folder, and how they are written: 0600, whole or not at all.
+"""The files in a local allocation's folder, written with mode 0600 and atomically.
 
 FOLDER/            0700, `local/NAME` of the home
   host_key         the SSH server's private key
   client_key       the operator's private key
   client_key.pub   the only key that may log in
   lease.json       the lease
-  ready.json       where the server listens and which process it is
+  ready.json       the port, host key and process of the running server
   server.log
-  root/            0700, the allocation's disk: all that SFTP reaches
+  root/            0700, the allocation's disk: all that SFTP can reach
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 def open_log(folder: Path) -> BinaryIO:
-    """The server's log, to be appended to."""
+    """The server's log, opened for appending."""
     return os.fdopen(os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
 
 
 def read_ready(folder: Path) -> Ready | None:
-    """The ready file, or None when the server never listened; raises `ValueError` when it is damaged."""
+    """The ready file, or None when the server has never listened; raises `ValueError` when it is damaged."""
     try:
         return msgspec.json.decode((folder / READY).read_bytes(), type=Ready)
     except FileNotFoundError:

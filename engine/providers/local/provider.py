@@ -1,4 +1,4 @@
-"""The embedded allocation: this machine behind an SSH server of its own on loopback, as a pod would be."""
+"""The embedded allocation: this machine behind its own SSH server on loopback, used exactly like a pod."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from engine.providers.local.sshd import HOST
 from engine.providers.protocol import (
     Address,
     EmptyProof,
-    Found,
+    ExistingAllocation,
     Lease,
     LedgerEntry,
     Observation,
@@ -55,7 +55,7 @@ _EXTRA_MODULES: Final = ("torch", "transformers", "peft")
 
 
 class LocalProvider:
-    """Allocations in `local/` of the home, each with its own server, keys and disk. They cost nothing."""
+    """Allocations in `local/` of the home, each with its own server, keys and disk, at no cost."""
 
     def __init__(self, home: Path, limits: LinkLimits | None = None) -> None:
         self._folder = home / "local"
@@ -67,18 +67,18 @@ class LocalProvider:
         return NAME
 
     async def preflight(self) -> None:
-        """Raise `MissingExtraError` without the `local` extra, `platform_unsupported` off Linux."""
-        absent = [name for name in _EXTRA_MODULES if importlib.util.find_spec(name) is None]
-        if absent:
+        """Raise `MissingExtraError` without the `local` extra, `platform_unsupported` without Linux 5.3 or newer."""
+        missing = [name for name in _EXTRA_MODULES if importlib.util.find_spec(name) is None]
+        if missing:
             raise MissingExtraError(
-                f"A run on this machine needs {', '.join(absent)}, which this installation lacks.",
+                f"A run on this machine needs {', '.join(missing)}, which this installation lacks.",
                 "Run: pip install 'glasshouse[local]'",
             )
         worker_distributions()
         if not hasattr(os, "memfd_create") or not hasattr(os, "pidfd_open"):
             raise ProviderError(
                 "The local allocation needs Linux 5.3 or newer.",
-                "Use a rented allocation.",
+                "Run on another machine: choose --provider static or --provider runpod.",
                 code="platform_unsupported",
             )
 
@@ -87,22 +87,22 @@ class LocalProvider:
         return Quote(provider=NAME, gpu_model=await asyncio.to_thread(gpu_model), price_per_hour=0.0)
 
     async def acquire(self, spec: Spec, run_id: str, on_phase: OnPhase | None = None) -> Lease:
-        """Make the folder, the keys and the disk; a folder that an earlier attempt completed is taken up."""
+        """Create the folder, the keys and the disk; a folder that an earlier attempt completed is reused."""
         folder = self._folder_of(spec.name)
         try:
-            earlier = _read_lease(folder)
-            if earlier is not None:
-                return earlier
-            return await asyncio.to_thread(_make, folder, spec, run_id)
+            lease = _read_lease(folder)
+            if lease is not None:
+                return lease
+            return await asyncio.to_thread(_create, folder, spec, run_id)
         except OSError as error:
             raise ProviderError(
-                f"The local allocation's folder {folder} cannot be made: {error.strerror}.",
+                f"The local allocation's folder {folder} cannot be created: {error.strerror}.",
                 "Free some space, or choose another home with --home.",
                 code="acquire_failed",
             ) from error
 
     async def wait_ready(self, lease: Lease, on_phase: OnPhase | None = None) -> Lease:
-        """Start the SSH server where it does not run, and wait until it listens."""
+        """Start the SSH server unless it runs, and wait until it listens."""
         folder = self._folder_of(lease.name)
         ready = _running(folder)
         if ready is None:
@@ -119,7 +119,7 @@ class LocalProvider:
         )
         if lease.address is not None and lease.address.host_key != address.host_key:
             raise ProviderError(
-                "The local allocation shows another host key than before.",
+                "The local allocation presents a different host key than before.",
                 "Run `glasshouse cleanup`, then start a new run.",
                 code="allocation_changed",
             )
@@ -130,26 +130,26 @@ class LocalProvider:
         return await SshSession.connect(lease.endpoint(), self._limits)
 
     async def observe(self, lease: Lease) -> Observation:
-        """`alive` with a running server, `stopped` without one, `gone` without its folder."""
+        """`alive` with a running server, `stopped` without one, `gone` without a folder."""
         return _observe(self._folder_of(lease.name))
 
     async def release(self, lease: Lease) -> None:
-        """End the allocation's processes and remove its folder; goes on to its end when cancelled."""
+        """Terminate the allocation's processes and remove its folder; a cancellation does not interrupt it."""
         await asyncio.shield(asyncio.to_thread(_release, self._folder_of(lease.name)))
 
     async def prove_empty(self, scope: Scope) -> EmptyProof:
-        """Count the scope's folders, processes and listening servers that are left."""
+        """Count the allocations of the scope of which a folder, a process or a listening server is left."""
         names = set(scope.names) | {lease.name for lease in scope.leases}
         present = {name for name in names if await asyncio.to_thread(_is_present, self._folder_of(name))}
         present |= {lease.name for lease in scope.leases if await _still_serves(lease)}
-        others = {found.name for found in self._list()} - names
+        others = {allocation.name for allocation in self._list()} - names
         return EmptyProof(
             scope=tuple(sorted(names)),
             listings=1,
             count=len(present),
             others=len(others),
             at=utc_now(),
-            statement="folders, processes and SSH servers of this machine were looked at",
+            statement="folders, processes and SSH servers of this machine were checked",
         )
 
     async def reconcile(self, ledger: Sequence[LedgerEntry]) -> Reconciliation:
@@ -157,24 +157,26 @@ class LocalProvider:
         known = {entry.name for entry in ledger}
         listed = await asyncio.to_thread(self._list)
         return Reconciliation(
-            ours=tuple(found for found in listed if found.name in known),
-            gone=tuple(sorted(known - {found.name for found in listed})),
-            foreign=tuple(found for found in listed if found.name not in known),
+            ours=tuple(allocation for allocation in listed if allocation.name in known),
+            gone=tuple(sorted(known - {allocation.name for allocation in listed})),
+            foreign=tuple(allocation for allocation in listed if allocation.name not in known),
         )
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to close."""
 
     def _folder_of(self, name: str) -> Path:
         if not name or name in {".", ".."} or "/" in name or "\0" in name:
-            raise ProviderError("An allocation's name is no path.", code="allocation_unknown")
+            raise ProviderError("An allocation's name must not be a path.", code="allocation_unknown")
         return self._folder.resolve() / name
 
-    def _list(self) -> list[Found]:
+    def _list(self) -> list[ExistingAllocation]:
         if not self._folder.is_dir():
             return []
         folders = sorted(path for path in self._folder.resolve().iterdir() if path.is_dir())
-        return [Found(name=path.name, observation=_observe(path), lease=_read_lease(path)) for path in folders]
+        return [
+            ExistingAllocation(name=path.name, observation=_observe(path), lease=_read_lease(path)) for path in folders
+        ]
 
     async def _start(self, folder: Path) -> None:
         if not (folder / files.ROOT).is_dir():
@@ -207,23 +209,23 @@ class LocalProvider:
 
 
 def _environment() -> dict[str, str]:
-    """What of this process's environment the server and its commands may see: no token and no passphrase."""
+    """The part of this process's environment that the server and its commands may see: no token, no passphrase."""
     return {name: value for name, value in os.environ.items() if name in ENVIRONMENT}
 
 
 def _python_path() -> str:
-    """Where the server's process finds this package and what it imports, installed or not."""
+    """`PYTHONPATH` with which the server's process finds this package and its dependencies, installed or not."""
     return os.pathsep.join(filter(None, (str(_PACKAGES), os.environ.get("PYTHONPATH"))))
 
 
 def gpu_model() -> str:
-    """The first GPU's name, or `CPU (MODEL)` where the driver shows none or torch is built without it."""
+    """The first GPU's name, or `CPU (MODEL)` if the driver lists none or torch is built without CUDA."""
     torch = worker_distributions()["torch"].version
-    found = None if torch.endswith("+cpu") else gpu()
-    return found.name if found else f"CPU ({cpu_name()})"
+    device = None if torch.endswith("+cpu") else gpu()
+    return device.name if device else f"CPU ({cpu_name()})"
 
 
-def _make(folder: Path, spec: Spec, run_id: str) -> Lease:
+def _create(folder: Path, spec: Spec, run_id: str) -> Lease:
     folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
     (folder / files.ROOT).mkdir(mode=0o700, exist_ok=True)
@@ -256,7 +258,7 @@ def _read_lease(folder: Path) -> Lease | None:
 
 
 def _running(folder: Path) -> files.Ready | None:
-    """The ready file of a server that lives."""
+    """The ready file if its server is still running."""
     try:
         ready = files.read_ready(folder)
     except ValueError as error:
@@ -275,23 +277,23 @@ def _observe(folder: Path) -> Observation:
 
 def _launched(folder: Path) -> set[tuple[int, int]]:
     """The supervisors that were started in the allocation, by pid and start time."""
-    found: set[tuple[int, int]] = set()
+    supervisors: set[tuple[int, int]] = set()
     for record in (folder / files.ROOT).glob("*/launched.json"):
         try:
             launched = msgspec.json.decode(record.read_bytes(), type=Launched)
         except (OSError, msgspec.MsgspecError):
-            continue  # its process is still found by its command line
-        found.add((launched.pid, launched.start))
-    return found
+            continue  # its process is still recognised by its command line
+        supervisors.add((launched.pid, launched.start))
+    return supervisors
 
 
 def _release(folder: Path) -> None:
-    left = processes.end(processes.of_folder(folder, _launched(folder)), GRACE_SECONDS)
+    left = processes.terminate(processes.of_folder(folder, _launched(folder)), GRACE_SECONDS)
     if left:
-        numbers = ", ".join(str(process.pid) for process in left)
+        pids = ", ".join(str(process.pid) for process in left)
         raise ProviderError(
-            f"Processes of the local allocation would not end: {numbers}.",
-            f"End them by hand, then remove {folder}.",
+            f"Processes of the local allocation did not exit, even after SIGKILL: {pids}.",
+            f"Wait for them or end them by hand, then remove {folder}.",
             code="release_failed",
         )
     try:
@@ -310,7 +312,7 @@ def _is_present(folder: Path) -> bool:
 
 
 async def _still_serves(lease: Lease) -> bool:
-    """True when the lease's port still answers with the lease's host key and not with another server's."""
+    """True when the lease's port still answers with the lease's host key: another server may have taken the port."""
     if lease.address is None:
         return False
     try:
@@ -326,6 +328,6 @@ async def _still_serves(lease: Lease) -> bool:
 def _not_started(folder: Path) -> ProviderError:
     return ProviderError(
         "The local allocation's SSH server did not start.",
-        f"Look at {folder / files.LOG}.",
+        f"See {folder / files.LOG} for the reason.",
         code="server_not_started",
     )

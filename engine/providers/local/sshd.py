@@ -1,9 +1,8 @@
-"""The local allocation's SSH server, a process of its own.
+"""The local allocation's SSH server, which runs in its own process.
 
-`python -m engine.providers.local.sshd --dir FOLDER` listens on 127.0.0.1 only, at the port of its last life
-where that is free, with the host key of its folder, and lets one client key in. Commands are real processes
-in sessions of their own, so that what detaches outlives this server. It ends when told to, or when its folder
-is gone.
+`python -m engine.providers.local.sshd --dir FOLDER` listens on 127.0.0.1 only, on the port of its previous start if
+that is free, with the host key from its folder, and accepts one client key. Each command is a real process in its own
+session, so that a detached one outlives this server. It exits on SIGTERM, or when its folder is gone.
 """
 
 from __future__ import annotations
@@ -39,18 +38,18 @@ _INTERRUPTIONS: Final = (asyncssh.BreakReceived, asyncssh.SignalReceived, asyncs
 _ENDED: Final = (BrokenPipeError, ConnectionResetError, asyncssh.Error)
 
 
-class OneKey(asyncssh.SSHServer):
-    """Lets in one user with one key; nothing is forwarded."""
+class SingleKeyServer(asyncssh.SSHServer):
+    """Accepts one user with one key; forwarding is refused."""
 
     def __init__(self, allowed: asyncssh.SSHKey) -> None:
         self._allowed = allowed
 
     def begin_auth(self, username: str) -> bool:
-        """Authentication is always needed."""
+        """True: authentication is always required."""
         return True
 
     def public_key_auth_supported(self) -> bool:
-        """The only method."""
+        """True: the only method."""
         return True
 
     def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
@@ -59,7 +58,7 @@ class OneKey(asyncssh.SSHServer):
 
 
 class Commands:
-    """Runs what a client asks for under the allocation's root."""
+    """Runs a client's commands in the allocation's root."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -83,7 +82,7 @@ class Commands:
             start_new_session=True,
         )
         if child.stdin is None or child.stdout is None or child.stderr is None:
-            raise RuntimeError("a command without its three pipes")
+            raise RuntimeError("the command has no pipes")
         feeding = asyncio.create_task(_pump(process.stdin.read, child.stdin))
         try:
             await asyncio.gather(_pump(child.stdout.read, process.stdout), _pump(child.stderr.read, process.stderr))
@@ -99,14 +98,14 @@ class Commands:
 async def _pump(
     read: Callable[[int], Awaitable[bytes]], sink: asyncio.StreamWriter | asyncssh.SSHWriter[bytes]
 ) -> None:
-    """Copy to the end of the source, then end a pipe; when the sink is gone the rest is thrown away."""
-    open_ = True
+    """Copy to the end of the source, then close a pipe; once the sink is gone the rest is discarded."""
+    is_open = True
     try:
         while block := await read(BLOCK):
-            if open_:
-                open_ = await _write(sink, block)
-        if open_ and isinstance(sink, asyncio.StreamWriter):
-            sink.write_eof()  # a channel has one end for both outputs: the exit status gives it
+            if is_open:
+                is_open = await _write(sink, block)
+        if is_open and isinstance(sink, asyncio.StreamWriter):
+            sink.write_eof()  # an SSH channel has one EOF for both outputs; the exit status sends it
     except (*_INTERRUPTIONS, *_ENDED):
         return
 
@@ -121,18 +120,18 @@ async def _write(sink: asyncio.StreamWriter | asyncssh.SSHWriter[bytes], block: 
 
 
 async def serve(folder: Path) -> None:
-    """Listen until SIGTERM or until the folder is gone; the ready file says when connections are accepted."""
+    """Listen until SIGTERM or until the folder is gone; the ready file is written once connections are accepted."""
     ending = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ending.set)
     listener = await _listen(folder)
-    me = live_process(os.getpid())
-    if me is None:
+    process = live_process(os.getpid())
+    if process is None:
         raise RuntimeError("this process is not in /proc")
     ready = files.Ready(
         port=listener.get_port(),
         host_key=asyncssh.read_private_key(folder / files.HOST_KEY).export_public_key().decode().strip(),
-        pid=me.pid,
-        start=me.start,
+        pid=process.pid,
+        start=process.start,
     )
     write_private(folder / files.READY, msgspec.json.encode(ready))
     identity = _inode(folder)
@@ -143,17 +142,17 @@ async def serve(folder: Path) -> None:
 
 
 async def _listen(folder: Path) -> asyncssh.SSHAcceptor:
-    """Take the port of the last life, or any where another process has it."""
-    last = files.read_ready(folder)
+    """Listen on the port of the previous start, or on any free one when another process has it."""
+    previous = files.read_ready(folder)
     host_key = asyncssh.read_private_key(folder / files.HOST_KEY)
     allowed = asyncssh.read_public_key(folder / files.CLIENT_PUBLIC_KEY)
     root = folder / files.ROOT
-    for port in (last.port if last else 0, 0):
+    for port in (previous.port if previous else 0, 0):
         try:
             return await asyncssh.listen(
                 HOST,
                 port,
-                server_factory=lambda: OneKey(allowed),
+                server_factory=lambda: SingleKeyServer(allowed),
                 server_host_keys=[host_key],
                 process_factory=Commands(root),
                 sftp_factory=lambda channel: RootedSftp(channel, str(root)),
@@ -188,7 +187,7 @@ def _inode(folder: Path) -> int | None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Serve one folder; with `--detach` return at once and serve in a process that nobody waits for."""
+    """Serve one folder; with `--detach` return at once and serve in a child process."""
     parser = argparse.ArgumentParser("engine.providers.local.sshd")
     parser.add_argument("--dir", type=Path, required=True)
     parser.add_argument("--detach", action="store_true")

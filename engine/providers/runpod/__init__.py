@@ -1,1 +1,1 @@
-"""RunPod: pods rented through a narrow seam with two implementations, and rules that keep them from leaking."""
+"""RunPod: pods rented through a narrow interface with two implementations, and rules that keep them from leaking."""

@@ -1,4 +1,4 @@
-"""One attempt to get a pod: asked for once, looked for by its exact name, checked against its price, or ended."""
+"""One attempt to get a pod: requested once, found by its exact name, and terminated if it costs more than quoted."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import msgspec
 
 from engine.errors import GlasshouseError, ProviderError
 from engine.providers.protocol import Lease, Spec
-from engine.providers.runpod.account import HOPELESS, Account, together
+from engine.providers.runpod.account import HOPELESS, Account, coalescing_delay
 from engine.providers.runpod.api.protocol import GpuOffer, Order, Pod, RateLimitedError, is_ambiguous
-from engine.providers.runpod.folder import AllocationFolder, Ask, Asked, Keys
-from engine.providers.runpod.gpu_choice import Choice, above_quote, choices, life, max_price
+from engine.providers.runpod.folder import AllocationFolder, CreateRecord, CreateRequest, Keys
+from engine.providers.runpod.gpu_choice import Choice, above_quote, choices, lifetime, max_price
 from engine.providers.runpod.lease import age, lease_of
 from engine.providers.runpod.pod_order import order
 from engine.providers.settings import RunPodSettings
@@ -22,9 +22,9 @@ from engine.system.shield import run_to_completion
 from engine.wire import utc_now
 
 NEXT_GPU: Final = frozenset({"no_capacity", "order_refused"})
-"""Refusals after which another type of GPU is asked for."""
+"""Refusals after which the next acceptable type of GPU is requested."""
 
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 class Acquisition:
@@ -37,44 +37,44 @@ class Acquisition:
         folder: AllocationFolder,
         spec: Spec,
         run_id: str,
-        say: Say,
+        report: Report,
     ) -> None:
         self._account = account
         self._settings = settings
         self._limits = settings.limits
         self._folder = folder
         self._spec = spec
-        self._asked = Asked(name=spec.name, run_id=run_id, account=account.identity)
-        self._say = say
+        self._record = CreateRecord(name=spec.name, run_id=run_id, account=account.identity)
+        self._report = report
         self._call: asyncio.Task[str] | None = None
-        """The creation that was asked for last."""
+        """The latest call that creates a pod."""
         self._open = False
-        """True while a pod may exist that no lease was given for."""
+        """True while a pod may exist for which no lease was returned."""
 
     async def run(self) -> Lease:
-        """The lease; raises `ProviderError`, and unless the code says otherwise no pod is left."""
-        earlier = self._folder.asked()
+        """The lease. Raises `ProviderError`; no pod is left unless the code is `create_unanswered` or `leaked`."""
+        earlier = self._folder.record()
         if earlier is not None and earlier.open is not None:
-            self._asked, self._open = earlier, True
-            pod = await self._searched(max(self._limits.search - age(earlier.open), self._limits.listings_apart))
+            self._record, self._open = earlier, True
+            pod = await self._search(max(self._limits.search - age(earlier.open), self._limits.listings_apart))
             return await self._checked(pod, earlier.open)
-        self._say("asking for prices")
+        self._report("requesting prices")
         offered = choices(await self._offers(), self._spec, self._settings)
-        keys = self._folder.make()
+        keys = self._folder.create()
         refusals: list[GlasshouseError] = []
         for choice in offered:
             try:
-                return await self._one(choice, keys)
+                return await self._create(choice, keys)
             except ProviderError as error:
                 if error.code not in NEXT_GPU:
                     raise
                 refusals.append(error)
-                self._say(f"{choice.model}: {error.message}")
+                self._report(f"{choice.model}: {error.message}")
         self._folder.destroy()
         raise next((error for error in refusals if error.code != "no_capacity"), refusals[-1])
 
     async def _offers(self) -> tuple[GpuOffer, ...]:
-        """The types of GPU with their prices, after any pause that RunPod asks for."""
+        """The types of GPU with their prices, after any pause that RunPod requests."""
         give_up = boot_seconds() + self._limits.provisioning
         while True:
             try:
@@ -83,7 +83,7 @@ class Acquisition:
                 await self._pause(error, give_up)
 
     async def undo(self) -> None:
-        """End what a cancelled `run` made or may have made; raises `leaked` where that cannot be proven."""
+        """Terminate what a cancelled `run` created or may have created; raises `leaked` where that cannot be proven."""
         if not self._open:
             self._folder.destroy()
             return
@@ -91,53 +91,53 @@ class Acquisition:
         if self._call is not None:
             try:
                 ids = (await self._call,)
-            except Exception as error:  # whatever it was, the name tells what came of it
+            except Exception as error:  # whatever failed, the search by name below shows whether a pod exists
                 if isinstance(error, GlasshouseError) and _is_definite(error):
                     self._folder.destroy()
                     return
-        ask = self._asked.open
-        if not ids and ask is not None:
-            pods = await self._appeared(max(self._limits.search - age(ask), self._limits.listings_apart))
+        request = self._record.open
+        if not ids and request is not None:
+            pods = await self._listed(max(self._limits.search - age(request), self._limits.listings_apart))
             ids = tuple(pod.id for pod in pods)
             if not ids:
-                return  # the ledger's intent is looked at again at every start
-        await self._account.end(self._spec.name, ids, ask.price_per_hour if ask else None)
+                return  # the intent stays in the ledger and is checked again at every start
+        await self._account.terminate(self._spec.name, ids, request.price_per_hour if request else None)
         self._folder.destroy()
 
-    async def _one(self, choice: Choice, keys: Keys) -> Lease:
-        """Ask for one type of GPU, once; a pause that RunPod asked for leads to one more asking."""
-        seconds = life(self._spec, self._settings, choice.price)
-        wanted = order(self._spec, self._settings, choice, keys, seconds)
+    async def _create(self, choice: Choice, keys: Keys) -> Lease:
+        """Request one type of GPU, once; a rate limit leads to one more request after the pause."""
+        seconds = lifetime(self._spec, self._settings, choice.price)
+        pod_order = order(self._spec, self._settings, choice, keys, seconds)
         give_up = boot_seconds() + self._limits.provisioning
         while True:
-            ask = self._write(choice, seconds)
-            self._say(f"asking for {choice.model} at ${choice.price:.2f} an hour")
+            request = self._write(choice, seconds)
+            self._report(f"requesting {choice.model} at ${choice.price:.2f} an hour")
             try:
-                pod_id = await self._create(wanted)
+                pod_id = await self._send(pod_order)
             except RateLimitedError as error:
-                found = await self._after_pause(error, give_up)
-                if found is None:
+                pod = await self._after_pause(error, give_up)
+                if pod is None:
                     self._settle()
                     continue
-                return await self._checked(found, ask)
+                return await self._checked(pod, request)
             except GlasshouseError as error:
                 if _is_definite(error):
                     self._settle()
                     if error.code not in NEXT_GPU:
                         self._folder.destroy()
                     raise
-                self._say(f"no clear answer ({error.code}); looking for {self._spec.name}")
-                return await self._checked(await self._searched(self._limits.search), ask)
-            return await self._checked(await self._seen(pod_id, ask), ask)
+                self._report(f"no clear answer ({error.code}); searching for {self._spec.name}")
+                return await self._checked(await self._search(self._limits.search), request)
+            return await self._checked(await self._created(pod_id, request), request)
 
-    async def _create(self, wanted: Order) -> str:
-        """The call goes on when this is cancelled: `undo` waits for what it makes."""
+    async def _send(self, pod_order: Order) -> str:
+        """The call continues when this is cancelled: `undo` waits for its result."""
         self._open = True
-        self._call = asyncio.ensure_future(self._account.api.create_pod(wanted))
+        self._call = asyncio.ensure_future(self._account.api.create_pod(pod_order))
         return await asyncio.shield(self._call)
 
     async def _after_pause(self, error: RateLimitedError, give_up: float) -> Pod | None:
-        """Wait as long as RunPod asks; then the pod that was made all the same, or None."""
+        """Wait as long as RunPod requests; then return the pod that was created in spite of the refusal, or None."""
         await self._pause(error, give_up)
         while True:
             try:
@@ -152,23 +152,23 @@ class Acquisition:
             return await self._single(pods) if pods else None
 
     async def _pause(self, error: RateLimitedError, give_up: float) -> None:
-        """Wait as long as RunPod asks, counting down; raises `error` where that is beyond `give_up`."""
+        """Wait as long as RunPod requests, counting down; raises `error` if that is beyond `give_up`."""
         until = boot_seconds() + error.retry_after
         if until > give_up:
             raise error
         while (left := until - boot_seconds()) > 0:
-            self._say(f"RunPod asks for a pause: {left:.0f} s left")
+            self._report(f"RunPod requests a pause: {left:.0f} s left")
             await asyncio.sleep(min(1.0, left))
 
-    async def _searched(self, seconds: float) -> Pod:
-        """The one pod of this name, looked for `seconds` long; raises `create_unanswered`, `create_duplicated`."""
-        pods = await self._appeared(seconds)
+    async def _search(self, seconds: float) -> Pod:
+        """The one pod of this name, searched for `seconds`; raises `create_unanswered`, `create_duplicated`."""
+        pods = await self._listed(seconds)
         if not pods:
             raise self._unanswered()
         return await self._single(pods)
 
-    async def _appeared(self, seconds: float, pod_id: str = "") -> list[Pod]:
-        """Every pod of this name as soon as one is listed; empty when none is for `seconds`."""
+    async def _listed(self, seconds: float, pod_id: str = "") -> list[Pod]:
+        """All pods of this name (or with this id) as soon as one is listed; empty if none appears for `seconds`."""
         until = boot_seconds() + seconds
         while True:
             try:
@@ -179,108 +179,111 @@ class Acquisition:
                 pods = []
             if pods or boot_seconds() >= until:
                 return pods
-            self._say(f"looking for {self._spec.name}: {max(0.0, until - boot_seconds()):.0f} s left")
+            self._report(f"searching for {self._spec.name}: {max(0.0, until - boot_seconds()):.0f} s left")
             await asyncio.sleep(min(self._limits.poll, max(0.0, until - boot_seconds())))
 
-    async def _seen(self, pod_id: str, ask: Ask) -> Pod:
-        """The made pod as it is listed; one that is not listed in time is ended."""
-        await asyncio.sleep(together(self._limits))
-        pods = await self._appeared(self._limits.search, pod_id)
+    async def _created(self, pod_id: str, request: CreateRequest) -> Pod:
+        """The new pod as it is listed; one that is not listed in time is terminated."""
+        await asyncio.sleep(coalescing_delay(self._limits))
+        pods = await self._listed(self._limits.search, pod_id)
         if pods:
             return await self._single(pods)
-        await self._end(pod_id, ask)
+        await self._terminate(pod_id, request)
         raise ProviderError(
-            f"RunPod made pod {pod_id} but never listed it; it was asked to end.",
+            f"RunPod created pod {pod_id} but never listed it; its termination was requested.",
             "Start a new run.",
             code="allocation_gone",
         )
 
     async def _single(self, pods: list[Pod]) -> Pod:
-        """The only pod of the name; several are all ended."""
+        """The only pod of the name; if there are several, all are terminated."""
         if len(pods) == 1:
             return pods[0]
         ids = [pod.id for pod in pods]
-        await run_to_completion(self._account.end(self._spec.name, ids))
-        self._ended()
+        await run_to_completion(self._account.terminate(self._spec.name, ids))
+        self._forget()
         raise ProviderError(
-            f"RunPod made {len(pods)} pods called {self._spec.name}, {' and '.join(sorted(ids))}; all were ended.",
-            "Tell RunPod, and look at what it bills.",
+            f"RunPod created {len(pods)} pods called {self._spec.name}, all now terminated: {', '.join(sorted(ids))}.",
+            "Check RunPod's bill, and report this to RunPod.",
             code="create_duplicated",
         )
 
-    async def _checked(self, pod: Pod, ask: Ask) -> Lease:
-        """The pod's lease; one that costs more than was quoted, or than the ceiling allows, is ended."""
-        pod = await self._priced(pod, ask)
+    async def _checked(self, pod: Pod, request: CreateRequest) -> Lease:
+        """The pod's lease; a pod that costs more than was quoted, or than the ceiling allows, is terminated."""
+        pod = await self._priced(pod)
         price, ceiling = pod.price_per_hour, max_price(self._spec, self._settings)
         if price is None:
-            await self._end(pod.id, ask)
+            await self._terminate(pod.id, request)
             raise ProviderError(
-                f"RunPod does not tell what pod {pod.id} costs; it was ended.", "Try again.", code="price_unknown"
+                f"RunPod does not report the price of pod {pod.id}; it was terminated.",
+                "Try again.",
+                code="price_unknown",
             )
-        limit = ask.price_per_hour if ceiling is None else min(ask.price_per_hour, ceiling)
-        fault = above_quote(pod.id, price, limit)
-        if fault is not None:
-            await self._end(pod.id, ask)
-            raise fault
+        limit = request.price_per_hour if ceiling is None else min(request.price_per_hour, ceiling)
+        error = above_quote(pod.id, price, limit)
+        if error is not None:
+            await self._terminate(pod.id, request)
+            raise error
         if self._folder.host_key() is None:
-            await self._end(pod.id, ask)
+            await self._terminate(pod.id, request)
             raise ProviderError(
-                f"The keys of pod {pod.id} are not in {self._folder.path}; it was ended.",
+                f"The keys of pod {pod.id} are missing from {self._folder.path}; it was terminated.",
                 "Start a new run.",
                 code="allocation_unknown",
             )
         self._open = False
-        return lease_of(pod, self._folder, self._asked, self._settings)
+        return lease_of(pod, self._folder, self._record, self._settings)
 
-    async def _priced(self, pod: Pod, ask: Ask) -> Pod:
-        """The pod with its price, waited for while RunPod does not tell it."""
+    async def _priced(self, pod: Pod) -> Pod:
+        """The pod with its price, which RunPod may report only some time after the creation."""
         until = boot_seconds() + self._limits.search
         while pod.price_per_hour is None and boot_seconds() < until:
             await asyncio.sleep(self._limits.poll)
-            pods = await self._appeared(0.0, pod.id)
+            pods = await self._listed(0.0, pod.id)
             pod = await self._single(pods) if pods else pod
         return pod
 
-    async def _end(self, pod_id: str, ask: Ask) -> None:
-        await run_to_completion(self._account.end(self._spec.name, (pod_id,), ask.price_per_hour))
-        self._ended()
+    async def _terminate(self, pod_id: str, request: CreateRequest) -> None:
+        await run_to_completion(self._account.terminate(self._spec.name, (pod_id,), request.price_per_hour))
+        self._forget()
 
-    def _ended(self) -> None:
+    def _forget(self) -> None:
         self._open = False
         self._folder.destroy()
 
     def _named(self, pods: tuple[Pod, ...], pod_id: str = "") -> list[Pod]:
         return [pod for pod in pods if pod.name == self._spec.name or pod.id == pod_id]
 
-    def _write(self, choice: Choice, seconds: float) -> Ask:
-        ask = Ask(
+    def _write(self, choice: Choice, seconds: float) -> CreateRequest:
+        """Put the request on the disk before it is sent: a restart after a crash then searches for its pod."""
+        request = CreateRequest(
             gpu=choice.gpu,
             gpu_model=choice.model,
             price_per_hour=choice.price,
             seconds=seconds,
-            asked_at=utc_now(),
+            requested_at=utc_now(),
             boot_id=boot_id(),
-            asked_boot=boot_seconds(),
+            requested_boot=boot_seconds(),
         )
-        self._asked = msgspec.structs.replace(self._asked, asks=(*self._asked.asks, ask))
-        self._folder.write_asked(self._asked)
-        return ask
+        self._record = msgspec.structs.replace(self._record, requests=(*self._record.requests, request))
+        self._folder.write_record(self._record)
+        return request
 
     def _settle(self) -> None:
-        """Nothing was made of what was asked for last."""
-        settled = msgspec.structs.replace(self._asked.asks[-1], settled=True)
-        self._asked = msgspec.structs.replace(self._asked, asks=(*self._asked.asks[:-1], settled))
-        self._folder.write_asked(self._asked)
+        """Record that the latest request created nothing."""
+        settled = msgspec.structs.replace(self._record.requests[-1], settled=True)
+        self._record = msgspec.structs.replace(self._record, requests=(*self._record.requests[:-1], settled))
+        self._folder.write_record(self._record)
         self._open = False
 
     def _unanswered(self) -> ProviderError:
         return ProviderError(
-            f"RunPod did not tell whether it made {self._spec.name}, and no pod of that name is listed.",
-            "Nothing else is asked for; the name is looked for again at every start and by `glasshouse cleanup`.",
+            f"RunPod gave no clear answer whether it created {self._spec.name}, and no pod of that name is listed.",
+            "No other pod is requested. Run `glasshouse cleanup` to check again; each start of glasshouse does so too.",
             code="create_unanswered",
         )
 
 
 def _is_definite(error: GlasshouseError) -> bool:
-    """True when the refusal itself proves that nothing was made."""
+    """True when the refusal itself proves that nothing was created."""
     return not (isinstance(error, RateLimitedError) or (isinstance(error, ProviderError) and is_ambiguous(error)))

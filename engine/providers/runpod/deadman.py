@@ -1,10 +1,10 @@
-"""The dead-man's switch on a pod: ends the pod when its time is over or nobody's heartbeat comes any more.
+"""The dead-man's switch on a pod: terminates the pod when its time is up or the heartbeat has stopped.
 
 Runs on the pod with the standard library alone, started before sshd: `python3 -I FILE SECONDS SILENCE HEARTBEAT STATE`,
-with the pod's API key on stdin, so that no environment that a login could read holds it. Both limits are in seconds of
-a clock that no step of the wall clock moves. It asks RunPod to terminate the pod, else to stop it, again and again;
-after `TRIES` rounds it ends every process of the pod, and so its container. STATE keeps the deadline, so that a
-restarted container does not gain a new one.
+with the pod's API key on stdin, so that it is in no environment that a login could read. Both limits are in seconds of
+the boot clock, which steps of the wall clock do not affect. It requests termination from RunPod, or else a stop, until
+the pod is gone; after `TRIES` rounds it also kills every process of the pod, and with them its container. STATE keeps
+the deadline, so that a restarted container does not get a new one.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ TIMEOUT = 30.0
 
 
 def now() -> float:
-    """Seconds since the machine booted, sleep included."""
+    """Seconds since the machine booted, including time asleep."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def deadline(state: str, seconds: float) -> float:
-    """When the pod's time is over: what an earlier start of this boot wrote down, else `seconds` from now."""
+    """When the pod's time is up: as an earlier start in this boot recorded it, else `seconds` from now."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:  # noqa: PTH123
         boot = file.read().strip()
     try:
         with open(state, encoding="ascii") as file:  # noqa: PTH123
-            kept_boot, kept = file.read().split()
-        if kept_boot == boot:
-            return min(float(kept), now() + seconds)
+            recorded_boot, recorded = file.read().split()
+        if recorded_boot == boot:
+            return min(float(recorded), now() + seconds)
     except (OSError, ValueError):
         pass
     until = now() + seconds
@@ -44,76 +44,76 @@ def deadline(state: str, seconds: float) -> float:
     return until
 
 
-def changed(path: str) -> tuple[int, int]:
-    """What tells one heartbeat from the next; zeros before the first."""
+def version(path: str) -> tuple[int, int]:
+    """A value that changes with every heartbeat; zeros before the first."""
     try:
-        found = os.stat(path)  # noqa: PTH116
+        stat = os.stat(path)  # noqa: PTH116
     except OSError:
         return (0, 0)
-    return (found.st_mtime_ns, found.st_ino)
+    return (stat.st_mtime_ns, stat.st_ino)
 
 
 def wait(until: float, silence: float, heartbeat: str) -> str:
-    """Return why the pod is to end, when it is."""
-    seen, heard = changed(heartbeat), now()
+    """Return the reason for termination once there is one."""
+    last, last_change = version(heartbeat), now()
     pause = min(5.0, silence / 10)
     while True:
         left = until - now()
         if left <= 0:
-            return "its time is over"
-        if (latest := changed(heartbeat)) != seen:
-            seen, heard = latest, now()
-        if now() - heard > silence:
-            return "no heartbeat came any more"
+            return "its time is up"
+        if (latest := version(heartbeat)) != last:
+            last, last_change = latest, now()
+        if now() - last_change > silence:
+            return "its heartbeat has stopped"
         time.sleep(min(pause, left))
 
 
 class NoRedirect(urllib.request.HTTPRedirectHandler):
-    """The key goes to RunPod and nowhere else."""
+    """Never follows a redirect: the key is sent to RunPod and nowhere else."""
 
     def redirect_request(self, *_args: object) -> None:
-        """None: the answer is then an error."""
+        """Return None: urllib then treats the redirect as an error."""
 
 
-def late(*_: object) -> None:
-    """The alarm of a request that takes too long."""
+def on_alarm(*_: object) -> None:
+    """The signal handler for a request that takes too long."""
     raise TimeoutError
 
 
-def ask(url: str, key: str, method: str, body: bytes | None) -> bool:
-    """One request; True when RunPod took it. Whatever a server answers, and however slowly, this returns."""
+def send(url: str, key: str, method: str, body: bytes | None) -> bool:
+    """Send one request; True when RunPod accepted it. It returns whatever a server answers, and however slowly."""
     request = urllib.request.Request(url, data=body, method=method)  # noqa: S310
     request.add_header("Authorization", f"Bearer {key}")
     request.add_header("User-Agent", "glasshouse-deadman")
     if body is not None:
         request.add_header("Content-Type", "application/json")
-    # No proxy of the image's environment stands between the switch and RunPod.
+    # A proxy in the image's environment must not come between the switch and RunPod.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), NoRedirect())
-    signal.signal(signal.SIGALRM, late)
+    signal.signal(signal.SIGALRM, on_alarm)
     try:
-        signal.setitimer(signal.ITIMER_REAL, TIMEOUT)  # the timeout below starts anew with every byte
+        signal.setitimer(signal.ITIMER_REAL, TIMEOUT)  # the timeout below restarts with every byte
         with opener.open(request, timeout=TIMEOUT) as reply:
             answer = reply.read(65536)
         return method == "DELETE" or not json.loads(answer).get("errors")
-    except Exception:  # an answer that is no HTTP or no JSON raises nearly anything; the switch outlives it
+    except Exception:  # a malformed answer can raise almost anything; the switch must survive it
         return False
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
 
 
-def end(base: str, key: str, pod: str) -> None:
-    """Terminate the pod, else stop it; where neither is taken, the next attempt may do it."""
-    terminate = f'mutation {{ podTerminate(input: {{ podId: "{pod}" }}) }}'
-    stop = f'mutation {{ podStop(input: {{ podId: "{pod}" }}) {{ id desiredStatus }} }}'
-    if ask(f"{base}/v2/pods/{pod}", key, "DELETE", None):
+def terminate(base: str, key: str, pod: str) -> None:
+    """Request termination, or else a stop; if neither is accepted, the next round tries again."""
+    terminate_query = f'mutation {{ podTerminate(input: {{ podId: "{pod}" }}) }}'
+    stop_query = f'mutation {{ podStop(input: {{ podId: "{pod}" }}) {{ id desiredStatus }} }}'
+    if send(f"{base}/v2/pods/{pod}", key, "DELETE", None):
         return
-    for query in (terminate, stop):
-        if ask(f"{base}/graphql", key, "POST", json.dumps({"query": query}).encode()):
+    for query in (terminate_query, stop_query):
+        if send(f"{base}/graphql", key, "POST", json.dumps({"query": query}).encode()):
             return
 
 
 def kill_all() -> None:
-    """End every process, PID 1 last: one that ignores signals ends when what it waits for is gone."""
+    """Kill every process, PID 1 last: if it ignores signals, it still exits once the children it waits for are gone."""
     for pid, number in ((-1, signal.SIGTERM), (-1, signal.SIGKILL), (1, signal.SIGTERM), (1, signal.SIGKILL)):
         with contextlib.suppress(OSError):
             os.kill(pid, number)
@@ -121,7 +121,7 @@ def kill_all() -> None:
 
 
 def main() -> None:
-    """Settle the deadline, let whoever started this go on, and wait."""
+    """Fix the deadline, return to the caller by forking, and wait in the child."""
     seconds, silence, heartbeat, state = float(sys.argv[1]), float(sys.argv[2]), sys.argv[3], sys.argv[4]
     key = sys.stdin.readline().strip()
     pod = os.environ.get("RUNPOD_POD_ID", "")
@@ -132,14 +132,14 @@ def main() -> None:
     os.setsid()
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    why = wait(until, silence, heartbeat)
+    reason = wait(until, silence, heartbeat)
     with contextlib.suppress(OSError):
-        os.write(1, f"The dead-man's switch ends this pod: {why}.\n".encode())
+        os.write(1, f"The dead-man's switch terminates this pod: {reason}.\n".encode())
     tries, pause = 0, 1.0
     while True:
         if key and pod:
-            with contextlib.suppress(OSError):  # an alarm at the last moment
-                end(base, key, pod)
+            with contextlib.suppress(OSError):  # the alarm may fire just after the request
+                terminate(base, key, pod)
         time.sleep(pause)
         tries, pause = tries + 1, min(2 * pause, MOST_PAUSE)
         if pod and (tries >= TRIES or not key):

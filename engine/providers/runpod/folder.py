@@ -1,10 +1,10 @@
-"""The private folder of a rented allocation. It outlives the run's and goes when the allocation is proven gone.
+"""The private folder of a rented allocation. It outlives the run's folder and is destroyed when the pod is proven gone.
 
 HOME/allocations/NAME/   0700
-  client_key             logs in; 0600
+  client_key             the private key that logs in; 0600
   client_key.pub
-  host_key.pub           the pod's host key; its private half is in the order alone
-  asked.json             every creation that was asked for, written before the asking
+  host_key.pub           the pod's host key; its private half is only in the order
+  asked.json             every request for a pod, written before it is sent
 """
 
 from __future__ import annotations
@@ -28,43 +28,43 @@ ALLOCATIONS: Final = "allocations"
 CLIENT_KEY: Final = "client_key"
 CLIENT_PUBLIC_KEY: Final = "client_key.pub"
 HOST_PUBLIC_KEY: Final = "host_key.pub"
-ASKED: Final = "asked.json"
+RECORD: Final = "asked.json"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,190}")
 
 
-class Ask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
-    """One creation. `settled`: RunPod refused it, nothing was made. Prices in USD; `asked_at` UTC.
+class CreateRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
+    """One request for a pod. `settled`: RunPod refused it, nothing was created. Prices in USD; `requested_at` in UTC.
 
-    `asked_boot` is `boot_seconds` of boot `boot_id`. The pod ends itself after `seconds`.
+    `requested_boot` is `boot_seconds` in the boot `boot_id`. The pod terminates itself after `seconds`.
     """
 
     gpu: str
     gpu_model: str
     price_per_hour: float
     seconds: float
-    asked_at: str
+    requested_at: str = msgspec.field(name="askedAt")
     boot_id: str
-    asked_boot: float
+    requested_boot: float = msgspec.field(name="askedBoot")
     settled: bool = False
 
 
-class Asked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
-    """What was asked for under one name, in order. `account`: whom it was asked of, as `account_of` tells it."""
+class CreateRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
+    """All requests under one name, in order. `account` is the account that they were sent to; see `account_of`."""
 
     name: str
     run_id: str
     account: str = ""
-    asks: tuple[Ask, ...] = ()
+    requests: tuple[CreateRequest, ...] = msgspec.field(name="asks", default=())
 
     @property
-    def open(self) -> Ask | None:
-        """The creation that may have made a pod; None where each was refused."""
-        return next((ask for ask in reversed(self.asks) if not ask.settled), None)
+    def open(self) -> CreateRequest | None:
+        """The latest request that may have created a pod; None if every one was refused."""
+        return next((request for request in reversed(self.requests) if not request.settled), None)
 
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """What an order hands to a pod: the client's public line, and the host's private key in OpenSSH's format."""
+    """What an order passes to a pod: the client's public key line, and the host's private key in OpenSSH's format."""
 
     client_public: str
     host_private: bytes = field(repr=False)
@@ -75,7 +75,7 @@ class AllocationFolder:
 
     def __init__(self, home: Path, name: str) -> None:
         if not _NAME.fullmatch(name):
-            raise ProviderError("An allocation's name is no path.", code="allocation_unknown")
+            raise ProviderError("An allocation's name must not be a path.", code="allocation_unknown")
         self.path = home.resolve() / ALLOCATIONS / name
         self.name = name
 
@@ -84,8 +84,8 @@ class AllocationFolder:
         """The private key that logs in."""
         return self.path / CLIENT_KEY
 
-    def make(self) -> Keys:
-        """New keys of both sides; the host's private half is nowhere but in the result."""
+    def create(self) -> Keys:
+        """Create the folder with new keys of both sides; the host's private key is only in the result."""
         with self._translated():
             for folder in (self.path.parent, self.path):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -98,40 +98,40 @@ class AllocationFolder:
         return Keys(client_public=client.export_public_key().decode().strip(), host_private=host.export_private_key())
 
     def host_key(self) -> asyncssh.SSHKey | None:
-        """The public key that the pod is trusted by; None where it, or the client's key, is not here."""
+        """The pod's pinned public key; None when it, or the client's key, is missing here."""
         try:
             asyncssh.read_private_key(self.client_key)
             return asyncssh.read_public_key(self.path / HOST_PUBLIC_KEY)
         except (OSError, asyncssh.KeyImportError):
             return None
 
-    def asked(self) -> Asked | None:
-        """What was asked for; None without a record. Raises `allocation_unknown` where it cannot be read."""
+    def record(self) -> CreateRecord | None:
+        """The requests so far; None without a record. Raises `allocation_unknown` when it cannot be read."""
         try:
-            return msgspec.json.decode((self.path / ASKED).read_bytes(), type=Asked)
+            return msgspec.json.decode((self.path / RECORD).read_bytes(), type=CreateRecord)
         except FileNotFoundError:
             return None
         except (OSError, msgspec.MsgspecError) as error:
             raise ProviderError(
-                f"The record of what was asked for under {self.name} cannot be read.",
-                "Run `glasshouse cleanup`; the allocation is looked for by its name.",
+                f"The record {self.path / RECORD} of the pods that were requested cannot be read.",
+                "Run `glasshouse cleanup`: it searches for the pod by its name.",
                 code="allocation_unknown",
             ) from error
 
-    def since_written(self) -> float:
-        """Seconds of the wall clock since the record was written, for one that cannot be read."""
+    def seconds_since_written(self) -> float:
+        """Age of the record by the wall clock, for one that cannot be read."""
         try:
-            return time.time() - (self.path / ASKED).stat().st_mtime
+            return time.time() - (self.path / RECORD).stat().st_mtime
         except OSError:
             return 0.0
 
-    def write_asked(self, asked: Asked) -> None:
-        """Put the record on the disk; it is there when this returns."""
+    def write_record(self, record: CreateRecord) -> None:
+        """Write the record; it is on the disk when this returns."""
         with self._translated():
-            write_private(self.path / ASKED, msgspec.json.encode(asked))
+            write_private(self.path / RECORD, msgspec.json.encode(record))
 
     def destroy(self) -> None:
-        """Overwrite the private key and remove the folder. What will not go stays behind: the pod is gone."""
+        """Overwrite the private key and remove the folder; errors are ignored, since the pod is gone already."""
         with contextlib.suppress(OSError):
             overwrite(self.client_key)
         shutil.rmtree(self.path, ignore_errors=True)
@@ -143,6 +143,6 @@ class AllocationFolder:
         except OSError as error:
             raise ProviderError(
                 f"The allocation's folder {self.path} cannot be written: {error.strerror}.",
-                "Nothing was asked for; free some space, or choose another home with --home.",
+                "No pod was requested. Free some space, or choose another home with --home.",
                 code="acquire_failed",
             ) from error

@@ -12,12 +12,12 @@ from engine.providers.runpod.api.protocol import GpuOffer
 from engine.providers.settings import RunPodSettings
 
 ROUNDING: Final = 0.001
-"""USD an hour by which a price may differ from the quote: the APIs round differently."""
+"""USD per hour by which a price may exceed the quote: the two APIs round differently."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One acceptable GPU at its price in USD an hour."""
+    """One acceptable GPU with its price in USD per hour."""
 
     gpu: str
     model: str
@@ -25,23 +25,23 @@ class Choice:
 
 
 def above_quote(pod_id: str, price: float, quoted: float) -> ProviderError | None:
-    """The error of a pod that costs more than was quoted, in USD an hour; None where it does not."""
+    """The error for a pod that costs more than was quoted, both in USD per hour; None if it does not."""
     if price <= quoted + ROUNDING:
         return None
     return ProviderError(
-        f"Pod {pod_id} costs ${price:.2f} an hour and ${quoted:.2f} was quoted; it is not kept.",
+        f"Pod {pod_id} costs ${price:.2f} an hour, but ${quoted:.2f} was quoted; it is not kept.",
         "Raise --max-price, or accept another GPU.",
         code="price_above_quote",
     )
 
 
 def max_price(spec: Spec, settings: RunPodSettings) -> float | None:
-    """The ceiling in USD an hour: the plan's, else the settings'."""
+    """The ceiling in USD per hour: the plan's, else the settings'."""
     return settings.max_price if spec.max_price is None else spec.max_price
 
 
-def life(spec: Spec, settings: RunPodSettings, price: float) -> float:
-    """How many seconds an allocation at `price` may live: the time limit, or what the cost ceiling pays for."""
+def lifetime(spec: Spec, settings: RunPodSettings, price: float) -> float:
+    """Seconds that an allocation at `price` may live: the time limit, or less if the cost ceiling pays for less."""
     cost = settings.max_cost if spec.max_cost is None else spec.max_cost
     if cost is None or price <= 0:
         return spec.max_seconds
@@ -49,21 +49,21 @@ def life(spec: Spec, settings: RunPodSettings, price: float) -> float:
 
 
 def choices(offers: Sequence[GpuOffer], spec: Spec, settings: RunPodSettings) -> tuple[Choice, ...]:
-    """The acceptable GPUs in order of preference, each offered, under the ceiling and not known to be out of stock.
+    """The acceptable GPUs in order of preference that are offered, within the ceiling and not known to be out of stock.
 
     Raises `ProviderError`: `no_acceptable_gpu`, `price_above_ceiling`, `no_capacity`.
     """
-    wanted = spec.gpus or settings.gpus
-    named = [offer for name in wanted for offer in offers if name.casefold() in _names(offer)]
+    acceptable = spec.gpus or settings.gpus
+    named = [offer for name in acceptable for offer in offers if name.casefold() in _names(offer)]
     priced = [(offer, price) for offer in named if (price := _price(offer, settings)) is not None]
     if not priced:
-        raise _none_acceptable(wanted, bool(named), offers, settings)
+        raise _none_acceptable(acceptable, bool(named), offers, settings)
     ceiling = max_price(spec, settings)
     affordable = [(offer, price) for offer, price in priced if ceiling is None or price <= ceiling]
     if not affordable:
         offer, price = min(priced, key=lambda one: one[1])
         raise ProviderError(
-            f"The cheapest acceptable GPU, {offer.name}, costs ${price:.2f} an hour and the ceiling is ${ceiling:.2f}.",
+            f"The cheapest acceptable GPU, {offer.name}, costs ${price:.2f} an hour; the ceiling is ${ceiling:.2f}.",
             "Raise --max-price, or accept a cheaper GPU.",
             code="price_above_ceiling",
         )
@@ -71,7 +71,7 @@ def choices(offers: Sequence[GpuOffer], spec: Spec, settings: RunPodSettings) ->
     if not available:
         names = ", ".join(offer.name for offer, _ in affordable)
         raise ProviderError(
-            f"RunPod has none left of {names}.", "Try again later, or accept another GPU.", code="no_capacity"
+            f"RunPod has no {names} available.", "Try again later, or accept another GPU.", code="no_capacity"
         )
     return tuple(dict.fromkeys(Choice(gpu=offer.id, model=offer.name, price=price) for offer, price in available))
 
@@ -86,13 +86,13 @@ def _price(offer: GpuOffer, settings: RunPodSettings) -> float | None:
 
 
 def _none_acceptable(
-    wanted: Sequence[str], exist: bool, offers: Sequence[GpuOffer], settings: RunPodSettings
+    acceptable: Sequence[str], exist: bool, offers: Sequence[GpuOffer], settings: RunPodSettings
 ) -> ProviderError:
     offered = ", ".join(sorted(offer.name for offer in offers if _price(offer, settings) is not None))
-    if not wanted:
-        message = "No acceptable GPU is named."
+    if not acceptable:
+        message = "No acceptable GPU is named in the plan or in config.toml."
     elif exist:
-        message = f"The {settings.cloud.lower()} cloud does not offer {', '.join(wanted)}."
+        message = f"The {settings.cloud.lower()} cloud does not offer {', '.join(acceptable)}."
     else:
-        message = f"RunPod knows no GPU called {', '.join(wanted)}."
+        message = f"RunPod has no GPU called {', '.join(acceptable)}."
     return ProviderError(message, f"Choose among: {offered or 'none is offered now'}.", code="no_acceptable_gpu")

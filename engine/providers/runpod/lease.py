@@ -1,13 +1,13 @@
-"""A lease out of what was asked for and what is listed; the same whenever it is made."""
+"""A lease from the record and the listing; creating it again gives the same lease."""
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
 from typing import Final
 
-from engine.providers.protocol import Found, Lease, Observation
+from engine.providers.protocol import ExistingAllocation, Lease, Observation
 from engine.providers.runpod.api.protocol import Pod, PodStatus
-from engine.providers.runpod.folder import AllocationFolder, Ask, Asked
+from engine.providers.runpod.folder import AllocationFolder, CreateRecord, CreateRequest
 from engine.providers.runpod.pod_order import HEARTBEAT
 from engine.providers.settings import RunPodSettings
 from engine.system.clock import boot_id, boot_seconds
@@ -22,13 +22,13 @@ def observation(pod: Pod) -> Observation:
     return "stopped" if pod.status in _STOPPED else "alive"
 
 
-def lease_of(pod: Pod, folder: AllocationFolder, asked: Asked | None, settings: RunPodSettings) -> Lease:
+def lease_of(pod: Pod, folder: AllocationFolder, record: CreateRecord | None, settings: RunPodSettings) -> Lease:
     """The pod's lease, without an address.
 
-    Where its keys are not here `machine` lacks `hostKey`: such a lease can be released, and `wait_ready` refuses it.
+    Where its keys are missing here, `machine` lacks `hostKey`: such a lease can be released, but not made ready.
     """
-    ask = asked.open if asked is not None else None
-    since = ask.asked_at if ask is not None else pod.created_at or utc_now()
+    request = record.open if record is not None else None
+    since = request.requested_at if request is not None else pod.created_at or utc_now()
     machine = {"podId": pod.id}
     if pod.machine_id:
         machine["machineId"] = pod.machine_id
@@ -38,9 +38,9 @@ def lease_of(pod: Pod, folder: AllocationFolder, asked: Asked | None, settings: 
         allocation_id=pod.id,
         provider=NAME,
         name=folder.name,
-        run_id=asked.run_id if asked is not None else "-".join(folder.name.split("-")[2:-1]),
-        gpu_model=pod.gpu_model or (ask.gpu_model if ask is not None else None),
-        price_per_hour=pod.price_per_hour or (ask.price_per_hour if ask is not None else None),
+        run_id=record.run_id if record is not None else "-".join(folder.name.split("-")[2:-1]),
+        gpu_model=pod.gpu_model or (request.gpu_model if request is not None else None),
+        price_per_hour=pod.price_per_hour or (request.price_per_hour if request is not None else None),
         acquired_at=since,
         root=settings.root,
         python=settings.python,
@@ -49,13 +49,13 @@ def lease_of(pod: Pod, folder: AllocationFolder, asked: Asked | None, settings: 
         environment=settings.environment,
         index=settings.index,
         heartbeat=HEARTBEAT,
-        deadline=_after(since, ask.seconds) if ask is not None else None,
+        deadline=_after(since, request.seconds) if request is not None else None,
     )
 
 
-def found(pod: Pod, lease: Lease | None = None) -> Found:
-    """What is listed of a pod; one of ours with its lease."""
-    return Found(
+def existing(pod: Pod, lease: Lease | None = None) -> ExistingAllocation:
+    """A listed pod as an allocation, with its lease if it is ours."""
+    return ExistingAllocation(
         name=pod.name,
         observation=observation(pod),
         lease=lease,
@@ -66,11 +66,11 @@ def found(pod: Pod, lease: Lease | None = None) -> Found:
     )
 
 
-def age(ask: Ask) -> float:
-    """Seconds since the asking; by the wall clock only where this machine was started anew since."""
-    if ask.boot_id and ask.boot_id == boot_id():
-        return boot_seconds() - ask.asked_boot
-    return (_time(utc_now()) - _time(ask.asked_at)).total_seconds()
+def age(request: CreateRequest) -> float:
+    """Seconds since the request; by the wall clock only if this machine was rebooted in between."""
+    if request.boot_id and request.boot_id == boot_id():
+        return boot_seconds() - request.requested_boot
+    return (_time(utc_now()) - _time(request.requested_at)).total_seconds()
 
 
 def _after(moment: str, seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""What an order tells the image: its environment and its start command."""
+"""The order for a pod: its environment and its start command."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from engine.remote.lockfile import shipped_lock
 START: Final = (
     "bash -c 'printenv GLASSHOUSE_START | base64 -d > $HOME/.glasshouse-start && exec bash $HOME/.glasshouse-start'"
 )
-"""Replaces the image's command. No double quote, backslash or line end: it stands in a GraphQL text as it is."""
+"""Replaces the image's command. No double quote, backslash or newline: the SDK puts it into GraphQL unescaped."""
 HEARTBEAT: Final = ".glasshouse/heartbeat"
 """The file whose changes keep the pod alive, below the login's home."""
 _FOLDER: Final = Path(__file__).parent
 
 
 def order(spec: Spec, settings: RunPodSettings, choice: Choice, keys: Keys, seconds: float) -> Order:
-    """One pod that ends itself after `seconds`. Its environment holds the host's private key."""
+    """An order for a pod that terminates itself after `seconds`. Its environment holds the host's private key."""
     return Order(
         name=spec.name,
         image=settings.image,
@@ -38,14 +38,14 @@ def order(spec: Spec, settings: RunPodSettings, choice: Choice, keys: Keys, seco
             "GLASSHOUSE_START": _encoded(start_script(keys, seconds, settings.limits.silence).encode()),
         },
         start=START,
-        min_cuda=_cuda_of_the_lock() if settings.environment == "lock" else None,
+        min_cuda=_locked_cuda() if settings.environment == "lock" else None,
     )
 
 
-def _cuda_of_the_lock() -> str | None:
-    """What the machine's driver must know, so that no pod is paid for on which the locked torch does not start."""
-    needed = shipped_lock().cuda
-    return None if needed is None else ".".join(map(str, needed))
+def _locked_cuda() -> str | None:
+    """The CUDA version that the driver must support, so that no pod is paid for on which the locked torch fails."""
+    cuda = shipped_lock().cuda
+    return None if cuda is None else ".".join(map(str, cuda))
 
 
 def start_script(keys: Keys, seconds: float, silence: float) -> str:

@@ -1,5 +1,6 @@
 # Runs as the pod's first process, before the image's own start script: installs the host key, arms the dead-man's
-# switch, and hands on without a secret in the environment. Nothing may log in before the switch is armed.
+# switch, removes the secrets from the environment and becomes the image's start script. sshd must not start before the
+# switch is armed.
 set -u
 umask 077
 export HOME="${HOME:-/root}"
@@ -8,7 +9,7 @@ mkdir -p "$base" /etc/ssh
 fail() { echo "The pod does not start: $1."; exit 1; }
 
 printf '%s' "${GLASSHOUSE_HOST_KEY:-}" | base64 -d > /etc/ssh/ssh_host_ed25519_key || fail "its host key cannot be installed"
-[ -s /etc/ssh/ssh_host_ed25519_key ] || fail "it was given no host key"
+[ -s /etc/ssh/ssh_host_ed25519_key ] || fail "the order has no host key"
 chmod 600 /etc/ssh/ssh_host_ed25519_key
 printf '%s' '@HOST_PUBLIC@' | base64 -d > /etc/ssh/ssh_host_ed25519_key.pub || fail "its host key cannot be installed"
 chmod 644 /etc/ssh/ssh_host_ed25519_key.pub

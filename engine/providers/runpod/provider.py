@@ -1,4 +1,4 @@
-"""`RunPodProvider`: pods of one RunPod account, rented so that none is ever lost track of."""
+"""`RunPodProvider`: pods of one RunPod account, none of which is ever lost track of."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import msgspec
 from engine.errors import GlasshouseError, ProviderError
 from engine.providers.protocol import (
     EmptyProof,
-    Found,
+    ExistingAllocation,
     Lease,
     LedgerEntry,
     Observation,
@@ -31,7 +31,7 @@ from engine.providers.runpod.api.prices import SharedPrices
 from engine.providers.runpod.api.protocol import Pod
 from engine.providers.runpod.folder import AllocationFolder
 from engine.providers.runpod.gpu_choice import choices
-from engine.providers.runpod.lease import NAME, age, found, lease_of, observation
+from engine.providers.runpod.lease import NAME, age, existing, lease_of, observation
 from engine.providers.runpod.readiness import Readiness
 from engine.providers.settings import Settings
 from engine.remote.endpoint import LinkLimits
@@ -43,15 +43,15 @@ RECENT_SECONDS: Final = 30.0
 
 
 class RunPodProvider:
-    """Pods rented through the API that the settings choose; their private material is in `allocations/` of the home."""
+    """Pods rented through the API chosen in the settings; their private files are in `allocations/` of the home."""
 
     def __init__(self, home: Path, settings: Settings, limits: LinkLimits | None = None) -> None:
         self._home = home
         self._all = settings
         self._settings = settings.runpod
         self._limits = limits
-        self._opened: Account | None = None
-        self._say: Callable[[str], None] = _silent
+        self._open_account: Account | None = None
+        self._report: Callable[[str], None] = _ignore
 
     @property
     def name(self) -> str:
@@ -61,26 +61,26 @@ class RunPodProvider:
     async def preflight(self) -> None:
         """Raise `api_key_missing`, `api_key_rejected`, `api_gone` or why RunPod does not answer. Spends nothing.
 
-        An answer that another process of this home got a moment ago is as good.
+        A listing that another process of this home obtained within `RECENT_SECONDS` is good enough.
         """
         await self._account().listed(boot_seconds() - RECENT_SECONDS)
 
     async def quote(self, spec: Spec) -> Quote:
-        """The first acceptable GPU in stock and its price; raises as `offers.choices`."""
+        """The first acceptable GPU in stock and its price; raises as `gpu_choice.choices`."""
         offers = await self._account().prices.offers()
         first = choices(offers, spec, self._settings)[0]
         return Quote(provider=NAME, gpu_model=first.model, price_per_hour=first.price)
 
     async def acquire(self, spec: Spec, run_id: str, on_phase: OnPhase | None = None) -> Lease:
-        """The pod called `spec.name`, asked for once. When cancelled, what was made is ended before it returns.
+        """The pod called `spec.name`, requested once. When cancelled, it terminates what was created before it returns.
 
         Raises `no_acceptable_gpu`, `price_above_ceiling`, `no_capacity`, `order_refused`, `no_balance` (nothing was
-        made), `price_above_quote`, `price_unknown`, `create_duplicated` (what was made is gone), `create_unanswered`
-        (unknown; looked for at every start) and `leaked`.
+        created), `price_above_quote`, `price_unknown`, `create_duplicated` (what was created is gone),
+        `create_unanswered` (unknown; checked again at every start) and `leaked`.
         """
         folder = AllocationFolder(self._home, spec.name)
-        self._say = on_phase or _silent
-        attempt = Acquisition(self._account(), self._settings, folder, spec, run_id, self._say)
+        self._report = on_phase or _ignore
+        attempt = Acquisition(self._account(), self._settings, folder, spec, run_id, self._report)
         try:
             return await attempt.run()
         except asyncio.CancelledError:
@@ -88,38 +88,38 @@ class RunPodProvider:
             raise
 
     async def wait_ready(self, lease: Lease, on_phase: OnPhase | None = None) -> Lease:
-        """The lease with the address where sshd shows the pinned key now; see `Readiness.run` for its errors."""
+        """The lease with the address at which sshd presents the pinned key now; see `Readiness.run` for the errors."""
         folder = AllocationFolder(self._home, lease.name)
-        self._say = on_phase or _silent
-        return await Readiness(self._account(), self._settings.limits, folder, lease, self._say).run()
+        self._report = on_phase or _ignore
+        return await Readiness(self._account(), self._settings.limits, folder, lease, self._report).run()
 
     async def open_session(self, lease: Lease) -> SshSession:
         """A session at the lease's address; see `SshSession.connect`."""
         return await SshSession.connect(lease.endpoint(), self._limits)
 
     async def observe(self, lease: Lease) -> Observation:
-        """The pod's state, at most one poll old; `gone` after two listings, `unknown` when RunPod does not tell."""
+        """The pod's state, at most one poll old; `gone` after two listings, `unknown` if RunPod gives no answer."""
         try:
             account = self._account()
             listing = await account.listed(boot_seconds() - self._settings.limits.poll)
             pod = _by_id(listing.pods, lease.allocation_id)
             if pod is not None:
                 return observation(pod)
-            if self._is_elsewhere(lease.name):
+            if self._is_of_another_account(lease.name):
                 return "unknown"
             return "gone" if await account.is_gone(lease.allocation_id, listing) else "unknown"
         except GlasshouseError:
             return "unknown"
 
     async def release(self, lease: Lease) -> None:
-        """End the pod and prove it by two listings; goes on to its end when cancelled. Raises `leaked`."""
+        """Terminate the pod and prove it by two listings; a cancellation does not interrupt it. Raises `leaked`."""
         await run_to_completion(self._release(lease))
 
     async def prove_empty(self, scope: Scope) -> EmptyProof:
-        """Count what two listings show of the scope; a listing that fails is an error, never zero."""
+        """Count the scope's pods in two listings; a listing that fails is an error, never zero."""
         account = self._account()
         first = await account.listed()
-        second = await account.later(first)
+        second = await account.second_listing(first)
         names = set(scope.names) | {lease.name for lease in scope.leases}
         ids = {lease.allocation_id for lease in scope.leases}
         listed = {pod.id: pod for pod in (*first.pods, *second.pods)}
@@ -128,8 +128,8 @@ class RunPodProvider:
             self._check_account(name, [pod for pod in listed.values() if pod.name == name])
         unanswered: tuple[str, ...] = ()
         if not ours:
-            answered = {lease.name for lease in scope.leases}
-            unanswered = tuple(name for name in sorted(names) if not self._forget(name, name in answered))
+            leased = {lease.name for lease in scope.leases}
+            unanswered = tuple(name for name in sorted(names) if not self._forget(name, name in leased))
         return EmptyProof(
             scope=tuple(sorted(names)),
             listings=2,
@@ -141,110 +141,113 @@ class RunPodProvider:
         )
 
     async def reconcile(self, ledger: Sequence[LedgerEntry]) -> Reconciliation:
-        """Compare the ledger with one listing; a name counts as gone when a second one lacks it too."""
+        """Compare the ledger with a listing; a name counts as gone when a second listing lacks it too."""
         account = self._account()
         listing = await account.listed()
         pods = {pod.id: pod for pod in listing.pods}
         absent = [entry for entry in ledger if not _of(entry, pods.values())]
         gone: list[str] = []
         if absent:
-            pods |= {pod.id: pod for pod in (await account.later(listing)).pods}
+            pods |= {pod.id: pod for pod in (await account.second_listing(listing)).pods}
             gone = [
                 entry.name
                 for entry in absent
                 if not _of(entry, pods.values())
-                and not self._is_elsewhere(entry.name)
+                and not self._is_of_another_account(entry.name)
                 and not self._may_appear(entry.name, entry.lease is not None)
             ]
-        ours = {pod.id: self._found(pod, entry) for entry in ledger for pod in _of(entry, pods.values())}
+        ours = {pod.id: self._existing(pod, entry) for entry in ledger for pod in _of(entry, pods.values())}
         return Reconciliation(
             ours=tuple(ours.values()),
             gone=tuple(sorted(gone)),
-            foreign=tuple(found(pod) for pod_id, pod in pods.items() if pod_id not in ours),
+            foreign=tuple(existing(pod) for pod_id, pod in pods.items() if pod_id not in ours),
         )
 
     async def close(self) -> None:
-        """Let go of connections."""
-        if self._opened is not None:
-            opened, self._opened = self._opened, None
+        """Close connections."""
+        if self._open_account is not None:
+            opened, self._open_account = self._open_account, None
             await opened.api.close()
 
     def _account(self) -> Account:
-        if self._opened is None:
-            api = make_api(self._all, self._home, self._waits)
+        if self._open_account is None:
+            api = make_api(self._all, self._home, self._on_wait)
             listing, prices = SharedListing(api, self._home), SharedPrices(api, self._home)
-            self._opened = Account(api, listing, prices, self._settings.limits, account_of(self._home))
-        return self._opened
+            self._open_account = Account(api, listing, prices, self._settings.limits, account_of(self._home))
+        return self._open_account
 
-    def _waits(self, seconds: float, why: str) -> None:
-        """Tell whoever waits for this provider that the API is waited for."""
-        self._say(f"{why}: {seconds:.0f} s")
+    def _on_wait(self, seconds: float, why: str) -> None:
+        """Report to the caller of this provider why and how long the API makes it wait."""
+        self._report(f"{why}: {seconds:.0f} s")
 
     async def _release(self, lease: Lease) -> None:
-        if self._is_elsewhere(lease.name):
+        if self._is_of_another_account(lease.name):
             pods = (await self._account().listed()).pods
             self._check_account(lease.name, [pod for pod in pods if lease.name == pod.name])
-        await self._account().end(lease.name, (lease.allocation_id,), lease.price_per_hour)
+        await self._account().terminate(lease.name, (lease.allocation_id,), lease.price_per_hour)
         AllocationFolder(self._home, lease.name).destroy()
 
-    def _is_elsewhere(self, name: str) -> bool:
-        """True when this was asked of another server, or with another key: these listings may be of other pods."""
+    def _is_of_another_account(self, name: str) -> bool:
+        """True when it was requested from another server or with another key: our listings may not show its pod."""
         try:
-            asked = AllocationFolder(self._home, name).asked()
+            record = AllocationFolder(self._home, name).record()
         except ProviderError:
             return False
-        return asked is not None and asked.account not in {"", self._account().identity}
+        return record is not None and record.account not in {"", self._account().identity}
 
     def _check_account(self, name: str, pods: Sequence[Pod]) -> None:
-        """Raise `account_differs` where listings prove nothing of a name; a new key that sees its pod does."""
-        if not self._is_elsewhere(name):
+        """Raise `account_differs` when our listings prove nothing about `name`.
+
+        If they show its pod, the new key belongs to the same account, which is then recorded.
+        """
+        if not self._is_of_another_account(name):
             return
         folder = AllocationFolder(self._home, name)
         if not pods:
             raise ProviderError(
-                f"{name} was asked for with another RunPod key or at another server, so nothing here tells whether it "
-                "is gone.",
-                f"Set the key and the server that it was rented with. If that key is no more, look at {BY_HAND}; when "
-                f"it is gone there, remove {folder.path} and run `glasshouse cleanup`.",
+                f"{name} was rented with another RunPod key or from another server, so a listing cannot show whether "
+                "it is gone.",
+                f"Set the key and the server that it was rented with. If that key no longer exists, check {BY_HAND}; "
+                f"once the pod is gone there, remove {folder.path} and run `glasshouse cleanup`.",
                 code="account_differs",
             )
         with contextlib.suppress(ProviderError):
-            if (asked := folder.asked()) is not None:
-                folder.write_asked(msgspec.structs.replace(asked, account=self._account().identity))
+            if (record := folder.record()) is not None:
+                folder.write_record(msgspec.structs.replace(record, account=self._account().identity))
 
-    def _forget(self, name: str, answered: bool) -> bool:
-        """Remove what is kept for a name that two listings lack; False while its creation is still unanswered."""
+    def _forget(self, name: str, has_lease: bool) -> bool:
+        """Destroy the folder of a name that two listings lack; False while its creation is still unanswered."""
         folder = AllocationFolder(self._home, name)
-        if self._may_appear(name, answered):
+        if self._may_appear(name, has_lease):
             return False
         folder.destroy()
         return True
 
-    def _may_appear(self, name: str, answered: bool) -> bool:
-        """True while a creation under this name is unanswered, and too young to be given up."""
-        if answered:
+    def _may_appear(self, name: str, has_lease: bool) -> bool:
+        """True while a request under this name is unanswered and younger than `limits.parked`."""
+        if has_lease:
             return False
         folder = AllocationFolder(self._home, name)
         try:
-            asked = folder.asked()
+            record = folder.record()
         except ProviderError:
-            return folder.since_written() < self._settings.limits.parked
-        return asked is not None and asked.open is not None and age(asked.open) < self._settings.limits.parked
+            return folder.seconds_since_written() < self._settings.limits.parked
+        return record is not None and record.open is not None and age(record.open) < self._settings.limits.parked
 
-    def _found(self, pod: Pod, entry: LedgerEntry) -> Found:
-        """With the ledger's lease, or one made anew."""
+    def _existing(self, pod: Pod, entry: LedgerEntry) -> ExistingAllocation:
+        """The pod with the ledger's lease, or with one that is created again from the folder."""
         if entry.lease is not None and entry.lease.allocation_id == pod.id:
-            return found(pod, entry.lease)
+            return existing(pod, entry.lease)
         folder = AllocationFolder(self._home, entry.name)
         try:
-            asked = folder.asked()
+            record = folder.record()
         except ProviderError:
-            asked = None  # it is ours all the same, and can be ended
-        return found(pod, lease_of(pod, folder, asked, self._settings))
+            record = None  # the pod is ours all the same, and can be terminated
+        return existing(pod, lease_of(pod, folder, record, self._settings))
 
 
 def _of(entry: LedgerEntry, pods: Iterable[Pod]) -> list[Pod]:
-    """The listed pods of one entry of the ledger."""
+    """The listed pods that belong to one ledger entry."""
     pod_id = None if entry.lease is None else entry.lease.allocation_id
     return [pod for pod in pods if pod.name == entry.name or pod.id == pod_id]
 
@@ -253,5 +256,5 @@ def _by_id(pods: Iterable[Pod], pod_id: str) -> Pod | None:
     return next((pod for pod in pods if pod.id == pod_id), None)
 
 
-def _silent(_: str) -> None:
-    """Nobody listens."""
+def _ignore(_: str) -> None:
+    """The default when no progress callback is given."""

@@ -1,4 +1,4 @@
-"""Waiting until a pod's SSH server answers with the pinned key, saying what is waited for."""
+"""Waiting until a pod's SSH server presents the pinned key, with a report of what is waited for."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from engine.system.clock import boot_seconds
 PROBE_SECONDS: Final = 10.0
 FIRST_PAUSE: Final = 0.1
 MOST_PAUSE: Final = 1.0
-LOG_LOOKS: Final = 3
-"""How often the log is read before fingerprints without the pinned one count: it is printed while it is read."""
+LOG_READS: Final = 3
+"""How often the log is read before a missing fingerprint counts as a mismatch: the image may still be printing it."""
 
 
 class Readiness:
-    """One wait for one lease; every wait resolves the address anew."""
+    """One wait for one lease; every wait resolves the address again."""
 
     def __init__(
         self,
@@ -37,33 +37,33 @@ class Readiness:
         limits: RunPodLimits,
         folder: AllocationFolder,
         lease: Lease,
-        say: Callable[[str], None],
+        report: Callable[[str], None],
     ) -> None:
         self._account = account
         self._limits = limits
         self._folder = folder
         self._lease = lease
-        self._say = say
+        self._report = report
         self._began = boot_seconds()
-        self._seen: Listing | None = None
-        self._answers_from: float | None = None
-        """Since when there is an address."""
+        self._last_listing: Listing | None = None
+        self._address_since: float | None = None
+        """Boot clock time since which there has been an address."""
 
     async def run(self) -> Lease:
         """The lease with its address.
 
         Raises `allocation_gone`, `allocation_stopped`, `price_above_quote`, `provisioning_timeout`,
-        `port_not_public`, `ssh_timeout`, `host_key_mismatch`, `allocation_unknown` (its keys are not here).
+        `port_not_public`, `ssh_timeout`, `host_key_mismatch`, `allocation_unknown` (its keys are missing here).
         """
         pinned = self._folder.host_key()
         if pinned is None:
             raise ProviderError(
-                f"The keys of allocation {self._lease.name} are not in {self._folder.path}.",
-                "Nobody can log in to it any more: release it.",
+                f"The keys of allocation {self._lease.name} are missing from {self._folder.path}.",
+                "Release it: nobody can log in to it any more.",
                 code="allocation_unknown",
             )
         if pinned.get_fingerprint() != self._lease.machine.get("hostKey"):
-            raise self._mismatch("Its folder holds another key.")
+            raise self._mismatch("Its folder holds a different key.")
         while True:
             pod = await self._pod()
             if pod is not None and pod.ssh is not None:
@@ -71,17 +71,17 @@ class Readiness:
                     await self._compare_log(pinned)
                     return msgspec.structs.replace(self._lease, address=self._address(pod.ssh, pinned))
             elif pod is not None:
-                self._answers_from = None
-                self._say_phase("image" if not pod.has_runtime else "ports")
+                self._address_since = None
+                self._report_phase("image" if not pod.has_runtime else "ports")
             if pod is None or pod.ssh is None:
                 self._check_provisioning(pod)
                 await asyncio.sleep(self._limits.poll)
 
     async def _pod(self) -> protocol.Pod | None:
-        """The pod in a listing newer than the last and no older than one poll; None when RunPod did not tell."""
+        """The pod in a listing newer than the last one and no older than one poll; None if RunPod gave no answer."""
         after = boot_seconds() - self._limits.poll
-        if self._seen is not None:
-            after = max(after, self._seen.began + 1e-3)
+        if self._last_listing is not None:
+            after = max(after, self._last_listing.began + 1e-3)
         try:
             listing = await self._account.listed(after)
             pod = next((pod for pod in listing.pods if pod.id == self._lease.allocation_id), None)
@@ -89,7 +89,7 @@ class Readiness:
         except GlasshouseError as error:
             if error.code in HOPELESS:
                 raise
-            self._say_phase(f"RunPod does not answer ({error.code})")
+            self._report_phase(f"RunPod does not answer ({error.code})")
             return None
         if is_gone:
             raise ProviderError(
@@ -97,33 +97,33 @@ class Readiness:
                 "Start a new run.",
                 code="allocation_gone",
             )
-        self._seen = listing
+        self._last_listing = listing
         quoted = self._lease.price_per_hour
         if pod is not None and pod.price_per_hour is not None and quoted is not None:
-            fault = above_quote(pod.id, pod.price_per_hour, quoted)
-            if fault is not None:
-                raise fault
+            too_expensive = above_quote(pod.id, pod.price_per_hour, quoted)
+            if too_expensive is not None:
+                raise too_expensive
         if pod is not None and observation(pod) == "stopped":
             raise ProviderError(
-                f"Pod {pod.id} does not run any more (it is {pod.status}); its disk still bills.",
+                f"Pod {pod.id} has stopped (status {pod.status}); its disk still bills.",
                 "Release it and start a new run.",
                 code="allocation_stopped",
             )
         return pod
 
     async def _answers(self, where: protocol.Address, pinned: asyncssh.SSHKey) -> bool:
-        """Try the address until it shows the pinned key or another listing is due; no login, nothing is sent."""
-        if self._answers_from is None:
-            self._answers_from = boot_seconds()
+        """Probe the address until it presents the pinned key or another listing is due, without logging in."""
+        if self._address_since is None:
+            self._address_since = boot_seconds()
         due, pause = boot_seconds() + self._limits.poll, FIRST_PAUSE
         while True:
             shown = await _host_key(where, pinned)
             if shown is not None:
                 if shown.public_data == pinned.public_data:
                     return True
-                raise self._mismatch(f"It shows {shown.get_fingerprint()}.")
-            self._say_phase("ssh")
-            if boot_seconds() - self._answers_from > self._limits.ssh:
+                raise self._mismatch(f"It presents {shown.get_fingerprint()}.")
+            self._report_phase("ssh")
+            if boot_seconds() - self._address_since > self._limits.ssh:
                 raise ProviderError(
                     f"The SSH server of pod {self._lease.allocation_id} did not answer for {self._limits.ssh:.0f} s.",
                     "Release it and start a new run.",
@@ -135,17 +135,17 @@ class Readiness:
             pause = min(2 * pause, MOST_PAUSE)
 
     async def _compare_log(self, pinned: asyncssh.SSHKey) -> None:
-        """Hold the fingerprints that the image printed against the pinned key, once in an allocation's life."""
+        """Compare the fingerprints that the image printed with the pinned key, once in an allocation's life."""
         if self._lease.address is not None:
             return
         own = pinned.get_fingerprint()
-        for look in range(LOG_LOOKS):
+        for attempt in range(LOG_READS):
             printed = await self._account.api.fingerprints(self._lease.allocation_id)
             if not printed or own in printed:
                 return
-            if look + 1 < LOG_LOOKS:
+            if attempt + 1 < LOG_READS:
                 await asyncio.sleep(self._limits.poll / 2)
-        raise self._mismatch("Its image printed another.")
+        raise self._mismatch("Its image printed a different one.")
 
     def _check_provisioning(self, pod: protocol.Pod | None) -> None:
         waited = boot_seconds() - self._began
@@ -154,7 +154,7 @@ class Readiness:
         if pod is not None and (pod.has_ports or pod.status == "running"):
             raise ProviderError(
                 f"Port 22 of pod {pod.id} did not become public within {waited:.0f} s.",
-                "Release it; a machine of the secure cloud has public ports.",
+                "Release it, and use the secure cloud, whose machines have public ports.",
                 code="port_not_public",
             )
         what = "RunPod did not answer" if pod is None else "its ports were not assigned"
@@ -166,8 +166,8 @@ class Readiness:
             code="provisioning_timeout",
         )
 
-    def _say_phase(self, phase: str) -> None:
-        self._say(f"{phase}: {boot_seconds() - self._began:.0f} s")
+    def _report_phase(self, phase: str) -> None:
+        self._report(f"{phase}: {boot_seconds() - self._began:.0f} s")
 
     def _address(self, where: protocol.Address, pinned: asyncssh.SSHKey) -> Address:
         return Address(
@@ -180,14 +180,14 @@ class Readiness:
 
     def _mismatch(self, what: str) -> ProviderError:
         return ProviderError(
-            f"Pod {self._lease.allocation_id} does not have the host key that it was given. {what}",
-            "Nothing was sent to it; somebody may be in between: release it.",
+            f"Pod {self._lease.allocation_id} does not have the host key that it was ordered with. {what}",
+            "Release it: somebody may be intercepting the connection. Nothing was sent to it.",
             code="host_key_mismatch",
         )
 
 
 async def _host_key(where: protocol.Address, pinned: asyncssh.SSHKey) -> asyncssh.SSHKey | None:
-    """The key that the server shows, its pinned kind preferred; None while it does not answer."""
+    """The key that the server presents, preferably of the pinned kind; None while it does not answer."""
     own = {algorithm.decode() for algorithm in pinned.sig_algorithms}
     algorithms = sorted(HOST_KEY_ALGORITHMS, key=lambda name: name not in own)
     try:

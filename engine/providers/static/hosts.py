@@ -1,4 +1,4 @@
-"""What is done on a static host: knowing it by its key, asking what it is, removing what a run left there."""
+"""Operations on a static host: checking its key, querying its GPU and home, removing what a run left there."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ KINDS: Final = (
     ("rsa-sha2-512", "rsa-sha2-256"),
 )
 GRACE_SECONDS: Final = 3.0
-_END: Final = """
+_TERMINATE: Final = """
 
 def main(folder, grace):
     import json
-    place = Path(folder)
+    path = Path(folder)
     try:
-        told = json.loads((place / "launched.json").read_bytes())
-        launched = {(int(told["pid"]), int(told["start"]))}
+        record = json.loads((path / "launched.json").read_bytes())
+        launched = {(int(record["pid"]), int(record["start"]))}
     except (OSError, ValueError, KeyError, TypeError):
         launched = set()
-    return 1 if end(of_folder(place, launched), float(grace)) else 0
+    return 1 if terminate(of_folder(path, launched), float(grace)) else 0
 
 
 import sys
@@ -47,9 +47,11 @@ sys.exit(main(*sys.argv[1:]))
 
 
 async def trusted_line(host: HostSettings, known: str | None, limits: LinkLimits) -> str:
-    """The public key line to pin: as configured, or `known` or what the host shows where a fingerprint is configured.
+    """The public key line to pin.
 
-    Raises `RemoteError`: `host_key_mismatch` when it shows no key with that fingerprint, `connect_failed`.
+    That is the configured line; or, where only a fingerprint is configured, `known` or the key that the host presents,
+    if it has that fingerprint. Raises `RemoteError`: `host_key_mismatch` when the host presents no key with that
+    fingerprint, `connect_failed`.
     """
     if not host.host_key.startswith("SHA256:"):
         return host.host_key
@@ -59,7 +61,7 @@ async def trusted_line(host: HostSettings, known: str | None, limits: LinkLimits
     if _same(first, host.host_key):
         return _line(first)
     for kinds in KINDS:
-        # A server without a key of this kind hangs up.
+        # A server without a key of this kind closes the connection.
         with contextlib.suppress(RemoteError):
             other = await shown_host_key(host.address, host.port, limits, kinds)
             if _same(other, host.host_key):
@@ -71,41 +73,41 @@ async def home_of(session: SshSession) -> str:
     """The login's home, as an absolute path."""
     sftp = await session.sftp()
     try:
-        found = str(await sftp.realpath("."))
+        home = str(await sftp.realpath("."))
     except asyncssh.SFTPError as error:
-        raise RemoteError("The host does not tell the login's home.", code="remote_failed") from error
-    if not found.startswith("/"):
-        raise RemoteError("The host does not tell the login's home.", code="remote_failed")
-    return found
+        raise RemoteError("The host does not report the login's home folder.", code="remote_failed") from error
+    if not home.startswith("/"):
+        raise RemoteError("The host does not report the login's home folder.", code="remote_failed")
+    return home
 
 
 async def gpu_of(session: SshSession) -> str:
-    """The first GPU's name as its driver tells it, or `CPU (MODEL)` without one."""
-    told = await session.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"])
-    if told.exit_status == 0 and told.stdout.strip():
-        return _shown(told.stdout.splitlines()[0])
-    told = await session.run(["grep", "-m1", "^model name", "/proc/cpuinfo"])
-    return f"CPU ({_shown(told.stdout.partition(b':')[2]) or 'unknown'})"
+    """The first GPU's name as its driver reports it, or `CPU (MODEL)` without one."""
+    result = await session.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"])
+    if result.exit_status == 0 and result.stdout.strip():
+        return _printable(result.stdout.splitlines()[0])
+    result = await session.run(["grep", "-m1", "^model name", "/proc/cpuinfo"])
+    return f"CPU ({_printable(result.stdout.partition(b':')[2]) or 'unknown'})"
 
 
 async def remove_run(session: SshSession, python: str, root: str, run_id: str) -> None:
-    """End the run's processes, remove its folder, free the host's lock; done already is done.
+    """Terminate the run's processes, remove its folder, free the host's lock; idempotent.
 
-    Raises `RemoteError`: `remote_failed` when a process would not end or the folder stays, and the link's codes.
+    Raises `RemoteError`: `remote_failed` when a process does not exit or the folder stays, and the link's codes.
     """
     folder = posixpath.join(root, run_id)
     if await session.exists(folder):
-        told = await session.run([python, "-I", "-S", "-B", "-c", _ender(), folder, str(GRACE_SECONDS)])
-        if told.exit_status != 0:
-            raise RemoteError("Processes of the run would not end on the host.", code="remote_failed")
+        result = await session.run([python, "-I", "-S", "-B", "-c", _program(), folder, str(GRACE_SECONDS)])
+        if result.exit_status != 0:
+            raise RemoteError("Processes of the run on the host did not exit.", code="remote_failed")
         await session.remove_tree(folder)
     if await session.exists(root):
         await free_lock(session, root, run_id, python)
 
 
-def _ender() -> str:
-    """The program that ends a run's processes there: what this machine uses for its own."""
-    return Path(processes.__file__).read_text(encoding="utf-8") + _END
+def _program() -> str:
+    """The program that terminates a run's processes there: the same code that the local provider uses here."""
+    return Path(processes.__file__).read_text(encoding="utf-8") + _TERMINATE
 
 
 def _line(key: asyncssh.SSHKey) -> str:
@@ -116,6 +118,6 @@ def _same(key: asyncssh.SSHKey, fingerprint: str) -> bool:
     return hmac.compare_digest(key.get_fingerprint().rstrip("="), fingerprint.rstrip("="))
 
 
-def _shown(line: bytes) -> str:
-    """A model's name as the host writes it: printable and short."""
-    return "".join(one for one in line.decode("ascii", "ignore") if one.isprintable()).strip()[:64]
+def _printable(line: bytes) -> str:
+    """A model name from the host, which is not trusted: only printable characters, at most 64."""
+    return "".join(char for char in line.decode("ascii", "ignore") if char.isprintable()).strip()[:64]

@@ -1,4 +1,4 @@
-"""The operator's own SSH hosts, from the configuration: never bought, never deleted, one run at a time on each."""
+"""The operator's own SSH hosts from the configuration: never rented or deleted, one run at a time on each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine.errors import ProviderError, RemoteError, UsageError
 from engine.providers.protocol import (
     Address,
     EmptyProof,
-    Found,
+    ExistingAllocation,
     Lease,
     LedgerEntry,
     Observation,
@@ -43,7 +43,7 @@ _RUN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class StaticProvider:
-    """Hosts by the names in the configuration. A lease names the host and says where it is only while one is used."""
+    """Hosts by their configured names. A lease names the host; the address is looked up whenever the lease is used."""
 
     def __init__(self, settings: Settings, limits: LinkLimits | None = None) -> None:
         self._settings = settings
@@ -55,8 +55,8 @@ class StaticProvider:
         return NAME
 
     async def preflight(self) -> None:
-        """Raise when no host is configured (`host_unknown`), or the way to log in to one is not there (`key_missing`,
-        `agent_missing`).
+        """Raise when no host is configured (`host_unknown`), or when a host's key file or agent is missing
+        (`key_missing`, `agent_missing`).
         """
         if not self._settings.host:
             host_settings(self._settings, None)
@@ -64,19 +64,19 @@ class StaticProvider:
             path = _key_path(host)
             if path is not None and not await asyncio.to_thread(path.is_file):
                 raise ProviderError(
-                    f"The key file of host {host.name} is not there.",
-                    f"Look at {host.key}.",
+                    f"The key file of host {host.name} does not exist: {host.key}.",
+                    "Create it, or correct `key` in config.toml.",
                     code="key_missing",
                 )
             if host.agent and not os.environ.get(AGENT):
                 raise ProviderError(
-                    f"Host {host.name} is logged in to by an agent, and none is known.",
-                    f"Start one, add the key with ssh-add, and see that {AGENT} names it.",
+                    f"Host {host.name} needs an SSH agent, and {AGENT} is not set.",
+                    f"Start an agent, add the key with ssh-add, and make sure that {AGENT} is set here.",
                     code="agent_missing",
                 )
 
     async def quote(self, spec: Spec) -> Quote:
-        """The host, at no cost; it is asked for its GPU where the configuration does not tell."""
+        """The host, at no cost; its GPU is queried over SSH unless the configuration names it."""
         host = host_settings(self._settings, spec.host)
         gpu = host.gpu
         if gpu is None:
@@ -86,21 +86,21 @@ class StaticProvider:
         return Quote(provider=NAME, gpu_model=gpu, price_per_hour=0.0)
 
     async def claim(self, spec: Spec, run_id: str) -> str | None:
-        """Take the host for a run; see `Exclusive`. Only run folders below one root know of each other."""
+        """Claim the host for a run; see `Exclusive`. Only runs below the same `root` exclude each other."""
         lease = await self.wait_ready(await self.acquire(spec, run_id))
         async with await self.open_session(lease) as session:
-            got = await acquire_lock(session, lease.root, run_id, lease.python)
-        return got.reason if isinstance(got, Busy) else None
+            outcome = await acquire_lock(session, lease.root, run_id, lease.python)
+        return outcome.reason if isinstance(outcome, Busy) else None
 
     async def let_go(self, spec: Spec, run_id: str) -> None:
-        """Free the host if this run has it."""
+        """Free the host if this run holds it."""
         lease = await self.wait_ready(await self.acquire(spec, run_id))
         async with await self.open_session(lease) as session:
             if await session.exists(lease.root):
                 await free_lock(session, lease.root, run_id, lease.python)
 
     async def acquire(self, spec: Spec, run_id: str, on_phase: OnPhase | None = None) -> Lease:
-        """A lease of the host; nothing is made there yet, and its lock is for the runner to take."""
+        """A lease of the host. Nothing is created there yet; the runner takes the host's lock with `claim`."""
         host = host_settings(self._settings, spec.host)
         return Lease(
             allocation_id=f"{_PREFIX}{host.name}",
@@ -127,8 +127,8 @@ class StaticProvider:
         host = self._host_of(lease)
         if _fingerprint(host) != lease.machine.get("hostKey"):
             raise ProviderError(
-                f"The configuration of host {host.name} names another host key than when this run began.",
-                "Put it back, or cancel the run.",
+                f"The configured host key of host {host.name} has changed since this run began.",
+                "Restore the earlier host key in config.toml, or cancel the run.",
                 code="allocation_changed",
             )
         if on_phase is not None:
@@ -146,7 +146,7 @@ class StaticProvider:
         return await SshSession.connect(lease.endpoint(), self._limits)
 
     async def observe(self, lease: Lease) -> Observation:
-        """`alive` when its SSH server lets us in, otherwise `unknown`: whether a host is up is not ours to say."""
+        """`alive` when the login works, otherwise `unknown`: a host that cannot be reached is not proven to be down."""
         try:
             async with await self._connect(await self._address(self._host_of(lease), lease.address)):
                 return "alive"
@@ -154,14 +154,14 @@ class StaticProvider:
             return "unknown"
 
     async def release(self, lease: Lease) -> None:
-        """End what this run left running there and remove its folder; goes on to its end when cancelled.
+        """Terminate what this run left running there and remove its folder; a cancellation does not interrupt it.
 
-        The host itself and the environment that was installed stay.
+        The host itself and the installed environment stay.
         """
         await asyncio.shield(asyncio.ensure_future(self._release(lease)))
 
     async def prove_empty(self, scope: Scope) -> EmptyProof:
-        """That there is nothing to count: the hosts are the operator's own."""
+        """A proof without a count: the hosts are the operator's own."""
         names = set(scope.names) | {lease.name for lease in scope.leases}
         return EmptyProof(
             scope=tuple(sorted(names)),
@@ -173,12 +173,12 @@ class StaticProvider:
         )
 
     async def reconcile(self, ledger: Sequence[LedgerEntry]) -> Reconciliation:
-        """The ledger's own entries, each looked at; an intent that came to no lease made nothing."""
+        """Check each lease of the ledger; an intent that got no lease has created nothing."""
         leases = [entry.lease for entry in ledger if entry.lease is not None]
-        seen = await asyncio.gather(*map(self.observe, leases))
+        observations = await asyncio.gather(*map(self.observe, leases))
         return Reconciliation(
             ours=tuple(
-                Found(
+                ExistingAllocation(
                     name=lease.name,
                     observation=observation,
                     lease=lease,
@@ -187,13 +187,13 @@ class StaticProvider:
                     price_per_hour=0.0,
                     since=lease.acquired_at,
                 )
-                for lease, observation in zip(leases, seen, strict=True)
+                for lease, observation in zip(leases, observations, strict=True)
             ),
             gone=tuple(sorted(entry.name for entry in ledger if entry.lease is None)),
         )
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to close."""
 
     def _host_of(self, lease: Lease) -> HostSettings:
         return host_settings(self._settings, lease.allocation_id.removeprefix(_PREFIX))
@@ -215,9 +215,9 @@ class StaticProvider:
 
     async def _release(self, lease: Lease) -> None:
         if lease.address is None:
-            return  # it was never ready, so nothing was put there
+            return  # it was never ready, so nothing was stored there
         if not _RUN.fullmatch(lease.run_id) or not lease.root.startswith("/"):
-            raise ProviderError("A run's name is no path.", code="release_failed")
+            raise ProviderError("The run's id or root is not valid; nothing was removed.", code="release_failed")
         folder = posixpath.join(lease.root, lease.run_id)
         try:
             host = self._host_of(lease)

@@ -1,1 +1,1 @@
-"""What runs on another machine: each file is sent as one text and imports the standard library alone."""
+"""Programs that run on another machine: each file is sent as one text and imports only the standard library."""

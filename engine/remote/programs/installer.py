@@ -1,14 +1,14 @@
-"""Looks at an allocation's Python and installs a lock there, on the standard library and the allocation's own pip.
+"""Inspects an allocation's Python and installs a lock there, with the standard library and the allocation's own pip.
 
 Runs on the allocation as `python -I -B -c SOURCE VERB ...` and prints one JSON line:
 
-`probe ROOT`: the interpreter, the machine and the room at ROOT.
+`probe ROOT`: the interpreter, the machine and the free space at ROOT.
 `inventory SITE...`: the distributions in these folders.
 `begin FOLDER SHA256 [INDEX]`: installs FOLDER/lock.txt into FOLDER/venv, detached, unless that is done or under way.
-`look FOLDER`: how far that is.
-`end FOLDER`: ends an installation that is under way.
+`look FOLDER`: the progress of that installation.
+`end FOLDER`: kills an installation that is under way.
 
-Whoever installs holds FOLDER/install.lock until the end, so that a look tells a live installation from a dead one.
+An installation holds FOLDER/install.lock until its end, so that `look` can tell a live one from a dead one.
 """
 
 from __future__ import annotations
@@ -39,53 +39,53 @@ KEPT = (
     "SSL_CERT_FILE",
 )
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-READY, STATE, LOG, LOCK, HELD = "ready.json", "state.json", "install.log", "lock.txt", "install.lock"
+READY, STATE, LOG, LOCK, INSTALLING = "ready.json", "state.json", "install.log", "lock.txt", "install.lock"
 TAIL_BYTES = 4000
 BUSY_SECONDS = 2.0
 MOST_DISTRIBUTIONS = 4000
 
 
-def tell(**told: Any) -> int:
+def reply(**fields: Any) -> int:
     """Print the answer."""
-    print(json.dumps(told), flush=True)
+    print(json.dumps(fields), flush=True)
     return 0
 
 
 def pip_version() -> str | None:
-    """The version of this interpreter's pip, None without one."""
+    """The version of this interpreter's pip; None without one."""
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version("pip")
     return None
 
 
 def cuda_version() -> str | None:
-    """The newest CUDA that the GPU's driver knows; empty where its tool does not tell, None without a GPU."""
+    """The newest CUDA version that the GPU's driver supports; empty if it is not reported, None without a GPU."""
     tool = shutil.which("nvidia-smi", path=f"{PATH}:{os.environ.get('PATH', '')}")
     if tool is None:
         return None
     try:
-        told = subprocess.run([tool], capture_output=True, text=True, timeout=30, check=False)
+        result = subprocess.run([tool], capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    if told.returncode != 0:
+    if result.returncode != 0:
         return None
-    found = re.search(r"CUDA[^:|]*Version:\s*([0-9.]+)", told.stdout)
-    return found[1] if found else ""
+    match = re.search(r"CUDA[^:|]*Version:\s*([0-9.]+)", result.stdout)
+    return match[1] if match else ""
 
 
 def probe(root: str) -> int:
-    """What an environment there must fit."""
+    """The facts about interpreter and machine that an environment must fit."""
     folder = Path(root).absolute()
     Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
-    room = os.statvfs(folder)
-    return tell(
+    disk = os.statvfs(folder)
+    return reply(
         root=str(folder),
         executable=sys.executable,
         version=platform.python_version(),
         implementation=sys.implementation.name,
         machine=platform.machine(),
         glibc=platform.libc_ver()[1],
-        free=room.f_bavail * room.f_frsize,
+        free=disk.f_bavail * disk.f_frsize,
         pip=pip_version(),
         sites=[
             path for path in sys.path if path.endswith(("/site-packages", "/dist-packages")) and Path(path).is_dir()
@@ -95,19 +95,19 @@ def probe(root: str) -> int:
 
 
 def inventory(sites: list[str]) -> int:
-    """Name, version and needs of every distribution; of two with one name the first, as an import finds it."""
-    found: dict[str, Any] = {}
+    """Name, version and requirements of every distribution; of two with the same name the first, which is imported."""
+    distributions: dict[str, Any] = {}
     for one in importlib.metadata.distributions(path=sites):
         name = re.sub(r"[-_.]+", "-", one.metadata["Name"] or "").lower()
-        found.setdefault(name, {"version": one.version, "requires": list(one.requires or ())})
-        if len(found) > MOST_DISTRIBUTIONS:
+        distributions.setdefault(name, {"version": one.version, "requires": list(one.requires or ())})
+        if len(distributions) > MOST_DISTRIBUTIONS:
             break
-    return tell(distributions=found)
+    return reply(distributions=distributions)
 
 
-def held(folder: Path, kind: int) -> int | None:
-    """A descriptor that holds the lock, None where somebody installs."""
-    descriptor = os.open(folder / HELD, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+def take_lock(folder: Path, kind: int) -> int | None:
+    """A descriptor that holds the lock; None while an installation holds it."""
+    descriptor = os.open(folder / INSTALLING, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     until = time.monotonic() + (BUSY_SECONDS if kind == fcntl.LOCK_EX else 0.0)
     while True:
         try:
@@ -122,60 +122,61 @@ def held(folder: Path, kind: int) -> int | None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A JSON file's value, empty where there is none."""
+    """A JSON file's object; empty if it is missing or invalid."""
     try:
-        found = json.loads(path.read_bytes())
+        value = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
-def write(path: Path, **told: Any) -> None:
-    """Put a JSON file in place, whole."""
+def write(path: Path, **fields: Any) -> None:
+    """Replace a JSON file atomically."""
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(told), encoding="ascii")
+    part.write_text(json.dumps(fields), encoding="ascii")
     part.replace(path)
 
 
 def log_of(folder: Path) -> bytes:
-    """What the installation wrote."""
+    """The installation's output so far."""
     with contextlib.suppress(OSError):
         return (folder / LOG).read_bytes()
     return b""
 
 
 def look(folder: Path) -> int:
-    """How far the installation is."""
+    """Report the progress of the installation."""
     if not folder.is_dir():
-        return tell(state="absent")
+        return reply(state="absent")
     ready = read(folder / READY)
     if ready:
-        return tell(state="ready", **ready)
+        return reply(state="ready", **ready)
     log = log_of(folder)
-    lock = held(folder, fcntl.LOCK_SH)
+    lock = take_lock(folder, fcntl.LOCK_SH)
     if lock is not None:
         os.close(lock)
-        ready = read(folder / READY)  # it may have ended between the two looks
+        ready = read(folder / READY)  # it may have finished since the first check
         if ready:
-            return tell(state="ready", **ready)
+            return reply(state="ready", **ready)
         state = read(folder / STATE)
-        told = "failed" if state else "absent"
-        return tell(state=told, why=str(state.get("why", "ended")), tail=log[-TAIL_BYTES:].decode("utf-8", "replace"))
+        outcome = "failed" if state else "absent"
+        tail = log[-TAIL_BYTES:].decode("utf-8", "replace")
+        return reply(state=outcome, why=str(state.get("why", "ended")), tail=tail)
     fetched = len(re.findall(rb"^Collecting ", log, re.MULTILINE))
     unpacking = b"\nInstalling collected packages" in log
-    there = len(list(folder.glob("venv/lib/python*/site-packages/*.dist-info")))
+    unpacked = len(list(folder.glob("venv/lib/python*/site-packages/*.dist-info")))
     phase = "compiling" if b"\ncompiling" in log else "installing" if unpacking else "fetching"
-    return tell(state="installing", phase=phase, done=there if unpacking else fetched)
+    return reply(state="installing", phase=phase, done=unpacked if unpacking else fetched)
 
 
 def begin(folder: Path, digest: str, index: str) -> int:
-    """Start the installation, or find the one that is done or under way."""
+    """Start the installation, or report the one that is done or under way."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    lock = held(folder, fcntl.LOCK_EX)
+    lock = take_lock(folder, fcntl.LOCK_EX)
     if lock is None or read(folder / READY):
         return look(folder)
     if sha256((folder / LOCK).read_bytes()).hexdigest() != digest:
-        return tell(state="failed", why="lock_differs", tail="")
+        return reply(state="failed", why="lock_differs", tail="")
     for old in (LOG, STATE):
         (folder / old).unlink(missing_ok=True)
     write(folder / STATE, state="installing", pid=0)
@@ -185,11 +186,11 @@ def begin(folder: Path, digest: str, index: str) -> int:
             install(folder, digest, index, lock)
         finally:
             os._exit(1)
-    return tell(state="installing", phase="fetching", done=0)
+    return reply(state="installing", phase="fetching", done=0)
 
 
 def detach(folder: Path) -> None:
-    """Leave the SSH server's session and its descriptors; the lock's descriptor stays."""
+    """Leave the SSH server's session and its descriptors; the lock's descriptor stays open."""
     os.setsid()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
@@ -200,9 +201,9 @@ def detach(folder: Path) -> None:
 
 
 def install(folder: Path, digest: str, index: str, lock: int) -> None:
-    """Everything, in the detached process; how it ended is in `ready.json` or `state.json`.
+    """The whole installation, in the detached process; its outcome is in `ready.json` or `state.json`.
 
-    Each step holds the lock too, so that none is left at work unseen when this process is killed.
+    Each step inherits the lock, so that one that outlives this process still counts as an installation under way.
     """
     began = time.monotonic()
     venv, temporary = folder / "venv", folder / "tmp"
@@ -226,7 +227,7 @@ def install(folder: Path, digest: str, index: str, lock: int) -> None:
             write(folder / STATE, state="failed", why=step)
             return
     site = next((venv / "lib").glob("python*/site-packages"))
-    # Caches that depend on the sources alone, so that the same environment has the same digest on every allocation.
+    # Compiled caches that depend only on the sources: the same environment has the same digest on every allocation.
     print("\ncompiling", flush=True)
     caches = [python, "-I", "-B", "-m", "compileall", "-qq", "-j", "0", "-s", str(site)]
     subprocess.run([*caches, "--invalidation-mode", "unchecked-hash", str(site)], env=env, cwd=folder, check=False)
@@ -235,17 +236,17 @@ def install(folder: Path, digest: str, index: str, lock: int) -> None:
 
 
 def end(folder: Path) -> int:
-    """End a live installation and all that it started."""
+    """Kill a live installation and everything that it started."""
     pid = int(read(folder / STATE).get("pid", 0))
-    lock = held(folder, fcntl.LOCK_SH)
+    lock = take_lock(folder, fcntl.LOCK_SH)
     if lock is None and pid > 1:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
-    return tell(state="ended")
+    return reply(state="ended")
 
 
 def main(verb: str, *words: str) -> int:
-    """One verb."""
+    """Run one verb."""
     os.umask(0o077)
     if verb == "probe":
         return probe(words[0])
@@ -261,5 +262,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main(*sys.argv[1:]))
     except OSError as failure:
-        tell(error=os.strerror(failure.errno or 0))
+        reply(error=os.strerror(failure.errno or 0))
         sys.exit(5)

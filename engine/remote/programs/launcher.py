@@ -1,10 +1,10 @@
 """Starts the supervisor from measured bytes.
 
-Runs on the allocation as `python -I -S -B -c SOURCE BUNDLE SHA256 RUN_DIR [SITE...]`, on the standard library
-alone. The bundle is read once into sealed memory, hashed there and run from there, in a session of its own. A
-second launch in the same run folder finds the first. Prints one JSON line: `{"pid", "start", "bundle"}` of
-the supervisor, or `{"error"}` with exit status 3 when the bytes differ, 4 when a supervisor ran here and
-ended, 5 for anything else.
+Runs on the allocation as `python -I -S -B -c SOURCE BUNDLE SHA256 RUN_DIR [SITE...]`, with the standard library alone.
+The bundle is read once into sealed memory, hashed there and run from there in its own session, so that the bytes that
+run are those that were measured. A second launch in the same run folder returns the first supervisor. Prints one JSON
+line: `{"pid", "start", "bundle"}` of the supervisor, or `{"error"}` with exit status 3 when the bytes differ, 4 when a
+supervisor ran here and has ended, 5 for anything else.
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ ENVIRONMENT = frozenset(
 BIND_NOW = {"LD_BIND_NOW": "1"}
 
 
-def end(status: int, **told: Any) -> NoReturn:
+def finish(status: int, **fields: Any) -> NoReturn:
     """Print the answer and exit."""
-    print(json.dumps(told), flush=True)
+    print(json.dumps(fields), flush=True)
     sys.exit(status)
 
 
 def start_ticks(pid: int) -> int | None:
-    """When a live process started, in clock ticks since boot; None when there is none."""
+    """When a live process started, in clock ticks since boot; None if it does not exist."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -75,9 +75,9 @@ def start_ticks(pid: int) -> int | None:
 def measured(path: str, expected: str) -> int:
     """A descriptor of sealed memory that holds the bundle and has the expected hash."""
     source = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    found = os.fstat(source)
-    if not stat.S_ISREG(found.st_mode) or found.st_size > LIMIT:
-        end(5, error="bundle_unreadable")
+    status = os.fstat(source)
+    if not stat.S_ISREG(status.st_mode) or status.st_size > LIMIT:
+        finish(5, error="bundle_unreadable")
     bundle = os.memfd_create("glasshouse-bundle", os.MFD_ALLOW_SEALING)
     while block := os.read(source, BLOCK):
         view = memoryview(block)
@@ -89,23 +89,23 @@ def measured(path: str, expected: str) -> int:
     while block := os.read(bundle, BLOCK):
         digest.update(block)
     if digest.hexdigest() != expected:
-        end(3, error="bundle_digest_mismatch", found=digest.hexdigest())
+        finish(3, error="bundle_digest_mismatch", found=digest.hexdigest())
     return bundle
 
 
 def report_earlier() -> None:
-    """End with the supervisor that was launched here before, if it lives or has done anything."""
+    """Exit with the answer of an earlier launch, if its supervisor is alive or has left traces."""
     if not RECORD.exists():
         return
     record = json.loads(RECORD.read_bytes())
     if start_ticks(record["pid"]) == record["start"]:
-        end(0, **record)
+        finish(0, **record)
     if any(trace.exists() for trace in TRACES):
-        end(4, error="supervisor_ended", **record)
+        finish(4, error="supervisor_ended", **record)
 
 
 def become_supervisor(go: int, fate: int, bundle: int, run_dir: str, sites: list[str]) -> NoReturn:
-    """In the child: wait until it is on record, then run the bundle without the SSH server's descriptors."""
+    """In the child: wait until the launch is recorded, then run the bundle without the SSH server's descriptors."""
     try:
         os.setsid()
         if not os.read(go, 1):
@@ -151,12 +151,12 @@ def main(path: str, expected: str, run_dir: str, *sites: str) -> NoReturn:
     os.write(go_write, b"g")
     if failure := os.read(fate_read, BLOCK):
         RECORD.unlink()
-        end(5, error="supervisor_not_started", reason=failure.decode())
-    end(0, **record)
+        finish(5, error="supervisor_not_started", reason=failure.decode())
+    finish(0, **record)
 
 
 if __name__ == "__main__":
     try:
         main(*sys.argv[1:])
     except OSError as error:
-        end(5, error="launch_failed", reason=os.strerror(error.errno or 0))
+        finish(5, error="launch_failed", reason=os.strerror(error.errno or 0))

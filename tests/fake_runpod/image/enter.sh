@@ -1,5 +1,5 @@
 #!/bin/bash
-# PID 1 of a pod: gives it files of its own, then becomes the container's command.
+# PID 1 of a pod: mounts the pod's own files, then becomes the container's command.
 # enter.sh FOLDER DISK_MIB COMMAND...   DISK_MIB 0 leaves the home on the folder's own disk.
 set -euo pipefail
 folder=$1
@@ -13,6 +13,6 @@ if [ "$disk" != 0 ]; then
   mount -t tmpfs -o "size=${disk}m,mode=700" tmpfs "$folder/root"
 fi
 cd "$folder/root"
-# As in the official images, a shell that nobody types into stops reading here.
+# As in the official images, a non-interactive shell stops reading here.
 [ -e .bashrc ] || echo '[ -z "$PS1" ] && return' > .bashrc
 exec "$@"

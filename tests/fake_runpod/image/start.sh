@@ -1,8 +1,8 @@
 #!/bin/bash
-# What the official images' start script does, with ed25519 alone and the pod's own folder for /etc.
+# Does what the official images' start script does, with ed25519 only and the pod's own folder instead of /etc.
 set -e
 folder=$(dirname "${BASH_SOURCE[0]}")
-# Faults of this pod, shell variables and never exported: OTHER_HOST_KEY, OTHER_CLIENT_KEY, PRINT_OTHER, SSH_DELAY.
+# Faults of this pod, as shell variables that are not exported: OTHER_HOST_KEY, OTHER_CLIENT_KEY, PRINT_OTHER, SSH_DELAY.
 . "$folder/image.conf"
 
 setup_ssh() {

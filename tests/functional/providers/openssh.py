@@ -1,4 +1,4 @@
-"""A real OpenSSH server on a loopback port, for tests; they skip visibly where it is not installed."""
+"""A real OpenSSH server on a loopback port; tests skip visibly if it is not installed."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ USER = getpass.getuser()
 
 
 def _tool() -> str:
-    found = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
-    if found is None:
+    path = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if path is None:
         pytest.skip("openssh-server is not installed")
     if os.geteuid() == 0:
-        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # what its service makes
-    return found
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # as its service does
+    return path
 
 
 @dataclass
 class Sshd:
-    """One server, its host key, and a client key that it lets in."""
+    """One server, its host key, and a client key that it accepts."""
 
     folder: Path
     port: int
@@ -54,17 +54,24 @@ class Sshd:
         return (self.folder / "sshd.log").read_text()
 
     def settings(self, name: str = "box", **more: object) -> HostSettings:
-        """A host of the configuration, in the form that the file has."""
-        told: dict[str, object] = {
-            "name": name, "address": "127.0.0.1", "user": USER, "port": self.port, "gpu": "A Test GPU",
-            "key": str(self.client_key), "root": str(self.folder / "root"), "host_key": self.line, "python": "python3",
-        }  # fmt: skip
-        return HostSettings(**{**told, **more})  # type: ignore[arg-type]
+        """This server as a `[[host]]` of config.toml."""
+        fields: dict[str, object] = {
+            "name": name,
+            "address": "127.0.0.1",
+            "user": USER,
+            "port": self.port,
+            "gpu": "A Test GPU",
+            "key": str(self.client_key),
+            "root": str(self.folder / "root"),
+            "host_key": self.line,
+            "python": "python3",
+        }
+        return HostSettings(**{**fields, **more})  # type: ignore[arg-type]
 
     def cut(self) -> None:
-        """Kill every connection, as when the network goes; what was detached lives on."""
+        """Kill every connection, as when the network fails; detached processes survive."""
         for child in psutil.Process(self.process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):  # a command that ended meanwhile
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has ended in the meantime
                 if "sshd" in child.name():
                     child.send_signal(signal.SIGKILL)
 
@@ -77,7 +84,7 @@ def _free_port() -> int:
 
 @contextmanager
 def openssh(folder: Path, environment: dict[str, str] | None = None) -> Iterator[Sshd]:
-    """A server in `folder`; `environment` is what its sessions have in addition."""
+    """A server in `folder`; `environment` is added to that of its sessions."""
     tool = _tool()
     host, client = asyncssh.generate_private_key("ssh-ed25519"), asyncssh.generate_private_key("ssh-ed25519")
     for name, key in (("host", host), ("client", client)):
@@ -86,24 +93,34 @@ def openssh(folder: Path, environment: dict[str, str] | None = None) -> Iterator
     (folder / "authorized").write_bytes(client.export_public_key())
     port = _free_port()
     lines = [
-        f"Port {port}", "ListenAddress 127.0.0.1", f"HostKey {folder}/host", f"AuthorizedKeysFile {folder}/authorized",
-        "StrictModes no", "UsePAM no", "PidFile none", "PasswordAuthentication no", "KbdInteractiveAuthentication no",
-        "PermitRootLogin prohibit-password", "Subsystem sftp internal-sftp", "AllowAgentForwarding yes",
-        "LogLevel VERBOSE", "MaxStartups 100",
-    ]  # fmt: skip
+        f"Port {port}",
+        "ListenAddress 127.0.0.1",
+        f"HostKey {folder}/host",
+        f"AuthorizedKeysFile {folder}/authorized",
+        "StrictModes no",
+        "UsePAM no",
+        "PidFile none",
+        "PasswordAuthentication no",
+        "KbdInteractiveAuthentication no",
+        "PermitRootLogin prohibit-password",
+        "Subsystem sftp internal-sftp",
+        "AllowAgentForwarding yes",
+        "LogLevel VERBOSE",
+        "MaxStartups 100",
+    ]
     if environment:
         lines.append("SetEnv " + " ".join(f'"{name}={value}"' for name, value in environment.items()))
     (folder / "sshd_config").write_text("\n".join(lines) + "\n")
     process = subprocess.Popen([tool, "-D", "-e", "-f", str(folder / "sshd_config")], stderr=subprocess.PIPE)
     assert process.stderr is not None
-    seen = b""
+    output = b""
     for line in process.stderr:
-        seen += line
+        output += line
         if b"listening on" in line:
             break
     else:
         process.wait()
-        raise RuntimeError(f"sshd did not start: {seen.decode()}")
+        raise RuntimeError(f"sshd did not start: {output.decode()}")
     with (folder / "sshd.log").open("wb") as log:
         copier = subprocess.Popen(["cat"], stdin=process.stderr, stdout=log)
     process.stderr.close()

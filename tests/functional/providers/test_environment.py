@@ -40,13 +40,21 @@ LIMITS = LinkLimits(connect=30, login=30, command=60, retry_first=0.02, retry_mo
 RUN = "0123456789ab"
 HEAD = b"# python: 3.12\n# machine: x86_64\n# glibc: 2.28\n# disk-gb: 1\n"
 MEASURING = (
-    "cffi", "cryptography", "joserfc", "msgspec", "numpy", "numpy.libs", "rfc8785", "safetensors", "securesystemslib",
-)  # fmt: skip
+    "cffi",
+    "cryptography",
+    "joserfc",
+    "msgspec",
+    "numpy",
+    "numpy.libs",
+    "rfc8785",
+    "safetensors",
+    "securesystemslib",
+)
 
 
 @pytest.fixture(scope="module")
 def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
-    """A host whose sessions come with settings of pip that lead nowhere, and with a token."""
+    """A host whose login environment has unusable settings of pip, and a token."""
     traps = {"PIP_INDEX_URL": "http://127.0.0.1:9/", "PIP_NO_INDEX": "1", "HF_TOKEN": "hf_canary"}
     with openssh(tmp_path_factory.mktemp("sshd"), traps) as server:
         yield server
@@ -67,13 +75,23 @@ def _lease(sshd: Sshd, root: Path, index: Index | None = None, **more: Any) -> L
     address = Address(
         host="127.0.0.1", port=sshd.port, user=USER, host_key=sshd.line, client_key_path=str(sshd.client_key)
     )
-    told: dict[str, Any] = {
-        "allocation_id": "pod1", "provider": "runpod", "name": "glasshouse-test-run-1", "run_id": RUN,
-        "gpu_model": None, "price_per_hour": None, "acquired_at": "2026-01-01T00:00:00Z", "root": str(root),
-        "python": sys.executable, "site_paths": (), "machine": {}, "address": address, "environment": "lock",
+    fields: dict[str, Any] = {
+        "allocation_id": "pod1",
+        "provider": "runpod",
+        "name": "glasshouse-test-run-1",
+        "run_id": RUN,
+        "gpu_model": None,
+        "price_per_hour": None,
+        "acquired_at": "2026-01-01T00:00:00Z",
+        "root": str(root),
+        "python": sys.executable,
+        "site_paths": (),
+        "machine": {},
+        "address": address,
+        "environment": "lock",
         "index": None if index is None else index.url,
-    }  # fmt: skip
-    return Lease(**{**told, **more})
+    }
+    return Lease(**{**fields, **more})
 
 
 @pytest.fixture
@@ -87,16 +105,16 @@ def _lock(text: bytes) -> Lock:
     return parse_lock("test.txt", text)
 
 
-async def _told(link: Reconnecting, *command: str) -> bytes:
+async def _output(link: Reconnecting, *command: str) -> bytes:
     return (await link.call(lambda session: session.run(command))).stdout
 
 
-def _found(folder: Path | str, pattern: str) -> set[str]:
+def _names(folder: Path | str, pattern: str) -> set[str]:
     return {path.name for path in Path(folder).glob(pattern)}
 
 
 def _compiled(cache: str) -> tuple[int, str]:
-    """The flags of a compiled cache (PEP 552), and where it says that its source lay."""
+    """The flags of a compiled cache (PEP 552), and the source path that it records."""
     content = Path(cache).read_bytes()
     code = marshal.loads(content[16:])  # noqa: S302  # compiled a moment ago
     return struct.unpack("<I", content[4:8])[0], code.co_filename
@@ -112,11 +130,11 @@ async def test_a_lock_is_installed_once_and_found_by_the_next_run(
     assert ready.installed
     assert ready.python == f"{tmp_path}/root/env-{lock.digest[:16]}-{platform.python_version()}/venv/bin/python"
     code = f"import glasshouse_test_a as a, sys; print(a.VERSION, a.__cached__); import {NAMES[1].replace('-', '_')}"
-    version, cache = (await _told(link, ready.python, "-I", "-c", code)).decode().split()
+    version, cache = (await _output(link, ready.python, "-I", "-c", code)).decode().split()
     assert version == VERSION
-    assert _compiled(cache) == (0b01, "glasshouse_test_a/__init__.py"), "its cache depends on a time or a place"
-    assert phases[:2] == ["environment: looking at the allocation", "environment: 0 of 2 packages"]
-    assert _found(ready.site_paths[0], "*.dist-info") == {
+    assert _compiled(cache) == (0b01, "glasshouse_test_a/__init__.py"), "its cache depends on a time or a path"
+    assert phases[:2] == ["environment: checking the allocation", "environment: 0 of 2 packages"]
+    assert _names(ready.site_paths[0], "*.dist-info") == {
         f"{name.replace('-', '_')}-{VERSION}.dist-info" for name in NAMES
     }
     assert sorted(index.fetched) == sorted(index.files)
@@ -126,7 +144,7 @@ async def test_a_lock_is_installed_once_and_found_by_the_next_run(
     assert sorted(index.fetched) == sorted(index.files), "something was fetched again"
 
 
-async def test_a_file_with_another_hash_is_refused_with_pips_own_words(
+async def test_a_file_with_another_hash_is_refused_with_pips_own_message(
     sshd: Sshd, index: Index, link: Reconnecting, tmp_path: Path
 ) -> None:
     lease = _lease(sshd, tmp_path, index)
@@ -134,15 +152,15 @@ async def test_a_file_with_another_hash_is_refused_with_pips_own_words(
         await prepare(link, lease, lock=_lock(index.lock(wrong=True)))
     assert caught.value.code == "environment_failed"
     assert "Got" in caught.value.message
-    assert not _found(tmp_path, "env-*/ready.json")
+    assert not _names(tmp_path, "env-*/ready.json")
 
 
-async def test_a_lost_link_changes_nothing_and_a_second_runner_finds_the_installation_under_way(
+async def test_a_lost_link_does_no_harm_and_a_second_runner_joins_the_installation(
     sshd: Sshd, index: Index, link: Reconnecting, tmp_path: Path
 ) -> None:
     index.gate.clear()
     index.fetched.clear()
-    lease, lock, seen = _lease(sshd, tmp_path, index), _lock(index.lock()), list[str]()
+    lease, lock, phases = _lease(sshd, tmp_path, index), _lock(index.lock()), list[str]()
     under_way = asyncio.Event()
 
     def first(phase: str) -> None:
@@ -150,21 +168,21 @@ async def test_a_lost_link_changes_nothing_and_a_second_runner_finds_the_install
             under_way.set()
 
     def second(phase: str) -> None:
-        seen.append(phase)
-        if len(seen) == 4:
+        phases.append(phase)
+        if len(phases) == 4:
             sshd.cut()
-        if len(seen) == 6:
+        if len(phases) == 6:
             index.gate.set()
 
     one = asyncio.create_task(prepare(link, lease, lock=lock, on_phase=first))
     await asyncio.wait_for(under_way.wait(), 60)
     other = await prepare(link, lease, lock=lock, on_phase=second)
     assert (await one).python == other.python
-    assert len(seen) > 6
-    assert sorted(index.fetched) == sorted(index.files), "two installed at once, or one of them again"
+    assert len(phases) > 6
+    assert sorted(index.fetched) == sorted(index.files), "two installed concurrently, or one installed again"
 
 
-async def test_what_the_listener_raises_ends_the_installation(
+async def test_an_exception_from_on_phase_stops_the_installation(
     sshd: Sshd, index: Index, link: Reconnecting, tmp_path: Path
 ) -> None:
     index.gate.clear()
@@ -177,7 +195,7 @@ async def test_what_the_listener_raises_ends_the_installation(
     with pytest.raises(RunError):
         await prepare(link, lease, lock=lock, on_phase=cancel)
     index.gate.set()
-    assert not _found(tmp_path, "env-*/ready.json")
+    assert not _names(tmp_path, "env-*/ready.json")
     assert (await prepare(link, lease, lock=lock)).installed
 
 
@@ -188,16 +206,16 @@ async def test_what_the_listener_raises_ends_the_installation(
         ({"disk_gb": 10**9}, "remote_disk_full"),
     ],
 )
-async def test_what_cannot_work_is_told_before_anything_is_made(
+async def test_an_impossible_installation_is_refused_before_anything_is_created(
     sshd: Sshd, index: Index, link: Reconnecting, tmp_path: Path, text: dict[str, Any], code: str
 ) -> None:
     with pytest.raises(RemoteError) as caught:
         await prepare(link, _lease(sshd, tmp_path, index), lock=_lock(index.lock(**text)))
     assert caught.value.code == code
-    assert not _found(tmp_path, "env-*")
+    assert not _names(tmp_path, "env-*")
 
 
-async def test_an_interpreter_without_pip_and_an_absent_one_are_told_apart(
+async def test_an_interpreter_without_pip_and_a_missing_one_have_different_codes(
     sshd: Sshd, index: Index, link: Reconnecting, tmp_path: Path
 ) -> None:
     making = await asyncio.create_subprocess_exec(sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "bare"))
@@ -208,11 +226,11 @@ async def test_an_interpreter_without_pip_and_an_absent_one_are_told_apart(
         assert caught.value.code == code
 
 
-async def test_a_driver_that_is_too_old_for_the_locks_cuda_is_told_before_the_installation(
+async def test_a_driver_too_old_for_the_locks_cuda_is_reported_before_the_installation(
     index: Index, tmp_path: Path
 ) -> None:
     if shutil.which("nvidia-smi") is not None:
-        pytest.skip("this machine has a driver of its own")
+        pytest.skip("this machine has a GPU driver")
     tool = tmp_path / "bin" / "nvidia-smi"
     tool.parent.mkdir()
     tool.write_text("#!/bin/sh\necho '| NVIDIA-SMI 550.1  Driver Version: 550.1   CUDA Version: 12.4 |'\n")
@@ -226,7 +244,7 @@ async def test_a_driver_that_is_too_old_for_the_locks_cuda_is_told_before_the_in
             assert "12.4" in caught.value.message
             with pytest.raises(RemoteError) as caught:
                 await prepare(session, lease, lock=_lock(index.lock(cuda="12.4", disk_gb=10**9)))
-            assert caught.value.code == "remote_disk_full", "a driver that will do was refused"
+            assert caught.value.code == "remote_disk_full", "a suitable driver was refused"
 
 
 async def test_an_image_must_hold_the_locked_versions(sshd: Sshd, link: Reconnecting, tmp_path: Path) -> None:
@@ -239,16 +257,16 @@ async def test_an_image_must_hold_the_locked_versions(sshd: Sshd, link: Reconnec
     with pytest.raises(RemoteError) as caught:
         await prepare(link, lease, lock=lock_of(other))
     assert caught.value.code == "environment_mismatch"
-    assert f"peft is {worker_lock()['peft']} and not 0.0.1." in caught.value.message
+    assert f"peft is {worker_lock()['peft']} instead of 0.0.1." in caught.value.message
     elsewhere = msgspec.structs.replace(lease, site_paths=(str(tmp_path),))
-    with pytest.raises(RemoteError, match=r"is absent, .* and 7 more") as caught:
+    with pytest.raises(RemoteError, match=r"is missing, .* and 7 more") as caught:
         await prepare(link, elsewhere, lock=lock_of(worker_lock()))
     assert caught.value.code == "environment_mismatch"
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the worker imports to measure, and no more."""
+    """Only what the worker imports to measure."""
     made = tmp_path_factory.mktemp("site")
     for name in MEASURING:
         for folder in site_paths():
@@ -272,7 +290,7 @@ async def test_an_environment_without_what_the_worker_needs_cannot_be_measured(
 
 
 class _Operator:
-    """A run's staging over a real store; its bundle names nothing, so that a small site will do."""
+    """A run's staging over a real store; its bundle's lock is empty, so that a small site is enough."""
 
     def __init__(self, home: Path, run_id: str) -> None:
         self.plan = msgspec.structs.replace(preset("demo"), segments="protected")
@@ -302,14 +320,18 @@ async def test_the_measurement_is_pinned_for_the_run_and_for_later_runs_on_the_a
     expected = environment_reference(tmp_path, (str(site),))
     assert staging.references(placed).measurements.environment == expected
     assert (placed.root, placed.python, placed.site_paths) == (str(root), sys.executable, (str(site),))
-    told = Reader(tmp_path).evidence(RUN)["environment"]
-    assert (told["source"], told["digest"], told["python"]) == ("image", expected, platform.python_version())
-    assert str(tmp_path) not in msgspec.json.encode(told).decode()
+    recorded = Reader(tmp_path).evidence(RUN)["environment"]
+    assert (recorded["source"], recorded["digest"], recorded["python"]) == (
+        "image",
+        expected,
+        platform.python_version(),
+    )
+    assert str(tmp_path) not in msgspec.json.encode(recorded).decode()
     assert phases[-1] == "environment: measuring"
 
     (site / "added.py").write_text("")
     try:
-        resumed = one.staging()  # what was pinned stands, whatever is there by now
+        resumed = one.staging()  # the pinned value counts, whatever is installed by now
         assert await resumed.make_ready(link, lease) == placed
         assert resumed.references(placed).measurements.environment == expected
         assert one.folder.read(REFERENCE) is not None

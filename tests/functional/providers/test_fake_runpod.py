@@ -1,4 +1,4 @@
-"""The fake RunPod: lives of pods over both APIs, real logins, what happens to pods, and that none outlives it."""
+"""The fake RunPod: the life of pods over both APIs, real logins, events, and that no pod outlives it."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ print(json.dumps({"gpus": runpod.get_gpus.__name__, "made": made, "pods": pods, 
 
 
 def until(true: Callable[[], T | None], seconds: float = 60.0) -> T:
-    """What `true` gives once it is true."""
+    """The value of `true` once it is true."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if found := true():
-            return found
+        if value := true():
+            return value
         time.sleep(0.01)
-    raise AssertionError("it did not come to be")
+    raise AssertionError("the condition did not become true")
 
 
 def made(fake: FakeRunPod, api: Api = "v2", **order: Any) -> PodView:
@@ -73,7 +73,7 @@ def made(fake: FakeRunPod, api: Api = "v2", **order: Any) -> PodView:
 
 
 def dead(process: psutil.Process) -> bool:
-    """It runs no more; nobody may have asked for its end yet."""
+    """Whether it has ended; its parent may not have waited for it yet."""
     try:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -86,13 +86,13 @@ def up(fake: FakeRunPod, pod_id: str) -> PodView:
 
 
 def listening(pod: PodView) -> PodView | None:
-    """The pod, once it printed that its sshd listens."""
+    """The pod, once its log says that sshd listens."""
     log = Path(pod.folder) / "container.log"
     return pod if log.exists() and f"Server listening on 127.0.0.1 port {pod.port}" in log.read_text() else None
 
 
 def public_line(key: asyncssh.SSHKey) -> str:
-    """As authorized_keys has it."""
+    """A public key line as in authorized_keys."""
     return key.export_public_key().decode().strip()
 
 
@@ -100,7 +100,7 @@ def public_line(key: asyncssh.SSHKey) -> str:
 async def login(
     pod: PodView, key: asyncssh.SSHKey, host_key: asyncssh.SSHKey | None = None
 ) -> AsyncIterator[asyncssh.SSHClientConnection]:
-    """A connection; pinned where a host key is given."""
+    """A connection, with a pinned host key if one is given."""
     trusted = (
         None if host_key is None else asyncssh.import_known_hosts(f"[{pod.host}]:{pod.port} {public_line(host_key)}")
     )
@@ -110,14 +110,14 @@ async def login(
         yield connection
 
 
-async def said(connection: asyncssh.SSHClientConnection, command: str) -> str:
-    """What a command printed."""
+async def output_of(connection: asyncssh.SSHClientConnection, command: str) -> str:
+    """The output of a command."""
     return str((await connection.run(command, check=True)).stdout).strip()
 
 
-def test_it_starts_within_a_second_and_burns_nothing_while_idle(swept_runpod: FakeRunPod, tmp_path: Path) -> None:
+def test_it_starts_fast_and_uses_no_cpu_time_while_idle(swept_runpod: FakeRunPod, tmp_path: Path) -> None:
     second = FakeRunPod.start(tmp_path)
-    starting = psutil.Process(second.process.pid).cpu_times()  # of the processor: other work beside it does not count
+    starting = psutil.Process(second.process.pid).cpu_times()  # CPU time, which other load does not change
     second.stop()
     made(swept_runpod)
     process = psutil.Process(swept_runpod.process.pid)
@@ -133,21 +133,21 @@ def test_a_pod_is_pulled_then_has_ports_then_answers(swept_runpod: FakeRunPod, a
     swept_runpod.configure(port_seconds=0.2)
     wire = Wire(swept_runpod, api)
     pod_id = wire.made(name="a-pod")
-    seen: list[Any] = []
+    phases: list[Any] = []
 
-    def look() -> bool:
+    def is_running() -> bool:
         (row,) = wire.rows()
         assert row["id"] == pod_id and row["name"] == "a-pod"
         phase = (row["status"], row["ssh"]["direct"] is not None) if api == "v2" else _graphql_phase(row)
-        if phase not in seen:
-            seen.append(phase)
+        if phase not in phases:
+            phases.append(phase)
         return phase[-1] is True
 
-    until(look)
+    until(is_running)
     if api == "v2":
-        assert seen == [("PROVISIONING", False), ("STARTING", False), ("RUNNING", True)]
+        assert phases == [("PROVISIONING", False), ("STARTING", False), ("RUNNING", True)]
     else:
-        assert seen == [("RUNNING", None, False), ("RUNNING", "no ports", False), ("RUNNING", "ports", True)]
+        assert phases == [("RUNNING", None, False), ("RUNNING", "no ports", False), ("RUNNING", "ports", True)]
     assert up(swept_runpod, pod_id).price == 0.43
     assert wire.terminate(pod_id).status_code in {200, 204}
     assert wire.rows() == [] and swept_runpod.pods() == []
@@ -173,7 +173,7 @@ async def test_the_host_key_from_the_environment_is_the_one_that_answers(swept_r
     pod = made(swept_runpod, api, env=env, args=START)
     home = f"{pod.folder}/root"
     async with login(pod, key, host_key) as connection:
-        assert await said(connection, "echo $HOME; pwd; echo $RUNPOD_POD_ID") == f"{home}\n{home}\n{pod.id}"
+        assert await output_of(connection, "echo $HOME; pwd; echo $RUNPOD_POD_ID") == f"{home}\n{home}\n{pod.id}"
         async with connection.start_sftp_client() as sftp:
             assert await sftp.realpath(".") == home
             async with sftp.open("there", "wb") as file:
@@ -194,13 +194,15 @@ async def test_the_host_key_from_the_environment_is_the_one_that_answers(swept_r
             pass
 
 
-async def test_what_a_login_detached_dies_with_the_pod_and_first_processes_differ(swept_runpod: FakeRunPod) -> None:
+async def test_detached_processes_die_with_the_pod_and_each_pod_has_its_own_first_process(
+    swept_runpod: FakeRunPod,
+) -> None:
     key = asyncssh.generate_private_key("ssh-ed25519")
     first, second = (made(swept_runpod, env={"PUBLIC_KEY": public_line(key)}) for _ in range(2))
     assert first.pid != second.pid and first.port != second.port
     async with login(first, key) as connection:
-        await said(connection, "setsid sleep 1000 >/dev/null 2>&1 </dev/null &")
-        assert await said(connection, "ps -p 1 -o args=") == f"bash {first.folder}/start.sh"
+        await output_of(connection, "setsid sleep 1000 >/dev/null 2>&1 </dev/null &")
+        assert await output_of(connection, "ps -p 1 -o args=") == f"bash {first.folder}/start.sh"
     assert first.pid is not None
     inside = psutil.Process(first.pid).children(recursive=True)
     assert any(process.cmdline() == ["sleep", "1000"] for process in inside)
@@ -225,10 +227,10 @@ async def test_a_pod_moves_restarts_vanishes_and_loses_its_links(swept_runpod: F
     async with login(moved, key, host_key) as connection:
         assert swept_runpod.freeze(pod.id) >= 1
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(said(connection, "echo back"), 0.3)
+            await asyncio.wait_for(output_of(connection, "echo back"), 0.3)
         assert not connection.is_closed()
         swept_runpod.thaw(pod.id)
-        assert await asyncio.wait_for(said(connection, "echo back; touch left"), 60) == "back"
+        assert await asyncio.wait_for(output_of(connection, "echo back; touch left"), 60) == "back"
     swept_runpod.freeze(pod.id, server=True)
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(asyncssh.get_server_host_key(moved.host, moved.port, config=None), 0.3)
@@ -260,7 +262,7 @@ def test_foreign_pods_prices_and_stock_are_what_a_test_says(swept_runpod: FakeRu
     assert wire.call("GET", "/v2/catalog/gpus/Some%20GPU").json()["memory"] == 8
 
 
-def test_a_pods_own_key_ends_that_pod_only(swept_runpod: FakeRunPod) -> None:
+def test_a_pods_own_key_terminates_that_pod_only(swept_runpod: FakeRunPod) -> None:
     first, second = made(swept_runpod), made(swept_runpod)
     own = Wire(swept_runpod, "v2", key=first.env["RUNPOD_API_KEY"])
     assert own.listing().status_code == 403
@@ -279,21 +281,21 @@ def test_calls_are_recorded_without_the_key_and_strangers_are_refused(swept_runp
     for api in APIS:
         assert Wire(swept_runpod, api, key="wrong").listing().status_code == 401
         assert Wire(swept_runpod, api).listing().status_code == 200
-    told = swept_runpod.calls("list")
-    assert [(call.api, call.status, call.caller) for call in told] == [
+    calls = swept_runpod.calls("list")
+    assert [(call.api, call.status, call.caller) for call in calls] == [
         ("graphql", 401, "unknown"),
         ("graphql", 200, "account"),
         ("v2", 401, "unknown"),
         ("v2", 200, "account"),
     ]
-    assert swept_runpod.key not in repr(told) and "Authorization" not in told[0].headers
+    assert swept_runpod.key not in repr(calls) and "Authorization" not in calls[0].headers
     swept_runpod.configure(calls_per_minute=3)
     statuses = [Wire(swept_runpod, "v2").listing() for _ in range(4)]
     assert [reply.status_code for reply in statuses] == [200, 200, 200, 429]
     assert 0 < int(statuses[-1].headers["Retry-After"]) <= 60
 
 
-def test_requests_and_replies_are_held_to_the_published_contract(swept_runpod: FakeRunPod) -> None:
+def test_requests_and_replies_are_checked_against_the_published_contract(swept_runpod: FakeRunPod) -> None:
     if not swept_runpod.has_contract:
         pytest.skip("RunPod's OpenAPI document is not beside the repository")
     from tests.fake_runpod.contract import Contract, document_path
@@ -316,19 +318,19 @@ def test_requests_and_replies_are_held_to_the_published_contract(swept_runpod: F
     assert contract.reply_faults("/v2/pods/{id}", "delete", 204, "application/json", b"{}")
 
 
-def test_the_pinned_sdk_finds_every_field_that_it_asks_for(swept_runpod: FakeRunPod, tmp_path: Path) -> None:
+def test_the_pinned_sdk_gets_every_field_that_it_queries(swept_runpod: FakeRunPod, tmp_path: Path) -> None:
     environment = {**os.environ, **swept_runpod.environment(), "HOME": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", SDK], env=environment, capture_output=True, text=True, check=False, timeout=60
     )
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert set(told["made"]) == {"id", "imageName", "env", "machineId", "machine"}
-    assert [pod["costPerHr"] for pod in told["pods"]] == [0.43] and told["one"]["name"] == "sdk-pod"
-    assert "SEEN=a b=c" in told["one"]["env"] and told["one"]["machine"] == {"gpuDisplayName": "L4"}
-    assert (told["stopped"]["desiredStatus"], told["resumed"]["desiredStatus"]) == ("EXITED", "RUNNING")
-    assert told["ended"] is None and swept_runpod.pods() == []
-    quote, endpoints, stock, unknown, key = told["errors"]
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert set(report["made"]) == {"id", "imageName", "env", "machineId", "machine"}
+    assert [pod["costPerHr"] for pod in report["pods"]] == [0.43] and report["one"]["name"] == "sdk-pod"
+    assert "SEEN=a b=c" in report["one"]["env"] and report["one"]["machine"] == {"gpuDisplayName": "L4"}
+    assert (report["stopped"]["desiredStatus"], report["resumed"]["desiredStatus"]) == ("EXITED", "RUNNING")
+    assert report["ended"] is None and swept_runpod.pods() == []
+    quote, endpoints, stock, unknown, key = report["errors"]
     assert quote.startswith("QueryError: Syntax Error") and endpoints.startswith("QueryError: Cannot query field")
     assert "no longer any instances" in stock and unknown.startswith("ValueError") and key.startswith("Authentication")
 
@@ -341,7 +343,7 @@ async def test_eight_pods_at_once_work(swept_runpod: FakeRunPod) -> None:
 
     async def home(pod: PodView) -> str:
         async with login(pod, key) as connection:
-            return await said(connection, "echo $HOME")
+            return await output_of(connection, "echo $HOME")
 
     assert await asyncio.gather(*map(home, pods)) == [f"{pod.folder}/root" for pod in pods]
 
@@ -350,14 +352,16 @@ async def test_a_container_whose_first_process_ends_is_exited_and_still_listed(s
     key = asyncssh.generate_private_key("ssh-ed25519")
     pod = made(swept_runpod, env={"PUBLIC_KEY": public_line(key)})
     async with login(pod, key) as connection:
-        await connection.run("kill -9 1; kill -TERM 1; echo $? > survived")  # PID 1 is deaf to its own namespace
+        await connection.run(
+            "kill -9 1; kill -TERM 1; echo $? > survived"
+        )  # PID 1 ignores signals from its own namespace
         assert swept_runpod.pod(pod.id).status == "running"
         await connection.run("kill -9 -1")
     until(lambda: swept_runpod.pod(pod.id).status == "exited")
     (row,) = Wire(swept_runpod, "v2").rows()
     assert (row["status"], row["ssh"]["direct"], row["cost"]) == ("EXITED", None, 0.0)
-    (shown,) = Wire(swept_runpod, "graphql").rows()
-    assert (shown["desiredStatus"], shown["runtime"]) == ("EXITED", None)
+    (other_row,) = Wire(swept_runpod, "graphql").rows()
+    assert (other_row["desiredStatus"], other_row["runtime"]) == ("EXITED", None)
 
 
 def test_pods_do_not_outlive_a_killed_fake(fake_runpod: FakeRunPod) -> None:

@@ -1,4 +1,4 @@
-"""Every fault that the fake RunPod can be told to have, once over each API."""
+"""Every fault of the fake RunPod, once over each API."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from tests.fake_runpod.client import FakeRunPod
 from tests.fake_runpod.container import STRANGER
-from tests.fake_runpod.views import CALL_FAULTS, TWISTS, PodView
+from tests.fake_runpod.views import CALL_FAULTS, POD_FAULTS, PodView
 from tests.fake_runpod.wire import APIS, Api, Wire
 
 NO_CAPACITY = "There are no longer any instances available with the requested specifications"
@@ -23,18 +23,18 @@ BOTH = pytest.mark.parametrize("api", APIS)
 
 @pytest.fixture
 def fake(swept_runpod: FakeRunPod) -> FakeRunPod:
-    """Without pods and faults."""
+    """A fake without pods and faults."""
     return swept_runpod
 
 
 def until(true: Callable[[], Any], seconds: float = 60.0) -> Any:
-    """What `true` gives once it is true."""
+    """The value of `true` once it is true."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if found := true():
-            return found
+        if value := true():
+            return value
         time.sleep(0.01)
-    raise AssertionError("it did not come to be")
+    raise AssertionError("the condition did not become true")
 
 
 def log_of(pod: PodView) -> str:
@@ -49,12 +49,12 @@ def log_of(pod: PodView) -> str:
 
 
 def message(reply: httpx.Response) -> str:
-    """What an error says, in either API's form."""
-    told = reply.json()
-    if "errors" in told and "detail" not in told:
-        return str(told["errors"][0]["message"])
-    assert reply.headers["Content-Type"] == "application/problem+json" and told["status"] == reply.status_code
-    return str(told["detail"])
+    """An error's text, in the format of either API."""
+    body = reply.json()
+    if "errors" in body and "detail" not in body:
+        return str(body["errors"][0]["message"])
+    assert reply.headers["Content-Type"] == "application/problem+json" and body["status"] == reply.status_code
+    return str(body["detail"])
 
 
 @BOTH
@@ -71,29 +71,29 @@ def message(reply: httpx.Response) -> str:
         ("unauthorized", {}, 401),
     ],
 )
-def test_a_listing_is_answered_otherwise_once(
+def test_a_scripted_fault_applies_to_one_listing(
     fake: FakeRunPod, api: Api, do: str, how: dict[str, Any], status: int
 ) -> None:
     wire = Wire(fake, api)
     fake.fault("list", do, after=1, **how)
     assert wire.rows() == []
-    struck = wire.listing()
+    faulty = wire.listing()
     assert wire.rows() == []
-    assert struck.status_code == status
+    assert faulty.status_code == status
     assert [call.fault for call in fake.calls("list")][-3:] == [None, do, None]
     match do:
         case "status":
-            assert (struck.text, struck.headers["Retry-After"]) == ("down", "7")
+            assert (faulty.text, faulty.headers["Retry-After"]) == ("down", "7")
         case "html500":
-            assert struck.text.startswith("<html>") and struck.headers["Content-Type"] == "text/html"
+            assert faulty.text.startswith("<html>") and faulty.headers["Content-Type"] == "text/html"
         case "errors_empty":
-            assert struck.json() == {"errors": [], "data": None}
+            assert faulty.json() == {"errors": [], "data": None}
         case "myself_null":
-            assert struck.json() == ({"data": {"myself": None}} if api == "graphql" else {"pods": None})
+            assert faulty.json() == ({"data": {"myself": None}} if api == "graphql" else {"pods": None})
         case "rate_limited":
-            assert struck.headers["Retry-After"] == "3" and message(struck)
+            assert faulty.headers["Retry-After"] == "3" and message(faulty)
         case _:
-            assert message(struck)
+            assert message(faulty)
 
 
 @BOTH
@@ -116,7 +116,7 @@ def test_answers_are_cut_dripped_hung_and_lost(fake: FakeRunPod, api: Api) -> No
     assert wire.rows()[0]["name"] == "lost"
 
 
-def test_clients_that_leave_in_the_middle_leave_nothing_behind(fake: FakeRunPod) -> None:
+def test_clients_that_disconnect_midway_leave_nothing_behind(fake: FakeRunPod) -> None:
     pod_id = Wire(fake, "v2").made()
     fake.fault("list", "drip", every=0.02)
     key = {"Authorization": f"Bearer {fake.key}"}
@@ -130,7 +130,7 @@ def test_clients_that_leave_in_the_middle_leave_nothing_behind(fake: FakeRunPod)
 
 
 @BOTH
-def test_a_creation_is_refused_or_comes_late_or_is_only_said_to_be(fake: FakeRunPod, api: Api) -> None:
+def test_a_creation_is_refused_or_late_or_only_pretended(fake: FakeRunPod, api: Api) -> None:
     wire = Wire(fake, api)
     fake.fault("create", "no_capacity")
     refused = wire.create()
@@ -151,7 +151,7 @@ def test_a_creation_is_refused_or_comes_late_or_is_only_said_to_be(fake: FakeRun
 
 
 @BOTH
-def test_a_pod_costs_more_is_two_or_stays_listed(fake: FakeRunPod, api: Api) -> None:
+def test_a_pod_costs_more_is_doubled_or_stays_listed(fake: FakeRunPod, api: Api) -> None:
     wire = Wire(fake, api)
     fake.fault("create", "price", price=9.5)
     fake.fault("create", "twin")
@@ -189,13 +189,13 @@ def test_a_pod_never_gets_as_far_as_a_public_port(fake: FakeRunPod, api: Api) ->
 
 
 async def _presented(pod: PodView) -> str:
-    """The fingerprint of the host key that answers there."""
+    """The fingerprint of the host key that the server presents."""
     key = await asyncssh.get_server_host_key(pod.host, pod.port, config=None)
     assert key is not None
     return key.get_fingerprint()
 
 
-async def test_a_pods_server_comes_late_and_has_other_keys(fake: FakeRunPod) -> None:
+async def test_a_pods_server_starts_late_or_has_other_keys(fake: FakeRunPod) -> None:
     wire = Wire(fake, "v2")
     key = asyncssh.generate_private_key("ssh-ed25519")
     env = {"PUBLIC_KEY": key.export_public_key().decode().strip()}
@@ -236,9 +236,9 @@ async def test_a_small_disk_is_full_soon(fake: FakeRunPod) -> None:
                 await file.write(bytes(3 * 1024 * 1024))
 
 
-def test_every_fault_is_tried_here_and_nonsense_is_refused(fake: FakeRunPod) -> None:
+def test_every_fault_is_tested_here_and_invalid_ones_are_refused(fake: FakeRunPod) -> None:
     text = Path(__file__).read_text(encoding="utf-8")
-    assert [do for do in sorted(CALL_FAULTS | TWISTS) if f'"{do}"' not in text] == []
+    assert [do for do in sorted(CALL_FAULTS | POD_FAULTS) if f'"{do}"' not in text] == []
     for on, do in (("list", "nonsense"), ("nonsense", "hang"), ("list", "twin"), ("create", "linger")):
         with pytest.raises(ValueError, match=r"nonsense|happen"):
             fake.fault(on, do)

@@ -1,4 +1,4 @@
-"""The lock on a host: one run at a time, whoever asks, and free again however a holder ends."""
+"""The lock on a host: one run at a time from any operator, and free again however its holder ends."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _holder(root: str) -> int:
 
 
 def _end(pid: int) -> None:
-    """SIGKILL, as when it crashes; returns once the kernel has it gone."""
+    """Kill a process, as when it crashes; returns once it has ended."""
     try:
         descriptor = os.pidfd_open(pid)
         os.kill(pid, signal.SIGKILL)
@@ -68,7 +68,7 @@ def _end(pid: int) -> None:
 
 
 def _ended(pid: int, seconds: float = PATIENCE) -> bool:
-    """Waits for a process's own end."""
+    """Wait for a process to end by itself; False if it does not."""
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -81,7 +81,7 @@ def _ended(pid: int, seconds: float = PATIENCE) -> bool:
 
 @pytest.fixture
 def shared(root: str) -> Path:
-    """A root that everybody may write to, as /tmp."""
+    """A root that everybody may write to, like /tmp."""
     Path(root).mkdir()
     Path(root).chmod(0o1777)
     return Path(root)
@@ -95,7 +95,7 @@ async def test_a_root_that_others_may_write_to_is_refused(session: SshSession, r
     assert isinstance(await acquire_lock(session, root, "run-1", PYTHON), Held)
 
 
-async def test_a_second_run_is_told_who_has_the_host_and_gets_it_afterwards(
+async def test_a_second_run_learns_which_run_has_the_host_and_gets_it_afterwards(
     sshd: Sshd, session: SshSession, root: str
 ) -> None:
     held = await acquire_lock(session, root, "first", PYTHON)
@@ -110,14 +110,12 @@ async def test_a_second_run_is_told_who_has_the_host_and_gets_it_afterwards(
         assert isinstance(await acquire_lock(other, root, "second", PYTHON), Held)
 
 
-async def test_of_many_at_once_one_run_gets_the_host(session: SshSession, root: str) -> None:
-    seen = await asyncio.gather(*(acquire_lock(session, root, f"run{number}", PYTHON) for number in range(6)))
-    assert [type(one) for one in seen].count(Held) == 1
+async def test_of_several_concurrent_runs_one_gets_the_host(session: SshSession, root: str) -> None:
+    outcomes = await asyncio.gather(*(acquire_lock(session, root, f"run{number}", PYTHON) for number in range(6)))
+    assert [type(one) for one in outcomes].count(Held) == 1
 
 
-async def test_a_run_that_resumes_finds_its_own_lock_though_its_link_is_gone(
-    sshd: Sshd, session: SshSession, root: str
-) -> None:
+async def test_a_resumed_run_still_holds_its_lock_after_a_lost_link(sshd: Sshd, session: SshSession, root: str) -> None:
     first = await acquire_lock(session, root, "run", PYTHON)
     sshd.cut()
     async with await _open(sshd) as again:
@@ -130,7 +128,7 @@ async def test_a_holder_that_dies_frees_the_host(session: SshSession, root: str)
     assert isinstance(await acquire_lock(session, root, "second", PYTHON), Held)
 
 
-async def test_a_runner_that_never_comes_back_loses_the_host(session: SshSession, root: str) -> None:
+async def test_a_runner_that_never_returns_loses_the_host(session: SshSession, root: str) -> None:
     assert isinstance(await acquire_lock(session, root, "run", PYTHON, lease=0.1), Held)
     assert await asyncio.to_thread(_ended, _holder(root))
 
@@ -146,17 +144,17 @@ async def test_a_lock_that_is_renewed_outlasts_its_lease(
 
 async def test_the_host_is_held_as_long_as_the_runs_supervisor_lives(session: SshSession, root: str) -> None:
     worker = await asyncio.to_thread(subprocess.Popen, ["sleep", "60"])
-    seen = live_process(worker.pid)
-    assert seen is not None
+    process = live_process(worker.pid)
+    assert process is not None
     run = Path(root) / "run"
     run.mkdir(parents=True)
-    (run / "launched.json").write_text(json.dumps({"pid": seen.pid, "start": seen.start, "bundle": "0" * 64}))
+    (run / "launched.json").write_text(json.dumps({"pid": process.pid, "start": process.start, "bundle": "0" * 64}))
     assert isinstance(await acquire_lock(session, root, "run", PYTHON, lease=0.1), Held)
     holder = _holder(root)
-    assert not await asyncio.to_thread(_ended, holder, 1.5), "its lease ended it"
+    assert not await asyncio.to_thread(_ended, holder, 1.5), "it ended with its lease"
     _end(holder)
     busy = await acquire_lock(session, root, "other", PYTHON)
-    assert busy == Busy(by="run", since=""), "a supervisor without a holder was not seen"
+    assert busy == Busy(by="run", since=""), "a supervisor without a holder was not detected"
     assert isinstance(await acquire_lock(session, root, "run", PYTHON, lease=0.1), Held)
     worker.kill()
     worker.wait()
@@ -164,7 +162,7 @@ async def test_the_host_is_held_as_long_as_the_runs_supervisor_lives(session: Ss
     assert isinstance(await acquire_lock(session, root, "other", PYTHON), Held)
 
 
-async def test_a_root_that_is_no_folder_is_an_error_and_not_a_free_host(session: SshSession, tmp_path: Path) -> None:
+async def test_a_root_that_is_not_a_folder_is_an_error(session: SshSession, tmp_path: Path) -> None:
     root = f"{tmp_path}/file"
     await upload(session, b"", root)
     with pytest.raises(RemoteError) as caught:

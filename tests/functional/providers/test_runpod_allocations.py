@@ -1,4 +1,4 @@
-"""The life of a rented pod beside its faults: taken up, ended by itself, and what is kept of it on this machine."""
+"""The life of a rented pod apart from its faults: adoption, self-termination, and its files on this machine."""
 
 from __future__ import annotations
 
@@ -16,53 +16,53 @@ from engine.errors import ProviderError
 from engine.providers.protocol import LedgerEntry, Scope
 from engine.providers.runpod.folder import AllocationFolder
 from tests.fake_runpod.client import FakeRunPod
-from tests.functional.providers.renting import RUN, Renting, either_api
+from tests.functional.providers.renting import RUN, Renting, rest_only
 
 
-@either_api
-async def test_a_restart_takes_up_what_an_earlier_attempt_made(renting: Renting) -> None:
+@rest_only
+async def test_a_restart_adopts_the_pod_of_an_earlier_attempt(renting: Renting) -> None:
     spec = renting.spec()
     lease = await renting.lease(renting.provider(), spec)
-    before = renting.asked("create")
+    before = renting.call_count("create")
     provider = renting.provider()
     assert await provider.acquire(spec, RUN) == lease
-    assert renting.asked("create") == before
+    assert renting.call_count("create") == before
     rebuilt = await provider.reconcile([LedgerEntry(name=spec.name)])
-    assert [found.lease for found in rebuilt.ours] == [lease]
+    assert [one.lease for one in rebuilt.ours] == [lease]
     await provider.release(lease)
 
 
-@either_api
-async def test_a_pod_whose_keys_are_lost_can_still_be_ended(renting: Renting) -> None:
+@rest_only
+async def test_a_pod_whose_keys_are_lost_can_still_be_terminated(renting: Renting) -> None:
     provider = renting.provider()
     lease = await renting.lease(provider)
     for file in (renting.home / "allocations" / lease.name).iterdir():
         file.unlink()
-    (found,) = (await provider.reconcile([LedgerEntry(name=lease.name)])).ours
-    assert found.lease is not None
+    (rebuilt,) = (await provider.reconcile([LedgerEntry(name=lease.name)])).ours
+    assert rebuilt.lease is not None
     with pytest.raises(ProviderError) as raised:
-        await provider.wait_ready(found.lease)
+        await provider.wait_ready(rebuilt.lease)
     assert raised.value.code == "allocation_unknown"
-    await provider.release(found.lease)
+    await provider.release(rebuilt.lease)
 
 
-@either_api
-async def test_a_pod_ends_itself_when_its_cost_ceiling_is_reached(renting: Renting) -> None:
+@rest_only
+async def test_a_pod_terminates_itself_when_its_cost_ceiling_is_reached(renting: Renting) -> None:
     provider = renting.provider()
     lease = await renting.lease(provider, renting.spec(max_cost=0.12 * 0.5 / 3600))
     assert lease.deadline is not None
-    life = datetime.fromisoformat(lease.deadline) - datetime.fromisoformat(lease.acquired_at)
-    assert life.total_seconds() == pytest.approx(0.5, abs=0.01)
+    lifetime = datetime.fromisoformat(lease.deadline) - datetime.fromisoformat(lease.acquired_at)
+    assert lifetime.total_seconds() == pytest.approx(0.5, abs=0.01)
     until = time.monotonic() + 60
     while renting.ours():
-        assert time.monotonic() < until, "it did not end itself"
+        assert time.monotonic() < until, "it did not terminate itself"
         await asyncio.sleep(0.05)
     assert next(pod.ended_by for pod in renting.fake.ever() if pod.id == lease.allocation_id) == "pod"
     assert await provider.observe(lease) == "gone"
     await provider.release(lease)
 
 
-@either_api
+@rest_only
 async def test_a_pod_whose_key_may_only_stop_it_stops_itself(renting: Renting) -> None:
     renting.fake.configure(pod_key="stop")
     provider = renting.provider()
@@ -75,21 +75,21 @@ async def test_a_pod_whose_key_may_only_stop_it_stops_itself(renting: Renting) -
     await provider.release(lease)
 
 
-@either_api
-async def test_an_unwritable_home_asks_for_nothing(renting: Renting, tmp_path: Path) -> None:
+@rest_only
+async def test_with_an_unwritable_home_nothing_is_requested(renting: Renting, tmp_path: Path) -> None:
     home = tmp_path / "home"
     provider = renting.provider(home=home)
     await provider.preflight()
     spec = renting.spec()
     (home / "allocations" / spec.name / "client_key" / "in the way").mkdir(parents=True)
-    before = renting.asked("create")
+    before = renting.call_count("create")
     with pytest.raises(ProviderError) as raised:
         await provider.acquire(spec, RUN)
     assert raised.value.code == "acquire_failed"
-    assert renting.asked("create") == before
+    assert renting.call_count("create") == before
 
 
-@either_api
+@rest_only
 async def test_no_private_half_of_a_host_key_is_kept(renting: Renting) -> None:
     provider = renting.provider()
     lease = await renting.lease(provider)
@@ -109,8 +109,8 @@ async def test_no_private_half_of_a_host_key_is_kept(renting: Renting) -> None:
     await provider.release(lease)
 
 
-@either_api
-async def test_another_account_proves_nothing_gone(
+@rest_only
+async def test_listings_of_another_account_prove_nothing_gone(
     renting: Renting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lease = await renting.lease(renting.provider())
@@ -122,9 +122,9 @@ async def test_another_account_proves_nothing_gone(
             provider = renting.provider()
             assert (await provider.reconcile([LedgerEntry(name=lease.name, lease=lease)])).gone == ()
             assert await provider.observe(lease) == "unknown"
-            for asked in (provider.release(lease), provider.prove_empty(Scope(names=(lease.name,), leases=(lease,)))):
+            for attempt in (provider.release(lease), provider.prove_empty(Scope(names=(lease.name,), leases=(lease,)))):
                 with pytest.raises(ProviderError) as raised:
-                    await asked
+                    await attempt
                 assert raised.value.code == "account_differs"
             assert other.calls("terminate") == []
     finally:
@@ -137,7 +137,7 @@ async def test_another_account_proves_nothing_gone(
     assert (await renting.proof(provider, lease)).count == 0
 
 
-@either_api
+@rest_only
 async def test_a_session_before_the_pod_is_ready_is_refused(renting: Renting) -> None:
     provider = renting.provider()
     lease = await renting.lease(provider)
@@ -147,26 +147,26 @@ async def test_a_session_before_the_pod_is_ready_is_refused(renting: Renting) ->
     await provider.release(lease)
 
 
-@either_api
+@rest_only
 async def test_a_new_key_of_the_same_account_can_end_a_pod_and_prove_it(renting: Renting) -> None:
     lease = await renting.lease(renting.provider())
     folder = AllocationFolder(renting.home, lease.name)
-    asked = folder.asked()
-    assert asked is not None
-    folder.write_asked(msgspec.structs.replace(asked, account="a key that is no more"))
+    record = folder.record()
+    assert record is not None
+    folder.write_record(msgspec.structs.replace(record, account="a key that no longer exists"))
     provider = renting.provider()
     await provider.release(lease)
     assert (await renting.proof(provider, lease)).count == 0
     assert renting.ours() == []
 
 
-@either_api
-async def test_a_look_destroys_no_key_and_a_record_that_cannot_be_read_hides_no_other(renting: Renting) -> None:
+@rest_only
+async def test_reconcile_destroys_no_key_and_an_unreadable_record_hides_no_other(renting: Renting) -> None:
     provider = renting.provider()
     vanished, torn = await renting.lease(provider), renting.spec()
     renting.fake.vanish(vanished.allocation_id)
     folder = AllocationFolder(renting.home, torn.name)
-    folder.make()
+    folder.create()
     (folder.path / "asked.json").write_bytes(b"{")
     ledger = [LedgerEntry(name=vanished.name, lease=vanished), LedgerEntry(name=torn.name)]
     assert (await provider.reconcile(ledger)).gone == (vanished.name,)

@@ -37,8 +37,8 @@ IMAGE_START = (
 def _why_not() -> str:
     if os.geteuid() != 0 or not NAMESPACE[0]:
         return "a pod's own processes and /etc/ssh need root and unshare"
-    tried = subprocess.run([*NAMESPACE, "true"], capture_output=True, check=False)
-    return "" if tried.returncode == 0 else "this machine makes no namespaces"
+    attempt = subprocess.run([*NAMESPACE, "true"], capture_output=True, check=False)
+    return "" if attempt.returncode == 0 else "this machine does not allow namespaces"
 
 
 pytestmark = pytest.mark.skipif(bool(_why_not()), reason=_why_not() or "can run")
@@ -46,19 +46,19 @@ pytestmark = pytest.mark.skipif(bool(_why_not()), reason=_why_not() or "can run"
 
 @dataclass
 class RunPod:
-    """A server that answers each request with the next status and keeps what came."""
+    """A server that records requests and refuses those in `refuse`."""
 
     refuse: set[str] = field(default_factory=set)
-    asked: queue.Queue[tuple[str, str, str]] = field(default_factory=queue.Queue)
+    received: queue.Queue[tuple[str, str, str]] = field(default_factory=queue.Queue)
     url: str = ""
 
     def next(self) -> tuple[str, str, str]:
-        return self.asked.get(timeout=LIMIT)
+        return self.received.get(timeout=LIMIT)
 
 
 @pytest.fixture
 def runpod() -> Iterator[RunPod]:
-    found = RunPod()
+    fake = RunPod()
 
     class Handler(BaseHTTPRequestHandler):
         def do_DELETE(self) -> None:
@@ -69,19 +69,19 @@ def runpod() -> Iterator[RunPod]:
             self._answer(next(verb for verb in ("podTerminate", "podStop") if verb in body), b'{"data": {}}')
 
         def _answer(self, what: str, body: bytes) -> None:
-            found.asked.put((what, self.path, self.headers["Authorization"]))
-            self.send_response(403 if what in found.refuse else 204 if what == "DELETE" else 200)
+            fake.received.put((what, self.path, self.headers["Authorization"]))
+            self.send_response(403 if what in fake.refuse else 204 if what == "DELETE" else 200)
             self.end_headers()
             self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
-            """Says nothing."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
-    found.url = f"http://127.0.0.1:{server.server_port}"
-    yield found
+    fake.url = f"http://127.0.0.1:{server.server_port}"
+    yield fake
     server.shutdown()
     thread.join()
     server.server_close()
@@ -89,7 +89,7 @@ def runpod() -> Iterator[RunPod]:
 
 @dataclass
 class Pod:
-    """A container's processes, with a home and an /etc/ssh of their own."""
+    """A container's processes, with their own home and /etc/ssh."""
 
     process: subprocess.Popen[bytes]
     home: Path
@@ -97,11 +97,11 @@ class Pod:
     host: asyncssh.SSHKey
 
     def wait_for(self, name: str) -> str:
-        """The text of a file in the home, once it is there."""
+        """The text of a file in the home, once it exists."""
         until = time.monotonic() + LIMIT
         while not (self.home / name).exists():
-            assert time.monotonic() < until, f"{name} did not come"
-            assert self.process.poll() is None, f"the pod ended before {name} came"
+            assert time.monotonic() < until, f"{name} did not appear"
+            assert self.process.poll() is None, f"the pod ended before {name} appeared"
             time.sleep(0.01)
         return (self.home / name).read_text()
 
@@ -129,7 +129,7 @@ class Pods:
         image.chmod(0o755)
         host = asyncssh.generate_private_key("ssh-ed25519")
         settings = RunPodSettings(limits=RunPodLimits(silence=silence))
-        wanted = order(
+        pod_order = order(
             Spec(name="glasshouse-a-b-c"),
             settings,
             Choice(gpu="gpu", model="GPU", price=1.0),
@@ -137,7 +137,7 @@ class Pods:
             seconds,
         )
         environment = {
-            **wanted.environment,
+            **pod_order.environment,
             "PATH": os.environ["PATH"],
             "HOME": str(home),
             "RUNPOD_POD_ID": POD,
@@ -147,7 +147,7 @@ class Pods:
             "HTTP_PROXY": "http://127.0.0.1:9",
             **changed,
         }
-        inside = f"mount --bind {shlex.quote(str(etc))} /etc/ssh && exec {shlex.join(shlex.split(wanted.start))}"
+        inside = f"mount --bind {shlex.quote(str(etc))} /etc/ssh && exec {shlex.join(shlex.split(pod_order.start))}"
         process = subprocess.Popen(
             [*NAMESPACE, "/bin/bash", "-c", inside],
             env=environment,
@@ -159,16 +159,16 @@ class Pods:
 
 @pytest.fixture
 def pods(tmp_path: Path, runpod: RunPod) -> Iterator[Pods]:
-    found = Pods(tmp_path, runpod.url)
-    yield found
-    for pod in found.started:
+    starter = Pods(tmp_path, runpod.url)
+    yield starter
+    for pod in starter.started:
         pod.end()
 
 
 def test_the_image_starts_with_the_host_key_in_place_and_no_secret_to_read(pods: Pods, runpod: RunPod) -> None:
     pod = pods.start()
-    seen = pod.wait_for("image_env")
-    assert "PUBLIC_KEY=ssh-ed25519" in seen
+    image_env = pod.wait_for("image_env")
+    assert "PUBLIC_KEY=ssh-ed25519" in image_env
     installed = pod.etc / "ssh_host_ed25519_key"
     assert installed.stat().st_mode & 0o777 == 0o600
     assert asyncssh.read_private_key(installed).public_data == pod.host.public_data
@@ -177,20 +177,20 @@ def test_the_image_starts_with_the_host_key_in_place_and_no_secret_to_read(pods:
     of_pod = psutil.Process(pod.process.pid).children(recursive=True)
     texts = [Path(f"/proc/{one.pid}/{what}").read_text() for one in of_pod for what in ("environ", "cmdline")]
     assert any("deadman.py" in text for text in texts)
-    for text in (seen, *texts):
+    for text in (image_env, *texts):
         assert POD_KEY not in text
         assert handed not in text
         assert "GLASSHOUSE_" not in text
     assert all(POD_KEY not in file.read_text() for file in pod.home.rglob("*") if file.is_file())
 
 
-def test_a_pod_whose_time_is_over_asks_runpod_to_end_it_with_its_own_key(pods: Pods, runpod: RunPod) -> None:
+def test_a_pod_whose_time_is_up_requests_its_termination_with_its_own_key(pods: Pods, runpod: RunPod) -> None:
     pods.start(seconds=0.5)
     assert runpod.next() == ("DELETE", f"/v2/pods/{POD}", f"Bearer {POD_KEY}")
-    assert runpod.next()[0] == "DELETE", "it asks until it is gone"
+    assert runpod.next()[0] == "DELETE", "the request is not repeated until the pod is gone"
 
 
-def test_where_termination_is_refused_the_other_ways_to_end_are_tried(pods: Pods, runpod: RunPod) -> None:
+def test_if_termination_is_refused_the_other_requests_are_tried(pods: Pods, runpod: RunPod) -> None:
     runpod.refuse = {"DELETE", "podTerminate"}
     pods.start(seconds=0.3)
     assert [runpod.next()[:2] for _ in range(3)] == [
@@ -200,25 +200,25 @@ def test_where_termination_is_refused_the_other_ways_to_end_are_tried(pods: Pods
     ]
 
 
-def test_heartbeats_keep_a_pod_alive_and_their_end_ends_it(pods: Pods, runpod: RunPod) -> None:
+def test_heartbeats_keep_a_pod_alive_until_they_stop(pods: Pods, runpod: RunPod) -> None:
     pod = pods.start(silence=3.0)
     pod.wait_for("image_env")
     started = time.monotonic()
-    for beat in range(50):  # whatever the pod's wall clock says, here even backwards
+    for beat in range(50):  # timestamps may even go backwards: only a change counts
         pod.beat(10**18 - beat * 10**12)
         time.sleep(0.1)
-    assert runpod.asked.empty()
+    assert runpod.received.empty()
     assert runpod.next()[0] == "DELETE"
     assert time.monotonic() - started > 7.0
 
 
-def test_a_pod_without_a_key_ends_its_own_processes(pods: Pods, runpod: RunPod) -> None:
+def test_a_pod_without_a_key_kills_its_own_processes(pods: Pods, runpod: RunPod) -> None:
     pod = pods.start(seconds=0.3, RUNPOD_API_KEY="")
     pod.process.wait(LIMIT)
-    assert runpod.asked.empty()
+    assert runpod.received.empty()
 
 
-def test_a_restarted_container_gains_no_new_deadline(pods: Pods) -> None:
+def test_a_restarted_container_keeps_its_deadline(pods: Pods) -> None:
     first = pods.start(seconds=1000)
     first.wait_for("image_env")
     kept = first.wait_for(".glasshouse/deadline")

@@ -51,7 +51,7 @@ async def _ready(provider: StaticProvider, run_id: str = RUN) -> Lease:
 
 
 def _bundle() -> bytes:
-    """A supervisor that only lives, with a child in its session."""
+    """A supervisor that does nothing, with a child in its session."""
     made = io.BytesIO()
     code = "import os, signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nos.fork()\nsignal.pause()\n"
     with zipfile.ZipFile(made, "w") as bundle:
@@ -63,7 +63,7 @@ def _names(folder: str) -> list[str]:
     return sorted(path.name for path in Path(folder).iterdir())
 
 
-def test_it_is_a_provider_that_the_configuration_makes(tmp_path: Path, sshd: Sshd) -> None:
+def test_it_is_a_provider_created_from_the_configuration(tmp_path: Path, sshd: Sshd) -> None:
     host = sshd.settings()
     (tmp_path / "config.toml").write_text(
         f'[[host]]\nname = "box"\naddress = "{host.address}"\nuser = "{host.user}"\nport = {host.port}\n'
@@ -89,19 +89,23 @@ async def test_a_host_is_used_and_only_the_runs_folder_is_removed(sshd: Sshd, mo
         await upload(session, bundle, f"{lease.root}/{RUN}/bundle.pyz")
         assert isinstance(await acquire_lock(session, lease.root, RUN, PYTHON), Held)
         launched = await launch(
-            session, python=PYTHON, bundle_path=f"{lease.root}/{RUN}/bundle.pyz", sha256=bundle_digest(bundle),
-            run_dir=f"{lease.root}/{RUN}", site_paths=(),
-        )  # fmt: skip
+            session,
+            python=PYTHON,
+            bundle_path=f"{lease.root}/{RUN}/bundle.pyz",
+            sha256=bundle_digest(bundle),
+            run_dir=f"{lease.root}/{RUN}",
+            site_paths=(),
+        )
     descriptor = os.pidfd_open(launched.pid)
     assert await provider.observe(lease) == "alive"
     await provider.release(lease)
-    assert select.select([descriptor], [], [], 0)[0], "the supervisor lives"
+    assert select.select([descriptor], [], [], 0)[0], "the supervisor is still alive"
     os.close(descriptor)
     assert _names(lease.root) == [".lock", "another"]
     async with await provider.open_session(lease) as session:
         assert isinstance(await acquire_lock(session, lease.root, "next", PYTHON), Held), "the lock was not freed"
     await provider.release(msgspec.structs.replace(lease, run_id="next"))
-    await provider.release(lease)  # done already is done
+    await provider.release(lease)  # idempotent
     proof = await provider.prove_empty(Scope(names=(SPEC.name,), leases=(lease,)))
     assert proof.count is None
     assert proof.statement.startswith("not ours to delete")
@@ -110,14 +114,14 @@ async def test_a_host_is_used_and_only_the_runs_folder_is_removed(sshd: Sshd, mo
 async def test_two_homes_claim_one_host_in_turn(sshd: Sshd, tmp_path: Path) -> None:
     mine, theirs = (_provider(sshd.settings(root=str(tmp_path / "root"))) for _ in range(2))
     assert isinstance(mine, Exclusive)
-    await theirs.let_go(SPEC, "second")  # nothing was ever there
+    await theirs.let_go(SPEC, "second")  # it never had a claim
     assert await mine.claim(SPEC, "first") is None
     assert await mine.claim(SPEC, "first") is None
-    told = await theirs.claim(SPEC, "second")
-    assert told is not None
-    assert told.startswith("run first has this host since 20")
+    reason = await theirs.claim(SPEC, "second")
+    assert reason is not None
+    assert reason.startswith("run first has this host since 20")
     await theirs.let_go(SPEC, "second")
-    assert await theirs.claim(SPEC, "second") == told
+    assert await theirs.claim(SPEC, "second") == reason
     await mine.let_go(SPEC, "first")
     assert await theirs.claim(SPEC, "second") is None
     lease = await theirs.wait_ready(await theirs.acquire(SPEC, "second"))
@@ -132,7 +136,7 @@ async def test_a_fingerprint_is_resolved_once_and_then_the_key_is_pinned(sshd: S
     assert lease.address is not None
     assert lease.address.host_key == sshd.line
     assert lease.machine == {"hostKey": sshd.host_key.get_fingerprint()}
-    with openssh(tmp_path) as other:  # the address leads elsewhere now: the pinned key stays
+    with openssh(tmp_path) as other:  # another server has the address now; the pinned key stays
         moved = _provider(other.settings(host_key=sshd.host_key.get_fingerprint()))
         with pytest.raises(RemoteError) as caught:
             await moved.open_session(await moved.wait_ready(lease))
@@ -182,7 +186,7 @@ async def test_the_host_of_a_run_is_the_named_one_or_the_only_one(sshd: Sshd) ->
         await _provider().preflight()
 
 
-async def test_a_root_below_the_logins_home_becomes_absolute_and_the_gpu_is_asked_for(sshd: Sshd) -> None:
+async def test_a_relative_root_becomes_absolute_and_the_gpu_is_queried(sshd: Sshd) -> None:
     provider = _provider(sshd.settings(root="glasshouse", gpu=None))
     lease = await _ready(provider)
     assert lease.root == f"{Path.home()}/glasshouse"
@@ -192,7 +196,7 @@ async def test_a_root_below_the_logins_home_becomes_absolute_and_the_gpu_is_aske
         assert lease.gpu_model.startswith("CPU (")
 
 
-async def test_a_host_that_trusts_another_key_by_now_does_not_go_on(sshd: Sshd) -> None:
+async def test_a_host_whose_configured_key_has_changed_is_refused(sshd: Sshd) -> None:
     lease = await _ready(_provider(sshd.settings()))
     other = asyncssh.generate_private_key("ssh-ed25519").get_fingerprint()
     with pytest.raises(ProviderError) as caught:
@@ -200,7 +204,7 @@ async def test_a_host_that_trusts_another_key_by_now_does_not_go_on(sshd: Sshd) 
     assert caught.value.code == "allocation_changed"
 
 
-async def test_a_host_that_cannot_be_reached_is_unknown_and_its_release_fails_aloud(sshd: Sshd, tmp_path: Path) -> None:
+async def test_an_unreachable_host_is_unknown_and_its_release_raises(sshd: Sshd, tmp_path: Path) -> None:
     with openssh(tmp_path) as server:
         provider = _provider(server.settings())
         lease = await _ready(provider)
@@ -209,10 +213,10 @@ async def test_a_host_that_cannot_be_reached_is_unknown_and_its_release_fails_al
         await provider.release(lease)
     assert caught.value.code == "release_failed"
     assert f"{lease.root}/{RUN}" in caught.value.hint
-    seen = await provider.reconcile([LedgerEntry(name="a", lease=lease), LedgerEntry(name="b")])
-    assert [(found.observation, found.lease) for found in seen.ours] == [("unknown", lease)]
-    assert seen.gone == ("b",)
-    assert seen.foreign == ()
+    result = await provider.reconcile([LedgerEntry(name="a", lease=lease), LedgerEntry(name="b")])
+    assert [(one.observation, one.lease) for one in result.ours] == [("unknown", lease)]
+    assert result.gone == ("b",)
+    assert result.foreign == ()
     never_ready = await provider.acquire(SPEC, RUN)
     await provider.release(never_ready)
 
@@ -225,7 +229,7 @@ def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     path = str(tmp_path / "agent")
     process = subprocess.Popen(["ssh-agent", "-D", "-a", path], stdout=subprocess.PIPE)
     assert process.stdout is not None
-    process.stdout.readline()  # it listens
+    process.stdout.readline()  # it listens now
     monkeypatch.setenv("SSH_AUTH_SOCK", path)
     yield path
     process.terminate()
@@ -242,12 +246,12 @@ async def test_an_agent_logs_in_and_is_not_forwarded(sshd: Sshd, agent: str) -> 
     adding = await asyncio.create_subprocess_exec("ssh-add", "-q", str(sshd.client_key))
     assert await adding.wait() == 0
     async with await provider.open_session(lease) as session:
-        told = await session.run(["printenv", "SSH_AUTH_SOCK"])
-        assert (told.exit_status, told.stdout) == (1, b"")
+        result = await session.run(["printenv", "SSH_AUTH_SOCK"])
+        assert (result.exit_status, result.stdout) == (1, b"")
         assert (await session.run(["true"])).exit_status == 0
 
 
-async def test_an_agent_that_is_not_there_is_told_before_a_run(
+async def test_a_missing_agent_is_reported_before_a_run(
     sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)

@@ -1,4 +1,4 @@
-"""A run on a host that another operator's run has: it waits in its queue, tells why, and lets go of nothing else."""
+"""A run on a host that another operator's run holds: it is queued with a reason, and frees only its own lock."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def sshd(tmp_path: Path) -> Iterator[Sshd]:
 
 
 def _start(home: Path, sshd: Sshd) -> str:
-    """A run of the demo on the host, its environment nowhere: it never comes to train."""
+    """A run of the demo on the host without an environment: it never starts training."""
     home.mkdir(exist_ok=True)
     (home / "config.toml").write_text(
         f'[[host]]\nname = "box"\naddress = "127.0.0.1"\nport = {sshd.port}\nuser = "{USER}"\n'
@@ -61,20 +61,20 @@ def test_a_run_waits_for_a_host_that_another_operator_uses(sshd: Sshd, tmp_path:
     assert asyncio.run(other.claim(SPEC, OTHER)) is None
     home = tmp_path / "home"
     waiting = _start(home, sshd)
-    seen = _wait(home, waiting, lambda one: bool(one.reason))
-    assert seen.state == "queued"
-    assert seen.reason.startswith(f"run {OTHER} has this host since ")
+    summary = _wait(home, waiting, lambda one: bool(one.reason))
+    assert summary.state == "queued"
+    assert summary.reason.startswith(f"run {OTHER} has this host since ")
     with Writer(home) as writer:
         writer.request(waiting, "cancel")
     assert _wait(home, waiting, lambda _: False).state == "cancelled"
-    told = asyncio.run(other.claim(SPEC, "a-third-run"))
-    assert told is not None
-    assert told.startswith(f"run {OTHER} ")
+    reason = asyncio.run(other.claim(SPEC, "a-third-run"))
+    assert reason is not None
+    assert reason.startswith(f"run {OTHER} ")
     asyncio.run(other.let_go(SPEC, OTHER))
 
-    goes_on = _start(home, sshd)
-    seen = _wait(home, goes_on, lambda _: False)
-    assert (seen.state, seen.reason.partition(":")[0]) == ("failed", "environment_mismatch")
-    assert seen.cleanup == "not_ours"
+    next_run = _start(home, sshd)
+    summary = _wait(home, next_run, lambda _: False)
+    assert (summary.state, summary.reason.partition(":")[0]) == ("failed", "environment_mismatch")
+    assert summary.cleanup == "not_ours"
     assert asyncio.run(other.claim(SPEC, OTHER)) is None, "the host was not freed"
     asyncio.run(other.let_go(SPEC, OTHER))

@@ -20,7 +20,7 @@ def _digest(content: bytes) -> str:
 
 
 def wheel(name: str) -> tuple[str, bytes]:
-    """File name and bytes of a wheel whose module knows its version."""
+    """File name and bytes of a wheel whose module has its version."""
     module = name.replace("-", "_")
     info = f"{module}-{VERSION}.dist-info"
     files = {
@@ -38,7 +38,7 @@ def wheel(name: str) -> tuple[str, bytes]:
 
 
 class Index:
-    """PEP 503 over HTTP; `gate` holds the wheels back, `fetched` are the wheels that were sent."""
+    """PEP 503 over HTTP; the wheels are held back until `gate` is set, `fetched` are those that were sent."""
 
     def __init__(self) -> None:
         self.files = dict(map(wheel, NAMES))
@@ -56,8 +56,8 @@ class Index:
                     index.fetched.append(name)
                     body = index.files[name]
                 else:
-                    wanted = name.replace("-", "_")
-                    links = [f'<a href="/files/{file}">{file}</a>' for file in index.files if file.startswith(wanted)]
+                    prefix = name.replace("-", "_")
+                    links = [f'<a href="/files/{file}">{file}</a>' for file in index.files if file.startswith(prefix)]
                     body = f"<!DOCTYPE html><html><body>{''.join(links)}</body></html>".encode()
                 self.send_response(200)
                 self.send_header("Content-Type", "text/html" if name not in index.files else "application/zip")
@@ -66,26 +66,26 @@ class Index:
                 self.wfile.write(body)
 
             def log_message(self, *_: object) -> None:
-                """Nothing on the tests' output."""
+                """Print nothing."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}/simple/"
 
     def lock(self, *, disk_gb: int = 0, wrong: bool = False, cuda: str = "", pythons: str = "3.11 3.12 3.13") -> bytes:
-        """A lock of both wheels; `wrong` gives the last one another hash than its own."""
+        """A lock of both wheels; `wrong` gives the last one a wrong hash."""
         lines = [f"# python: {pythons}", "# machine: x86_64", "# glibc: 2.17", f"# disk-gb: {disk_gb}"]
         lines += [f"# cuda: {cuda}"] if cuda else []
         for name, content in zip(NAMES, self.files.values(), strict=True):
-            told = content + b"!" if wrong and name == NAMES[-1] else content
-            lines += [f"{name}=={VERSION} \\", f"    --hash=sha256:{hashlib.sha256(told).hexdigest()}"]
+            hashed = content + b"!" if wrong and name == NAMES[-1] else content
+            lines += [f"{name}=={VERSION} \\", f"    --hash=sha256:{hashlib.sha256(hashed).hexdigest()}"]
         return ("\n".join(lines) + "\n").encode()
 
     def serve(self) -> None:
-        """Until `close`."""
+        """Serve until `close`."""
         self._server.serve_forever(0.05)
 
     def close(self) -> None:
-        """Let every request go and end."""
+        """Release all held requests and stop."""
         self.gate.set()
         self._server.shutdown()
         self._server.server_close()
@@ -93,7 +93,7 @@ class Index:
 
 @contextmanager
 def package_index() -> Iterator[Index]:
-    """An index that serves as long as the context lasts."""
+    """An index that serves during the context."""
     made = Index()
     thread = threading.Thread(target=made.serve)
     thread.start()

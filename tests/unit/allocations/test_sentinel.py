@@ -19,7 +19,7 @@ from engine.allocations import cleanup, overview, sentinel
 from engine.allocations.sentinel import Sentinel
 from engine.errors import ProviderError, StoreError
 from engine.plan import ProviderRequest, preset
-from engine.providers.protocol import EmptyProof, Found, Lease, LedgerEntry, Reconciliation, Scope
+from engine.providers.protocol import EmptyProof, ExistingAllocation, Lease, LedgerEntry, Reconciliation, Scope
 from engine.runner import spawn
 from engine.runner.end_allocation import end_allocation
 from engine.runner.leases import with_end, with_intent, with_keep, with_lease
@@ -49,9 +49,13 @@ class Pods:
         self.there: set[str] = set()
 
     async def reconcile(self, ledger: list[LedgerEntry]) -> Reconciliation:
-        ours = [Found(name=e.name, observation="alive", lease=a_lease(e.name)) for e in ledger if e.name in self.there]
+        ours = [
+            ExistingAllocation(name=e.name, observation="alive", lease=a_lease(e.name))
+            for e in ledger
+            if e.name in self.there
+        ]
         known = {entry.name for entry in ledger}
-        foreign = [Found(name=name, observation="alive") for name in sorted(self.there - known)]
+        foreign = [ExistingAllocation(name=name, observation="alive") for name in sorted(self.there - known)]
         return Reconciliation(ours=tuple(ours), foreign=tuple(foreign))
 
     async def release(self, lease: Lease) -> None:

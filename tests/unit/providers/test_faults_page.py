@@ -1,4 +1,4 @@
-"""The table of numbered faults names all of them, and tests that exist."""
+"""The table of numbered faults is complete, and the tests in it exist."""
 
 from __future__ import annotations
 

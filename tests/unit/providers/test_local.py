@@ -35,9 +35,9 @@ async def provider(tmp_path: Path) -> AsyncIterator[LocalProvider]:
     """A provider whose allocations are released after the test."""
     made = LocalProvider(tmp_path)
     yield made
-    for found in (await made.reconcile(())).foreign:
-        if found.lease is not None:
-            await made.release(found.lease)
+    for allocation in (await made.reconcile(())).foreign:
+        if allocation.lease is not None:
+            await made.release(allocation.lease)
 
 
 async def _acquire(provider: LocalProvider) -> Lease:
@@ -53,9 +53,9 @@ def _folder(lease: Lease) -> Path:
 
 
 def _server(lease: Lease) -> Ready:
-    found = read_ready(_folder(lease))
-    assert found is not None
-    return found
+    ready = read_ready(_folder(lease))
+    assert ready is not None
+    return ready
 
 
 def _kill(lease: Lease) -> None:
@@ -118,23 +118,25 @@ def test_without_the_extra_preflight_names_what_to_install(tmp_path: Path) -> No
         "from pathlib import Path\n"
         "from engine.errors import GlasshouseError\n"
         "from engine.providers import preflight\n"
-        "try:\n    preflight('local', Path('/nowhere'))\n"
+        "from engine.providers.settings import Settings\n"
+        "try:\n    preflight('local', Path('/nowhere'), Settings())\n"
         "except GlasshouseError as error:\n    print(error.code, error.exit_code, error.message, error.hint)\n"
         "print([name for name in ('torch', 'transformers', 'peft', 'textual') if name in sys.modules])\n"
     )
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True)
-    told, loaded = done.stdout.splitlines()
-    assert told.startswith("extra_missing 2 ")
-    assert "torch, transformers, peft" in told
-    assert "pip install 'glasshouse[local]'" in told
+    output, loaded = done.stdout.splitlines()
+    assert output.startswith("extra_missing 2 ")
+    assert "torch, transformers, peft" in output
+    assert "pip install 'glasshouse[local]'" in output
     assert loaded == "[]"
 
 
 def test_preflight_imports_no_torch(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom pathlib import Path\nimport engine.providers\n"
+        "from engine.providers.settings import Settings\n"
         "assert 'asyncssh' not in sys.modules\n"
-        f"engine.providers.preflight('local', Path({str(tmp_path)!r}))\n"
+        f"engine.providers.preflight('local', Path({str(tmp_path)!r}), Settings())\n"
         "print([name for name in ('torch', 'transformers', 'peft', 'textual') if name in sys.modules])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGES)
@@ -168,7 +170,7 @@ async def test_a_lease_is_not_reachable_before_it_is_ready(provider: LocalProvid
     assert caught.value.code == "allocation_not_ready"
 
 
-async def test_a_restarted_runner_takes_up_the_allocation_of_the_same_name(
+async def test_a_restarted_runner_adopts_the_allocation_of_the_same_name(
     provider: LocalProvider, tmp_path: Path
 ) -> None:
     spec = Spec(name=allocation_name("test", "run"))
@@ -178,7 +180,7 @@ async def test_a_restarted_runner_takes_up_the_allocation_of_the_same_name(
     assert await LocalProvider(tmp_path).wait_ready(first) == ready
 
 
-async def test_an_acquisition_that_broke_off_is_completed(provider: LocalProvider, tmp_path: Path) -> None:
+async def test_an_interrupted_acquisition_is_completed(provider: LocalProvider, tmp_path: Path) -> None:
     spec = Spec(name=allocation_name("test", "run"))
     (tmp_path / "local" / spec.name).mkdir(parents=True)
     (tmp_path / "local" / spec.name / "host_key").write_bytes(b"half")
@@ -220,7 +222,7 @@ async def test_a_taken_port_gives_another_address_and_the_same_key(provider: Loc
         assert (await session.run(["true"])).exit_status == 0
 
 
-async def test_what_detached_outlives_the_killed_server_and_ends_with_the_allocation(
+async def test_a_detached_process_outlives_the_killed_server_and_ends_with_the_allocation(
     provider: LocalProvider,
 ) -> None:
     lease = await _ready(provider)
@@ -268,7 +270,7 @@ async def test_a_server_that_was_left_behind_is_counted(provider: LocalProvider)
     assert (await provider.prove_empty(Scope(names=(lease.name,)))).count == 0
 
 
-async def test_a_cancelled_release_goes_on_to_its_end(provider: LocalProvider) -> None:
+async def test_a_cancelled_release_still_completes(provider: LocalProvider) -> None:
     lease = await _ready(provider)
     server = _server(lease)
     releasing = asyncio.create_task(provider.release(lease))
@@ -282,11 +284,11 @@ async def test_a_cancelled_release_goes_on_to_its_end(provider: LocalProvider) -
 
 async def test_ledger_and_folders_are_compared(provider: LocalProvider) -> None:
     known, foreign = await _ready(provider), await _acquire(provider)
-    found = await provider.reconcile([LedgerEntry(name=known.name), LedgerEntry(name="glasshouse-lost-run-1")])
-    assert [(item.name, item.observation) for item in found.ours] == [(known.name, "alive")]
-    assert [(item.name, item.observation) for item in found.foreign] == [(foreign.name, "stopped")]
-    assert found.foreign[0].lease == foreign
-    assert found.gone == ("glasshouse-lost-run-1",)
+    result = await provider.reconcile([LedgerEntry(name=known.name), LedgerEntry(name="glasshouse-lost-run-1")])
+    assert [(item.name, item.observation) for item in result.ours] == [(known.name, "alive")]
+    assert [(item.name, item.observation) for item in result.foreign] == [(foreign.name, "stopped")]
+    assert result.foreign[0].lease == foreign
+    assert result.gone == ("glasshouse-lost-run-1",)
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "/etc"])
@@ -371,14 +373,14 @@ async def test_commands_see_no_token_of_the_operator(provider: LocalProvider, mo
         monkeypatch.setenv(name, "topsecret")
     lease = await _ready(provider)
     async with await provider.open_session(lease) as session:
-        told = (await session.run(["env"])).stdout
-    assert b"PATH=" in told
-    assert b"PYTHONPATH=" not in told
-    assert b"topsecret" not in told
+        output = (await session.run(["env"])).stdout
+    assert b"PATH=" in output
+    assert b"PYTHONPATH=" not in output
+    assert b"topsecret" not in output
     assert b"topsecret" not in _proc(f"{_server(lease).pid}/environ")
 
 
-async def test_every_command_has_a_session_of_its_own(provider: LocalProvider) -> None:
+async def test_every_command_has_its_own_session(provider: LocalProvider) -> None:
     lease = await _ready(provider)
     server = live_process(_server(lease).pid)
     assert server is not None

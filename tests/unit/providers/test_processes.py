@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from engine.providers.processes import MARK, end, of_folder
+from engine.providers.processes import MARK, of_folder, terminate
 from engine.system.processes import ProcessStat, live_process
 
 SLEEP = "import time; time.sleep(600)"
-DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
+IGNORES_SIGTERM = (
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
+)
 
 
 class Started:
@@ -27,9 +29,9 @@ class Started:
         env = {**os.environ, **({MARK: str(mark)} if mark else {})}
         made = subprocess.Popen(command, env=env, cwd=cwd, stdout=subprocess.PIPE, start_new_session=True)
         self.all.append(made)
-        found = live_process(made.pid)
-        assert found is not None
-        return found
+        process = live_process(made.pid)
+        assert process is not None
+        return process
 
     def line(self) -> bytes:
         out = self.all[-1].stdout
@@ -47,11 +49,11 @@ def start() -> Iterator[Started]:
 
 
 def _pids(folder: Path, launched: set[tuple[int, int]] | None = None) -> set[int]:
-    return {found.pid for found in of_folder(folder, launched or set())}
+    return {process.pid for process in of_folder(folder, launched or set())}
 
 
 def _wait_for_program(process: ProcessStat) -> None:
-    """Until the child has become its program: before that its command line is the parent's."""
+    """Wait until the child has executed its program: before that its command line is the parent's."""
     while Path(f"/proc/{process.pid}/cmdline").read_bytes() == Path("/proc/self/cmdline").read_bytes():
         time.sleep(0.005)
 
@@ -65,18 +67,18 @@ def test_marked_processes_and_their_descendants_belong(tmp_path: Path, start: St
     parent = start(sys.executable, "-c", program, mark=tmp_path)
     child = int(start.line())
     assert _pids(tmp_path) == {parent.pid, child}
-    assert end(of_folder(tmp_path), grace=2.0) == []
+    assert terminate(of_folder(tmp_path), grace=2.0) == []
     assert live_process(child) is None
 
 
-def test_what_only_looks_into_the_folder_is_left_alone(tmp_path: Path, start: Started) -> None:
+def test_a_process_that_only_reads_the_folder_is_left_alone(tmp_path: Path, start: Started) -> None:
     start("tail", "-f", "/dev/null", str(tmp_path / "server.log"), cwd=tmp_path)
     start(sys.executable, "-c", SLEEP, mark=tmp_path.with_name(f"{tmp_path.name}-other"))
     time.sleep(0.1)
     assert _pids(tmp_path) == set()
 
 
-def test_a_bundle_is_known_by_its_run_folder_or_by_its_supervisors_session(tmp_path: Path, start: Started) -> None:
+def test_a_bundle_is_recognised_by_its_run_folder_or_by_its_supervisors_session(tmp_path: Path, start: Started) -> None:
     run = str(tmp_path / "root" / "run")
     supervisor = start(sys.executable, "-c", SLEEP, "/proc/self/fd/3", "supervisor", "--dir", run)
     trainer = start(sys.executable, "-c", SLEEP, "/proc/self/fd/3", "trainer")
@@ -90,7 +92,7 @@ def test_a_bundle_is_known_by_its_run_folder_or_by_its_supervisors_session(tmp_p
 def test_the_caller_and_its_ancestors_never_belong(tmp_path: Path) -> None:
     program = (
         "import os, sys\nfrom pathlib import Path\nfrom engine.providers.processes import of_folder\n"
-        f"print([found.pid for found in of_folder(Path({str(tmp_path)!r}))])\n"
+        f"print([process.pid for process in of_folder(Path({str(tmp_path)!r}))])\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -101,18 +103,18 @@ def test_the_caller_and_its_ancestors_never_belong(tmp_path: Path) -> None:
     assert done.stdout == b"[]\n"
 
 
-def test_who_ignores_the_request_is_killed(start: Started) -> None:
-    deaf = start(sys.executable, "-c", DEAF)
+def test_a_process_that_ignores_sigterm_is_killed(start: Started) -> None:
+    process = start(sys.executable, "-c", IGNORES_SIGTERM)
     start.line()
     began = time.monotonic()
-    assert end([deaf], grace=0.2) == []
+    assert terminate([process], grace=0.2) == []
     assert time.monotonic() - began >= 0.2
     assert start.all[-1].wait() == -signal.SIGKILL
 
 
-def test_another_process_with_the_same_number_is_not_ended(start: Started) -> None:
+def test_another_process_with_the_same_pid_is_not_signalled(start: Started) -> None:
     other = start(sys.executable, "-c", SLEEP)
     earlier = other._replace(start=other.start - 1)
-    assert end([earlier], grace=0.1) == []
+    assert terminate([earlier], grace=0.1) == []
     with pytest.raises(subprocess.TimeoutExpired):
         start.all[-1].wait(0.5)

@@ -47,19 +47,19 @@ class Allocation:
         return Path(self.lease.root)
 
     def ready(self) -> Ready:
-        found = read_ready(self.folder)
-        assert found is not None
-        return found
+        ready = read_ready(self.folder)
+        assert ready is not None
+        return ready
 
     def kill_server(self) -> None:
-        """SIGKILL, as when the machine's sshd dies; returns once it is gone."""
+        """Kill the server, as when the machine's sshd dies; returns once it is gone."""
         ready = self.ready()
         os.kill(ready.pid, signal.SIGKILL)
         while is_alive(ready.pid, ready.start):
             pass
 
     async def session(self) -> SshSession:
-        """A new session, the server brought back first where it is dead."""
+        """A new session; the server is restarted first if it is dead."""
         self.lease = await self.provider.wait_ready(self.lease)
         return await self.provider.open_session(self.lease)
 

@@ -30,7 +30,7 @@ def _digest_in_process(packages: Path, cwd: Path, umask: int, **env: str) -> str
     return done.stdout.strip()
 
 
-def test_two_processes_in_other_surroundings_build_the_same_bytes(tmp_path: Path) -> None:
+def test_two_processes_in_different_environments_build_the_same_bytes(tmp_path: Path) -> None:
     here = _digest_in_process(PACKAGE.parent, tmp_path, 0o022, TZ="UTC", LC_ALL="C", PYTHONHASHSEED="1")
     there = _digest_in_process(
         PACKAGE.parent, Path("/"), 0o077, TZ="Pacific/Auckland", LC_ALL="C.UTF-8", PYTHONHASHSEED="2"
@@ -53,7 +53,7 @@ def test_another_copy_with_other_times_modes_and_litter_gives_the_same_bytes(tmp
     assert _digest_in_process(copy.parent, tmp_path, 0o022) == bundle_digest(build_bundle())
 
 
-def test_it_holds_our_sources_as_they_are_and_nothing_else() -> None:
+def test_it_contains_our_unchanged_sources_and_nothing_else() -> None:
     with zipfile.ZipFile(io.BytesIO(build_bundle())) as archive:
         names = archive.namelist()
         for entry in archive.infolist():
@@ -79,7 +79,7 @@ def test_a_changed_source_changes_the_identity(tmp_path: Path) -> None:
     assert _digest_in_process(tmp_path, tmp_path, 0o022) != bundle_digest(build_bundle())
 
 
-def test_the_lock_names_what_is_installed_with_what_it_needs_in_turn() -> None:
+def test_the_lock_names_the_installed_requirements_transitively() -> None:
     lock = worker_lock()
     assert lock["torch"] == metadata.version("torch")
     assert lock["cffi"] == metadata.version("cffi")
@@ -94,7 +94,7 @@ def test_another_lock_can_be_given() -> None:
         assert parse(archive.read(LOCK_NAME)) == {"numpy": "1"}
 
 
-def test_python_runs_it_as_its_entry_says(tmp_path: Path) -> None:
+def test_python_runs_its_entry_point(tmp_path: Path) -> None:
     path = tmp_path / "bundle.pyz"
     path.write_bytes(build_bundle({}))
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Which host key a server with several is asked for, and what one without the pinned kind gets."""
+"""Which host key is requested from a server with several, and the error for one without the pinned kind."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def _connect(pinned: asyncssh.SSHKey, *held: asyncssh.SSHKey) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_server_with_several_keys_is_asked_for_the_pinned_one(kind: str) -> None:
+async def test_a_server_with_several_keys_presents_the_pinned_one(kind: str) -> None:
     keys = {name: asyncssh.generate_private_key(name) for name in KINDS}
     await _connect(keys[kind], *keys.values())
 

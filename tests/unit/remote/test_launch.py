@@ -32,11 +32,11 @@ REPORT = """
     folder = Path(sys.argv[3])
     descriptors = {int(n): os.readlink(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd")
                    if os.path.exists(f"/proc/self/fd/{n}")}
-    told = {"argv": sys.argv, "path": sys.path, "flags": [sys.flags.isolated, sys.flags.no_site],
+    report = {"argv": sys.argv, "path": sys.path, "flags": [sys.flags.isolated, sys.flags.no_site],
             "session": os.getsid(0), "pid": os.getpid(), "env": dict(os.environ), "descriptors": descriptors,
             "cwd": os.getcwd(), "umask": os.umask(0o077)}
     print("hello from the supervisor", flush=True)
-    (folder / "report.part").write_text(json.dumps(told))
+    (folder / "report.part").write_text(json.dumps(report))
     (folder / "report.part").rename(folder / "report.json")
 """
 WAIT = """
@@ -72,8 +72,8 @@ def _wait_for(path: Path) -> Path:
     return path
 
 
-def _end(told: dict[str, Any] | Launched) -> None:
-    pid, start = (told.pid, told.start) if isinstance(told, Launched) else (told["pid"], told["start"])
+def _end(record: dict[str, Any] | Launched) -> None:
+    pid, start = (record.pid, record.start) if isinstance(record, Launched) else (record["pid"], record["start"])
     os.kill(pid, signal.SIGKILL)
     while is_alive(pid, start):
         time.sleep(0.005)
@@ -88,12 +88,12 @@ def run_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def started() -> Iterator[list[dict[str, Any]]]:
-    """Supervisors to end after the test."""
+    """Supervisors to kill after the test."""
     made: list[dict[str, Any]] = []
     yield made
-    for told in made:
-        if is_alive(told["pid"], told["start"]):
-            _end(told)
+    for record in made:
+        if is_alive(record["pid"], record["start"]):
+            _end(record)
 
 
 def _launch_here(bundle: Path, digest: str, run_dir: Path, *sites: str) -> tuple[int, dict[str, Any]]:
@@ -117,18 +117,16 @@ def test_changed_bytes_are_refused_and_nothing_starts(run_dir: Path) -> None:
     bundle = run_dir / "bundle.pyz"
     digest = _bundle(bundle, _program(REPORT))
     bundle.write_bytes(bundle.read_bytes() + b"\0")
-    status, told = _launch_here(bundle, digest, run_dir)
-    assert (status, told["error"]) == (3, "bundle_digest_mismatch")
+    status, record = _launch_here(bundle, digest, run_dir)
+    assert (status, record["error"]) == (3, "bundle_digest_mismatch")
     assert [path.name for path in run_dir.iterdir()] == ["bundle.pyz"]
 
 
-def test_the_bytes_that_were_hashed_run_though_the_file_is_exchanged(
-    run_dir: Path, started: list[dict[str, Any]]
-) -> None:
+def test_the_hashed_bytes_run_even_if_the_file_is_replaced(run_dir: Path, started: list[dict[str, Any]]) -> None:
     bundle = run_dir / "bundle.pyz"
     digest = _bundle(bundle, _program(REPORT, WAIT))
-    status, told = _launch_here(bundle, digest, run_dir)
-    started.append(told)
+    status, record = _launch_here(bundle, digest, run_dir)
+    started.append(record)
     assert status == 0
     _wait_for(run_dir / "report.json")
     _bundle(bundle, "raise SystemExit(1)", who="exchanged")
@@ -139,20 +137,20 @@ def test_the_bytes_that_were_hashed_run_though_the_file_is_exchanged(
     assert late.read_text() == "measured"
 
 
-def test_the_supervisor_is_isolated_detached_and_knows_its_place(run_dir: Path, started: list[dict[str, Any]]) -> None:
+def test_the_supervisor_is_isolated_detached_and_in_its_run_folder(
+    run_dir: Path, started: list[dict[str, Any]]
+) -> None:
     bundle = run_dir / "bundle.pyz"
     digest = _bundle(bundle, _program(REPORT, WAIT))
-    status, told = _launch_here(bundle, digest, run_dir, "/a/site", "/b site")
-    started.append(told)
+    status, record = _launch_here(bundle, digest, run_dir, "/a/site", "/b site")
+    started.append(record)
     report = json.loads(_wait_for(run_dir / "report.json").read_text())
     number = int(report["argv"][0].rsplit("/", 1)[1])
     assert status == 0
-    assert told == {"pid": report["pid"], "start": told["start"], "bundle": digest}
-    assert is_alive(told["pid"], told["start"])
-    assert report["argv"] == [
-        f"/proc/self/fd/{number}", "supervisor", "--dir", str(run_dir),
-        "--site", "/a/site", "--site", "/b site",
-    ]  # fmt: skip
+    assert record == {"pid": report["pid"], "start": record["start"], "bundle": digest}
+    assert is_alive(record["pid"], record["start"])
+    sites = ["--site", "/a/site", "--site", "/b site"]
+    assert report["argv"] == [f"/proc/self/fd/{number}", "supervisor", "--dir", str(run_dir), *sites]
     assert report["flags"] == [1, 1]
     assert not any("site-packages" in path for path in report["path"])
     assert report["session"] == report["pid"] != os.getsid(0)
@@ -163,9 +161,8 @@ def test_the_supervisor_is_isolated_detached_and_knows_its_place(run_dir: Path, 
     assert report["env"]["TZ"] == "UTC"
     assert BIND_NOW.items() <= report["env"].items()
     log = str(run_dir / "supervisor.log")
-    assert report["descriptors"] == {
-        "0": "/dev/null", "1": log, "2": log, str(number): "/memfd:glasshouse-bundle (deleted)",
-    }  # fmt: skip
+    bundle_memory = "/memfd:glasshouse-bundle (deleted)"
+    assert report["descriptors"] == {"0": "/dev/null", "1": log, "2": log, str(number): bundle_memory}
     assert Path(log).read_text() == "hello from the supervisor\n"
     assert Path(log).stat().st_mode & 0o777 == 0o600
 
@@ -190,7 +187,7 @@ def test_the_memory_it_runs_from_cannot_be_changed(run_dir: Path, started: list[
     assert json.loads(_wait_for(run_dir / "outcomes.json").read_text()) == ["refused"] * 3
 
 
-def test_a_second_launch_finds_the_first_and_a_third_after_its_end_is_refused(
+def test_a_second_launch_returns_the_first_and_one_after_its_end_is_refused(
     run_dir: Path, started: list[dict[str, Any]]
 ) -> None:
     bundle = run_dir / "bundle.pyz"
@@ -200,40 +197,40 @@ def test_a_second_launch_finds_the_first_and_a_third_after_its_end_is_refused(
     _wait_for(run_dir / "events.jsonl")
     assert _launch_here(bundle, digest, run_dir) == (0, first)
     _end(first)
-    status, told = _launch_here(bundle, digest, run_dir)
-    assert (status, told["error"]) == (4, "supervisor_ended")
+    status, record = _launch_here(bundle, digest, run_dir)
+    assert (status, record["error"]) == (4, "supervisor_ended")
 
 
-def test_a_launch_that_died_before_its_supervisor_did_anything_is_made_again(
+def test_a_launch_that_died_before_its_supervisor_did_anything_is_repeated(
     run_dir: Path, started: list[dict[str, Any]]
 ) -> None:
     bundle = run_dir / "bundle.pyz"
     digest = _bundle(bundle, _program(REPORT, WAIT))
     (run_dir / "launched.json").write_text(json.dumps({"pid": 2**22, "start": 1, "bundle": digest}))
-    status, told = _launch_here(bundle, digest, run_dir)
-    started.append(told)
+    status, record = _launch_here(bundle, digest, run_dir)
+    started.append(record)
     assert status == 0
-    assert is_alive(told["pid"], told["start"])
+    assert is_alive(record["pid"], record["start"])
 
 
 @pytest.mark.parametrize("kind", ["link", "absent", "folder"])
-def test_a_bundle_that_is_no_file_is_refused(run_dir: Path, tmp_path: Path, kind: str) -> None:
+def test_a_bundle_that_is_not_a_regular_file_is_refused(run_dir: Path, tmp_path: Path, kind: str) -> None:
     digest = _bundle(tmp_path / "real", "")
     bundle = run_dir / "bundle.pyz"
     if kind == "link":
         bundle.symlink_to(tmp_path / "real")
     elif kind == "folder":
         bundle.mkdir()
-    status, told = _launch_here(bundle, digest, run_dir)
-    assert (status, told["error"]) in {(5, "launch_failed"), (5, "bundle_unreadable")}
+    status, record = _launch_here(bundle, digest, run_dir)
+    assert (status, record["error"]) in {(5, "launch_failed"), (5, "bundle_unreadable")}
     assert not (run_dir / "launched.json").exists()
 
 
-async def test_a_supervisor_of_another_bundle_is_told_apart(
+async def test_a_supervisor_of_another_bundle_is_detected(
     allocation: Allocation, session: SshSession, folder: Path, started: list[dict[str, Any]]
 ) -> None:
-    for wanted in (None, "launched_other_bundle"):
-        digest = _bundle(folder / "bundle.pyz", _program(REPORT, WAIT), who=str(wanted))
+    for code in (None, "launched_other_bundle"):
+        digest = _bundle(folder / "bundle.pyz", _program(REPORT, WAIT), who=str(code))
         command = launch(
             session,
             python=allocation.lease.python,
@@ -242,13 +239,13 @@ async def test_a_supervisor_of_another_bundle_is_told_apart(
             run_dir=str(folder),
             site_paths=(),
         )
-        if wanted is None:
+        if code is None:
             first = await command
             started.append({"pid": first.pid, "start": first.start})
         else:
             with pytest.raises(RemoteError) as caught:
                 await command
-            assert caught.value.code == wanted
+            assert caught.value.code == code
 
 
 async def test_launched_over_ssh_it_outlives_the_killed_server(
@@ -285,11 +282,11 @@ async def test_launched_over_ssh_it_outlives_the_killed_server(
 
 @pytest.fixture
 def sleeper() -> Iterator[ProcessStat]:
-    """A child of this process that nobody waits for before the test's end."""
+    """A child of this process that is not waited for before the end of the test."""
     with subprocess.Popen(["sleep", "60"]) as child:
-        found = live_process(child.pid)
-        assert found is not None
-        yield found
+        process = live_process(child.pid)
+        assert process is not None
+        yield process
         child.kill()
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 async def test_an_operation_survives_two_killed_servers(allocation: Allocation, folder: Path) -> None:
-    told: list[bool] = []
+    changes: list[bool] = []
     tries = 0
 
     async def write(session: SshSession) -> str:
@@ -28,11 +28,11 @@ async def test_an_operation_survives_two_killed_servers(allocation: Allocation, 
             allocation.kill_server()
         return await upload(session, b"data", str(folder / "file"))
 
-    link = Reconnecting(allocation.session, allocation.limits, on_link=lambda up, _: told.append(up))
+    link = Reconnecting(allocation.session, allocation.limits, on_link=lambda up, _: changes.append(up))
     async with link:
         await link.call(write)
         assert tries == 3
-        assert told == [True, False, True, False, True]
+        assert changes == [True, False, True, False, True]
     assert (folder / "file").read_bytes() == b"data"
 
 
@@ -45,7 +45,7 @@ async def test_one_session_serves_while_the_link_holds(allocation: Allocation) -
         assert await link.call(same) is await link.call(same)
 
 
-async def test_what_the_operation_raises_itself_is_not_tried_again(allocation: Allocation) -> None:
+async def test_an_error_of_the_operation_itself_is_not_retried(allocation: Allocation) -> None:
     tries = 0
 
     async def missing(session: SshSession) -> None:
@@ -59,7 +59,7 @@ async def test_what_the_operation_raises_itself_is_not_tried_again(allocation: A
     assert (caught.value.code, tries) == ("remote_missing", 1)
 
 
-async def test_a_wrong_host_key_and_a_gone_allocation_end_the_attempt(allocation: Allocation) -> None:
+async def test_a_wrong_host_key_or_a_gone_allocation_ends_the_attempts(allocation: Allocation) -> None:
     endpoint = (await allocation.provider.wait_ready(allocation.lease)).endpoint()
     other = asyncssh.generate_private_key("ssh-ed25519").export_public_key().decode()
 
@@ -77,13 +77,13 @@ async def test_a_wrong_host_key_and_a_gone_allocation_end_the_attempt(allocation
 
 async def test_it_gives_up_at_its_deadline_with_growing_jittered_pauses(allocation: Allocation) -> None:
     endpoint = (await allocation.provider.wait_ready(allocation.lease)).endpoint()
-    asked: list[float] = []
+    bounds: list[float] = []
 
     async def refused() -> SshSession:
         return await SshSession.connect(replace(endpoint, port=1), allocation.limits)
 
     def jitter(most: float) -> float:
-        asked.append(most)
+        bounds.append(most)
         return most
 
     limits = replace(allocation.limits, give_up=3.0)
@@ -92,4 +92,4 @@ async def test_it_gives_up_at_its_deadline_with_growing_jittered_pauses(allocati
         await Reconnecting(refused, limits, jitter=jitter).call(SshSession.sftp)
     assert caught.value.code == "connect_failed"
     assert time.monotonic() - began < 33.0
-    assert asked[:4] == [0.05, 0.1, 0.2, 0.2]
+    assert bounds[:4] == [0.05, 0.1, 0.2, 0.2]

@@ -78,7 +78,7 @@ async def test_a_damaged_key_is_named_without_its_content(allocation: Allocation
     assert "SECRET" not in repr(replace(endpoint, client_key=b"SECRET"))
 
 
-async def test_a_command_gets_its_words_and_input_as_given(session: SshSession) -> None:
+async def test_a_command_gets_its_arguments_and_input_unchanged(session: SshSession) -> None:
     words = ["a b", "$HOME", "'", "", "line\nline", "*"]
     result = await session.run(["printf", "%s|", *words])
     assert (result.exit_status, result.stdout) == (0, b"".join(word.encode() + b"|" for word in words))
@@ -103,7 +103,7 @@ async def test_endless_output_is_cut_off(session: SshSession) -> None:
     assert (await session.run(["echo", "still here"])).stdout == b"still here\n"
 
 
-async def test_a_command_that_takes_too_long_is_left(session: SshSession) -> None:
+async def test_a_command_that_takes_too_long_is_abandoned(session: SshSession) -> None:
     with pytest.raises(RemoteError) as caught:
         await session.run(["sleep", "5"], timeout=0.2)
     assert caught.value.code == "remote_timeout"
@@ -154,7 +154,7 @@ async def test_folders_and_presence(session: SshSession, folder: Path) -> None:
     assert caught.value.code == "remote_not_a_folder"
 
 
-async def test_removing_a_tree_takes_links_and_not_their_targets(
+async def test_removing_a_tree_removes_links_and_not_their_targets(
     session: SshSession, folder: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "kept").write_bytes(b"x")
@@ -168,7 +168,7 @@ async def test_removing_a_tree_takes_links_and_not_their_targets(
 
 
 @pytest.mark.parametrize("path", ["/", "/home", "a/relative/path", "/a/../b", "/a/b/.."])
-async def test_removing_what_is_no_run_folder_is_refused(session: SshSession, path: str) -> None:
+async def test_removing_anything_but_a_run_folder_is_refused(session: SshSession, path: str) -> None:
     with pytest.raises(RemoteError) as caught:
         await session.remove_tree(path)
     assert caught.value.code == "remote_path_refused"

@@ -26,11 +26,11 @@ async def _refusal(tail: Tail) -> str:
     return caught.value.code
 
 
-async def test_a_log_that_is_not_there_yet_is_empty(session: SshSession, folder: Path) -> None:
+async def test_a_log_that_does_not_exist_yet_is_empty(session: SshSession, folder: Path) -> None:
     assert await _tail(session, folder / "events.jsonl").poll() == []
 
 
-async def test_whole_lines_come_once_and_a_part_waits(session: SshSession, folder: Path) -> None:
+async def test_complete_lines_are_returned_once_and_a_partial_one_waits(session: SshSession, folder: Path) -> None:
     path = folder / "events.jsonl"
     lines = _lines(3)
     path.write_bytes(lines[0] + lines[1] + lines[2][:20])
@@ -46,7 +46,7 @@ async def test_whole_lines_come_once_and_a_part_waits(session: SshSession, folde
     assert tail.offset == path.stat().st_size
 
 
-async def test_another_tail_goes_on_from_a_stored_offset_and_head(session: SshSession, folder: Path) -> None:
+async def test_another_tail_continues_from_a_stored_offset_and_head(session: SshSession, folder: Path) -> None:
     path = folder / "events.jsonl"
     lines = _lines(5)
     path.write_bytes(b"".join(lines[:3]))
@@ -61,14 +61,14 @@ async def test_a_long_log_comes_in_bounded_portions_without_a_gap(session: SshSe
     path = folder / "events.jsonl"
     path.write_bytes(b"".join(_lines(40, 100_000)))
     tail = _tail(session, path)
-    seen: list[int] = []
+    numbers: list[int] = []
     while got := await tail.poll():
         assert sum(len(to_line(tailed.event)) for tailed in got) <= POLL_BYTES
-        seen += [tailed.event.seq for tailed in got]
-    assert seen == list(range(40))
+        numbers += [tailed.event.seq for tailed in got]
+    assert numbers == list(range(40))
 
 
-async def test_good_lines_before_a_broken_one_are_handed_over_first(session: SshSession, folder: Path) -> None:
+async def test_valid_lines_before_a_broken_one_are_returned_first(session: SshSession, folder: Path) -> None:
     path = folder / "events.jsonl"
     lines = _lines(4)
     path.write_bytes(lines[0] + lines[1] + lines[3])
@@ -78,9 +78,7 @@ async def test_good_lines_before_a_broken_one_are_handed_over_first(session: Ssh
     assert await _refusal(tail) == "log_chain_broken"
 
 
-async def test_a_line_of_the_greatest_length_is_read_and_a_longer_one_refused(
-    session: SshSession, folder: Path
-) -> None:
+async def test_a_line_of_maximum_length_is_read_and_a_longer_one_refused(session: SshSession, folder: Path) -> None:
     path = folder / "events.jsonl"
     spare = MAX_LINE_BYTES - len(_lines(1, 0)[0])
     path.write_bytes(_lines(1, spare)[0])
@@ -89,7 +87,7 @@ async def test_a_line_of_the_greatest_length_is_read_and_a_longer_one_refused(
     assert await _refusal(_tail(session, path)) == "log_line_too_long"
 
 
-async def test_a_line_without_end_is_refused_before_it_is_whole(session: SshSession, folder: Path) -> None:
+async def test_an_overlong_line_is_refused_before_it_is_complete(session: SshSession, folder: Path) -> None:
     path = folder / "events.jsonl"
     line = _lines(1)[0]
     path.write_bytes(line + b"x" * (MAX_LINE_BYTES + 1))
@@ -117,7 +115,7 @@ async def test_a_log_that_shrinks_or_vanishes_is_refused(session: SshSession, fo
     assert await _refusal(tail) == "log_shrunk"
 
 
-async def test_a_link_and_a_folder_are_no_logs(session: SshSession, folder: Path) -> None:
+async def test_a_link_or_a_folder_is_refused_as_a_log(session: SshSession, folder: Path) -> None:
     (folder / "real").write_bytes(_lines(1)[0])
     (folder / "link").symlink_to(folder / "real")
     (folder / "sub").mkdir()

@@ -44,7 +44,7 @@ def _digest(data: bytes) -> str:
 
 @asynccontextmanager
 async def _server(root: Path, kind: type[RootedSftp]) -> AsyncIterator[SshSession]:
-    """An SSH server of this process whose SFTP part misbehaves as `kind` does, and that knows no command."""
+    """An SSH server in this process whose SFTP server is of class `kind`, and which runs no commands."""
     host, client = (asyncssh.generate_private_key("ssh-ed25519") for _ in range(2))
     keys = asyncssh.import_authorized_keys(client.export_public_key().decode())
     listener = await asyncssh.listen(
@@ -68,24 +68,24 @@ async def _server(root: Path, kind: type[RootedSftp]) -> AsyncIterator[SshSessio
     listener.close()
 
 
-async def test_an_upload_arrives_whole_with_its_mode_and_leaves_no_part(
+async def test_an_upload_is_complete_with_its_mode_and_leaves_no_part(
     session: SshSession, folder: Path, source: Path
 ) -> None:
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     target = folder / "weights"
-    digest = await upload(session, source, str(target), 0o640, lambda sent, total: told.append((sent, total)))
+    digest = await upload(session, source, str(target), 0o640, lambda sent, total: reported.append((sent, total)))
     assert digest == _digest(CONTENT)
     assert target.read_bytes() == CONTENT
     assert target.stat().st_mode & 0o777 == 0o640
     assert _names(folder) == ["weights"]
-    assert told[-1] == (len(CONTENT), len(CONTENT))
+    assert reported[-1] == (len(CONTENT), len(CONTENT))
 
 
-async def test_what_is_there_already_is_not_sent_again(session: SshSession, folder: Path, source: Path) -> None:
-    told: list[int] = []
+async def test_an_identical_file_is_not_sent_again(session: SshSession, folder: Path, source: Path) -> None:
+    reported: list[int] = []
     await upload(session, source, str(folder / "weights"))
-    await upload(session, source, str(folder / "weights"), progress=lambda sent, _: told.append(sent))
-    assert told == []
+    await upload(session, source, str(folder / "weights"), progress=lambda sent, _: reported.append(sent))
+    assert reported == []
 
 
 async def test_a_target_with_other_content_is_replaced(session: SshSession, folder: Path) -> None:
@@ -97,9 +97,7 @@ async def test_a_target_with_other_content_is_replaced(session: SshSession, fold
     assert target.read_bytes() == b""
 
 
-async def test_an_upload_cut_by_a_killed_server_goes_on_where_it_was(
-    allocation: Allocation, folder: Path, source: Path
-) -> None:
+async def test_an_upload_cut_by_a_killed_server_is_resumed(allocation: Allocation, folder: Path, source: Path) -> None:
     target = folder / "weights"
 
     def cut(sent: int, _total: int) -> None:
@@ -111,11 +109,11 @@ async def test_an_upload_cut_by_a_killed_server_goes_on_where_it_was(
         await upload(first, source, str(target), progress=cut)
     assert caught.value.code == "link_lost"
     assert not target.exists()
-    told: list[int] = []
+    reported: list[int] = []
     async with await allocation.session() as second:
-        await upload(second, source, str(target), progress=lambda sent, _: told.append(sent))
+        await upload(second, source, str(target), progress=lambda sent, _: reported.append(sent))
     assert target.read_bytes() == CONTENT
-    assert told[0] > 10 * BLOCK_BYTES
+    assert reported[0] > 10 * BLOCK_BYTES
 
 
 @pytest.mark.parametrize("size", [WINDOW_BYTES + 1000, len(CONTENT), len(CONTENT) + 1000])
@@ -151,7 +149,7 @@ class _Flipping(RootedSftp):
 
 
 @pytest.mark.parametrize("size", [1000, 400_000])
-async def test_bytes_changed_on_the_way_never_get_the_name(tmp_path: Path, size: int) -> None:
+async def test_an_upload_with_changed_bytes_is_never_renamed_into_place(tmp_path: Path, size: int) -> None:
     async with _server(tmp_path, _Flipping) as session:
         with pytest.raises(RemoteError) as caught:
             await upload(session, os.urandom(size), str(tmp_path / "target"))
@@ -160,13 +158,13 @@ async def test_bytes_changed_on_the_way_never_get_the_name(tmp_path: Path, size:
 
 
 class _Small(RootedSftp):
-    """A disk with 5 MiB left, as told by statvfs."""
+    """A disk with 5 MiB left, as statvfs reports it."""
 
     def statvfs(self, path: bytes) -> asyncssh.SFTPVFSAttrs:
         return asyncssh.SFTPVFSAttrs(bsize=4096, frsize=4096, bavail=1280)
 
 
-async def test_too_little_space_is_told_before_anything_is_sent(tmp_path: Path) -> None:
+async def test_too_little_space_is_reported_before_anything_is_sent(tmp_path: Path) -> None:
     async with _server(tmp_path, _Small) as session:
         await upload(session, bytes(1000), str(tmp_path / "fits"))
         with pytest.raises(RemoteError) as caught:
@@ -177,7 +175,7 @@ async def test_too_little_space_is_told_before_anything_is_sent(tmp_path: Path) 
 
 
 class _Filling(RootedSftp):
-    """A disk that others fill while the upload runs: space at first, then writes fail."""
+    """A disk that others fill during the upload: first there is space, then writes fail."""
 
     full = False
 
@@ -189,7 +187,7 @@ class _Filling(RootedSftp):
         raise OSError(28, "No space left on device")
 
 
-async def test_a_disk_that_fills_meanwhile_is_told_as_full(tmp_path: Path) -> None:
+async def test_a_disk_that_fills_during_an_upload_is_reported_as_full(tmp_path: Path) -> None:
     async with _server(tmp_path, _Filling) as session:
         with pytest.raises(RemoteError) as caught:
             await upload(session, bytes(1000), str(tmp_path / "target"))
@@ -247,7 +245,7 @@ class _Shrinking(RootedSftp):
         return b"" if offset > 0 else bytes(super().read(file_obj, offset, 10))  # type: ignore[arg-type]
 
 
-async def test_a_file_that_ends_early_is_no_download(tmp_path: Path) -> None:
+async def test_a_file_that_ends_early_is_not_downloaded(tmp_path: Path) -> None:
     (tmp_path / "log").write_bytes(bytes(1000))
     async with _server(tmp_path, _Shrinking) as session:
         with pytest.raises(RemoteError) as caught:

@@ -32,25 +32,25 @@ _LONGEST_FILE: Final = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """`source` is a phrase for errors; the value is in no text that is made of this."""
+    """`source` is a phrase for error messages; the value never appears in a repr."""
 
     value: str = field(repr=False)
     source: str
 
     def account(self, salt: bytes, *context: str) -> str:
-        """A keyed digest (hex) of the key and its context, which tells keys apart without telling them."""
+        """A keyed digest (hex) of the key and its context, which distinguishes keys without revealing them."""
         return hmac.digest(salt, "\0".join((*context, self.value)).encode(), hashlib.sha256).hex()
 
 
 def api_key(environ: Mapping[str, str] | None = None) -> ApiKey:
-    """The key to use; raises `ProviderError`: `api_key_missing`, or `api_key_rejected` where it cannot be one."""
+    """The key to use; raises `ProviderError`: `api_key_missing`, or `api_key_rejected` if it is malformed."""
     environ = os.environ if environ is None else environ
     value, source = environ.get(VARIABLE, ""), FROM_VARIABLE
     if not value:
         value, source = _from_file(environ), FROM_FILE
     if not _KEY.fullmatch(value):
         raise ProviderError(
-            f"The RunPod API key in {source} has spaces or other characters that no key has.",
+            f"The RunPod API key in {source} has spaces or other characters that a key cannot have.",
             "Copy the key again, without quotes and line ends.",
             code="api_key_rejected",
         )
@@ -68,10 +68,10 @@ def _from_file(environ: Mapping[str, str]) -> str:
     except (OSError, UnicodeDecodeError):
         raise _missing(f"{VARIABLE} is not set and ~/{FILE} cannot be read") from None
     try:
-        found = tomllib.loads(text).get(_PROFILE)
+        profile = tomllib.loads(text).get(_PROFILE)
     except tomllib.TOMLDecodeError:
-        found = None
-    value = found.get("api_key") if isinstance(found, dict) else None
+        profile = None
+    value = profile.get("api_key") if isinstance(profile, dict) else None
     if not isinstance(value, str) or not value:
         raise _missing(f"{VARIABLE} is not set and ~/{FILE} has no api_key in its profile [{_PROFILE}]")
     return value
@@ -80,15 +80,15 @@ def _from_file(environ: Mapping[str, str]) -> str:
 def _missing(why: str) -> ProviderError:
     return ProviderError(
         f"There is no RunPod API key: {why}.",
-        f"Make a key at https://console.runpod.io/user/settings and set {VARIABLE}, or run `runpod config`.",
+        f"Create a key at https://console.runpod.io/user/settings and set {VARIABLE}, or run `runpod config`.",
         code="api_key_missing",
     )
 
 
 def base_url(environ: Mapping[str, str]) -> str:
-    """Where the API is, without a slash at the end; raises `UsageError` (`api_url_invalid`).
+    """The API's address without a trailing slash; raises `UsageError` (`api_url_invalid`).
 
-    The key is sent there: anything but this machine must be reached by TLS.
+    The key is sent there, so any host but this machine needs TLS.
     """
     text = (environ.get(URL_VARIABLE) or URL).rstrip("/")
     try:
@@ -105,7 +105,7 @@ def base_url(environ: Mapping[str, str]) -> str:
 
 def _not_a_url() -> UsageError:
     return UsageError(
-        f"{URL_VARIABLE} is no address that the API key may be sent to.",
-        "Give an https:// address without a user or a query; http:// only for this machine.",
+        f"{URL_VARIABLE} is not an address to which the API key may be sent.",
+        "Set an https:// address without a user or a query; http:// is allowed only for this machine.",
         code="api_url_invalid",
     )

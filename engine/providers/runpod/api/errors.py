@@ -1,4 +1,4 @@
-"""The errors of the seam, in one wording for both APIs. What RunPod says is cleaned before it is repeated."""
+"""The errors of `PodApi`, worded the same for both APIs. Text from RunPod is cleaned before it is shown."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _WINDOW: Final = 8
 
 
 def rejected(source: str, status: int | None = None) -> ProviderError:
-    """The key is not accepted; `source` says where it came from."""
+    """The key is not accepted; `source` names where it came from."""
     shown = f" ({status})" if status else ""
     return ProviderError(
         f"RunPod does not accept the API key from {source}{shown}.",
-        "Check that the key is valid and may read and write pods, or make a new one.",
+        "Check that the key is valid and may read and write pods, or create a new one.",
         code="api_key_rejected",
     )
 
 
 def gone(name: str) -> ProviderError:
-    """The API itself was switched off (410)."""
+    """The API itself was switched off (status 410)."""
     other = "rest" if name == "sdk" else "sdk"
     return ProviderError(
         "RunPod has switched this API off (410).",
@@ -37,45 +37,45 @@ def gone(name: str) -> ProviderError:
 
 
 def no_balance() -> ProviderError:
-    """402."""
+    """The balance does not allow a creation (status 402)."""
     return ProviderError(
         "The RunPod account has too little balance.", "Add credit in RunPod's console.", code="no_balance"
     )
 
 
 def no_capacity(gpu: str, detail: str = "") -> ProviderError:
-    """Nothing was made; RunPod's v2 also says so of a request that breaks a rule, so its words are kept."""
+    """Nothing was created. REST v2 uses the same status for a request that breaks a rule, so its text is included."""
     return ProviderError(
-        f"RunPod has no {gpu} to rent now{_said(detail)}.",
+        f"RunPod has no {gpu} to rent now{_in_brackets(detail)}.",
         "Try again later, or accept another GPU.",
         code="no_capacity",
     )
 
 
 def refused(what: str, detail: str = "", hint: str = "") -> ProviderError:
-    """RunPod refused the request itself, so nothing was made or ended."""
-    return ProviderError(f"RunPod refused {what}{_said(detail)}.", hint, code="order_refused")
+    """RunPod refused the request itself, so nothing was created or terminated."""
+    return ProviderError(f"RunPod refused {what}{_in_brackets(detail)}.", hint, code="order_refused")
 
 
 def unavailable(why: str) -> ProviderError:
-    """Unreachable, or an error of RunPod's own."""
+    """RunPod cannot be reached, or reports an internal error."""
     return ProviderError(f"RunPod's API is not available: {why}.", "Try again in a while.", code="api_unavailable")
 
 
 def timed_out(seconds: float) -> ProviderError:
-    """No whole answer within the deadline."""
+    """No complete answer within the deadline."""
     return ProviderError(
         f"RunPod's API did not answer within {seconds:g} s.", "Try again in a while.", code="api_timeout"
     )
 
 
-def invalid(why: str = "it is not what the API's documents say") -> ProviderError:
+def invalid(why: str = "it does not match the API's documentation") -> ProviderError:
     """An answer that cannot be read, which never counts as an empty one."""
     return ProviderError(f"RunPod's answer cannot be used: {why}.", "Try again in a while.", code="api_answer_invalid")
 
 
 def rate_limited(retry_after: str | None, date: str | None = None) -> RateLimitedError:
-    """A pause as the header `Retry-After` asks for it: seconds, or a time that is compared with `Date`; bounded."""
+    """The pause that `Retry-After` requests, in seconds or as a time that is compared with `Date`; bounded."""
     return RateLimitedError(pause(retry_after, date))
 
 
@@ -92,17 +92,21 @@ def pause(retry_after: str | None, date: str | None = None) -> float:
 
 
 def nothing_ordered(error: ProviderError) -> ProviderError:
-    """What a failure before the order means: one that would leave it open otherwise says that nothing was made."""
+    """The error for a failure before the order was sent: an ambiguous one becomes a definite `order_refused`."""
     if is_ambiguous(error):
-        return refused("to say what it has, so nothing was ordered", error.message)
+        return ProviderError(
+            f"The order was not sent, so no pod was created{_in_brackets(error.message)}.",
+            error.hint,
+            code="order_refused",
+        )
     return error
 
 
 def clean(detail: object, secrets: Iterable[str]) -> str:
-    """What RunPod says in one printable line, or nothing where it repeats a piece of a secret."""
+    """RunPod's text as one printable line; empty if it repeats part of a secret."""
     if not isinstance(detail, str):
         return ""
-    line = " ".join("".join(sign if sign.isprintable() else " " for sign in detail).split())
+    line = " ".join("".join(char if char.isprintable() else " " for char in detail).split())
     if any(_repeats(line, secret) for secret in secrets):
         return ""
     return line if len(line) <= _LONGEST_DETAIL else f"{line[:_LONGEST_DETAIL]}..."
@@ -114,7 +118,7 @@ def _repeats(line: str, secret: str) -> bool:
     return any(line[at : at + _WINDOW] in secret for at in range(len(line) - _WINDOW + 1))
 
 
-def _said(detail: str) -> str:
+def _in_brackets(detail: str) -> str:
     return f" ({detail.rstrip('.')})" if detail else ""
 
 

@@ -1,4 +1,4 @@
-"""The implementation of `PodApi` that the settings name, in step with every other process of the home."""
+"""The implementation of `PodApi` chosen in the settings, with the rate limit of the home."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from engine.providers.runpod.api.protocol import PodApi
 
 SDK_CREATE_CALLS: Final = 2
-"""The SDK asks for the GPU before it asks for the pod."""
+"""The SDK queries the GPU before it requests the pod."""
 
 
 def make_api(
     settings: Settings, home: Path, on_wait: OnWait | None = None, environ: Mapping[str, str] | None = None
 ) -> PacedApi:
-    """The API to use, which keeps the home's pace; `on_wait` hears what it waits for.
+    """The API to use, within the home's rate limit; `on_wait` receives how long it waits and why.
 
     Raises `ProviderError` (`api_key_missing`, `api_key_rejected`) and `UsageError` (`api_url_invalid`); with the SDK
     also `MissingExtraError`.
@@ -44,6 +44,9 @@ def make_api(
 
 
 def account_of(home: Path, environ: Mapping[str, str] | None = None) -> str:
-    """A keyed digest of server and key, the same over both APIs: whose pods a listing shows. Raises as `make_api`."""
+    """A keyed digest of server and key, the same for both APIs: it identifies whose pods a listing shows.
+
+    Raises as `make_api`.
+    """
     environ = os.environ if environ is None else environ
     return api_key(environ).account(salt_of(home), base_url(environ))

@@ -1,4 +1,4 @@
-"""One listing of the account for all processes of a home: as many as ask at once cost one call between them."""
+"""Listings of the account, shared by all processes of a home: simultaneous requests cost one call together."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from engine.wire import utc_now
 FILE: Final = "listing.json"
 _LOCK: Final = "listing.lock"
 PATIENCE: Final = 60.0
-"""Seconds after which whoever waits for another's listing makes his own."""
+"""Seconds after which a process that waits for another one's listing makes its own."""
 
 
 class Listing(msgspec.Struct, frozen=True, kw_only=True):
-    """A successful listing, true of some moment between `began` and `ended` on the boot clock; `at_utc` is its end.
+    """A successful listing: the state at a moment between `began` and `ended` on the boot clock; `at_utc` is its end.
 
-    `began` is just before its request was sent, a wait for its turn not included.
+    `began` is just before the request was sent, after any wait for the rate limit.
     """
 
     pods: tuple[Pod, ...]
@@ -34,7 +34,7 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """A call that failed; whoever waited for it while it ran takes its error."""
+    """A call that failed; a process that was waiting for it raises the same error."""
 
     code: str
     message: str
@@ -44,7 +44,7 @@ class _Failure(msgspec.Struct, frozen=True, kw_only=True):
     retry_after: float | None = None
 
 
-class _Kept(msgspec.Struct, frozen=True, kw_only=True):
+class _Cache(msgspec.Struct, frozen=True, kw_only=True):
     boot: str
     account: str
     listing: Listing | None = None
@@ -52,32 +52,36 @@ class _Kept(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SharedListing:
-    """Listings of the account that `api` asks, kept without secrets in the home."""
+    """Listings of the account of `api`, cached in the home without secrets."""
 
     def __init__(self, api: PodApi, home: Path) -> None:
         self._api = api
         self._folder = shared_files.folder_of(home)
-        self._empty = _Kept(boot=boot_id(), account=api.account(salt_of(home)))
+        self._empty = _Cache(boot=boot_id(), account=api.account(salt_of(home)))
 
     async def at_least(self, began_after: float) -> Listing:
         """A listing that began at `began_after` on the boot clock or later.
 
         Raises as `PodApi.list_pods`: an error is never an empty listing.
         """
-        found = self._kept().listing
-        if found is not None and began_after <= found.began <= boot_seconds():
-            return found
-        asked = boot_seconds()
+        listing = self._cache().listing
+        if listing is not None and began_after <= listing.began <= boot_seconds():
+            return listing
+        waiting_since = boot_seconds()
         async with shared_files.locked(self._folder / _LOCK, PATIENCE):
-            kept = self._kept()
-            if kept.listing is not None and began_after <= kept.listing.began <= boot_seconds():
-                return kept.listing
-            failure = kept.failure
-            if failure is not None and began_after <= failure.began and asked <= failure.ended <= boot_seconds():
+            cache = self._cache()
+            if cache.listing is not None and began_after <= cache.listing.began <= boot_seconds():
+                return cache.listing
+            failure = cache.failure
+            if (
+                failure is not None
+                and began_after <= failure.began
+                and waiting_since <= failure.ended <= boot_seconds()
+            ):
                 raise _error(failure)
-            return await self._ask(kept)
+            return await self._request(cache)
 
-    async def _ask(self, kept: _Kept) -> Listing:
+    async def _request(self, cache: _Cache) -> Listing:
         began = boot_seconds()
         try:
             began, pods = await self._list()
@@ -90,10 +94,10 @@ class SharedListing:
                 ended=boot_seconds(),
                 retry_after=error.retry_after if isinstance(error, RateLimitedError) else None,
             )
-            self._keep(msgspec.structs.replace(kept, failure=failure))
+            self._write(msgspec.structs.replace(cache, failure=failure))
             raise
         listing = Listing(pods=pods, began=began, ended=boot_seconds(), at_utc=utc_now())
-        self._keep(msgspec.structs.replace(kept, listing=listing, failure=None))
+        self._write(msgspec.structs.replace(cache, listing=listing, failure=None))
         return listing
 
     async def _list(self) -> tuple[float, tuple[Pod, ...]]:
@@ -101,15 +105,15 @@ class SharedListing:
             return await self._api.list_begun()
         return boot_seconds(), await self._api.list_pods()
 
-    def _kept(self) -> _Kept:
-        """What this boot knows of this account; a listing of another account proves nothing here."""
-        found = shared_files.read_record(self._folder / FILE, _Kept)
-        if found is None or (found.boot, found.account) != (self._empty.boot, self._empty.account):
+    def _cache(self) -> _Cache:
+        """The cache of this boot and this account; a listing of another account proves nothing here."""
+        cache = shared_files.read_record(self._folder / FILE, _Cache)
+        if cache is None or (cache.boot, cache.account) != (self._empty.boot, self._empty.account):
             return self._empty
-        return found
+        return cache
 
-    def _keep(self, kept: _Kept) -> None:
-        shared_files.write_record(self._folder / FILE, kept)
+    def _write(self, cache: _Cache) -> None:
+        shared_files.write_record(self._folder / FILE, cache)
 
 
 def _error(failure: _Failure) -> ProviderError:

@@ -1,4 +1,4 @@
-"""The catalogue of GPUs for all processes of a home: runs that start together ask for prices once."""
+"""The catalogue of GPUs, shared by all processes of a home: runs that start together request prices once."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from engine.system.clock import boot_id, boot_seconds
 
 FILE: Final = "prices.json"
 FRESH_SECONDS: Final = 30.0
-"""Age up to which a catalogue is good for a quote; what a pod costs is looked at again when it is listed."""
+"""Age up to which a catalogue may be quoted; a pod's actual price is checked again when it is listed."""
 _LOCK: Final = "prices.lock"
 _PATIENCE: Final = 60.0
 
 
-class _Kept(msgspec.Struct, frozen=True, kw_only=True):
+class _Cache(msgspec.Struct, frozen=True, kw_only=True):
     boot: str
     account: str
     began: float
@@ -27,7 +27,7 @@ class _Kept(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SharedPrices:
-    """The catalogue that `api` tells, kept in the home for half a minute."""
+    """The catalogue of `api`, cached in the home for `FRESH_SECONDS`."""
 
     def __init__(self, api: PodApi, home: Path) -> None:
         self._api = api
@@ -36,21 +36,21 @@ class SharedPrices:
 
     async def offers(self) -> tuple[GpuOffer, ...]:
         """Every type of GPU with its prices, at most half a minute old; raises as `PodApi.list_gpus`."""
-        found = self._kept()
-        if found is not None:
-            return found
+        cached = self._cached()
+        if cached is not None:
+            return cached
         async with shared_files.locked(self._folder / _LOCK, _PATIENCE):
-            found = self._kept()
-            if found is not None:
-                return found
+            cached = self._cached()
+            if cached is not None:
+                return cached
             began = boot_seconds()
             offers = await self._api.list_gpus()
-            kept = _Kept(boot=boot_id(), account=self._account, began=began, offers=offers)
-            shared_files.write_record(self._folder / FILE, kept)
+            cache = _Cache(boot=boot_id(), account=self._account, began=began, offers=offers)
+            shared_files.write_record(self._folder / FILE, cache)
             return offers
 
-    def _kept(self) -> tuple[GpuOffer, ...] | None:
-        found = shared_files.read_record(self._folder / FILE, _Kept)
-        if found is None or (found.boot, found.account) != (boot_id(), self._account):
+    def _cached(self) -> tuple[GpuOffer, ...] | None:
+        cache = shared_files.read_record(self._folder / FILE, _Cache)
+        if cache is None or (cache.boot, cache.account) != (boot_id(), self._account):
             return None
-        return found.offers if 0 <= boot_seconds() - found.began <= FRESH_SECONDS else None
+        return cache.offers if 0 <= boot_seconds() - cache.began <= FRESH_SECONDS else None

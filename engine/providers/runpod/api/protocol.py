@@ -1,4 +1,4 @@
-"""The seam to RunPod: five calls, their records and their errors. Nothing else of RunPod is used.
+"""The interface to RunPod: five calls, their records and their errors. Nothing else of RunPod is used.
 
 Every call has its own deadline. An answer that cannot be read is an error, never an empty list.
 """
@@ -13,9 +13,9 @@ import msgspec
 from engine.errors import ProviderError
 
 PodStatus = Literal["provisioning", "starting", "running", "exited", "error", "terminated"]
-"""A status that this program does not know counts as `error`: the pod exists and cannot be used."""
+"""An unknown status counts as `error`: the pod exists and cannot be used."""
 SAFE: Final = re.compile(r"[A-Za-z0-9+/=_.:@ -]*")
-"""What may stand in a value that goes into a GraphQL text; anything else is base64-encoded before."""
+"""The characters of a value that the SDK puts into GraphQL unescaped; anything else must be base64-encoded first."""
 
 
 class _Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,7 +23,7 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Address(_Record, frozen=True, kw_only=True):
-    """Where port 22 of a pod is reached directly."""
+    """Where port 22 of a pod can be reached directly."""
 
     host: str
     port: int
@@ -31,10 +31,10 @@ class Address(_Record, frozen=True, kw_only=True):
 
 
 class Pod(_Record, frozen=True, kw_only=True):
-    """One listed pod. `price_per_hour` in USD, None where it is not told. Its environment has secrets and is not kept.
+    """One listed pod. `price_per_hour` in USD, None if it is not reported. The environment has secrets and is left out.
 
     `has_runtime`: the container runs (its image is pulled). `ssh` is None until a public port is assigned; `has_ports`
-    tells whether any port is.
+    is true once any port is assigned.
     """
 
     id: str
@@ -51,7 +51,7 @@ class Pod(_Record, frozen=True, kw_only=True):
 
 
 class GpuOffer(_Record, frozen=True, kw_only=True):
-    """One type of GPU. Prices in USD an hour for one, None where that cloud does not offer it; so for `stock`."""
+    """One type of GPU. Prices in USD per hour, None if that cloud does not offer it; `stock` None if not reported."""
 
     id: str
     name: str
@@ -62,9 +62,9 @@ class GpuOffer(_Record, frozen=True, kw_only=True):
 
 
 class Order(_Record, frozen=True, kw_only=True):
-    """One pod to make: one GPU, 22/tcp open. `environment` holds secrets; `start` replaces the image's command.
+    """One pod to create: one GPU, 22/tcp open. `environment` holds secrets; `start` replaces the image's command.
 
-    `min_cuda`: the oldest CUDA version that the machine's driver may know, as `major.minor`.
+    `min_cuda`: the CUDA version that the machine's driver must at least support, as `major.minor`.
     """
 
     name: str
@@ -88,8 +88,8 @@ class PodApi(Protocol):
 
     Codes of `ProviderError`: `api_key_missing`, `api_key_rejected` (401, 403), `api_rate_limited` (429; `retry_after`
     seconds), `api_gone` (410), `no_capacity`, `no_balance` (402), `order_refused` (the request itself was refused, so
-    nothing was made), `api_unavailable` (unreachable, 5xx), `api_timeout`, `api_answer_invalid`. After `create` the
-    last three, and a rate limit, leave open whether a pod was made: see `is_ambiguous`.
+    nothing was created), `api_unavailable` (unreachable, 5xx), `api_timeout`, `api_answer_invalid`. After
+    `create_pod` the last three, and a rate limit, do not tell whether a pod was created: see `is_ambiguous`.
     """
 
     @property
@@ -98,11 +98,11 @@ class PodApi(Protocol):
         ...
 
     def account(self, salt: bytes) -> str:
-        """A keyed digest of server, API key and implementation: what one home shares is shared within it alone."""
+        """A keyed digest of server, API key and implementation: the home's shared caches are kept apart by it."""
         ...
 
     async def list_pods(self) -> tuple[Pod, ...]:
-        """Every pod of the account. Whoever is listed exists, `exited` included: its disk bills."""
+        """Every pod of the account. A listed pod exists, even an `exited` one: its disk bills."""
         ...
 
     async def list_gpus(self) -> tuple[GpuOffer, ...]:
@@ -110,30 +110,32 @@ class PodApi(Protocol):
         ...
 
     async def create_pod(self, order: Order) -> str:
-        """Ask for a pod once; returns its id."""
+        """Request a pod, once; returns its id."""
         ...
 
     async def terminate_pod(self, pod_id: str) -> None:
-        """Ask to end a pod. No error proves nothing: only later listings do."""
+        """Request termination of a pod. Success proves nothing: only later listings do."""
         ...
 
     async def fingerprints(self, pod_id: str) -> frozenset[str] | None:
-        """The SHA256 host key fingerprints that the pod's image printed; None where its log cannot be read."""
+        """The SHA256 host key fingerprints that the pod's image printed; None if its log cannot be read."""
         ...
 
     async def close(self) -> None:
-        """Let go of connections."""
+        """Close connections."""
         ...
 
 
 class RateLimitedError(ProviderError):
-    """RunPod asks to wait `retry_after` seconds."""
+    """RunPod requests a pause of `retry_after` seconds."""
 
     default_code = "api_rate_limited"
 
     def __init__(self, retry_after: float) -> None:
         super().__init__(
-            f"RunPod asks for a pause of {retry_after:.0f} s.", "It is waited for.", code="api_rate_limited"
+            f"RunPod requests a pause of {retry_after:.0f} s.",
+            "Wait that long, then try again.",
+            code="api_rate_limited",
         )
         self.retry_after = retry_after
 
@@ -142,5 +144,5 @@ AMBIGUOUS: Final = frozenset({"api_unavailable", "api_timeout", "api_answer_inva
 
 
 def is_ambiguous(error: ProviderError) -> bool:
-    """True when a creation that failed so may have made a pod all the same."""
+    """True when a creation that failed with this error may still have created a pod."""
     return error.code in AMBIGUOUS

@@ -1,4 +1,4 @@
-"""At most so many API calls a minute over all processes of a home, and one pause that all of them keep."""
+"""A limit on API calls per minute for all processes of a home, and a pause that all of them observe."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OnWait = Callable[[float, str], None]
 
 
 class _State(msgspec.Struct, frozen=True, kw_only=True):
-    """Times on the boot clock: of the last calls, and until when nobody calls."""
+    """Times on the boot clock: of the recent calls, and of the end of a pause."""
 
     boot: str
     calls: tuple[float, ...] = ()
@@ -31,11 +31,11 @@ class _State(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Pace:
-    """Turns to call.
+    """Grants turns to call.
 
-    Reads use three quarters of what a period allows, `urgent` calls (create, terminate) all of it. `on_wait` hears,
-    about once a second, for how many seconds more somebody waits and why. Where the home cannot be written, this
-    process keeps the pace alone: a full disk must not keep a pod rented.
+    Reads may use three quarters of a period's calls, `urgent` calls (create, terminate) all of them. While a caller
+    waits, `on_wait` receives about once a second how many seconds remain and why. If the home cannot be written, this
+    process keeps the limit on its own: a full disk must not prevent the termination of a pod.
     """
 
     def __init__(
@@ -50,9 +50,9 @@ class Pace:
 
     @asynccontextmanager
     async def turn(self, *, urgent: bool = False, calls: int = 1) -> AsyncIterator[float]:
-        """Wait for a turn of `calls` calls; a `RateLimitedError` from within becomes everybody's pause.
+        """Wait for a turn of `calls` calls; a `RateLimitedError` from within becomes a pause for all processes.
 
-        Gives the time on the boot clock at which the turn came.
+        Yields the time on the boot clock at which the turn was granted.
         """
         while (wait := await self._take(urgent, calls)) is not None:
             if self.on_wait:
@@ -65,21 +65,21 @@ class Pace:
             raise
 
     def waiting_until(self) -> float | None:
-        """Until when, on the boot clock, RunPod has asked everybody of this home to wait; None when it has not."""
+        """The end, on the boot clock, of the pause that RunPod has requested; None without one."""
         until = self._read().pause_until
         return until if until > boot_seconds() else None
 
-    def has_plenty(self) -> bool:
-        """Whether less than a third of a period's calls is used."""
+    def has_spare_calls(self) -> bool:
+        """Whether less than a third of a period's calls has been used."""
         now = boot_seconds()
         return sum(now - self._period < at <= now for at in self._read().calls) < self._limit / 3
 
     async def _take(self, urgent: bool, calls: int) -> tuple[float, str] | None:
-        """Take the turn, or say how long to wait for it and why."""
+        """Take the turn and return None, or return how long to wait for it and why."""
         async with shared_files.locked(self._folder / _LOCK, _PATIENCE):
             state, now = self._read(), boot_seconds()
             if state.pause_until > now:
-                return state.pause_until - now, "RunPod asks for a pause"
+                return state.pause_until - now, "RunPod requests a pause"
             share = self._limit if urgent else max(1, int(self._limit * _READS))
             recent = tuple(at for at in state.calls if now - self._period < at <= now)
             over = len(recent) + min(calls, share) - share
@@ -96,13 +96,13 @@ class Pace:
             self._write(msgspec.structs.replace(state, pause_until=until))
 
     def _read(self) -> _State:
-        """What all know, or this process alone where it could not write; a pause beyond any that is kept is none."""
-        found = None if self._alone else shared_files.read_record(self._folder / FILE, _State)
-        if found is None or found.boot != self._own.boot:
+        """The shared state, or this process's own if it could not write; an impossibly long pause is ignored."""
+        state = None if self._alone else shared_files.read_record(self._folder / FILE, _State)
+        if state is None or state.boot != self._own.boot:
             return self._own
-        if found.pause_until > boot_seconds() + errors.LONGEST_PAUSE:
-            found = msgspec.structs.replace(found, pause_until=0.0)
-        return found
+        if state.pause_until > boot_seconds() + errors.LONGEST_PAUSE:
+            state = msgspec.structs.replace(state, pause_until=0.0)
+        return state
 
     def _write(self, state: _State) -> None:
         self._own = state
@@ -110,7 +110,7 @@ class Pace:
 
 
 class PacedApi:
-    """A `PodApi` that takes turns. `create_calls`: how many calls the creation of a pod is."""
+    """A `PodApi` within the rate limit. `create_calls`: how many calls the creation of a pod takes."""
 
     def __init__(self, api: PodApi, pace: Pace, create_calls: int = 1) -> None:
         self._api = api
@@ -119,7 +119,7 @@ class PacedApi:
 
     @property
     def name(self) -> str:
-        """See `PodApi`, as for all that follows."""
+        """See `PodApi`, as for the methods below."""
         return self._api.name
 
     def account(self, salt: bytes) -> str:
@@ -131,7 +131,7 @@ class PacedApi:
         return (await self.list_begun())[1]
 
     async def list_begun(self) -> tuple[float, tuple[Pod, ...]]:
-        """The listing, and when on the boot clock its turn came: only then it began."""
+        """The listing, and the time on the boot clock at which it began, after the wait for its turn."""
         async with self.pace.turn() as began:
             return began, await self._api.list_pods()
 
@@ -151,8 +151,8 @@ class PacedApi:
             await self._api.terminate_pod(pod_id)
 
     async def fingerprints(self, pod_id: str) -> frozenset[str] | None:
-        """In turn, and only while calls are plenty: trust rests on the pinned key, not on what was printed."""
-        if not self.pace.has_plenty():
+        """In turn, and only while there are spare calls: trust rests on the pinned key, not on what was printed."""
+        if not self.pace.has_spare_calls():
             return None
         async with self.pace.turn():
             return await self._api.fingerprints(pod_id)

@@ -16,7 +16,7 @@ from engine.providers.runpod.api.protocol import GpuOffer, Order, Pod
 from engine.providers.settings import RunPodLimits
 from engine.system.imports import without
 
-with without("click", "pygments", "rich"):  # 4 MB for a command line of its own
+with without("click", "pygments", "rich"):  # httpx would load 4 MB for its own command line
     import httpx
 
 LONGEST_ANSWER: Final = 8 * 1024 * 1024
@@ -24,10 +24,10 @@ LONGEST_LOG: Final = 1024 * 1024
 LOG_LINES: Final = 1000
 LOG_SECONDS: Final = 5.0
 QUIET_SECONDS: Final = 0.5
-"""A log that says nothing more for so long after a fingerprint has said all."""
+"""A log that prints nothing for this long after a fingerprint is taken as complete."""
 _FINGERPRINT: Final = re.compile(r"SHA256:[A-Za-z0-9+/]{43}(?![A-Za-z0-9+/])")
 _POD_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_DONE_ALREADY: Final = 404
+_NOT_FOUND: Final = 404
 Read = TypeVar("Read")
 
 
@@ -38,7 +38,7 @@ class _Answer(NamedTuple):
 
 
 class RestApi:
-    """REST v2 below `base_url`. Neither proxies nor `.netrc` nor redirects are followed; a request is sent once."""
+    """REST v2 below `base_url`. Proxies, `.netrc` and redirects are ignored; a request is sent once."""
 
     def __init__(self, base_url: str, key: ApiKey, limits: RunPodLimits, cloud: str = "SECURE") -> None:
         self._base_url = base_url
@@ -53,45 +53,47 @@ class RestApi:
         return "rest"
 
     def account(self, salt: bytes) -> str:
-        """See `PodApi`, as for all that follows."""
+        """See `PodApi`, as for the methods below."""
         return self._key.account(salt, self.name, self._base_url)
 
     async def list_pods(self) -> tuple[Pod, ...]:
-        """Members of clusters included."""
-        answer = await self._ask("GET", "/pods", {"includeClusterPods": "true"})
+        """Includes the members of clusters."""
+        answer = await self._request("GET", "/pods", {"includeClusterPods": "true"})
         self._expect(answer, 200)
         return tuple(rest_wire.pod(one) for one in _decode(answer, rest_wire.Pods).pods)
 
     async def list_gpus(self) -> tuple[GpuOffer, ...]:
-        """With the stock of the cloud that is chosen."""
-        asked = {"include": "AVAILABILITY", "product": "POD", "cloud": self._cloud}
-        answer = await self._ask("GET", "/catalog/gpus", asked)
+        """With the stock of the chosen cloud."""
+        params = {"include": "AVAILABILITY", "product": "POD", "cloud": self._cloud}
+        answer = await self._request("GET", "/catalog/gpus", params)
         self._expect(answer, 200)
         return tuple(rest_wire.offer(one) for one in _decode(answer, rest_wire.Gpus).gpus)
 
     async def create_pod(self, order: Order) -> str:
-        """Sent exactly once, over a connection of its own: one that lay idle may break just then."""
+        """Sent exactly once, over a new connection: an idle one may just be breaking, which would lose the answer."""
         async with self._new_client() as client:
-            answer = await self._ask("POST", "/pods", body=rest_wire.request(order), client=client)
+            answer = await self._request("POST", "/pods", body=rest_wire.request(order), client=client)
         if 400 <= answer.status < 500:
-            raise self._not_made(answer, order)
+            raise self._not_created(answer, order)
         self._expect(answer, 200, 201)
-        pod_id = _decode(answer, rest_wire.Made).id
+        pod_id = _decode(answer, rest_wire.Created).id
         if not _POD_ID.fullmatch(pod_id):
-            raise errors.invalid("the pod's id is none")
+            raise errors.invalid("the pod's id is invalid")
         return pod_id
 
     async def terminate_pod(self, pod_id: str) -> None:
-        """A pod that RunPod does not know is done."""
-        answer = await self._ask("DELETE", f"/pods/{_id(pod_id)}")
+        """Succeeds for a pod that RunPod does not know."""
+        answer = await self._request("DELETE", f"/pods/{_id(pod_id)}")
         if answer.status == 409:
-            raise errors.refused("to end a pod that belongs to a cluster", hint="End the cluster in the console.")
-        if answer.status != _DONE_ALREADY:
+            raise errors.refused(
+                "to terminate a pod that belongs to a cluster", hint="Terminate the cluster in RunPod's console."
+            )
+        if answer.status != _NOT_FOUND:
             self._expect(answer, 200, 202, 204)
 
     async def fingerprints(self, pod_id: str) -> frozenset[str] | None:
-        """Reads the container's log for at most `LOG_SECONDS`; an empty set where it printed none."""
-        found: set[str] = set()
+        """Reads the container's log for at most `LOG_SECONDS`; an empty set if it printed none."""
+        fingerprints: set[str] = set()
         readable = False
         params: dict[str, str | int] = {"source": "container", "tail": LOG_LINES}
         try:
@@ -101,20 +103,20 @@ class RestApi:
             ):
                 readable = response.status_code == 200 and _is_plain(response)
                 if readable:
-                    await _read_log(response, found, limit)
-        except TimeoutError:  # the stream goes on as long as the pod does
+                    await _read_log(response, fingerprints, limit)
+        except TimeoutError:  # expected: the stream lasts as long as the pod
             pass
         except (httpx.HTTPError, httpx.StreamError, OSError):
             return None
-        return frozenset(found) if readable else None
+        return frozenset(fingerprints) if readable else None
 
     async def close(self) -> None:
-        """The next call opens a connection anew."""
+        """The next call opens a new connection."""
         client, self._client = self._client, None
         if client is not None:
             await client.aclose()
 
-    async def _ask(
+    async def _request(
         self,
         method: str,
         path: str,
@@ -123,7 +125,7 @@ class RestApi:
         body: dict[str, Any] | None = None,
         client: httpx.AsyncClient | None = None,
     ) -> _Answer:
-        """One request under one deadline, whatever the server does meanwhile."""
+        """One request under one deadline for the whole answer, however slowly the server sends it."""
         failure: ProviderError
         try:
             async with (
@@ -141,7 +143,7 @@ class RestApi:
             failure = errors.unavailable(_why(error))
         except ProviderError as error:
             failure = error
-        # Raised here, so that no library's exception, with the request in it, hangs on to it.
+        # Raised outside the except blocks: a chained library exception would carry the request and its secrets.
         raise failure
 
     def _open(self) -> httpx.AsyncClient:
@@ -164,11 +166,11 @@ class RestApi:
         )
 
     def _expect(self, answer: _Answer, *statuses: int) -> None:
-        """Raise for every status but these."""
+        """Raise for any other status."""
         if answer.status not in statuses:
-            raise self._fault(answer)
+            raise self._error(answer)
 
-    def _fault(self, answer: _Answer) -> ProviderError:
+    def _error(self, answer: _Answer) -> ProviderError:
         status = answer.status
         if status in {401, 403}:
             return errors.rejected(self._key.source, status)
@@ -182,22 +184,22 @@ class RestApi:
             return errors.unavailable(f"it answered with status {status}")
         return errors.invalid(f"its status is {status}")
 
-    def _not_made(self, answer: _Answer, order: Order) -> ProviderError:
-        """Why a pod was not made, by the table in RunPod's document."""
+    def _not_created(self, answer: _Answer, order: Order) -> ProviderError:
+        """Why a pod was not created, by the table in RunPod's OpenAPI document."""
         detail = errors.clean(rest_wire.detail(answer.body), (self._key.value, *order.environment.values()))
         if answer.status == 400:
             return errors.no_capacity(order.gpu, detail)
         if answer.status == 403:
-            hint = f"The API key from {self._key.source} may not use this GPU or cloud, or may not make pods."
+            hint = f"Check that the API key from {self._key.source} may use this GPU and cloud and may create pods."
             return errors.refused(f"to rent {order.gpu}", detail or "403", hint)
         if answer.status in {401, 402, 408, 410, 429}:
-            return self._fault(answer)
+            return self._error(answer)
         hint = "Check the image, the GPU and the disk in config.toml."
         return errors.refused("the order of a pod", detail or str(answer.status), hint)
 
 
-async def _read_log(response: httpx.Response, found: set[str], limit: asyncio.Timeout) -> None:
-    """Collect fingerprints until the stream ends, falls silent after one, or time or size is up."""
+async def _read_log(response: httpx.Response, fingerprints: set[str], limit: asyncio.Timeout) -> None:
+    """Collect fingerprints until the stream ends, is silent after one, or reaches the limit of time or size."""
     loop = asyncio.get_running_loop()
     until = limit.when() or loop.time()
     size, rest = 0, b""
@@ -205,17 +207,17 @@ async def _read_log(response: httpx.Response, found: set[str], limit: asyncio.Ti
         size += len(chunk)
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
-            found.update(_FINGERPRINT.findall(rest_wire.log_line(line)))
+            fingerprints.update(_FINGERPRINT.findall(rest_wire.log_line(line)))
         if size > LONGEST_LOG:
             return
-        if found:
+        if fingerprints:
             limit.reschedule(min(until, loop.time() + QUIET_SECONDS))
 
 
 async def _whole(response: httpx.Response) -> bytes:
-    """The body, as it was sent; raises `api_answer_invalid` for one that is too long or packed."""
+    """The body as it was sent; raises `api_answer_invalid` if it is too long or compressed."""
     if not _is_plain(response):
-        raise errors.invalid("it is packed")
+        raise errors.invalid("it is compressed")
     body = bytearray()
     async for chunk in response.aiter_raw():
         body += chunk
@@ -225,19 +227,19 @@ async def _whole(response: httpx.Response) -> bytes:
 
 
 def _is_plain(response: httpx.Response) -> bool:
-    """False for a packed body, which a few bytes could blow up."""
+    """False for a compressed body: a few bytes could expand without limit."""
     return bool(response.headers.get("Content-Encoding", "identity") == "identity")
 
 
 def _decode(answer: _Answer, kind: type[Read]) -> Read:
-    found: Read | None
+    decoded: Read | None
     try:
-        found = msgspec.json.decode(answer.body, type=kind)
+        decoded = msgspec.json.decode(answer.body, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        found = None
-    if found is None:
+        decoded = None
+    if decoded is None:
         raise errors.invalid()
-    return found
+    return decoded
 
 
 def _id(pod_id: str) -> str:

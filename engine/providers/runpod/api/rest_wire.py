@@ -1,4 +1,4 @@
-"""What REST v2 says and is told, as far as it is used: strict about types, indifferent to what else is there."""
+"""The messages of REST v2, as far as they are used: types are checked strictly, other fields are ignored."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ class Pods(_Wire, frozen=True):
     pods: tuple[_Pod, ...]
 
 
-class Made(_Wire, frozen=True):
-    """What counts of the answer to `POST /pods`."""
+class Created(_Wire, frozen=True):
+    """The part of the answer to `POST /pods` that is used."""
 
     id: str
 
@@ -103,7 +103,7 @@ class Gpus(_Wire, frozen=True):
 
 
 class _Problem(_Wire, frozen=True):
-    """RFC 9457."""
+    """An error as in RFC 9457."""
 
     detail: str = ""
     errors: tuple[str, ...] = ()
@@ -113,39 +113,39 @@ class _LogEvent(_Wire, frozen=True):
     line: str
 
 
-def pod(found: _Pod) -> Pod:
+def pod(row: _Pod) -> Pod:
     """One row of the listing."""
-    status = _STATUSES.get(found.status, "error")
-    runtime = found.runtime or _Runtime()
+    status = _STATUSES.get(row.status, "error")
+    runtime = row.runtime or _Runtime()
     ports = [port for port in runtime.ports or () if port.public is not None]
     return Pod(
-        id=found.id,
-        name=found.name,
+        id=row.id,
+        name=row.name,
         status=status,
-        price_per_hour=found.cost,
-        gpu_model=found.gpu.id if found.gpu else None,
-        gpu_count=found.gpu.count if found.gpu else None,
-        created_at=_moment(found.created_at),
+        price_per_hour=row.cost,
+        gpu_model=row.gpu.id if row.gpu else None,
+        gpu_count=row.gpu.count if row.gpu else None,
+        created_at=_utc(row.created_at),
         has_runtime=status == "running" or runtime.uptime is not None or bool(ports),
         has_ports=bool(ports),
-        ssh=_address(found.ssh.direct if found.ssh else None),
+        ssh=_address(row.ssh.direct if row.ssh else None),
     )
 
 
-def offer(found: _GpuType) -> GpuOffer:
+def offer(row: _GpuType) -> GpuOffer:
     """One type of GPU."""
     return GpuOffer(
-        id=found.id,
-        name=found.name,
-        memory_gb=found.memory,
-        secure_price=found.price.secure if found.secure else None,
-        community_price=found.price.community if found.community else None,
-        stock=_STOCK.get(found.availability or ""),
+        id=row.id,
+        name=row.name,
+        memory_gb=row.memory,
+        secure_price=row.price.secure if row.secure else None,
+        community_price=row.price.community if row.community else None,
+        stock=_STOCK.get(row.availability or ""),
     )
 
 
 def request(order: Order) -> dict[str, Any]:
-    """The CreatePodRequest. `startSsh` would add the account's keys, did the environment not set `PUBLIC_KEY`."""
+    """The CreatePodRequest. `startSsh` adds the account's SSH keys unless the environment sets `PUBLIC_KEY`."""
     return {
         "name": order.name,
         "image": order.image,
@@ -160,12 +160,12 @@ def request(order: Order) -> dict[str, Any]:
 
 
 def detail(body: bytes) -> str:
-    """What an error says of itself; empty where it cannot be read."""
+    """The text of an error answer; empty if it cannot be read."""
     try:
-        found = msgspec.json.decode(body, type=_Problem)
+        problem = msgspec.json.decode(body, type=_Problem)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return ""
-    return "; ".join(filter(None, (found.detail, *found.errors)))
+    return "; ".join(filter(None, (problem.detail, *problem.errors)))
 
 
 def log_line(line: bytes) -> str:
@@ -178,19 +178,19 @@ def log_line(line: bytes) -> str:
         return ""
 
 
-def _moment(text: str | None) -> str | None:
-    """A time in UTC as ours are written; None for what is none or lacks its zone."""
+def _utc(text: str | None) -> str | None:
+    """A time in UTC in this program's format; None if it is invalid or has no time zone."""
     try:
-        found = datetime.fromisoformat(text or "")
-        return None if found.tzinfo is None else utc_text(found.astimezone(UTC))
+        moment = datetime.fromisoformat(text or "")
+        return None if moment.tzinfo is None else utc_text(moment.astimezone(UTC))
     except (ValueError, OverflowError):
         return None
 
 
-def _address(found: _Endpoint | None) -> Address | None:
-    """Where SSH answers; None for what is no address."""
-    if found is None or not 0 < found.port < 65536:
+def _address(endpoint: _Endpoint | None) -> Address | None:
+    """The address of the SSH server; None if there is none or it is invalid."""
+    if endpoint is None or not 0 < endpoint.port < 65536:
         return None
-    if not HOST.fullmatch(found.host) or not _USER.fullmatch(found.username):
+    if not HOST.fullmatch(endpoint.host) or not _USER.fullmatch(endpoint.username):
         return None
-    return Address(host=found.host, port=found.port, user=found.username)
+    return Address(host=endpoint.host, port=endpoint.port, user=endpoint.username)

@@ -1,6 +1,6 @@
-"""What the processes of one home share of RunPod: `allocations/`, with its locks and small files.
+"""Files that the processes of one home share for RunPod: locks and caches in `allocations/`.
 
-Everything there is 0600 in a folder that is 0700, replaced in one step, and may be lost without harm.
+They are 0600 in a folder that is 0700, replaced atomically, and may be lost without harm.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from engine.system.clock import boot_seconds
 from engine.system.files import write_private
 
 FOLDER: Final = "allocations"
-_LOOK_SECONDS: Final = 0.02
+_POLL_SECONDS: Final = 0.02
 _FLAGS: Final = os.O_NOFOLLOW | os.O_CLOEXEC
 Read = TypeVar("Read")
 
 
 def folder_of(home: Path) -> Path:
-    """The folder, made where it is missing; raises `StoreError`."""
+    """The folder, created if it is missing; raises `StoreError`."""
     folder = home / FOLDER
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -37,9 +37,9 @@ def folder_of(home: Path) -> Path:
 
 @asynccontextmanager
 async def locked(path: Path, patience: float) -> AsyncIterator[bool]:
-    """Hold the file's lock; yields False when it could not be had within `patience` seconds, or at all.
+    """Hold the file's lock; yields False when it could not be taken within `patience` seconds, or at all.
 
-    Nothing that this lock protects may depend on it for correctness: it saves calls to RunPod.
+    The lock only saves calls to RunPod: nothing may depend on it for correctness.
     """
     descriptor = _open(path)
     if descriptor is None:
@@ -49,7 +49,7 @@ async def locked(path: Path, patience: float) -> AsyncIterator[bool]:
         until = boot_seconds() + patience
         held = try_lock(descriptor)
         while not held and boot_seconds() < until:
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_POLL_SECONDS)
             held = try_lock(descriptor)
         yield held
     finally:
@@ -57,7 +57,7 @@ async def locked(path: Path, patience: float) -> AsyncIterator[bool]:
 
 
 def try_lock(descriptor: int) -> bool:
-    """Take the lock of an open file where nobody holds it."""
+    """Take the lock of an open file; False when another process holds it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -66,7 +66,7 @@ def try_lock(descriptor: int) -> bool:
 
 
 def read_record(path: Path, kind: type[Read]) -> Read | None:
-    """The record in a file, or None where there is none that can be read."""
+    """The record in a file, or None if it is missing or cannot be read."""
     try:
         descriptor = os.open(path, os.O_RDONLY | _FLAGS)
         with os.fdopen(descriptor, "rb") as file:
@@ -76,7 +76,7 @@ def read_record(path: Path, kind: type[Read]) -> Read | None:
 
 
 def write_record(path: Path, record: object) -> bool:
-    """Replace a file by a record; False where that is not possible."""
+    """Replace a file by a record; False if that fails."""
     try:
         write_private(path, msgspec.json.encode(record), durable=False)
     except OSError:

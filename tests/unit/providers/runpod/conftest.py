@@ -1,4 +1,4 @@
-"""Both implementations against one scripted server; the SDK's helper is started once for all tests of a worker."""
+"""Both implementations against one scripted server; the SDK's helper is started once per test worker."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PATIENCE = 60.0
 
 
 def end_helpers(home: Path) -> None:
-    """End every helper of a home, by the process that its log names."""
+    """Terminate every helper of a home, by the pid in its log."""
     log = home / "allocations" / wire.LOG
     for line in log.read_text().splitlines() if log.exists() else []:
         if line.endswith("starts"):
@@ -63,7 +63,7 @@ def dialect(request: pytest.FixtureRequest) -> Dialect:
 
 @pytest.fixture
 def make(dialect: Dialect, server: Server, helper_home: Path) -> MakeApi:
-    """Makes the implementation with limits, by default patient."""
+    """Creates the implementation, by default with generous limits."""
 
     def made(**limits: float) -> PodApi:
         chosen = msgspec.structs.replace(RunPodLimits(api=PATIENCE, helper_idle=60.0), **limits)

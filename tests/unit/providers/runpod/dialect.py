@@ -1,4 +1,4 @@
-"""The same facts as either API tells them."""
+"""The same facts in the format of each API."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ GPU = "NVIDIA GeForce RTX 4090"
 
 @dataclass(frozen=True)
 class State:
-    """A pod as RunPod knows it."""
+    """The state of a pod at RunPod."""
 
     id: str = "pod1"
     name: str = "glasshouse-a-b-c"

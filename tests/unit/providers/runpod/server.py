@@ -1,4 +1,4 @@
-"""A server that says what it is told and notes what it is asked; in a thread, so that one lives through many tests."""
+"""A server that sends scripted answers and records requests; in a thread, so that one can serve many tests."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _MARKS = {
 
 @dataclass(frozen=True)
 class Answer:
-    """`hang` says nothing, `drip` never comes to an end, `cut` closes the connection, `stream` stays open.
+    """`hang` sends nothing, `drip` never ends, `cut` closes the connection, `stream` stays open.
 
-    None of them ends before the client leaves, however slow the machine is.
+    None of them ends before the client disconnects, however slow the machine is.
     """
 
     body: Any = None
@@ -39,8 +39,8 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One request as it came."""
+class Received:
+    """One request as it was received."""
 
     op: str
     method: str
@@ -51,10 +51,10 @@ class Asked:
 
 
 class Server:
-    """Answers of `script` in their order, the last one again and again."""
+    """Sends the scripted answers of each operation in order, the last one repeatedly."""
 
     def __init__(self) -> None:
-        self.asked: list[Asked] = []
+        self.received: list[Received] = []
         self.url = ""
         self._script: dict[str, deque[Answer]] = defaultdict(deque)
         self._loop = asyncio.new_event_loop()
@@ -66,14 +66,14 @@ class Server:
         started.wait(60)
 
     def clear(self) -> None:
-        self.asked.clear()
+        self.received.clear()
         self._script.clear()
 
-    def say(self, op: str, *answers: Answer) -> None:
+    def script(self, op: str, *answers: Answer) -> None:
         self._script[op] = deque(answers)
 
     def ops(self) -> list[str]:
-        return [one.op for one in self.asked]
+        return [one.op for one in self.received]
 
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -101,7 +101,9 @@ class Server:
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         text = await request.text()
         op = _op(request, text)
-        self.asked.append(Asked(op, request.method, request.path, dict(request.query), dict(request.headers), text))
+        self.received.append(
+            Received(op, request.method, request.path, dict(request.query), dict(request.headers), text)
+        )
         script = self._script[op]
         if not script:
             return web.json_response({"title": "nothing is scripted", "status": 599, "detail": op}, status=599)

@@ -1,4 +1,4 @@
-"""What both implementations of the seam must do alike."""
+"""The common behaviour of both implementations of `PodApi`."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ ORDER = Order(
 
 
 def ready_to_create(server: Server, dialect: Dialect, *answers: Answer) -> None:
-    """The SDK looks for the GPU first."""
-    server.say("gpu", Answer({"data": {"gpuTypes": [{"id": GPU}]}}))
-    server.say("create", *answers)
+    """Script a creation; the SDK queries the GPU first."""
+    server.script("gpu", Answer({"data": {"gpuTypes": [{"id": GPU}]}}))
+    server.script("create", *answers)
 
 
-async def test_a_pod_is_told_by_how_far_it_has_come(make: MakeApi, server: Server, dialect: Dialect) -> None:
+async def test_a_pods_status_follows_its_progress(make: MakeApi, server: Server, dialect: Dialect) -> None:
     states = ("provisioning", "starting", "private", "running", "exited")
-    server.say("list", dialect.pods(*(State(id=state, state=state) for state in states)))
+    server.script("list", dialect.pods(*(State(id=state, state=state) for state in states)))
     pods = {pod.id: pod for pod in await make().list_pods()}
     assert [pods[state].status for state in states if state != "private"] == [
         "provisioning",
@@ -56,13 +56,13 @@ async def test_a_pod_is_told_by_how_far_it_has_come(make: MakeApi, server: Serve
     assert pods["running"].name == "glasshouse-a-b-c"
 
 
-async def test_no_pods_are_no_pods(make: MakeApi, server: Server, dialect: Dialect) -> None:
-    server.say("list", dialect.pods())
+async def test_an_account_without_pods_is_an_empty_listing(make: MakeApi, server: Server, dialect: Dialect) -> None:
+    server.script("list", dialect.pods())
     assert await make().list_pods() == ()
 
 
 async def test_a_cloud_that_does_not_offer_a_gpu_has_no_price(make: MakeApi, server: Server, dialect: Dialect) -> None:
-    server.say("gpus", dialect.gpus())
+    server.script("gpus", dialect.gpus())
     first, second = await make().list_gpus()
     assert (first.id, first.name, first.memory_gb) == (GPU, "RTX 4090", 24)
     assert (first.secure_price, first.community_price) == (0.44, 0.31)
@@ -70,23 +70,23 @@ async def test_a_cloud_that_does_not_offer_a_gpu_has_no_price(make: MakeApi, ser
     assert server.ops() == ["gpus"]
 
 
-async def test_an_order_is_sent_once_and_whole(make: MakeApi, server: Server, dialect: Dialect) -> None:
+async def test_an_order_is_sent_once_and_completely(make: MakeApi, server: Server, dialect: Dialect) -> None:
     ready_to_create(server, dialect, dialect.made("pod7"))
     assert await make().create_pod(ORDER) == "pod7"
-    [sent] = [one for one in server.asked if one.op == "create"]
+    [sent] = [one for one in server.received if one.op == "create"]
     text = sent.text if dialect.name == "rest" else json.loads(sent.text)["query"]
     for value in (ORDER.name, ORDER.image, GPU, SECRET, START, "22/tcp", "SECURE", *ORDER.environment.values()):
         assert value in text
     assert sent.headers["Authorization"] == f"Bearer {KEY.value}"
 
 
-async def test_a_pod_is_ended_and_one_that_is_absent_is_done(make: MakeApi, server: Server, dialect: Dialect) -> None:
-    server.say("terminate", dialect.ended(), dialect.absent())
+async def test_terminating_a_pod_is_idempotent(make: MakeApi, server: Server, dialect: Dialect) -> None:
+    server.script("terminate", dialect.ended(), dialect.absent())
     api = make()
     await api.terminate_pod("pod1")
     await api.terminate_pod("pod1")
     assert server.ops() == ["terminate", "terminate"]
-    assert all("pod1" in one.path + one.text for one in server.asked)
+    assert all("pod1" in one.path + one.text for one in server.received)
 
 
 @pytest.mark.parametrize(
@@ -115,10 +115,10 @@ async def test_a_pod_is_ended_and_one_that_is_absent_is_done(make: MakeApi, serv
     ],
     ids=lambda value: value if isinstance(value, str) else f"{value.status}-{value.manner}",
 )
-async def test_a_failed_look_is_an_error_with_its_code(
+async def test_a_failed_listing_is_an_error_with_its_code(
     make: MakeApi, server: Server, answer: Answer, code: str
 ) -> None:
-    server.say("list", answer)
+    server.script("list", answer)
     limits = {"api": SHORT} if code == "api_timeout" else {}
     async with asyncio.timeout(PATIENCE):
         with pytest.raises(ProviderError) as caught:
@@ -129,10 +129,10 @@ async def test_a_failed_look_is_an_error_with_its_code(
         assert KEY.source in caught.value.message
 
 
-async def test_a_listing_without_an_account_is_no_empty_listing(
+async def test_a_listing_without_an_account_is_not_an_empty_listing(
     make: MakeApi, server: Server, dialect: Dialect
 ) -> None:
-    server.say("list", dialect.nothing())
+    server.script("list", dialect.nothing())
     with pytest.raises(ProviderError) as caught:
         await make().list_pods()
     assert caught.value.code == "api_answer_invalid"
@@ -151,13 +151,13 @@ async def test_a_listing_without_an_account_is_no_empty_listing(
 async def test_a_rate_limit_says_how_long_to_wait(
     make: MakeApi, server: Server, headers: dict[str, str], seconds: float
 ) -> None:
-    server.say("list", Answer({"detail": "slow down"}, status=429, headers=headers))
+    server.script("list", Answer({"detail": "slow down"}, status=429, headers=headers))
     with pytest.raises(RateLimitedError) as caught:
         await make().list_pods()
     assert caught.value.retry_after == seconds
 
 
-async def test_no_capacity_is_told_with_what_runpod_says(make: MakeApi, server: Server, dialect: Dialect) -> None:
+async def test_no_capacity_is_reported_with_runpods_text(make: MakeApi, server: Server, dialect: Dialect) -> None:
     ready_to_create(server, dialect, dialect.no_capacity("Please refresh\nand try again."))
     with pytest.raises(ProviderError) as caught:
         await make().create_pod(ORDER)
@@ -171,7 +171,7 @@ async def test_no_capacity_is_told_with_what_runpod_says(make: MakeApi, server: 
     [Answer(manner="cut"), Answer(b"<html>", status=502), Answer(b'{"id"', status=200), Answer(manner="hang")],
     ids=["cut", "html", "half", "hang"],
 )
-async def test_a_lost_answer_to_an_order_leaves_it_open_and_is_not_repeated(
+async def test_a_lost_answer_to_an_order_is_ambiguous_and_the_order_not_repeated(
     make: MakeApi, server: Server, dialect: Dialect, answer: Answer
 ) -> None:
     ready_to_create(server, dialect, answer)
@@ -181,7 +181,7 @@ async def test_a_lost_answer_to_an_order_leaves_it_open_and_is_not_repeated(
     assert server.ops().count("create") == 1
 
 
-async def test_the_key_and_the_order_are_in_no_error(
+async def test_no_error_contains_the_key_or_the_order(
     make: MakeApi, server: Server, dialect: Dialect, helper_home: Path
 ) -> None:
     host_key, public = SECRET, ORDER.environment["PUBLIC_KEY"]

@@ -1,4 +1,4 @@
-"""Where the API key comes from, and that it is shown nowhere; where the API is."""
+"""Where the API key comes from, and that it is never shown; the API's address."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def test_no_file_and_no_variable_is_a_missing_key(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", ["canary\n", "canary key", "canary\x00", "canary\u00e9", " canary", "canary" * 200])
-def test_what_cannot_be_a_key_is_refused_without_being_shown(value: str) -> None:
+def test_a_malformed_key_is_refused_without_being_shown(value: str) -> None:
     with pytest.raises(ProviderError) as caught:
         api_key({"RUNPOD_API_KEY": value})
     assert caught.value.code == "api_key_rejected"
     assert "canary" not in "".join(traceback.format_exception(caught.value))
 
 
-def test_a_key_is_in_no_text_that_is_made_of_it() -> None:
+def test_a_key_never_appears_in_its_own_text() -> None:
     key = ApiKey(value="canary", source="here")
     assert "canary" not in f"{key} {key!r}"
     assert key.account(b"salt") != key.account(b"other salt")
@@ -61,7 +61,7 @@ def test_a_key_is_in_no_text_that_is_made_of_it() -> None:
     "url",
     ["http://example.org", "ftp://127.0.0.1", "https://", "https://user:pw@example.org", "https://a/?b", "https://a:b"],
 )
-def test_the_key_is_sent_nowhere_in_the_clear(url: str) -> None:
+def test_the_key_is_never_sent_unencrypted(url: str) -> None:
     with pytest.raises(UsageError) as caught:
         base_url({"RUNPOD_API_BASE_URL": url})
     assert caught.value.code == "api_url_invalid"

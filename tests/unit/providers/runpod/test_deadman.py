@@ -1,4 +1,4 @@
-"""What a server can do to the dead-man's switch: it is told no, and the switch goes on to its own way."""
+"""No answer of a server can stop the dead-man's switch: a bad one counts as a refusal."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def _drip(client: socket.socket, reply: bytes) -> None:
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., str]]:
-    """Servers that give every request the same bytes, and keep what was asked in `asked`."""
+    """Servers that give every request the same bytes, and record the requests in `received`."""
     listening: list[socket.socket] = []
 
-    def start(reply: bytes, *, slow: bool = False, asked: list[bytes] | None = None) -> str:
+    def start(reply: bytes, *, slow: bool = False, received: list[bytes] | None = None) -> str:
         server = socket.create_server(("127.0.0.1", 0))
         listening.append(server)
 
@@ -36,8 +36,8 @@ def serve() -> Iterator[Callable[..., str]]:
                     client, _ = server.accept()
                     with client:
                         request = client.recv(65536)
-                        if asked is not None:
-                            asked.append(request)
+                        if received is not None:
+                            received.append(request)
                         _drip(client, reply) if slow else client.sendall(reply)
                 except OSError:
                     if server.fileno() < 0:
@@ -62,20 +62,20 @@ def serve() -> Iterator[Callable[..., str]]:
     ],
     ids=["no HTTP", "a long line", "bad chunks", "deep JSON", "nothing"],
 )
-def test_an_answer_that_cannot_be_read_is_a_no(serve: Callable[..., str], reply: bytes) -> None:
-    assert deadman.ask(serve(reply), "key", "POST", b"{}") is False
+def test_an_unreadable_answer_counts_as_a_refusal(serve: Callable[..., str], reply: bytes) -> None:
+    assert deadman.send(serve(reply), "key", "POST", b"{}") is False
 
 
-def test_an_answer_that_drips_is_given_up(serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dripping_answer_times_out(serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deadman, "TIMEOUT", 1.0)
     began = time.monotonic()
-    assert deadman.ask(serve(OK + b"X: " + b"x" * 3000, slow=True), "key", "DELETE", None) is False
-    assert time.monotonic() - began < 60.0  # five minutes where it is not given up
+    assert deadman.send(serve(OK + b"X: " + b"x" * 3000, slow=True), "key", "DELETE", None) is False
+    assert time.monotonic() - began < 60.0  # five minutes without the timeout
 
 
 def test_the_key_does_not_follow_a_redirect(serve: Callable[..., str]) -> None:
-    asked: list[bytes] = []
-    elsewhere = serve(OK + b"Content-Length: 2\r\n\r\n{}", asked=asked)
+    received: list[bytes] = []
+    elsewhere = serve(OK + b"Content-Length: 2\r\n\r\n{}", received=received)
     moved = f"HTTP/1.1 302 Found\r\nLocation: {elsewhere}/\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-    assert deadman.ask(serve(moved.encode()), "key", "POST", b"{}") is False
-    assert asked == []
+    assert deadman.send(serve(moved.encode()), "key", "POST", b"{}") is False
+    assert received == []

@@ -1,4 +1,4 @@
-"""Which GPU is asked for: the order of preference, the cloud, the ceiling and the stock."""
+"""Which GPU is requested: the order of preference, the cloud, the ceiling and the stock."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from engine.errors import ProviderError
 from engine.providers.protocol import Spec
 from engine.providers.runpod.api.protocol import SAFE, GpuOffer
-from engine.providers.runpod.gpu_choice import choices, life
+from engine.providers.runpod.gpu_choice import choices, lifetime
 from engine.providers.runpod.pod_order import START
 from engine.providers.settings import RunPodSettings
 
@@ -31,14 +31,14 @@ def test_the_settings_name_the_gpus_where_the_plan_names_none() -> None:
     assert chosen(gpus=("A100 PCIe",)) == ["A100 PCIe"]
 
 
-def test_what_costs_too_much_or_is_out_of_stock_is_not_asked_for() -> None:
+def test_gpus_above_the_ceiling_or_out_of_stock_are_not_requested() -> None:
     assert chosen("H200 SXM", "H100 SXM", "A100 PCIe", max_price=2.0) == ["A100 PCIe"]
     assert chosen("H200 SXM", "A100 PCIe", max_price=2.0) == ["A100 PCIe"]
     assert chosen("H200 SXM", "H100 SXM") == ["H100 SXM"]
 
 
 @pytest.mark.parametrize(
-    ("gpus", "ceiling", "code", "said"),
+    ("gpus", "ceiling", "code", "expected"),
     [
         ((), None, "no_acceptable_gpu", ["A100 PCIe", "H100 SXM"]),
         (("B200",), None, "no_acceptable_gpu", ["B200", "A100 PCIe"]),
@@ -46,11 +46,13 @@ def test_what_costs_too_much_or_is_out_of_stock_is_not_asked_for() -> None:
         (("H200 SXM",), None, "no_capacity", ["H200 SXM"]),
     ],
 )
-def test_a_refusal_says_what_would_do(gpus: tuple[str, ...], ceiling: float | None, code: str, said: list[str]) -> None:
+def test_a_refusal_names_the_alternatives(
+    gpus: tuple[str, ...], ceiling: float | None, code: str, expected: list[str]
+) -> None:
     with pytest.raises(ProviderError) as raised:
         chosen(*gpus, max_price=ceiling)
     assert raised.value.code == code
-    assert all(part in f"{raised.value.message} {raised.value.hint}" for part in said)
+    assert all(part in f"{raised.value.message} {raised.value.hint}" for part in expected)
 
 
 def test_a_gpu_that_the_cloud_lacks_is_not_acceptable() -> None:
@@ -60,12 +62,12 @@ def test_a_gpu_that_the_cloud_lacks_is_not_acceptable() -> None:
     assert chosen("H100 SXM", "A100 PCIe", cloud="COMMUNITY") == ["A100 PCIe"]
 
 
-def test_the_cost_ceiling_bounds_the_life() -> None:
+def test_the_cost_ceiling_limits_the_lifetime() -> None:
     spec = Spec(name="n", max_cost=6.0, max_seconds=86_400)
-    assert life(spec, RunPodSettings(), 3.0) == 7200
-    assert life(Spec(name="n", max_seconds=60), RunPodSettings(max_cost=6.0), 3.0) == 60
+    assert lifetime(spec, RunPodSettings(), 3.0) == 7200
+    assert lifetime(Spec(name="n", max_seconds=60), RunPodSettings(max_cost=6.0), 3.0) == 60
 
 
-def test_the_start_command_can_stand_in_a_graphql_text() -> None:
+def test_the_start_command_needs_no_escaping_in_graphql() -> None:
     assert not set('"\\\n') & set(START)
-    assert SAFE.fullmatch(START) is None, "it is checked by its own rule"
+    assert SAFE.fullmatch(START) is None, "it is not checked by this rule but by one of its own"

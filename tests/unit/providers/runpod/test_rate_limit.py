@@ -1,4 +1,4 @@
-"""The pace that all processes of a home keep together."""
+"""The rate limit that all processes of a home share."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ async def take(pace: Pace, *, urgent: bool = False, calls: int = 1) -> None:
 
 
 async def has_turn(pace: Pace, *, urgent: bool = False, calls: int = 1) -> bool:
-    """Whether the turn comes at once: who has to wait is told so before."""
+    """Whether a turn is granted at once: a caller that has to wait is notified first."""
 
-    def waits(seconds: float, why: str) -> None:
+    def on_wait(seconds: float, why: str) -> None:
         raise TimeoutError
 
-    pace.on_wait = waits
+    pace.on_wait = on_wait
     try:
         await take(pace, urgent=urgent, calls=calls)
     except TimeoutError:
@@ -35,7 +35,7 @@ async def has_turn(pace: Pace, *, urgent: bool = False, calls: int = 1) -> bool:
     return True
 
 
-async def test_reads_leave_room_for_what_is_urgent(tmp_path: Path) -> None:
+async def test_reads_leave_calls_for_urgent_ones(tmp_path: Path) -> None:
     one, other = Pace(tmp_path, 4), Pace(tmp_path, 4)
     for pace in (one, other, one):
         assert await has_turn(pace)
@@ -57,7 +57,7 @@ async def test_never_more_calls_in_a_period_than_allowed(tmp_path: Path) -> None
 
     class Recorded(Pace):
         def _write(self, state: Any) -> None:
-            times.append(state.calls[-1])  # when the turn was given, however long it takes to get there
+            times.append(state.calls[-1])  # when the turn was granted, not when its caller ran
             super()._write(state)
 
     paces = [Recorded(tmp_path, 4, period=0.5) for _ in range(3)]
@@ -67,9 +67,9 @@ async def test_never_more_calls_in_a_period_than_allowed(tmp_path: Path) -> None
     assert all(later - earlier >= 0.5 for earlier, later in zip(times, times[4:], strict=False))
 
 
-async def test_a_pause_that_runpod_asks_for_is_everybodys_and_is_counted_down(tmp_path: Path) -> None:
-    heard: list[tuple[float, str]] = []
-    one, other = Pace(tmp_path, 30), Pace(tmp_path, 30, lambda seconds, why: heard.append((seconds, why)))
+async def test_a_requested_pause_applies_to_all_processes_and_is_counted_down(tmp_path: Path) -> None:
+    waits: list[tuple[float, str]] = []
+    one, other = Pace(tmp_path, 30), Pace(tmp_path, 30, lambda seconds, why: waits.append((seconds, why)))
     with pytest.raises(RateLimitedError):
         async with one.turn():
             raise RateLimitedError(2.5)
@@ -77,13 +77,13 @@ async def test_a_pause_that_runpod_asks_for_is_everybodys_and_is_counted_down(tm
     assert until is not None
     await take(other, urgent=True)
     assert boot_seconds() >= until
-    assert len(heard) >= 2
-    assert heard[0][0] > heard[-1][0] > 0
-    assert "pause" in heard[0][1]
+    assert len(waits) >= 2
+    assert waits[0][0] > waits[-1][0] > 0
+    assert "pause" in waits[0][1]
     assert other.waiting_until() is None
 
 
-async def test_a_file_that_cannot_be_used_keeps_nobody_from_calling_and_the_pace_holds(tmp_path: Path) -> None:
+async def test_an_unusable_state_file_blocks_no_calls_and_the_limit_still_holds(tmp_path: Path) -> None:
     pace = Pace(tmp_path, 2)
     path = tmp_path / "allocations" / FILE
     path.write_text("{damaged")

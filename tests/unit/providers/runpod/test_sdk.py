@@ -1,4 +1,4 @@
-"""The SDK's helper process: one for all, gone when idle, started anew when stuck, never with another's key."""
+"""The SDK's helper process: shared, gone when idle, replaced when stuck, never used with another key."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FOUND_GPU = Answer({"data": {"gpuTypes": [{"id": GPU}]}})
 
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Path]:
-    """So deep that no socket's path fits below it."""
+    """A home so deep that no socket path below it fits into an address."""
     deep = tmp_path / ("deep" * 20)
     deep.mkdir()
     yield deep
@@ -48,25 +48,25 @@ async def until_log_says(home: Path, what: str) -> None:
             await asyncio.sleep(0.02)
 
 
-async def test_runners_share_one_helper_which_ends_when_it_has_no_work(home: Path, server: Server) -> None:
-    server.say("list", Sdk().pods(State(secret="canary-env")))
+async def test_runners_share_one_helper_which_exits_when_idle(home: Path, server: Server) -> None:
+    server.script("list", Sdk().pods(State(secret="canary-env")))
     apis = [SdkApi(home, server.url, KEY, RunPodLimits(helper_idle=SHORT)) for _ in range(4)]
-    found = await asyncio.gather(*(api.list_pods() for api in apis))
-    assert [len(pods) for pods in found] == [1, 1, 1, 1]
+    results = await asyncio.gather(*(api.list_pods() for api in apis))
+    assert [len(pods) for pods in results] == [1, 1, 1, 1]
     await until_log_says(home, "ends: no work")
     assert log(home).count("starts") == 1
     assert not list((home / "allocations").glob("*.sock"))
     assert not [path for path in (home / "allocations").iterdir() if path.stat().st_mode & 0o077]
 
 
-async def test_each_key_has_a_helper_of_its_own(helper_home: Path, server: Server) -> None:
-    server.say("list", Sdk().pods())
+async def test_each_key_has_its_own_helper(helper_home: Path, server: Server) -> None:
+    server.script("list", Sdk().pods())
     other = ApiKey(value="rpa_OTHER", source="the file ~/.runpod/config.toml")
     keys = (KEY, other, KEY)
     for key in keys:
         await SdkApi(helper_home, server.url, key, RunPodLimits(helper_idle=60.0)).list_pods()
-    assert [one.headers["Authorization"] for one in server.asked] == [f"Bearer {key.value}" for key in keys]
-    server.say("list", Answer({}, status=401))
+    assert [one.headers["Authorization"] for one in server.received] == [f"Bearer {key.value}" for key in keys]
+    server.script("list", Answer({}, status=401))
     with pytest.raises(ProviderError, match=r"config\.toml") as caught:
         await SdkApi(helper_home, server.url, other, RunPodLimits()).list_pods()
     assert caught.value.code == "api_key_rejected"
@@ -74,7 +74,7 @@ async def test_each_key_has_a_helper_of_its_own(helper_home: Path, server: Serve
 
 @asynccontextmanager
 async def endless_headers() -> AsyncIterator[str]:
-    """A server whose headers never end: no reading in the SDK gets out of them."""
+    """A server whose headers never end, which blocks the SDK for ever."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError):
@@ -91,12 +91,12 @@ async def endless_headers() -> AsyncIterator[str]:
         server.close()
 
 
-async def test_a_helper_whose_threads_are_all_stuck_makes_room_for_another(home: Path) -> None:
+async def test_a_helper_whose_threads_are_all_stuck_exits(home: Path) -> None:
     async with endless_headers() as url:
         api = SdkApi(home, url, KEY, RunPodLimits(api=SHORT))
         calls = [api.list_pods() for _ in range(7)] + [api.create_pod(ORDER)]
-        found = await asyncio.gather(*calls, return_exceptions=True)
-        assert [getattr(one, "code", None) for one in found] == ["api_timeout"] * 7 + ["order_refused"]
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert [getattr(one, "code", None) for one in results] == ["api_timeout"] * 7 + ["order_refused"]
         await until_log_says(home, "every thread is stuck")
         assert not list((home / "allocations").glob("*.sock"))
 
@@ -111,11 +111,11 @@ async def test_a_helper_whose_threads_are_all_stuck_makes_room_for_another(home:
     ],
     ids=["hang", "html", "unknown", "rate"],
 )
-async def test_a_failure_before_the_order_leaves_nothing_open(
+async def test_a_failure_before_the_order_is_definite(
     helper_home: Path, server: Server, answer: Answer, code: str
 ) -> None:
-    server.say("gpu", answer)
-    server.say("create", Sdk().made())
+    server.script("gpu", answer)
+    server.script("create", Sdk().made())
     with pytest.raises(ProviderError) as caught:
         await SdkApi(helper_home, server.url, KEY, RunPodLimits(api=SHORT, helper_idle=60.0)).create_pod(ORDER)
     assert caught.value.code == code
@@ -143,7 +143,7 @@ async def test_a_value_that_would_break_out_of_the_query_is_never_sent(
         await SdkApi(helper_home, server.url, KEY, RunPodLimits(helper_idle=60.0)).create_pod(order)
     assert caught.value.code == "order_refused"
     assert "canary" not in caught.value.message
-    assert server.asked == []
+    assert server.received == []
 
 
 @pytest.mark.parametrize(
@@ -158,8 +158,8 @@ async def test_a_value_that_would_break_out_of_the_query_is_never_sent(
     ],
 )
 async def test_an_error_of_graphql_has_its_code(helper_home: Path, server: Server, answer: Answer, code: str) -> None:
-    server.say("gpu", FOUND_GPU)
-    server.say("create", answer)
+    server.script("gpu", FOUND_GPU)
+    server.script("create", answer)
     with pytest.raises(ProviderError) as caught:
         await SdkApi(helper_home, server.url, KEY, RunPodLimits(helper_idle=60.0)).create_pod(ORDER)
     assert caught.value.code == code
@@ -168,8 +168,8 @@ async def test_an_error_of_graphql_has_its_code(helper_home: Path, server: Serve
 def test_netrc_and_proxies_change_nothing_in_the_pinned_sdk(server: Server, tmp_path: Path) -> None:
     (tmp_path / ".netrc").write_text("machine 127.0.0.1 login thief password stolen\n")
     (tmp_path / ".netrc").chmod(0o600)
-    server.say("list", Sdk().pods(State(secret="canary-env")))
-    server.say("terminate", Answer(b"no", status=429, headers={"Retry-After": "7"}))
+    server.script("list", Sdk().pods(State(secret="canary-env")))
+    server.script("terminate", Answer(b"no", status=429, headers={"Retry-After": "7"}))
     script = """
 import json, runpod
 from engine.providers.runpod.api.sdk.calls import Call, SdkCalls
@@ -184,15 +184,15 @@ except ProviderError as error:
     environment = {**os.environ, "RUNPOD_API_BASE_URL": server.url, "HOME": str(tmp_path)}
     environment |= {"NETRC": str(tmp_path / ".netrc"), "HTTP_PROXY": "http://127.0.0.1:1"}
     environment |= {"http_proxy": "http://127.0.0.1:1", "ALL_PROXY": "http://127.0.0.1:1"}
-    found = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, env=environment, check=False
     )
-    assert found.returncode == 0, found.stderr
-    assert json.loads(found.stdout) == [wire.PINNED, 1, "api_rate_limited", 7.0, "None"]
-    assert [one.headers["Authorization"] for one in server.asked] == ["Bearer rpa_KEY"] * 2
+    assert completed.returncode == 0, completed.stderr
+    assert json.loads(completed.stdout) == [wire.PINNED, 1, "api_rate_limited", 7.0, "None"]
+    assert [one.headers["Authorization"] for one in server.received] == ["Bearer rpa_KEY"] * 2
 
 
-async def test_a_helper_that_cannot_start_says_so_and_leaves_no_order_open(
+async def test_a_helper_that_cannot_start_is_reported_and_no_order_is_sent(
     home: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     api = SdkApi(home, server.url, KEY, RunPodLimits())

@@ -1,1 +1,1 @@
-"""RunPod's API through its own SDK: one folder that can go when its GraphQL does."""
+"""RunPod's API through its own SDK: one folder, to be deleted when RunPod retires GraphQL."""

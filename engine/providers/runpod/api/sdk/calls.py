@@ -1,6 +1,7 @@
-"""RunPod's SDK, called so that nothing of it is trusted: own transport, own deadline, own reading of its answers.
+"""RunPod's SDK with our own transport, deadline and parsing of answers, because the SDK's are not reliable.
 
-Only the helper process imports this. The SDK is patched where its pinned version sends a request.
+The SDK's timeout is per socket read, so a dripped answer can take minutes, and it obeys proxies and `.netrc`. Only
+the helper process imports this module, which patches the place where the pinned SDK sends a request.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _current: Final = threading.local()
 
 
 class Call:
-    """One call's deadline, and whether the order itself was sent before it was given up."""
+    """One call's deadline, and whether the order itself was sent before the call was given up."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -46,31 +47,31 @@ class Call:
         self._sent = False
 
     def left(self) -> float:
-        """Seconds that are left; raises `api_timeout` when there are none."""
+        """Seconds until the deadline; raises `api_timeout` after it."""
         seconds = self._until - time.monotonic()
         if self._over or seconds <= 0:
             raise errors.timed_out(self.seconds)
         return seconds
 
     def sending(self, *, order: bool) -> None:
-        """Note that a request goes out; one that was given up never does."""
+        """Note that a request is being sent; raises `api_timeout` if the call was given up, so that it never is."""
         with self._lock:
             self.left()
             self._sent = self._sent or order
 
     def give_up(self) -> None:
-        """From now on nothing is sent any more."""
+        """Prevent any further request of this call."""
         with self._lock:
             self._over = True
 
     @property
     def has_ordered(self) -> bool:
-        """True when a pod may have been made."""
+        """True when a pod may have been created."""
         return self._sent
 
 
 class GraphqlFailure(Exception):
-    """RunPod's own words about an error in GraphQL, and their code."""
+    """An error that RunPod reports in GraphQL: its message and code."""
 
     def __init__(self, message: str, code: str) -> None:
         super().__init__("RunPod answered with an error")
@@ -79,7 +80,7 @@ class GraphqlFailure(Exception):
 
 
 class _Answer:
-    """What the SDK reads of a response."""
+    """The part of a response that the SDK uses."""
 
     status_code: Final = 200
 
@@ -91,11 +92,11 @@ class _Answer:
 
 
 class _Transport:
-    """Stands in the place of `requests` in the SDK's one module that sends."""
+    """Replaces `requests` in the only module of the SDK that sends."""
 
     @staticmethod
     def post(url: str, *, headers: dict[str, str], data: str, timeout: float) -> _Answer:
-        """One request without proxies, `.netrc` and redirects, under the call's deadline and not the SDK's."""
+        """One request without proxies, `.netrc` or redirects, under the call's deadline instead of the SDK's."""
         call: Call = _current.call
         call.sending(order="podFindAndDeployOnDemand" in data)
         with requests.Session() as session:
@@ -115,7 +116,7 @@ class _Transport:
 
 
 class SdkCalls:
-    """The calls of the seam, each blocking; every error is a `ProviderError` without a cause."""
+    """The calls of `PodApi`, each blocking; every error is a `ProviderError` without a cause."""
 
     def __init__(self, key: str) -> None:
         graphql.requests = _Transport
@@ -129,29 +130,29 @@ class SdkCalls:
 
     def list_gpus(self, call: Call) -> tuple[GpuOffer, ...]:
         """The fields of `runpod.get_gpu`, for all types of GPU in one call."""
-        found = self._run(call, lambda: graphql.run_graphql_query(rows.GPU_QUERY)["data"]["gpuTypes"])
-        return tuple(rows.offer(row) for row in _convert(found, list[rows.GpuRow]))
+        gpus = self._run(call, lambda: graphql.run_graphql_query(rows.GPU_QUERY)["data"]["gpuTypes"])
+        return tuple(rows.offer(row) for row in _convert(gpus, list[rows.GpuRow]))
 
     def create_pod(self, call: Call, order: Order) -> str:
-        """`runpod.create_pod(...)`; until the order itself is sent, no error leaves anything open."""
+        """`runpod.create_pod(...)`; an error before the order itself was sent is definite: nothing was created."""
         check(order)
         secrets = (self._key, *order.environment.values())
         try:
-            made = self._run(call, lambda: _create(order), secrets, order.gpu)
+            created = self._run(call, lambda: _create(order), secrets, order.gpu)
         except ProviderError as error:
             failure = error if call.has_ordered else errors.nothing_ordered(error)
         else:
-            pod_id = str(_convert(made, rows.Made).id)
+            pod_id = str(_convert(created, rows.Created).id)
             if _POD_ID.fullmatch(pod_id):
                 return pod_id
-            failure = errors.invalid("the pod's id is none")
+            failure = errors.invalid("the pod's id is invalid")
         raise failure
 
     def terminate_pod(self, call: Call, pod_id: str) -> None:
-        """`runpod.terminate_pod(...)`; a pod that RunPod does not know is done."""
+        """`runpod.terminate_pod(...)`; succeeds for a pod that RunPod does not know."""
         if not _POD_ID.fullmatch(pod_id):
-            raise errors.refused("to end a pod", "its id is none")
-        self._run(call, lambda: runpod.terminate_pod(pod_id), absent_is_done=True)
+            raise errors.refused("to terminate a pod", "its id is invalid")
+        self._run(call, lambda: runpod.terminate_pod(pod_id), absent_is_success=True)
 
     def _run(
         self,
@@ -160,7 +161,7 @@ class SdkCalls:
         secrets: tuple[str, ...] = (),
         gpu: str = "",
         *,
-        absent_is_done: bool = False,
+        absent_is_success: bool = False,
     ) -> Any:
         _current.call = call
         failure: ProviderError
@@ -169,16 +170,16 @@ class SdkCalls:
         except ProviderError as error:
             failure = error
         except GraphqlFailure as error:
-            if absent_is_done and _ABSENT.search(error.message):
+            if absent_is_success and _ABSENT.search(error.message):
                 return None
             failure = _failure(error, secrets or (self._key,), gpu)
         except requests.Timeout:
             failure = errors.timed_out(call.seconds)
         except (requests.RequestException, OSError):
             failure = errors.unavailable("it cannot be reached, or the connection broke")
-        except ValueError:  # the SDK's own, for a GPU that is unknown
-            failure = errors.refused(f"the GPU {gpu}", "it knows none of that name") if gpu else errors.invalid()
-        except Exception:  # KeyError, TypeError, IndexError: the SDK reads answers without a look
+        except ValueError:  # raised by the SDK for an unknown GPU
+            failure = errors.refused(f"the GPU {gpu}", "it has no GPU of that name") if gpu else errors.invalid()
+        except Exception:  # KeyError, TypeError, IndexError: the SDK uses answers unchecked
             failure = errors.invalid()
         finally:
             _current.call = None
@@ -187,7 +188,7 @@ class SdkCalls:
 
 
 def check(order: Order) -> None:
-    """Raises `order_refused` for a value that would break out of the text that the SDK puts it into."""
+    """Raises `order_refused` for a value that could break out of the query, into which the SDK puts it unescaped."""
     values = {"name": order.name, "image": order.image, "GPU": order.gpu, **order.environment}
     wrong = next((name for name, value in values.items() if not SAFE.fullmatch(value)), None)
     if wrong is None:
@@ -197,7 +198,7 @@ def check(order: Order) -> None:
     if wrong is not None:
         shown = wrong if SAFE.fullmatch(wrong) else "name of a variable"
         raise ProviderError(
-            f"The {shown} of this order has signs that RunPod's SDK cannot carry.",
+            f"The {shown} of this order has characters that RunPod's SDK cannot send.",
             'Use letters, digits and + / = _ . : @ -, or set api = "rest" below [runpod] in config.toml.',
             code="order_refused",
         )
@@ -217,20 +218,20 @@ def _create(order: Order) -> Any:
         ports="22/tcp",
         docker_args=order.start,
         env=order.environment,
-        allowed_cuda_versions=None if order.min_cuda is None else _from(order.min_cuda),
+        allowed_cuda_versions=None if order.min_cuda is None else _cuda_from(order.min_cuda),
     )
 
 
-def _from(least: str) -> list[str]:
-    """This CUDA version and those of the same major version that may follow: the API wants them by name."""
-    major, minor = map(int, least.split("."))
+def _cuda_from(oldest: str) -> list[str]:
+    """This CUDA version and all later minor versions, which the API requires to be listed by name."""
+    major, minor = map(int, oldest.split("."))
     return [f"{major}.{number}" for number in range(minor, _LAST_MINOR + 1)]
 
 
 def _whole(response: requests.Response, call: Call) -> bytes:
-    """The body, read as it comes, so that one that drips meets the deadline."""
+    """The body, read as it arrives, so that a slowly dripping one hits the deadline."""
     if response.headers.get("Content-Encoding", "identity") != "identity":
-        raise errors.invalid("it is packed")
+        raise errors.invalid("it is compressed")
     body = bytearray()
     while block := response.raw.read1(_BLOCK, decode_content=False):
         body += block
@@ -238,20 +239,20 @@ def _whole(response: requests.Response, call: Call) -> bytes:
         if len(body) > LONGEST_ANSWER:
             raise errors.invalid("it is too long")
     if (expected := response.headers.get("Content-Length", "")).isdigit() and len(body) != int(expected):
-        raise errors.invalid("it is cut")
+        raise errors.invalid("it is incomplete")
     return bytes(body)
 
 
 def _document(body: bytes) -> dict[str, Any] | None:
     try:
-        found = msgspec.json.decode(body)
+        document = msgspec.json.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return document if isinstance(document, dict) else None
 
 
 def _check_status(response: requests.Response, document: dict[str, Any] | None) -> None:
-    """Raise for every status but 200; 400 is how a GraphQL server also sends its errors."""
+    """Raise unless the status is 200, or 400 with errors in the document, as some GraphQL servers send them."""
     status = response.status_code
     if status == 200 or (status == 400 and document is not None and "errors" in document):
         return
@@ -269,16 +270,16 @@ def _check_status(response: requests.Response, document: dict[str, Any] | None) 
 
 
 def _first_failure(reported: object) -> Exception:
-    """The first of GraphQL's errors; a list without one is an answer that cannot be read."""
+    """The first of GraphQL's errors; an empty list is an invalid answer."""
     try:
         first = msgspec.convert(reported, list[rows.GraphqlError])[0]
     except (msgspec.ValidationError, IndexError):
-        return errors.invalid("it has errors that say nothing")
+        return errors.invalid("its list of errors is empty or malformed")
     return GraphqlFailure(first.message, str(first.extensions.get("code", "")))
 
 
 def _failure(failure: GraphqlFailure, secrets: tuple[str, ...], gpu: str) -> ProviderError:
-    """What an error in GraphQL means. One that says nothing known may stand for a thing half done."""
+    """What an error in GraphQL means. An unknown one is ambiguous: the request may have been carried out in part."""
     if failure.code in _REJECTED or failure.message.strip().lower() in {"unauthorized", "not authorized"}:
         return errors.rejected("its source")
     detail = errors.clean(failure.message, secrets)
@@ -293,10 +294,10 @@ def _failure(failure: GraphqlFailure, secrets: tuple[str, ...], gpu: str) -> Pro
     return errors.unavailable(detail or "it answered with an error")
 
 
-def _convert(found: Any, kind: Any) -> Any:
+def _convert(value: Any, kind: Any) -> Any:
     converted: Any = None
     try:
-        converted = msgspec.convert(found, kind)
+        converted = msgspec.convert(value, kind)
     except msgspec.ValidationError:
         converted = None
     if converted is None:

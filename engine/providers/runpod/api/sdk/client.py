@@ -1,4 +1,4 @@
-"""`PodApi` over RunPod's SDK, which is heavy: it lives in one helper process that all runners of a home share."""
+"""`PodApi` over RunPod's SDK, which takes 2 s and 60 MB: one helper process loads it for all runners of a home."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _Link = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class SdkApi:
-    """The SDK below `base_url`, through the home's helper, which is started where none runs."""
+    """The SDK with the server at `base_url`, through the home's helper process, which is started if none runs."""
 
     def __init__(self, home: Path, base_url: str, key: ApiKey, limits: RunPodLimits) -> None:
         _check_installed()
@@ -48,40 +48,40 @@ class SdkApi:
         return "sdk"
 
     def account(self, salt: bytes) -> str:
-        """See `PodApi`, as for all that follows."""
+        """See `PodApi`, as for the methods below."""
         return self._key.account(salt, self.name, self._base_url)
 
     async def list_pods(self) -> tuple[Pod, ...]:
         """One call."""
-        found = (await self._call(self._request("list_pods"))).pods
-        if found is None:
-            raise _not_said()
-        return found
+        pods = (await self._call(self._request("list_pods"))).pods
+        if pods is None:
+            raise _missing()
+        return pods
 
     async def list_gpus(self) -> tuple[GpuOffer, ...]:
-        """One call; the SDK does not tell the stock."""
-        found = (await self._call(self._request("list_gpus"))).gpus
-        if found is None:
-            raise _not_said()
-        return found
+        """One call; the SDK does not report the stock."""
+        gpus = (await self._call(self._request("list_gpus"))).gpus
+        if gpus is None:
+            raise _missing()
+        return gpus
 
     async def create_pod(self, order: Order) -> str:
-        """Two calls: the SDK asks for the GPU first, and an error there leaves nothing open."""
-        found = (await self._call(wire.Request(op="create_pod", seconds=self._limits.api, order=order))).pod_id
-        if found is None:
-            raise _not_said()
-        return found
+        """Two calls: the SDK queries the GPU first; after an error there, nothing has been created."""
+        pod_id = (await self._call(wire.Request(op="create_pod", seconds=self._limits.api, order=order))).pod_id
+        if pod_id is None:
+            raise _missing()
+        return pod_id
 
     async def terminate_pod(self, pod_id: str) -> None:
         """One call."""
         await self._call(wire.Request(op="terminate_pod", seconds=self._limits.api, pod_id=pod_id))
 
     async def fingerprints(self, pod_id: str) -> frozenset[str] | None:
-        """None: the SDK reads no logs."""
+        """None: the SDK cannot read logs."""
         return None
 
     async def close(self) -> None:
-        """Nothing is held; the helper ends when it has no work."""
+        """Nothing to close; the helper exits when it is idle."""
 
     def _request(self, op: wire.Op) -> wire.Request:
         return wire.Request(op=op, seconds=self._limits.api)
@@ -102,13 +102,13 @@ class SdkApi:
         except TimeoutError:
             failure = errors.timed_out(self._limits.api)
         except (OSError, ValueError, msgspec.MsgspecError):
-            failure = errors.unavailable("the process that holds its SDK ended")
+            failure = errors.unavailable("the process that runs its SDK has ended")
         finally:
             writer.close()
         raise failure
 
     async def _connected(self) -> _Link:
-        """A helper that holds this key; nothing was asked of RunPod when this raises (`sdk_unusable`)."""
+        """A connection to a helper with this key. Raises `sdk_unusable`; nothing has been sent to RunPod then."""
         link = await self._connect()
         if link is not None:
             return link
@@ -119,13 +119,13 @@ class SdkApi:
                     return link
                 await self._start()
         raise ProviderError(
-            "The process that holds RunPod's SDK does not start.",
-            f'Look at {self._folder / wire.LOG}, or set api = "rest" below [runpod] in config.toml.',
+            "The process that runs RunPod's SDK does not start.",
+            f'See {self._folder / wire.LOG} for the reason, or set api = "rest" below [runpod] in config.toml.',
             code="sdk_unusable",
         )
 
     async def _connect(self) -> _Link | None:
-        """None where no helper listens, or not the one that is meant."""
+        """None if no helper listens, or one with another key or server."""
         try:
             with wire.short_path(self._folder, wire.socket_name(self._identity)) as path:
                 reader, writer = await asyncio.open_unix_connection(path, limit=wire.LONGEST_LINE)
@@ -143,7 +143,7 @@ class SdkApi:
 
     async def _start(self) -> None:
         """Start a helper, and wait until it listens or gives up."""
-        with contextlib.suppress(OSError):  # no room for a log, or no process: it does not start
+        with contextlib.suppress(OSError):  # the log or the process cannot be created; the caller notices
             await self._spawn()
 
     async def _spawn(self) -> None:
@@ -174,31 +174,31 @@ class SdkApi:
             await starting.wait()
 
     def _environment(self) -> dict[str, str]:
-        """No proxy, no `.netrc` and no other token reaches the helper; the key reaches it in no other way."""
-        kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+        """The helper's environment: no proxy, `.netrc` or other token. The key is passed only here."""
+        inherited = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
         path = os.pathsep.join(filter(None, (str(_PACKAGES), os.environ.get("PYTHONPATH"))))
-        mine = {"HOME": str(self._folder), "PYTHONPATH": path, VARIABLE: self._key.value, URL_VARIABLE: self._base_url}
-        return kept | mine
+        own = {"HOME": str(self._folder), "PYTHONPATH": path, VARIABLE: self._key.value, URL_VARIABLE: self._base_url}
+        return inherited | own
 
 
 def _check_installed() -> None:
-    """Raises `MissingExtraError`, or `sdk_unusable` for another version than the one that was tried."""
+    """Raises `MissingExtraError`, or `sdk_unusable` for any version but the pinned one, whose internals are patched."""
     try:
-        found = version("runpod") if importlib.util.find_spec("runpod") else None
+        installed = version("runpod") if importlib.util.find_spec("runpod") else None
     except PackageNotFoundError:
-        found = None
-    if found is None:
+        installed = None
+    if installed is None:
         raise MissingExtraError(
             "RunPod's SDK is not installed.",
             "Run: pip install 'glasshouse[runpod]', or set api = \"rest\" below [runpod] in config.toml.",
         )
-    if found != wire.PINNED:
+    if installed != wire.PINNED:
         raise ProviderError(
-            f"RunPod's SDK is version {found}, and this program was tried with {wire.PINNED} alone.",
+            f"RunPod's SDK has version {installed}, and this program works only with {wire.PINNED}.",
             "Run: pip install 'glasshouse[runpod]', or set api = \"rest\" below [runpod] in config.toml.",
             code="sdk_unusable",
         )
 
 
-def _not_said() -> ProviderError:
+def _missing() -> ProviderError:
     return errors.invalid("it is missing")

@@ -1,8 +1,8 @@
-"""The process that holds RunPod's SDK for all runners of a home.
+"""The process that runs RunPod's SDK for all runners of a home.
 
-`python -m engine.providers.runpod.api.sdk.helper --home HOME [--idle SECONDS]` returns when its child listens on a
-socket in HOME/allocations/, with status 0, or when that failed. The child ends after `--idle` seconds without work,
-when its socket is gone, or when every one of its threads is stuck. Key and server come from the environment.
+`python -m engine.providers.runpod.api.sdk.helper --home HOME [--idle SECONDS]` exits with status 0 once its child
+listens on a socket in HOME/allocations/, or with 1 if that failed. The child exits after `--idle` seconds without
+requests, when its socket is gone, or when all of its threads are stuck. Key and server come from the environment.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _LONGEST_LOG: Final = 64 * 1024
 
 
 class Helper:
-    """Serves one request a connection, each in a thread of its own, at most `THREADS` at once."""
+    """Serves one request per connection, each in its own thread, at most `THREADS` at once."""
 
     def __init__(self, calls: SdkCalls, new_call: Callable[[float], Call], identity: str) -> None:
         self._calls = calls
@@ -53,11 +53,11 @@ class Helper:
         self.ending = asyncio.Event()
 
     async def serve(self, listening: socket.socket, path: Path, idle: float) -> str:
-        """Serve until there is a reason to end, which is returned."""
+        """Serve until there is a reason to exit, which is returned."""
         loop = asyncio.get_running_loop()
         self._last = loop.time()
-        mine = _inode(path)
-        reason = "asked to end"
+        inode = _inode(path)
+        reason = "SIGTERM"
         server = await asyncio.start_unix_server(self._client, sock=listening, limit=wire.LONGEST_LINE)
         async with server:
             while not self.ending.is_set():
@@ -67,16 +67,16 @@ class Helper:
                 if not self._open and loop.time() - self._last >= idle:
                     reason = "no work"
                     break
-                if _inode(path) != mine:
+                if _inode(path) != inode:
                     reason = "the socket is gone"
                     break
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self.ending.wait(), min(_TICK, idle))
-            if _inode(path) == mine:
+            if _inode(path) == inode:
                 _remove(path)
             server.close()
             until = loop.time() + FAREWELL_SECONDS
-            while self._open and loop.time() < until:  # noqa: ASYNC110  # calls that run are waited for, not cut
+            while self._open and loop.time() < until:  # noqa: ASYNC110  # running calls are finished, not cut
                 await asyncio.sleep(0.02)
         return reason
 
@@ -84,15 +84,15 @@ class Helper:
         self._open += 1
         try:
             if wire.peer_user(writer) == os.getuid():
-                await self._converse(reader, writer)
+                await self._serve_one(reader, writer)
         except (OSError, ValueError, msgspec.MsgspecError):
-            pass  # the client left, or is none of ours
+            pass  # the client has left, or does not speak this protocol
         finally:
             self._open -= 1
             self._last = asyncio.get_running_loop().time()
             writer.close()
 
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await _send(writer, self._hello)
         line = await reader.readline()
         if line:
@@ -119,7 +119,7 @@ class Helper:
         return wire.Reply(failure=wire.failure_of(late if call.has_ordered else self._unordered(request, late)))
 
     def _begin(self, request: wire.Request, call: Call) -> asyncio.Future[wire.Reply]:
-        """Run the call in a thread; the future gets its reply even when nobody waits any more."""
+        """Run the call in a thread; the future gets its reply even if the client has given up."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[wire.Reply] = loop.create_future()
 
@@ -140,8 +140,8 @@ class Helper:
             return self._dispatch(request, call)
         except ProviderError as error:
             return wire.Reply(failure=wire.failure_of(error))
-        except Exception as error:  # a reply is owed, and its text could hold anything
-            _say(f"a call failed with {type(error).__name__}")
+        except Exception as error:  # the client needs a reply, without the text, which could hold a secret
+            _log(f"a call failed with {type(error).__name__}")
             return wire.Reply(failure=wire.failure_of(errors.invalid()))
 
     def _dispatch(self, request: wire.Request, call: Call) -> wire.Reply:
@@ -155,10 +155,10 @@ class Helper:
             case wire.Request(op="terminate_pod", pod_id=pod_id) if pod_id is not None:
                 self._calls.terminate_pod(call, pod_id)
                 return wire.Reply()
-        raise errors.refused("a request that lacks something")
+        raise errors.refused("an incomplete request")
 
     def _unordered(self, request: wire.Request, error: ProviderError) -> ProviderError:
-        """An order that was never sent leaves nothing open."""
+        """The error for a call whose order was never sent: a creation then fails definitely."""
         return errors.nothing_ordered(error) if request.op == "create_pod" else error
 
     def _unstick(self, _: object) -> None:
@@ -166,7 +166,7 @@ class Helper:
 
 
 async def _serve(folder: Path, name: str, identity: str, key: str, idle: float, ready: int) -> str:
-    # Only here, and only in this process: they take two seconds and 60 MB.
+    # Imported only here, in this process: it takes two seconds and 60 MB.
     from engine.providers.runpod.api.sdk.calls import Call, SdkCalls  # noqa: PLC0415
 
     calls = SdkCalls(key)
@@ -199,16 +199,16 @@ def _remove(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def _say(what: str) -> None:
+def _log(text: str) -> None:
     with contextlib.suppress(OSError):
-        print(f"{utc_now()} {os.getpid()} {what}", file=sys.stderr, flush=True)
+        print(f"{utc_now()} {os.getpid()} {text}", file=sys.stderr, flush=True)
 
 
-def _quiet() -> None:
-    """Nothing that a library says of an error gets into the log: it could hold a key or an order."""
+def _silence_libraries() -> None:
+    """Keep the text of exceptions out of the log: it could hold a key or an order."""
 
     def hook(kind: type[BaseException], *_: Any) -> None:
-        _say(f"ended by {kind.__name__}")
+        _log(f"ended by {kind.__name__}")
 
     sys.excepthook = hook
     threading.excepthook = lambda args: hook(args.exc_type)
@@ -219,7 +219,7 @@ def _quiet() -> None:
 
 
 def _detach() -> int:
-    """Go on in a child; this process ends when the child says that it listens, or ends."""
+    """Continue in a child; this process exits when the child reports that it listens, or has ended."""
     read, write = os.pipe()
     if os.fork() == 0:
         os.close(read)
@@ -237,7 +237,7 @@ def main() -> NoReturn:
     options = parser.parse_args()
     os.umask(0o077)
     ready = _detach()
-    _quiet()
+    _silence_libraries()
     key, url = api_key(os.environ), base_url(os.environ)
     os.environ.pop(VARIABLE)
     folder = shared_files.folder_of(options.home)
@@ -247,14 +247,14 @@ def main() -> NoReturn:
 
 
 async def _only_one(folder: Path, identity: str, key: str, idle: float, ready: int) -> None:
-    """Hold the helper's lock for as long as this process serves."""
+    """Serve while holding the lock that allows one helper per key and server."""
     name = wire.socket_name(identity)
     async with shared_files.locked(folder / f"{name}.lock", _LOCK_SECONDS) as held:
         if not held:
-            _say("another one serves")
+            _log("another one serves")
             return
-        _say("starts")
-        _say(f"ends: {await _serve(folder, name, identity, key, idle, ready)}")
+        _log("starts")
+        _log(f"ends: {await _serve(folder, name, identity, key, idle, ready)}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What GraphQL answers through RunPod's SDK, as far as it is used: strict about types, indifferent to the rest."""
+"""GraphQL's answers through RunPod's SDK, as far as they are used: types are strict, other fields are ignored."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ENDED: Final[dict[str, PodStatus]] = {
     "DEAD": "error",
     "TERMINATED": "terminated",
 }
-_WANTED: Final = frozenset({"CREATED", "RUNNING", "RESTARTING"})
+_ACTIVE: Final = frozenset({"CREATED", "RUNNING", "RESTARTING"})
 Price = Annotated[float, msgspec.Meta(ge=0)]
 
 
@@ -44,8 +44,8 @@ class GraphqlError(msgspec.Struct, frozen=True):
     extensions: dict[str, Any] = {}  # msgspec copies it
 
 
-class Made(_Row, frozen=True):
-    """What counts of the answer to a creation."""
+class Created(_Row, frozen=True):
+    """The part of the answer to a creation that is used."""
 
     id: str
 
@@ -67,7 +67,7 @@ class _Machine(_Row, frozen=True):
 
 
 class PodRow(_Row, frozen=True):
-    """One of `get_pods()`; its environment is not read."""
+    """One row of `get_pods()`; its environment is not read."""
 
     id: str
     name: str
@@ -92,11 +92,11 @@ class GpuRow(_Row, frozen=True):
 
 
 def pod(row: PodRow) -> Pod:
-    """One pod. `desiredStatus` is only what is wanted: how far it has come is told by its runtime."""
+    """One pod. `desiredStatus` is only the target state; `runtime` shows how far the pod has come."""
     ports = (row.runtime.ports if row.runtime else None) or ()
     address = next(filter(None, map(_address, ports)), None)
     status = _ENDED.get(row.desired_status, "error")
-    if row.desired_status in _WANTED:
+    if row.desired_status in _ACTIVE:
         status = "provisioning" if row.runtime is None else "running" if address else "starting"
     return Pod(
         id=row.id,
@@ -113,7 +113,7 @@ def pod(row: PodRow) -> Pod:
 
 
 def offer(row: GpuRow) -> GpuOffer:
-    """One type of GPU; its stock is not told."""
+    """One type of GPU; its stock is not reported."""
     return GpuOffer(
         id=row.id,
         name=row.display_name,

@@ -1,6 +1,6 @@
-"""What `SdkApi` and the helper process that holds RunPod's SDK say to each other: one JSON line a record.
+"""The messages between `SdkApi` and the helper process that runs RunPod's SDK: one JSON record per line.
 
-After the helper's `Hello` the client sends one `Request` and gets one `Reply`. The API key is never in them.
+After the helper's `Hello` the client sends one `Request` and receives one `Reply`. They never contain the API key.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Hello(_Record, frozen=True, kw_only=True):
-    """`identity` as the client expects it; the helper's process id."""
+    """The helper's `identity`, which the client compares with its own, and its process id."""
 
     identity: str
     pid: int
 
 
 class Request(_Record, frozen=True, kw_only=True):
-    """One call with its deadline in seconds. An order has secrets, which its repr leaves out."""
+    """One call with its deadline in seconds. An order has secrets, which are not in its repr."""
 
     op: Op
     seconds: float
@@ -50,7 +50,7 @@ class Request(_Record, frozen=True, kw_only=True):
 
 
 class Failure(_Record, frozen=True, kw_only=True):
-    """An error of the seam."""
+    """A `ProviderError` of the call."""
 
     code: str
     message: str
@@ -58,14 +58,14 @@ class Failure(_Record, frozen=True, kw_only=True):
     retry_after: float | None = None
 
     def error(self) -> ProviderError:
-        """As it was raised."""
+        """The error as it was raised."""
         if self.retry_after is not None:
             return RateLimitedError(self.retry_after)
         return ProviderError(self.message, self.hint, code=self.code)
 
 
 class Reply(_Record, frozen=True, kw_only=True):
-    """What the call gave, or its failure."""
+    """The result of the call, or its failure."""
 
     pods: tuple[Pod, ...] | None = None
     gpus: tuple[GpuOffer, ...] | None = None
@@ -80,18 +80,18 @@ def failure_of(error: ProviderError) -> Failure:
 
 
 def identity(key: ApiKey, salt: bytes, base_url: str) -> str:
-    """A keyed digest of all that two processes must share to be one's helper: key, server and program."""
+    """A keyed digest of what client and helper must have in common: key, server, program and its version."""
     return key.account(salt, "sdk helper", base_url, PINNED, _PROTOCOL, str(Path(engine.__file__).resolve().parent))
 
 
 def socket_name(identity: str) -> str:
-    """The helper's socket in the folder; every key and server has a helper of its own."""
+    """The helper's socket in the folder; there is one helper per key and server."""
     return f"sdk-{identity[:16]}.sock"
 
 
 @contextmanager
 def short_path(folder: Path, name: str) -> Iterator[str]:
-    """A path to a socket in the folder that fits into its 108 bytes, however deep the folder lies."""
+    """A path to a socket in the folder that fits into the 108 bytes of a socket address, however deep the folder is."""
     descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{descriptor}/{name}"
@@ -102,5 +102,7 @@ def short_path(folder: Path, name: str) -> Iterator[str]:
 
 def peer_user(writer: asyncio.StreamWriter) -> int:
     """The user id at the other end of a socket."""
-    found = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    return int(struct.unpack("3i", found)[1])
+    credentials = writer.get_extra_info("socket").getsockopt(
+        socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")
+    )
+    return int(struct.unpack("3i", credentials)[1])
