@@ -146,7 +146,7 @@ def test_quitting_in_mid_run_says_that_the_run_goes_on_and_coming_back_shows_it(
 @needs_tmux
 def test_a_crash_restores_the_terminal_and_names_a_log_instead_of_a_traceback(tmux: Tmux, home: Path) -> None:
     broken = (
-        "import sys; from glasshouse_tui import cli, feed; feed.Poller._turn = lambda self: 1 / 0; sys.exit(cli.main())"
+        "import sys; from glasshouse_tui import cli, poller; poller.Poller._turn = lambda self: 1 / 0; sys.exit(cli.main())"
     )
     tmux.type(f"clear; {sys.executable} -c {shlex.quote(broken)} --home {home}; echo code=$?", "Enter")
     shown = tmux.until("code=1", "ZeroDivisionError", "crash-")
