@@ -236,7 +236,7 @@ def check_home(home: Path) -> None:
 
 
 def open_reader(session: Session) -> Reader:
-    """The store for reading; raises `StoreError` if there is none and the home could not hold one."""
+    """The store for reading; raises `StoreError` if it is absent and the home could not hold it."""
     reader = session.reader()
     if not reader.exists():
         check_home(session.home)

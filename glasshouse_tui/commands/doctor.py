@@ -21,7 +21,7 @@ _MARKS = {"ok": "ok", "missing": "MISSING", "unknown": "unknown"}
     "--max-price",
     type=click.FloatRange(min=0, min_open=True),
     metavar="USD",
-    help="And per hour.",
+    help="Hourly price ceiling for --live.",
 )
 @click.option("--gpu", metavar="A,B", help="With --live: acceptable GPUs.")
 @click.option(

@@ -200,7 +200,7 @@ def _control(name: str, value: str, detail: str) -> Finding:
         name,
         "missing",
         shown,
-        "The kernel or this account does not allow it; the evidence reports that, and the policy decides.",
+        "Optional: allow it in the kernel or for this account. The evidence reports it, and the policy decides.",
     )
 
 

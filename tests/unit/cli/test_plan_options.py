@@ -42,7 +42,7 @@ def test_options_replace_a_presets_fields_one_by_one() -> None:
             max_length=32,
             warmup=1,
             checkpoint_every=5,
-            challenge="who asks",
+            challenge="buyer 7",
             max_cost=2.0,
         )
     ).plan
@@ -53,7 +53,7 @@ def test_options_replace_a_presets_fields_one_by_one() -> None:
     assert (training.learning_rate, training.batch, training.max_length) == (0.5, 2, 32)
     assert (training.warmup_steps, training.checkpoint_every) == (1, 5)
     assert training.grad_clip == demo.training.grad_clip
-    assert (plan.challenge, plan.provider.max_cost, plan.model) == ("who asks", 2.0, demo.model)
+    assert (plan.challenge, plan.provider.max_cost, plan.model) == ("buyer 7", 2.0, demo.model)
 
 
 def test_seconds_replace_a_step_budget() -> None:
