@@ -1,1 +1,1 @@
-"""What a person meets: the console and the command line. Nothing here owns work."""
+"""The user interfaces: the console and the command line. Neither owns a run."""

@@ -1,4 +1,4 @@
-"""What command line and console say of allocations: which are open, which need somebody, what they cost."""
+"""What the command line and the console report about allocations: which are open, which need attention, their cost."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from engine.plan import PROVIDERS
 from glasshouse_tui.format import money, plain
 
 OPEN: Final = ("active", "kept", "terminating", "leaked")
-"""States of the ledger in which an allocation may cost money."""
+"""The ledger's states in which an allocation may cost money."""
 FOREIGN: Final = "foreign"
 UNANSWERED: Final = "create_unanswered"
 
 
-class Rented(Protocol):
-    """What an entry of the ledger and one of an overview have in common. Prices in USD, times in UTC."""
+class AllocationLike(Protocol):
+    """What an entry of the ledger and an entry of an overview have in common. Prices in USD, times in UTC."""
 
     @property
     def name(self) -> str:
-        """The name that the provider knows."""
+        """Its name at the provider."""
         ...
 
     @property
@@ -35,12 +35,12 @@ class Rented(Protocol):
 
     @property
     def price_per_hour(self) -> float | None:
-        """None is unknown."""
+        """None if unknown."""
         ...
 
     @property
     def spent(self) -> float | None:
-        """So far; None is unknown."""
+        """So far; None if unknown."""
         ...
 
     @property
@@ -50,13 +50,13 @@ class Rented(Protocol):
 
     @property
     def run_id(self) -> str | None:
-        """The run that has it, or had it last."""
+        """The run that uses it, or used it last."""
         ...
 
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over what is ours and open. `complete` is False where a price is unknown: the sums are then the least."""
+    """Sums over our open allocations. If a price is unknown, `complete` is False and the sums are lower bounds."""
 
     open: int
     kept: int
@@ -67,35 +67,35 @@ class Totals:
     complete: bool
 
 
-def is_open(one: Rented) -> bool:
-    """True for what is ours and not proven gone."""
-    return one.state in OPEN
+def is_open(allocation: AllocationLike) -> bool:
+    """True for one of ours that is not proven gone."""
+    return allocation.state in OPEN
 
 
-def totals(allocations: Iterable[Rented]) -> Totals:
-    """The sums; what is foreign is only counted."""
+def totals(allocations: Iterable[AllocationLike]) -> Totals:
+    """The sums; foreign allocations are only counted."""
     listed = tuple(allocations)
-    ours = [one for one in listed if is_open(one)]
-    states = [one.state for one in listed]
+    ours = [entry for entry in listed if is_open(entry)]
+    states = [entry.state for entry in listed]
     return Totals(
         open=len(ours),
         kept=states.count("kept"),
         leaked=states.count("leaked"),
         foreign=states.count(FOREIGN),
-        price_per_hour=sum(one.price_per_hour or 0.0 for one in ours),
-        spent=sum(one.spent or 0.0 for one in ours),
-        complete=all(one.price_per_hour is not None and one.spent is not None for one in ours),
+        price_per_hour=sum(entry.price_per_hour or 0.0 for entry in ours),
+        spent=sum(entry.spent or 0.0 for entry in ours),
+        complete=all(entry.price_per_hour is not None and entry.spent is not None for entry in ours),
     )
 
 
-def is_parked(one: Rented) -> bool:
-    """True when the answer to its creation was lost: it may exist, and is looked for until that is certain."""
-    return one.state == "active" and one.reason.startswith(UNANSWERED)
+def is_unconfirmed(allocation: AllocationLike) -> bool:
+    """True when the create call got no answer: it may exist, and listings are checked until that is certain."""
+    return allocation.state == "active" and allocation.reason.startswith(UNANSWERED)
 
 
-def is_left_alone(one: Rented, living_runs: Collection[str | None]) -> bool:
-    """True for what is open although no living run has it and nobody asked to keep it."""
-    return one.state in ("active", "terminating", "leaked") and one.run_id not in living_runs
+def is_unused(allocation: AllocationLike, active_runs: Collection[str | None]) -> bool:
+    """True for one that is open although no active run uses it and it is not kept."""
+    return allocation.state in ("active", "terminating", "leaked") and allocation.run_id not in active_runs
 
 
 def price(value: float | None) -> str:
@@ -104,17 +104,17 @@ def price(value: float | None) -> str:
 
 
 def by_hand(provider: str, provider_id: str | None) -> str:
-    """Where a person ends it without this program."""
+    """Where a person terminates it without this program."""
     which = f" ({plain(provider_id, 60)})" if provider_id else ""
-    place = PROVIDERS[provider].console_url if provider in PROVIDERS else None
-    return f"by hand at {place}{which}" if place else f"by hand at {plain(provider, 20)}{which}"
+    url = PROVIDERS[provider].console_url if provider in PROVIDERS else None
+    return f"by hand at {url}{which}" if url else f"by hand at {plain(provider, 20)}{which}"
 
 
-def alarm(one: Rented) -> str:
-    """The sentence about an allocation that may be lost; empty where all is well."""
-    name = plain(one.name, 80)
-    if one.state == "leaked":
-        return f"LEAKED: {name} could not be proven gone and may go on costing {price(one.price_per_hour)}."
-    if is_parked(one):
-        return f"UNANSWERED: {name} was asked for and the answer was lost; it may exist and cost money."
+def alarm(allocation: AllocationLike) -> str:
+    """The warning about an allocation that may be lost; empty if there is none."""
+    name = plain(allocation.name, 80)
+    if allocation.state == "leaked":
+        return f"LEAKED: {name} could not be proven gone and may still be billed at {price(allocation.price_per_hour)}."
+    if is_unconfirmed(allocation):
+        return f"UNANSWERED: the request to create {name} got no answer; it may exist and cost money."
     return ""

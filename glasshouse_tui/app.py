@@ -1,4 +1,4 @@
-"""The console: screens over the store. It reads, it asks, it never owns a run."""
+"""The console: screens over the store. It reads and requests, and never owns a run."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from textual.screen import Screen
 
 from glasshouse_tui import backend
 from glasshouse_tui.bindings import ANYWHERE, KEYS, Key, bindings_for
-from glasshouse_tui.messages import Looked, RunMissing, SettingsRead, StoreTrouble, StoreWell
+from glasshouse_tui.messages import ProvidersListed, RunMissing, SettingsRead, StoreAvailable, StoreTrouble
 from glasshouse_tui.poller import Poller
 from glasshouse_tui.screens.base import ConsoleScreen
 from glasshouse_tui.screens.dialogs import HelpScreen, TroubleScreen
 from glasshouse_tui.screens.fleet import FleetScreen
 from glasshouse_tui.screens.history import HistoryScreen
 from glasshouse_tui.screens.run import RunScreen
-from glasshouse_tui.shutdown import LeavingApp
+from glasshouse_tui.shutdown import ShutdownApp
 from glasshouse_tui.theme import DARK, MONO, THEME_ORDER, THEMES, next_theme
 
 _STYLES: Final = Path(__file__).parent / "styles"
@@ -33,12 +33,12 @@ _LISTS: Final = ("fleet", "history")
 
 
 def utc_clock() -> datetime:
-    """The time now, UTC."""
+    """The current time, UTC."""
     return datetime.now(UTC)
 
 
-class GlasshouseApp(LeavingApp):
-    """The app: which screen is in front, what the feed reads for it, what comes back at the next start."""
+class GlasshouseApp(ShutdownApp):
+    """The app: the screen in front, what the poller reads for it, the settings restored at the next start."""
 
     TITLE = "glasshouse"
     CSS_PATH: ClassVar[Any] = [_STYLES / f"{name}.tcss" for name in ("base", "lists", "run", "dialogs")]
@@ -53,7 +53,7 @@ class GlasshouseApp(LeavingApp):
         launcher: backend.Launcher | None = None,
         now: Callable[[], datetime] = utc_clock,
     ) -> None:
-        """`open_run`: an id, a unique prefix of one, or `last`, to show first. `now` is the clock, aware UTC."""
+        """`open_run`: the run to show first, by id, unique prefix or `last`. `now` is the clock, aware UTC."""
         super().__init__()
         for theme in THEMES:
             self.register_theme(theme)
@@ -65,37 +65,37 @@ class GlasshouseApp(LeavingApp):
         self.poller = Poller(home, self, read_only=read_only)
         self._open_first = open_run
         self._restored: dict[str, dict[str, Any]] = {}
-        self._acted = False
+        self._has_key_input = False
 
     async def on_mount(self) -> None:
-        """Show Fleet, and read only once the first frame is out."""
-        self.leave_on_signals()
+        """Show Fleet; reading starts after the first frame is drawn."""
+        self.exit_on_signals()
         self.install_screen(FleetScreen(), "fleet")
         self.install_screen(HistoryScreen(), "history")
         await self.push_screen("fleet")
         self.screen.call_after_refresh(self._start_reading)
 
     async def on_event(self, event: events.Event) -> None:
-        """Once somebody pressed a key, nothing of an earlier session moves what they see."""
+        """Remember the first key press: after it, restored settings no longer move what the operator sees."""
         if isinstance(event, events.Key):
-            self._acted = True
+            self._has_key_input = True
         await super().on_event(event)
 
     def on_unmount(self) -> None:
-        """End the feed's thread however the app ends."""
+        """Stop the poller's thread, however the app ends."""
         self.poller.stop()
 
     def _start_reading(self) -> None:
-        self.run_worker(self.poller.run, thread=True, group="feed")
+        self.run_worker(self.poller.run, thread=True, group="poller")
         if self._open_first is not None:
             self.open_prefix(self._open_first)
 
     def stop_reading(self) -> None:
-        """Read no more."""
+        """Stop reading the store."""
         self.poller.stop()
 
     def settings(self) -> dict[str, Any] | None:
-        """What comes back at the next start: both lists, the run in front, the theme."""
+        """The settings to restore at the next start: both lists, the open run, the theme."""
         if self.read_only or isinstance(self.screen, TroubleScreen):
             return None
         run = next((screen for screen in self.screen_stack if isinstance(screen, RunScreen)), None)
@@ -118,11 +118,11 @@ class GlasshouseApp(LeavingApp):
 
     @property
     def front(self) -> ConsoleScreen | None:
-        """The uppermost screen that is no dialog."""
+        """The topmost screen that is not a dialog."""
         return next((s for s in reversed(self.screen_stack) if isinstance(s, ConsoleScreen)), None)
 
     def action_go(self, name: str) -> None:
-        """Open Fleet or History, leaving whatever is above them."""
+        """Open Fleet or History, closing an open run."""
         if not isinstance(self.screen, ConsoleScreen):
             return
         while isinstance(self.screen, RunScreen):
@@ -131,12 +131,12 @@ class GlasshouseApp(LeavingApp):
             self.switch_screen(name)
 
     async def action_back(self) -> None:
-        """Close the run in front."""
+        """Close the open run."""
         if isinstance(self.screen, RunScreen):
             self.pop_screen()
 
     def action_help(self) -> None:
-        """Show every key."""
+        """Show the help screen."""
         if isinstance(self.screen, ConsoleScreen):
             self.push_screen(HelpScreen())
 
@@ -145,54 +145,54 @@ class GlasshouseApp(LeavingApp):
         self.poller.wake()
 
     def action_next_theme(self) -> None:
-        """Dark, light, monochrome."""
+        """Switch to the next theme."""
         self.theme = next_theme(self.theme)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Going to where one is does not apply."""
+        """Hide the key of the list that is already open."""
         if action == "go" and isinstance(self.screen, ConsoleScreen) and not isinstance(self.screen, RunScreen):
             return self.screen.TAB not in parameters
         return super().check_action(action, parameters)
 
     def open_run(self, run_id: str, *, panel: str = "proof") -> None:
-        """Show one run over the list in front."""
+        """Show one run on top of the current list."""
         if isinstance(self.screen, RunScreen):
             self.pop_screen()
         self.push_screen(RunScreen(run_id, panel=panel))
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
-        """What the table of keys has for the screen in front, and nothing of Textual's own."""
-        here = {active.binding.id for active in screen.active_bindings.values() if active.enabled}
+        """The palette's commands: the keys that work on this screen, without Textual's own commands."""
+        enabled = {active.binding.id for active in screen.active_bindings.values() if active.enabled}
         for key in KEYS:
-            if key.palette and key.id in here:
+            if key.palette and key.id in enabled:
                 yield SystemCommand(key.label, f"{key.help}  ({key.shown})", partial(self._perform, key, screen))
 
     def _perform(self, key: Key, screen: Screen[Any]) -> None:
         self.run_worker(self.run_action(key.action, self if key.section == ANYWHERE else screen))
 
-    # What the feed and the threads say
+    # Messages from the poller and other threads
 
     @property
-    def acted(self) -> bool:
-        """True once somebody pressed a key."""
-        return self._acted
+    def has_key_input(self) -> bool:
+        """True once a key has been pressed."""
+        return self._has_key_input
 
     def restored(self, name: str) -> dict[str, Any]:
-        """What the session before left of a list."""
+        """The state of a list that the previous session saved."""
         return self._restored.get(name, {})
 
     def on_settings_read(self, message: SettingsRead) -> None:
-        """Come back to where the session before was left."""
+        """Restore the state of the previous session."""
         settings = message.settings
         theme = settings.get("theme")
         if theme in THEME_ORDER and not self.no_color:
             self.theme = theme
         for name in _LISTS:
-            self._restored[name] = found if isinstance(found := settings.get(name), dict) else {}
+            self._restored[name] = state if isinstance(state := settings.get(name), dict) else {}
             screen = self.get_screen(name)
-            if isinstance(screen, ConsoleScreen) and screen.is_mounted and not self._acted:
+            if isinstance(screen, ConsoleScreen) and screen.is_mounted and not self._has_key_input:
                 screen.restore(self._restored[name])
-        if self._acted or self._open_first is not None:
+        if self._has_key_input or self._open_first is not None:
             return
         if settings.get("screen") == "history":
             self.action_go("history")
@@ -200,44 +200,44 @@ class GlasshouseApp(LeavingApp):
             self.open_run(run_id, panel=str(settings.get("panel")))
 
     def on_store_trouble(self, message: StoreTrouble) -> None:
-        """Say what is wrong over whatever is shown."""
+        """Show the error on top of the current screen."""
         if isinstance(self.screen, TroubleScreen):
             self.screen.show(message.problem)
         else:
             self.push_screen(TroubleScreen(message.problem, self.home))
 
-    def on_store_well(self, _message: StoreWell) -> None:
-        """The trouble is over."""
+    def on_store_available(self, _message: StoreAvailable) -> None:
+        """Close the error screen."""
         if isinstance(self.screen, TroubleScreen):
             self.pop_screen()
 
-    def on_looked(self, message: Looked) -> None:
-        """Show what the providers listed."""
+    def on_providers_listed(self, message: ProvidersListed) -> None:
+        """Show the providers' listings in Fleet."""
         fleet = self.get_screen("fleet")
         if isinstance(fleet, FleetScreen):
-            fleet.show_look(message.overview)
+            fleet.show_providers(message.overview)
 
     def on_run_missing(self, message: RunMissing) -> None:
-        """Close the screen of a run that is not there."""
+        """Close the screen of a run that does not exist."""
         if isinstance(self.screen, RunScreen) and self.screen.run_id == message.run_id:
             self.pop_screen()
-        self.say_problem(message.problem)
+        self.notify_problem(message.problem)
 
 
 def run_console(home: Path, *, open_run: str | None = None, read_only: bool = False) -> int:
     """Open the console on this terminal and return its exit code: 0, or 128 + the signal that ended it.
 
-    Whoever calls has made sure that there is a terminal. What nobody foresaw is raised once the terminal is restored.
+    The caller has checked that there is a terminal. An unexpected exception is raised once the terminal is restored.
     """
     app = GlasshouseApp(home, open_run=open_run, read_only=read_only)
     app.run()
     if app.crash is not None:
         raise app.crash
     code = app.return_code or 0
-    if code == 128 + signal.SIGHUP:  # nobody is there to read, and writing would fail
-        nowhere = os.open(os.devnull, os.O_WRONLY)
+    if code == 128 + signal.SIGHUP:  # the terminal is gone, so writing would fail
+        devnull = os.open(os.devnull, os.O_WRONLY)
         for stream in (sys.stdout, sys.stderr):
-            os.dup2(nowhere, stream.fileno())
+            os.dup2(devnull, stream.fileno())
     for sentence in app.farewell:
         print(sentence, file=sys.stderr)
     return code

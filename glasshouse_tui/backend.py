@@ -1,5 +1,7 @@
-"""What the console asks for: starting, resuming, cancelling, keeping and releasing, copying, its settings. Each blocks;
-run it in a thread. Every one raises `GlasshouseError`."""
+"""The console's operations: start, resume, cancel, keep, release, query providers, copy, save settings.
+
+They block, so they run in a thread. All raise `GlasshouseError`.
+"""
 
 from __future__ import annotations
 
@@ -16,61 +18,61 @@ DEMO: Final = "demo"
 
 
 class Launcher(Protocol):
-    """Starts processes that run and release, and asks providers; the console never runs anything itself."""
+    """Starts the processes that run and release, and queries providers; the console itself never does that work."""
 
     def start_demo(self, home: Path) -> str:
-        """Start the demo run, detached; returns its id."""
+        """Start the demo run, detached, and return its id."""
 
     def resume(self, home: Path, run_id: str) -> None:
-        """Give an unfinished run a runner again."""
+        """Start a new runner for an unfinished run."""
 
     def keep(self, home: Path, allocation_id: str, minutes: int) -> str:
-        """Keep an allocation for the next run; returns until when, UTC."""
+        """Keep an allocation for a later run; returns the time, UTC, until which it is kept."""
 
     def release(self, home: Path, allocation_id: str) -> None:
-        """Start ending an allocation; the ledger shows what becomes of it."""
+        """Start to release an allocation; the ledger shows the outcome."""
 
     def query_providers(self, home: Path) -> Overview:
-        """Ask every provider what is there, over the network."""
+        """List the allocations of every provider, over the network."""
 
 
 class EngineLauncher:
-    """The launcher of the installed engine."""
+    """The launcher that uses the installed engine."""
 
     def start_demo(self, home: Path) -> str:
-        """Start the preset `demo` on the local allocation; returns the run's id."""
+        """Start the preset `demo` on the local allocation and return the run's id."""
         from engine.plan import preset
         from engine.runner.start import start_run
 
         return start_run(home, preset(DEMO))
 
     def resume(self, home: Path, run_id: str) -> None:
-        """Start a runner for a run that nobody is running."""
+        """Start a runner for a run that has none."""
         from engine.runner.start import resume_run
 
         resume_run(home, run_id)
 
     def keep(self, home: Path, allocation_id: str, minutes: int) -> str:
-        """Keep the allocation of a run that goes on, or prolong a kept one."""
+        """Keep the allocation of an active run, or extend the time of a kept one."""
         from engine.allocations.cleanup import keep
 
         return keep(home, allocation_id, minutes)
 
     def release(self, home: Path, allocation_id: str) -> None:
-        """Start a process that ends the allocation and proves it."""
+        """Start a process that terminates the allocation and proves that it is gone."""
         from engine.allocations.cleanup import release_in_background
 
         release_in_background(home, allocation_id)
 
     def query_providers(self, home: Path) -> Overview:
-        """The ledger joined with what the providers list now."""
+        """The ledger joined with the current listings of the providers."""
         from engine.allocations.overview import overview
 
         return overview(home)
 
 
 def cancel(home: Path, run_id: str) -> None:
-    """Ask the run's runner to cancel it."""
+    """Request the run's runner to cancel it."""
     from engine.store.writer import Writer
 
     with Writer(home) as writer:
@@ -78,7 +80,7 @@ def cancel(home: Path, run_id: str) -> None:
 
 
 def row_json(home: Path, run_id: str) -> str:
-    """The run's row as indented JSON; as far as it has come where the run goes on."""
+    """The run's row as indented JSON; for an unfinished run, the fields known so far."""
     from engine.records import live_row
     from engine.store.reader import Reader
 
@@ -88,15 +90,15 @@ def row_json(home: Path, run_id: str) -> str:
 
 
 def full_id(home: Path, run_id: str) -> str:
-    """The id that a unique prefix, or `last`, stands for."""
+    """The full id of a run named by a unique prefix or `last`."""
     from engine.store.reader import Reader
 
     with Reader(home) as reader:
         return reader.resolve(run_id)
 
 
-def going_on(home: Path) -> list[tuple[str, str]]:
-    """(id, label) of every run that has not ended and has a runner."""
+def unfinished_runs(home: Path) -> list[tuple[str, str]]:
+    """(id, label) of every unfinished run that has a live runner."""
     from engine.store.reader import Reader
 
     with Reader(home) as reader:
@@ -104,7 +106,7 @@ def going_on(home: Path) -> list[tuple[str, str]]:
 
 
 def save_settings(home: Path, settings: dict[str, Any]) -> None:
-    """Keep the console's settings for its next start."""
+    """Save the console's settings for its next start."""
     from engine.store.writer import Writer
 
     with Writer(home) as writer:

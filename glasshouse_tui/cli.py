@@ -1,4 +1,4 @@
-"""The command line, `glasshouse`; its commands live in `glasshouse_tui.commands`, imported when asked for."""
+"""The command line, `glasshouse`; its commands live in `glasshouse_tui.commands`, each imported when it is called."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from glasshouse_tui.commands.base import (
     Session,
     home_option,
     json_option,
-    mention_unattended,
+    note_runs_without_runner,
     session_of,
 )
 from glasshouse_tui.commands.failures import INTERRUPTED, Failure, explain
 from glasshouse_tui.commands.output import emit_json, emit_text, on_terminal, say
 
-_ROOM: Final = "glasshouse_tui.commands"
+_PACKAGE: Final = "glasshouse_tui.commands"
 COMMANDS: Final = {
-    "demo": f"{_ROOM}.run:demo",
-    "run": f"{_ROOM}.run:run",
-    "runs": f"{_ROOM}.runs:runs",
-    "show": f"{_ROOM}.runs:show",
-    "watch": f"{_ROOM}.watch:watch",
-    "logs": f"{_ROOM}.watch:logs",
-    "cancel": f"{_ROOM}.control:cancel",
-    "resume": f"{_ROOM}.control:resume",
-    "allocations": f"{_ROOM}.allocations:allocations",
-    "cleanup": f"{_ROOM}.cleanup:cleanup",
-    "adapter": f"{_ROOM}.adapter:adapter",
-    "export": f"{_ROOM}.export:export",
-    "verify": f"{_ROOM}.export:verify",
-    "presets": f"{_ROOM}.presets:presets",
-    "key": f"{_ROOM}.key:key",
-    "doctor": f"{_ROOM}.doctor:doctor",
-    "completions": f"{_ROOM}.completions:completions",
+    "demo": f"{_PACKAGE}.run:demo",
+    "run": f"{_PACKAGE}.run:run",
+    "runs": f"{_PACKAGE}.runs:runs",
+    "show": f"{_PACKAGE}.runs:show",
+    "watch": f"{_PACKAGE}.watch:watch",
+    "logs": f"{_PACKAGE}.watch:logs",
+    "cancel": f"{_PACKAGE}.cancel_resume:cancel",
+    "resume": f"{_PACKAGE}.cancel_resume:resume",
+    "allocations": f"{_PACKAGE}.allocations:allocations",
+    "cleanup": f"{_PACKAGE}.cleanup:cleanup",
+    "adapter": f"{_PACKAGE}.adapter:adapter",
+    "export": f"{_PACKAGE}.export:export",
+    "verify": f"{_PACKAGE}.export:verify",
+    "presets": f"{_PACKAGE}.presets:presets",
+    "key": f"{_PACKAGE}.key:key",
+    "doctor": f"{_PACKAGE}.doctor:doctor",
+    "completions": f"{_PACKAGE}.completions:completions",
 }
 
 
@@ -52,13 +52,13 @@ def _version(context: click.Context, _parameter: click.Parameter, value: bool) -
     from importlib.metadata import PackageNotFoundError, version
 
     try:
-        found = version("glasshouse")
+        installed = version("glasshouse")
     except PackageNotFoundError:
-        found = "unknown (not installed)"
+        installed = "unknown (not installed)"
     if session_of(context).json:
-        emit_json({"version": found})
+        emit_json({"version": installed})
     else:
-        emit_text(f"glasshouse {found}")
+        emit_text(f"glasshouse {installed}")
     context.exit(0)
 
 
@@ -68,12 +68,14 @@ def _version(context: click.Context, _parameter: click.Parameter, value: bool) -
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-@click.option("--read-only", is_flag=True, help="Open the console without keys that start or change anything.")
+@click.option(
+    "--read-only", is_flag=True, help="Open the console with the keys that start or change anything disabled."
+)
 @click.pass_context
 def root(context: click.Context, read_only: bool) -> int | None:
-    """Train twice on one allocation, raw and protected, and see what protection costs and what can be proven.
+    """Train twice on one allocation, raw and protected, to see what protection costs and what can be proven.
 
-    Without a command it opens the console. Exit codes: 0 done, 1 the run or check failed, 2 usage,
+    Without a command, the console opens. Exit codes: 0 done, 1 the run or check failed, 2 usage,
     3 done but not clean, 130 interrupted.
     """
     if context.invoked_subcommand is not None:
@@ -82,17 +84,17 @@ def root(context: click.Context, read_only: bool) -> int | None:
     if session.json or not on_terminal():
         raise UsageError(
             "The console needs a terminal.",
-            "Use a command instead: `glasshouse demo` runs headless, `glasshouse --help` lists all.",
+            "Use a command instead, for example `glasshouse demo`; `glasshouse --help` lists them all.",
             code="not_a_terminal",
         )
-    mention_unattended(session)
+    note_runs_without_runner(session)
     from glasshouse_tui.app import run_console
 
     return run_console(session.home, read_only=read_only)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line (default: this process's); its exit code. No failure escapes as a traceback."""
+    """Run one command line (default: this process's) and return its exit code. No failure escapes as a traceback."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     session = Session(chosen_home=os.environ.get(HOME_VARIABLE))
     _prepare_streams()
@@ -105,15 +107,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _abandon(sys.stdout)
         return 1
-    except BaseException as error:  # the outermost layer: every failure ends as a sentence and an exit code
+    except BaseException as error:  # the outermost layer: every failure becomes a message and an exit code
         failure = explain(error, session.home)
         if isinstance(error, click.UsageError):
-            session.json = session.json or _asks_for_json(arguments)
+            session.json = session.json or _json_requested(arguments)
     return _report(failure, session)
 
 
 def _prepare_streams() -> None:
-    """Closed output streams lead nowhere; on open ones what the encoding lacks is spelled out."""
+    """Redirect closed output streams to /dev/null; on open ones, escape what the encoding cannot represent."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
@@ -122,13 +124,13 @@ def _prepare_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _asks_for_json(arguments: Sequence[str]) -> bool:
-    """True when `--json` stands among the options, for a command line that did not parse."""
+def _json_requested(arguments: Sequence[str]) -> bool:
+    """True when `--json` is among the options of a command line that did not parse."""
     return "--json" in (arguments[: arguments.index("--")] if "--" in arguments else arguments)
 
 
 def _report(failure: Failure, session: Session) -> int:
-    """Write the failure to where this invocation expects it."""
+    """Write the failure as JSON to stdout or as text to stderr, whichever was requested."""
     try:
         sys.stdout.flush()
         if session.json:
@@ -146,11 +148,11 @@ def _report(failure: Failure, session: Session) -> int:
 
 
 def _abandon(stream: IO[str]) -> None:
-    """Point a stream whose reader has gone, or that is full, at nothing, so that closing it stays silent."""
+    """Redirect a stream to /dev/null when its reader is gone or its disk is full, so that closing it raises nothing."""
     try:
-        nothing = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nothing, stream.fileno())
-        os.close(nothing)
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, stream.fileno())
+        os.close(devnull)
     except (OSError, ValueError):
         return
 

@@ -1,4 +1,4 @@
-"""What a screen may ask of the console that shows it. Screens know this protocol; the app knows the screens."""
+"""The interface that the app offers its screens. Screens import this protocol; only the app imports the screens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Console(Protocol):
-    """The console, as its screens see it."""
+    """The app, as its screens see it."""
 
     home: Path
     read_only: bool
@@ -22,38 +22,38 @@ class Console(Protocol):
 
     @property
     def front(self) -> Screen[Any] | None:
-        """The uppermost screen that is not a dialog."""
+        """The topmost screen that is not a dialog."""
 
     @property
-    def acted(self) -> bool:
-        """True once somebody pressed a key."""
+    def has_key_input(self) -> bool:
+        """True once a key has been pressed."""
 
     def now(self) -> datetime:
-        """The time now, aware UTC."""
+        """The current time, aware UTC."""
 
     def restored(self, name: str) -> dict[str, Any]:
-        """What the previous session saved of a list."""
+        """The state of a list that the previous session saved."""
 
     def open_run(self, run_id: str, *, panel: str = "") -> None:
         """Show one run."""
 
     def start_demo(self) -> None:
-        """Start the demo run; one at a time."""
+        """Start the demo run; ignored while a start is in progress."""
 
     def resume(self, run_id: str) -> None:
         """Start a runner for a run that has none."""
 
     def ask_cancel(self, run_id: str, label: str) -> None:
-        """Ask whether to cancel a run, then do it."""
+        """Cancel a run after a confirmation."""
 
     def ask_keep(self, allocation: AllocationView) -> None:
-        """Ask for how long to keep an allocation, then do it."""
+        """Keep an allocation for the minutes that the operator enters."""
 
     def ask_release(self, allocation: AllocationView) -> None:
-        """Ask whether to release an allocation, then do it."""
+        """Release an allocation after a confirmation."""
 
     def query_providers(self) -> None:
-        """Query the providers for what is rented; one query at a time."""
+        """List the allocations of all providers; ignored while a query is in progress."""
 
     def copy(self, run_id: str, what: str) -> None:
         """Copy the id or the row of a run to the clipboard."""

@@ -1,4 +1,4 @@
-"""Numbers, times and texts as a person reads them. Unknown is an en dash, never zero."""
+"""Format numbers, times and texts for display. Unknown values are an en dash, never zero."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Final
 _GPU_NOISE: Final = re.compile(r"\b(NVIDIA|GeForce|Blackwell|\d+GB|HBM\d\w*)\b ?")
 DASH: Final = "\u2013"
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
-_SELF_NAMING: Final = ("segment", "state", "status", "reason", "message", "text")
+_UNNAMED_FIELDS: Final = ("segment", "state", "status", "reason", "message", "text")
 
 
 def count(value: int | None) -> str:
@@ -20,7 +20,7 @@ def count(value: int | None) -> str:
 
 
 def rate(value: float | None) -> str:
-    """Steps a second with three significant digits."""
+    """Steps per second with three significant digits."""
     if value is None or not math.isfinite(value):
         return DASH
     if value >= 100:
@@ -29,7 +29,7 @@ def rate(value: float | None) -> str:
 
 
 def loss(value: float | None) -> str:
-    """A loss with four decimals, or scientific when that would show nothing."""
+    """A loss with four decimals, or in scientific notation where those would be zeros."""
     if value is None:
         return DASH
     if not math.isfinite(value):
@@ -64,7 +64,7 @@ def percent(value: float | None, *, signed: bool = True) -> str:
 
 
 def whole_percent(part: float | None) -> str:
-    """A share from 0 to 1 as whole percent; it reaches 100 only when all is done."""
+    """A fraction from 0 to 1 as whole percent; 100 only if it is complete."""
     if part is None:
         return DASH
     return f"{min(100, math.floor(part * 100 + 1e-9)):d} %"
@@ -76,12 +76,12 @@ def money(value: float | None, unit: str = "") -> str:
 
 
 def short_id(run_id: str) -> str:
-    """The first eight characters; the store resolves any unique prefix. A published row's name stays whole."""
+    """The first eight characters; the store resolves any unique prefix. A published row's id stays whole."""
     return run_id if run_id.startswith("pub-") else run_id[:8]
 
 
 def gpu(name: str | None) -> str:
-    """A GPU's model without what every one of its maker's names has."""
+    """A GPU's model without the vendor's common prefixes and memory size."""
     return DASH if not name else plain(_GPU_NOISE.sub("", name).strip(), 40)
 
 
@@ -96,7 +96,7 @@ def digest(value: str | None) -> str:
 
 
 def parse_time(value: str | None) -> datetime | None:
-    """An aware UTC time from RFC 3339, or None where there is none."""
+    """An aware UTC time from RFC 3339, or None if `value` is not one."""
     if not value:
         return None
     try:
@@ -107,7 +107,7 @@ def parse_time(value: str | None) -> datetime | None:
 
 
 def seconds_between(earlier: str | None, later: str | datetime | None) -> float | None:
-    """Seconds from one time to another, or None where either is unknown."""
+    """Seconds from one time to another, or None if either is unknown."""
     start = parse_time(earlier)
     end = later if isinstance(later, datetime) else parse_time(later)
     return None if start is None or end is None else (end - start).total_seconds()
@@ -137,7 +137,7 @@ def zone(at: datetime) -> str:
 
 
 def plain(text: str, limit: int = 400) -> str:
-    """One line without control characters, cut at `limit` characters: safe to draw whatever its origin."""
+    """One line without control characters, cut at `limit` characters: safe to display whatever its origin."""
     kept = text[: limit + 1]
     line = "".join(char if char.isprintable() else "·" for char in kept)
     return line if len(kept) <= limit else f"{line[:limit]}…"
@@ -149,9 +149,9 @@ def words(name: str) -> str:
 
 
 def brief(body: dict[str, Any], limit: int = 200) -> str:
-    """The short scalar fields of an event between dots; what names itself goes without its name, blobs are left out."""
+    """The short scalar fields of an event, separated by dots; self-explanatory ones unnamed, blobs left out."""
     parts: list[str] = []
-    for key, value in sorted(body.items(), key=_naming_first):
+    for key, value in sorted(body.items(), key=_unnamed_first):
         if isinstance(value, bool):
             shown = "yes" if value else "no"
         elif isinstance(value, float):
@@ -162,12 +162,12 @@ def brief(body: dict[str, Any], limit: int = 200) -> str:
             shown = f"{value[:12]}…" if len(value) > 80 or _is_digest(value) else plain(value, 80)
         else:
             continue
-        parts.append(shown if key in _SELF_NAMING else f"{plain(key, 24)} {shown}")
+        parts.append(shown if key in _UNNAMED_FIELDS else f"{plain(key, 24)} {shown}")
     return plain(" · ".join(parts), limit)
 
 
-def _naming_first(item: tuple[str, Any]) -> int:
-    return _SELF_NAMING.index(item[0]) if item[0] in _SELF_NAMING else len(_SELF_NAMING)
+def _unnamed_first(item: tuple[str, Any]) -> int:
+    return _UNNAMED_FIELDS.index(item[0]) if item[0] in _UNNAMED_FIELDS else len(_UNNAMED_FIELDS)
 
 
 def _is_digest(value: str) -> bool:
@@ -175,25 +175,25 @@ def _is_digest(value: str) -> bool:
 
 
 def controls_text(enforcement: Mapping[str, str]) -> str:
-    """How many controls the evidence saw enforced, and each other one by name: `11 of 12 enforced; yama absent`."""
+    """How many controls the evidence reports as enforced, and the others by name: `11 of 12 enforced; yama absent`."""
     others = [f"{name} {value}" for name, value in enforcement.items() if value != "enforced"]
-    told = f"{len(enforcement) - len(others)} of {len(enforcement)} enforced"
-    return "; ".join([told, *others])
+    enforced = f"{len(enforcement) - len(others)} of {len(enforcement)} enforced"
+    return "; ".join([enforced, *others])
 
 
 def environment_text(environment: Mapping[str, Any]) -> str:
-    """Where an allocation's Python came from and how long that took: `lock linux-x86_64.txt, installed in 73 s`."""
+    """The source of an allocation's Python and the time it took: `lock linux-x86_64.txt, installed in 73 s`."""
     source, seconds = environment.get("source"), environment.get("seconds")
     if source == "own":
         return "this machine's own"
     took = "" if not isinstance(seconds, int | float) else f" in {seconds:.0f} s"
     if source == "image":
-        told = f"the image's, checked{took}"
+        text = f"from the image, checked{took}"
     elif environment.get("installed"):
-        told = f"lock {environment.get('lock')}, installed{took}"
+        text = f"lock {environment.get('lock')}, installed{took}"
     else:
-        told = f"lock {environment.get('lock')}, there already"
+        text = f"lock {environment.get('lock')}, already installed"
     size = environment.get("bytes")
-    return (
-        told if not isinstance(size, int) else f"{told}; {environment.get('files')} files, {size / 1e9:.1f} GB measured"
-    )
+    if not isinstance(size, int):
+        return text
+    return f"{text}; {environment.get('files')} files, {size / 1e9:.1f} GB measured"

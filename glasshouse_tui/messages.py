@@ -1,4 +1,4 @@
-"""Every message between the threads that read or write and the screens that show."""
+"""The messages between the threads that read or write and the screens that display."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from textual.message import Message
 
 from engine.store.views import AllocationView, LogLine, RunSummary, RunView
-from glasshouse_tui.paging import Answer
+from glasshouse_tui.paging import QueryResult
 
 if TYPE_CHECKING:
     from engine.allocations.overview import Overview
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Problem:
-    """What went wrong, in the words of the error: a stable code, a sentence, what to do."""
+    """An error to display: a stable code, a sentence, and a hint."""
 
     code: str
     message: str
@@ -25,7 +25,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class FleetData:
-    """What Fleet shows. `views` has the whole view of each run in `runs` by id."""
+    """What Fleet shows. `views` holds the full view of each run in `runs`, by id."""
 
     runs: tuple[RunSummary, ...]
     views: dict[str, RunView]
@@ -34,7 +34,7 @@ class FleetData:
 
 @dataclass(frozen=True)
 class RunData:
-    """What the Run screen shows. `curves` has decimated (step, loss) points of each segment; `log` the newest lines."""
+    """What the Run screen shows. `curves` holds decimated (step, loss) points per segment, `log` the newest lines."""
 
     view: RunView
     curves: dict[str, tuple[tuple[int, float], ...]]
@@ -42,8 +42,8 @@ class RunData:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """What a loss plot is drawn from: its size in columns and lines, the theme, the steps planned, the curves."""
+class PlotSpec:
+    """The input of a loss plot: its size in columns and lines, the theme, the number of planned steps, the curves."""
 
     size: tuple[int, int]
     theme: str
@@ -52,10 +52,10 @@ class Picture:
 
 
 class _LatestWins(Message, bubble=False):
-    """A reading that a newer one of its kind in the queue replaces."""
+    """A reading that is replaced by a newer one of the same class in the queue."""
 
     def can_replace(self, message: Message) -> bool:
-        """True for a message of the same kind."""
+        """True for a message of the same class."""
         return type(message) is type(self)
 
 
@@ -76,23 +76,23 @@ class RunRead(_LatestWins):
 
 
 class StoreChanged(_LatestWins):
-    """Somebody committed to the store; History asks again for what it shows."""
+    """The store changed; History rereads the rows it shows."""
 
 
 class StoreTrouble(Message):
-    """The home or its database cannot be used now; the reader goes on trying."""
+    """The home or its database cannot be used at the moment; the poller keeps retrying."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__()
         self.problem = problem
 
 
-class StoreWell(Message):
-    """The store is read again after trouble, or for the first time."""
+class StoreAvailable(Message):
+    """The store was read for the first time, or again after a failure."""
 
 
 class SettingsRead(Message):
-    """The console's own settings of the last session were read."""
+    """The settings that the console saved in its last session were read."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class SettingsRead(Message):
 
 
 class RunMissing(Message):
-    """The run that a screen wants is not in the store."""
+    """The requested run is not in the store."""
 
     def __init__(self, run_id: str, problem: Problem) -> None:
         super().__init__()
@@ -109,49 +109,49 @@ class RunMissing(Message):
 
 
 class WindowRead(Message, bubble=False):
-    """A stretch of History was read for the request numbered `ticket`; an older ticket is stale."""
+    """Rows of History were read for the request numbered `ticket`; a result with an older number is stale."""
 
-    def __init__(self, ticket: int, answer: Answer) -> None:
+    def __init__(self, ticket: int, result: QueryResult) -> None:
         super().__init__()
         self.ticket = ticket
-        self.answer = answer
+        self.result = result
 
 
 class PlotDrawn(Message, bubble=False):
-    """A picture of the losses was drawn as ANSI text."""
+    """A loss plot was drawn as ANSI text."""
 
-    def __init__(self, ansi: str, picture: Picture) -> None:
+    def __init__(self, ansi: str, spec: PlotSpec) -> None:
         super().__init__()
         self.ansi = ansi
-        self.picture = picture
+        self.spec = spec
 
 
 class RunStarted(Message):
-    """A run was started from here."""
+    """A run was started from the console."""
 
     def __init__(self, run_id: str) -> None:
         super().__init__()
         self.run_id = run_id
 
 
-class Looked(Message):
-    """The providers were asked what is there."""
+class ProvidersListed(Message):
+    """The providers listed their allocations."""
 
     def __init__(self, overview: Overview) -> None:
         super().__init__()
         self.overview = overview
 
 
-class RunFound(Message):
-    """The run that somebody asked for by a prefix of its id, or as the last one."""
+class RunResolved(Message):
+    """A prefix of a run's id, or `last`, was resolved to the full id."""
 
     def __init__(self, run_id: str) -> None:
         super().__init__()
         self.run_id = run_id
 
 
-class Done(Message):
-    """Something asked for from here is done; `sentence` says what."""
+class ActionDone(Message):
+    """An action of the operator is done; `sentence` says what was done."""
 
     def __init__(self, sentence: str) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ class Done(Message):
 
 
 class Copied(Message):
-    """A text was read for the clipboard; `what` names it."""
+    """A text for the clipboard was read; `what` names it."""
 
     def __init__(self, what: str, text: str) -> None:
         super().__init__()
@@ -167,8 +167,8 @@ class Copied(Message):
         self.text = text
 
 
-class Refused(Message):
-    """Something asked for from here could not be done."""
+class ActionFailed(Message):
+    """An action of the operator, or a read for History, failed."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__()

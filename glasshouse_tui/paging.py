@@ -1,4 +1,4 @@
-"""A window over a long sorted list: what is held, what lies beyond, and which rows to ask for next."""
+"""A window over a long sorted list: the rows held in memory, and which rows to read next."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from engine.store.views import RunSummary, Source
 
 PAGE: Final = 100
-MOST: Final = 3 * PAGE
-NEAR: Final = 30
+MAX_ROWS: Final = 3 * PAGE
+MARGIN: Final = 30
 
-Where = Literal["fresh", "last", "above", "below", "again"]
+Fetch = Literal["first", "last", "above", "below", "reload"]
 
 SORTS: Final[tuple[Sort, ...]] = ("created_at", "label", "model", "overhead_pct")
 SOURCES: Final[dict[str, tuple[Source, ...]]] = {
@@ -26,8 +26,8 @@ SOURCES: Final[dict[str, tuple[Source, ...]]] = {
 
 
 @dataclass(frozen=True)
-class Question:
-    """What History lists: a filter text, whose rows, sorted by what and which way."""
+class Query:
+    """What History lists: filter text, source of the rows, sort column and direction."""
 
     text: str = ""
     source: str = "all"
@@ -36,11 +36,11 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """Rows read for a question. `total` counts all that match; `first` is the place of the first row among them."""
+class QueryResult:
+    """Rows read for a query. `total` counts all matching rows; `first` is the index of `rows[0]` among them."""
 
-    question: Question
-    where: Where
+    query: Query
+    fetch: Fetch
     rows: tuple[RunSummary, ...]
     total: int
     first: int
@@ -48,77 +48,83 @@ class Answer:
 
 @dataclass(frozen=True)
 class Window:
-    """The rows held, their place among `total`; never more than `MOST` rows."""
+    """The rows held, at most `MAX_ROWS`, and the index of the first among all `total` matching rows."""
 
-    question: Question = field(default_factory=Question)
+    query: Query = field(default_factory=Query)
     rows: tuple[RunSummary, ...] = ()
     first: int = 0
     total: int = 0
 
     @property
     def more_above(self) -> bool:
-        """True when rows lie before the first held."""
+        """True when there are rows before the first one held."""
         return self.first > 0
 
     @property
     def more_below(self) -> bool:
-        """True when rows lie behind the last held."""
+        """True when there are rows after the last one held."""
         return self.first + len(self.rows) < self.total
 
-    def wants(self, cursor: int) -> Where | None:
-        """What to read next with the cursor at that place of the held rows; None while there is enough around it."""
-        if self.more_below and cursor >= len(self.rows) - NEAR:
+    def next_fetch(self, cursor: int) -> Fetch | None:
+        """What to read next when the cursor is at this index of the held rows; None if enough rows surround it."""
+        if self.more_below and cursor >= len(self.rows) - MARGIN:
             return "below"
-        if self.more_above and cursor < NEAR:
+        if self.more_above and cursor < MARGIN:
             return "above"
         return None
 
-    def take(self, answer: Answer) -> Window:
-        """The window with an answer in it; one for another question, or that no longer fits, changes nothing."""
-        if answer.where in ("fresh", "last", "again"):
-            return Window(answer.question, answer.rows, answer.first, answer.total)
-        if answer.question != self.question:
+    def merge(self, result: QueryResult) -> Window:
+        """The window with a result merged in; adjacent rows of another query are ignored."""
+        if result.fetch in ("first", "last", "reload"):
+            return Window(result.query, result.rows, result.first, result.total)
+        if result.query != self.query:
             return self
-        whole_page = len(answer.rows) == PAGE
-        if answer.where == "below":
-            rows = (self.rows + answer.rows)[-MOST:]
-            end = self.first + len(self.rows) + len(answer.rows)
-            total = max(answer.total, end) if whole_page else end
+        whole_page = len(result.rows) == PAGE
+        if result.fetch == "below":
+            rows = (self.rows + result.rows)[-MAX_ROWS:]
+            end = self.first + len(self.rows) + len(result.rows)
+            total = max(result.total, end) if whole_page else end
             return replace(self, rows=rows, first=end - len(rows), total=total)
-        rows = (answer.rows + self.rows)[:MOST]
-        first = max(1, self.first - len(answer.rows)) if whole_page else 0
-        return replace(self, rows=rows, first=first, total=max(answer.total, first + len(rows)))
+        rows = (result.rows + self.rows)[:MAX_ROWS]
+        first = max(1, self.first - len(result.rows)) if whole_page else 0
+        return replace(self, rows=rows, first=first, total=max(result.total, first + len(rows)))
 
 
-def read(home: Path, question: Question, where: Where, held: Sequence[RunSummary], first: int) -> Answer:
-    """Answer from the store, in the calling thread. `held` are the rows held now, `first` the place of the first.
+def read(home: Path, query: Query, fetch: Fetch, held: Sequence[RunSummary], first: int) -> QueryResult:
+    """Read from the store, in the calling thread. `held` are the rows held now, `first` the index of `held[0]`.
 
-    `again` reads the same stretch anew. Raises `GlasshouseError`.
+    `reload` reads the same rows again. Raises `GlasshouseError`.
     """
     from engine.store.reader import Reader
 
-    sources = SOURCES[question.source]
+    sources = SOURCES[query.source]
     with Reader(home) as reader:
-        total = reader.count(sources, question.text)
+        total = reader.count(sources, query.text)
 
         def page(
             limit: int, *, before: str | None = None, above: str | None = None, offset: int = 0
         ) -> tuple[RunSummary, ...]:
             return tuple(
                 reader.runs(
-                    sources, limit, question.text, before=before, above=above, offset=offset, sort=question.sort,
-                    descending=question.descending,
+                    sources,
+                    limit,
+                    query.text,
+                    before=before,
+                    above=above,
+                    offset=offset,
+                    sort=query.sort,
+                    descending=query.descending,
                 )
-            )  # fmt: skip
+            )
 
-        if where == "below" and held:
-            return Answer(question, where, page(PAGE, before=held[-1].id), total, first + len(held))
-        if where == "above" and held:
-            return Answer(question, where, page(PAGE, above=held[0].id), total, first)
-        if where == "last" and total > PAGE:
-            return Answer(question, where, page(PAGE, offset=total - PAGE), total, total - PAGE)
-        if where == "again" and held and first:
+        if fetch == "below" and held:
+            return QueryResult(query, fetch, page(PAGE, before=held[-1].id), total, first + len(held))
+        if fetch == "above" and held:
+            return QueryResult(query, fetch, page(PAGE, above=held[0].id), total, first)
+        if fetch == "last" and total > PAGE:
+            return QueryResult(query, fetch, page(PAGE, offset=total - PAGE), total, total - PAGE)
+        if fetch == "reload" and held and first:
             top = page(1, above=held[0].id)
             rows = page(len(held), before=top[0].id) if top else page(len(held))
-            return Answer(question, where, rows, total, first if top else 0)
-        return Answer(question, "fresh" if where == "last" else where, page(max(PAGE, len(held))), total, 0)
+            return QueryResult(query, fetch, rows, total, first if top else 0)
+        return QueryResult(query, "first" if fetch == "last" else fetch, page(max(PAGE, len(held))), total, 0)

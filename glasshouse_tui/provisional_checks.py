@@ -1,6 +1,6 @@
-"""The checks of a verdict while a run goes on: each turns as soon as a stored state decides it.
+"""The checks of a run in progress: each is decided as soon as the stored states allow.
 
-The names are those of the final verdict, which replaces these when the run ends.
+They have the names of the final verdict's checks, which replace them when the run ends.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _AT_THE_END: Final[Outcome] = ("pending", "decided when the run ends")
 
 
 def checks_of(view: RunView) -> tuple[Check, ...]:
-    """The verdict's checks where it stands, else what can be told so far; none for a published row."""
+    """The final verdict's checks if there are any, else the provisional ones; none for a published row."""
     if view.checks or view.summary.source == "published":
         return view.checks
     if is_final(view.summary):
@@ -46,7 +46,7 @@ def _protected_only(judge: Callable[[RunView], Outcome]) -> Callable[[RunView], 
 def _pair_only(judge: Callable[[RunView], Outcome]) -> Callable[[RunView], Outcome]:
     def judged(view: RunView) -> Outcome:
         if view.summary.segments != "pair":
-            return "not_applicable", "the plan has one segment only"
+            return "not_applicable", "the plan has only one segment"
         return judge(view)
 
     return judged
@@ -82,29 +82,29 @@ def _raw_completed(view: RunView) -> Outcome:
 def _gone(view: RunView) -> Outcome:
     state = view.summary.cleanup
     if state == "not_ours":
-        return "not_applicable", "the host is not ours to end"
+        return "not_applicable", "the host is not ours to terminate"
     if state == "leaked":
         return "failed", "the allocation is leaked"
     return ("passed", "proven absent") if state == "gone" else ("pending", f"the allocation is {state}")
 
 
 def _planned_stop(view: RunView) -> Outcome:
-    wanted = "step_budget" if view.summary.step_budget else "target_seconds"
+    planned = "step_budget" if view.summary.step_budget else "target_seconds"
     stops = {segment.kind: segment.stop_reason for segment in view.segments}
     for kind, stop in stops.items():
-        if stop is not None and stop != wanted:
+        if stop is not None and stop != planned:
             return "failed", f"the {kind} segment stopped by {stop}"
-    if all(stop == wanted for stop in stops.values()):
-        return "passed", f"stopped by {wanted}"
-    return "pending", "a segment still runs"
+    if all(stop == planned for stop in stops.values()):
+        return "passed", f"stopped by {planned}"
+    return "pending", "a segment is still running"
 
 
 @_pair_only
 def _distinct(view: RunView) -> Outcome:
     digests = [segment.adapter_sha256 for segment in view.segments]
     if None in digests:
-        return "pending", "an adapter is still to come"
-    return ("passed", "two artifacts") if len(set(digests)) > 1 else ("failed", "the artifacts are one file")
+        return "pending", "an adapter is still missing"
+    return ("passed", "two artifacts") if len(set(digests)) > 1 else ("failed", "both adapters are the same file")
 
 
 GROUPS: Final[dict[Literal["lifecycle", "model_artifact"], dict[str, Callable[[RunView], Outcome]]]] = {

@@ -1,4 +1,4 @@
-"""What the screens derive from a run's view: stages with times, progress, time left, the overhead so far."""
+"""Figures that the screens derive from a run's view: stages with times, progress, time left, overhead so far."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SINGLE_PAIR: Final = "single pair"
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a segment. `seconds` is its length so far; `since` its start, UTC; None is unknown."""
+    """One stage of a segment. `seconds` is its duration so far, `since` its start, UTC; None if unknown."""
 
     name: str
     status: StageStatus
@@ -38,45 +38,45 @@ class Stage:
 
 
 def is_final(summary: RunSummary) -> bool:
-    """True when nothing of the run will change but the release of a kept allocation."""
+    """True when nothing about the run will change, except the release of a kept allocation."""
     return summary.state in FINAL_RUN_STATES
 
 
 def segment_of(view: RunView, kind: str) -> SegmentView | None:
-    """The segment of that kind, or None where the plan has none."""
+    """The segment of this kind, or None if the plan has none."""
     return next((segment for segment in view.segments if segment.kind == kind), None)
 
 
 def stages(view: RunView, kind: str, now: datetime) -> tuple[Stage, ...]:
-    """The stages of one segment in order; empty where no transition is known, as in published rows."""
+    """The stages of one segment in order; empty if no transitions are known, as in published rows."""
     moves = _moves(view, f"segment:{kind}")
     if not moves:
         return ()
     final = is_final(view.summary)
     names = RAW_STAGES if kind == "raw" else PROTECTED_STAGES
-    places = {move.state: place for place, move in enumerate(moves)}
+    indices = {move.state: index for index, move in enumerate(moves)}
     over = final or moves[-1].state in ("done", "failed")
     failed_in = moves[-2].state if moves[-1].state == "failed" and len(moves) > 1 else None
-    found: list[Stage] = []
+    listed: list[Stage] = []
     for name in names:
-        place = places.get(name)
-        if place is None:
-            found.append(Stage(name, "skipped" if over else "waiting", None, None, ""))
+        index = indices.get(name)
+        if index is None:
+            listed.append(Stage(name, "skipped" if over else "waiting", None, None, ""))
             continue
-        move, last = moves[place], place == len(moves) - 1
+        move, last = moves[index], index == len(moves) - 1
         status: StageStatus = "passed"
         if name == failed_in or (last and final and name != "done"):
             status = "failed"
         elif last and name != "done":
             status = "current"
-        ended: str | datetime | None = now if status == "current" else None if last else moves[place + 1].at
+        ended: str | datetime | None = now if status == "current" else None if last else moves[index + 1].at
         reason = moves[-1].reason if name == failed_in else move.reason
-        found.append(Stage(name, status, seconds_between(move.at, ended), move.at, reason))
-    return tuple(found)
+        listed.append(Stage(name, status, seconds_between(move.at, ended), move.at, reason))
+    return tuple(listed)
 
 
 def _moves(view: RunView, subject: str) -> list[Transition]:
-    """The transitions of a subject; a state that was entered again with another reason keeps its start."""
+    """The transitions of a subject; a repeated state takes the newer reason and keeps its start time."""
     merged: list[Transition] = []
     for move in view.transitions:
         if move.subject != subject:
@@ -88,13 +88,13 @@ def _moves(view: RunView, subject: str) -> list[Transition]:
 
 
 def reason_of(view: RunView, subject: str) -> str:
-    """Why the subject is in its present state, as far as somebody said."""
+    """The reason given for the subject's present state; may be empty."""
     moves = _moves(view, subject)
     return moves[-1].reason if moves else ""
 
 
-def share_done(segment: SegmentView, summary: RunSummary) -> float | None:
-    """How much of the segment's target is reached, 0 to 1; None where there is no target."""
+def fraction_done(segment: SegmentView, summary: RunSummary) -> float | None:
+    """The fraction of the segment's target that is reached, 0 to 1; None if it has no target."""
     if segment.state == "done" and segment.steps:
         return 1.0
     if summary.step_budget:
@@ -104,14 +104,14 @@ def share_done(segment: SegmentView, summary: RunSummary) -> float | None:
     return None
 
 
-def run_share(view: RunView) -> float | None:
-    """How much of the run's training is done, 0 to 1."""
-    shares = [share for share in (share_done(s, view.summary) for s in view.segments) if share is not None]
-    return sum(shares) / len(shares) if shares else None
+def run_fraction(view: RunView) -> float | None:
+    """The fraction of the run's training that is done, 0 to 1; None if no segment has a target."""
+    fractions = [part for part in (fraction_done(s, view.summary) for s in view.segments) if part is not None]
+    return sum(fractions) / len(fractions) if fractions else None
 
 
 def active_segment(view: RunView) -> SegmentView | None:
-    """The segment at work: the first in order that is not done, else the last one that has steps."""
+    """The segment in progress; if there is none, the last one that has steps, else the first."""
     ordered = sorted(view.segments, key=lambda segment: segment.position)
     for segment in ordered:
         if segment.state not in ("done", "failed", "pending"):
@@ -121,26 +121,26 @@ def active_segment(view: RunView) -> SegmentView | None:
 
 
 def seconds_left(view: RunView) -> float | None:
-    """Training time left over all segments, from the rates measured so far; None while it cannot be told."""
+    """Seconds of training left over all segments, from the rates measured so far; None while unknown."""
     summary = view.summary
     if is_final(summary):
         return None
-    known = [s.steps_per_second for s in view.segments if s.steps_per_second]
+    rates = [s.steps_per_second for s in view.segments if s.steps_per_second]
     left = 0.0
     for segment in view.segments:
         if segment.state in ("done", "failed"):
             continue
         if summary.target_sec is not None:
             left += max(0.0, summary.target_sec - (segment.elapsed_sec or 0.0))
-        elif summary.step_budget is not None and known:
-            left += max(0, summary.step_budget - segment.steps) / (segment.steps_per_second or known[-1])
+        elif summary.step_budget is not None and rates:
+            left += max(0, summary.step_budget - segment.steps) / (segment.steps_per_second or rates[-1])
         else:
             return None
     return left
 
 
 def overhead(view: RunView) -> tuple[float, str] | None:
-    """The overhead in percent and what kind of figure it is; None until both segments have measured steps."""
+    """The overhead in percent and its kind (provisional or single pair); None until both segments have steps."""
     if view.summary.overhead_pct is not None:
         return view.summary.overhead_pct, SINGLE_PAIR if is_final(view.summary) else PROVISIONAL
     raw, protected = segment_of(view, "raw"), segment_of(view, "protected")

@@ -1,4 +1,4 @@
-"""Draws the Run screen of a real home as SVG: `python -m glasshouse_tui.screenshot HOME RUN_ID OUT.svg`."""
+"""Render the Run screen of a real home as SVG: `python -m glasshouse_tui.screenshot HOME RUN_ID OUT.svg`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from glasshouse_tui.theme import DARK
 from glasshouse_tui.widgets.lossplot import LossPlot
 
 SIZE: Final = (120, 40)
-_PATIENCE_SECONDS: Final = 20.0
+_TIMEOUT_SECONDS: Final = 20.0
 
 
 async def draw(home: Path, run_id: str, size: tuple[int, int] = SIZE) -> str:
-    """The Run screen of one run as SVG, at the time when the run ended; the home is only read.
+    """The Run screen of one run as SVG, with the clock at the run's end. The home is opened read-only.
 
     `run_id` may be a unique prefix or `last`. Raises `UsageError` (`run_unknown`, `not_drawn`) or `StoreError`.
     """
@@ -34,7 +34,7 @@ async def draw(home: Path, run_id: str, size: tuple[int, int] = SIZE) -> str:
     app.poller = Poller(home, app, read_only=True)
     has_curves = summary.source == "mine" and any(segment.steps for segment in view.segments)
     async with app.run_test(size=size) as pilot:
-        deadline = asyncio.get_running_loop().time() + _PATIENCE_SECONDS
+        deadline = asyncio.get_running_loop().time() + _TIMEOUT_SECONDS
         while not _complete(app, has_curves):
             if asyncio.get_running_loop().time() > deadline:
                 raise UsageError(
@@ -54,7 +54,7 @@ def _complete(app: GlasshouseApp, has_curves: bool) -> bool:
 
 
 def main(arguments: list[str]) -> int:
-    """Write the picture; the exit code."""
+    """Write the SVG file and return the exit code."""
     if len(arguments) != 3:
         print("usage: python -m glasshouse_tui.screenshot HOME RUN_ID OUT.svg", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""One table from every stored state to its shape, word and tone, so that no state is told by colour alone."""
+"""The shape, word and tone of every stored state. No two states differ by colour alone."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Final
 
 
 @dataclass(frozen=True)
-class Look:
-    """How one state is shown: a one-cell shape, a word, and a tone of `theme.TONES`."""
+class StateStyle:
+    """How a state is displayed: a one-cell shape, a word, and a tone of `theme.TONES`."""
 
     shape: str
     word: str
@@ -16,15 +16,15 @@ class Look:
 
     @property
     def text(self) -> str:
-        """Shape and word with a space between."""
+        """Shape and word, separated by a space."""
         return f"{self.shape} {self.word}"
 
 
-UNKNOWN: Final = Look("?", "unknown", "muted")
+UNKNOWN: Final = StateStyle("?", "unknown", "muted")
 POINTER: Final = "\u276f"
-ORPHANED: Final = Look("!", "nobody is running this run", "warn")
+NO_RUNNER: Final = StateStyle("!", "This run has no runner", "warn")
 
-_WAIT, _BUSY, _GOOD, _BAD, _ODD, _NONE = "◌", "▸", "✓", "✗", "!", "\u2013"
+_WAIT, _BUSY, _GOOD, _BAD, _WARN, _NONE = "◌", "▸", "✓", "✗", "!", "\u2013"
 
 _TABLE: Final[dict[str, dict[str, tuple[str, str]]]] = {
     "run": {
@@ -61,7 +61,7 @@ _TABLE: Final[dict[str, dict[str, tuple[str, str]]]] = {
     "ear": {
         "none": (_NONE, "muted"),
         "affirming": (_GOOD, "good"),
-        "warning": (_ODD, "warn"),
+        "warning": (_WARN, "warn"),
         "contraindicated": (_BAD, "bad"),
     },
     "key": {
@@ -74,7 +74,7 @@ _TABLE: Final[dict[str, dict[str, tuple[str, str]]]] = {
         "running": (_BUSY, "busy"),
         "zeroizing": (_BUSY, "busy"),
         "zeroized": (_GOOD, "good"),
-        "unverified": (_ODD, "bad"),
+        "unverified": (_WARN, "bad"),
     },
     "cleanup": {
         "active": ("●", "busy"),
@@ -105,26 +105,28 @@ _TABLE: Final[dict[str, dict[str, tuple[str, str]]]] = {
 }
 
 _WORDS: Final = {
+    ("attestation", "not_requested"): "none",
+    ("attestation", "awaiting_evidence"): "waiting",
     ("check", "not_applicable"): "n/a",
     ("clean", "true"): "clean",
     ("clean", "false"): "not clean",
     ("clean", "none"): "no verdict",
 }
 
-LOOKS: Final[dict[str, dict[str, Look]]] = {
+STATE_STYLES: Final[dict[str, dict[str, StateStyle]]] = {
     subject: {
-        state: Look(shape, _WORDS.get((subject, state), state.replace("_", " ")), tone)
+        state: StateStyle(shape, _WORDS.get((subject, state), state.replace("_", " ")), tone)
         for state, (shape, tone) in states.items()
     }
     for subject, states in _TABLE.items()
 }
 
 
-def look(subject: str, state: str | None) -> Look:
-    """The look of `state`; anything that the table does not know is `UNKNOWN`, never fine."""
-    return LOOKS[subject].get(state or "", UNKNOWN)
+def state_style(subject: str, state: str | None) -> StateStyle:
+    """The style of `state`; a state that is not in the table is `UNKNOWN`, never good."""
+    return STATE_STYLES[subject].get(state or "", UNKNOWN)
 
 
-def clean_look(clean: bool | None) -> Look:
-    """The look of a row's verdict; None means that there is none yet."""
-    return LOOKS["clean"]["none" if clean is None else str(clean).lower()]
+def verdict_style(clean: bool | None) -> StateStyle:
+    """The style of a row's verdict; None means that there is no verdict yet."""
+    return STATE_STYLES["clean"]["none" if clean is None else str(clean).lower()]

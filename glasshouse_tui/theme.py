@@ -1,4 +1,4 @@
-"""Three themes (dark, light, monochrome) and the tones in which text is drawn, one table per theme."""
+"""Three themes (dark, light, monochrome) and the tones of text, one table per theme."""
 
 from __future__ import annotations
 
@@ -166,18 +166,18 @@ THEMES: Final = (_DARK, _LIGHT, _MONO)
 
 
 def next_theme(name: str) -> str:
-    """The theme after `name`, around the circle."""
-    place = THEME_ORDER.index(name) if name in THEME_ORDER else -1
-    return THEME_ORDER[(place + 1) % len(THEME_ORDER)]
+    """The theme after `name`; the first one follows the last."""
+    index = THEME_ORDER.index(name) if name in THEME_ORDER else -1
+    return THEME_ORDER[(index + 1) % len(THEME_ORDER)]
 
 
 @lru_cache(maxsize=256)
 def tone(theme: str, name: str) -> Style:
-    """The style of a tone under a theme; an unknown theme is drawn as the dark one."""
+    """The style of a tone in a theme; an unknown theme falls back to the dark one."""
     definition = TONES.get(theme, TONES[DARK])[name]
     return Style.parse(definition, variables={}) if definition else Style()
 
 
 def is_colourless(theme: str) -> bool:
-    """True for the theme that draws with weight and shape alone."""
+    """True for the theme that uses only weight and shape."""
     return theme == MONO

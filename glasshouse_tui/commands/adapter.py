@@ -1,4 +1,4 @@
-"""`adapter`: a run's adapter as a folder that `peft` loads, all of it or nothing."""
+"""`adapter`: write a run's adapter as a folder that `peft` loads, completely or not at all."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Kind = Literal["raw", "protected"]
 WEIGHTS: Final = "adapter_model.safetensors"
 
 
-@click.command(cls=Subcommand, short_help="Open a run's adapter as a peft folder.")
+@click.command(cls=Subcommand, short_help="Decrypt a run's adapter into a peft folder.")
 @click.argument("run_id", type=RUN_ID, metavar="ID")
 @click.option(
     "-o",
@@ -32,19 +32,19 @@ WEIGHTS: Final = "adapter_model.safetensors"
     type=click.Path(path_type=Path),
     required=True,
     metavar="DIR",
-    help="New or empty.",
+    help="A new or empty folder.",
 )
 @click.option(
     "--segment",
     type=click.Choice(("protected", "raw")),
-    help="Whose adapter (default: protected where the run has one).",
+    help="Which segment's adapter (default: protected if the run has one).",
 )
 @passphrase_option
 @click.pass_context
 def adapter(
     context: click.Context, run_id: str, output: Path, segment: Kind | None, passphrase_file: Path | None
 ) -> int:
-    """Open a run's sealed adapter with the operator's key, into a folder that `peft` loads.
+    """Decrypt a run's sealed adapter with the operator's key into a folder that `peft` loads.
 
     ID is any unique prefix of a run's id, or `last`.
     """
@@ -52,7 +52,7 @@ def adapter(
     reader = open_reader(session)
     view = reader.run(reader.resolve(run_id))
     kind: Kind = segment or ("raw" if view.summary.segments == "raw" else "protected")
-    _refuse_filled(output)
+    _refuse_nonempty(output)
     source = _source(session, view, kind)
     weights = source.read_bytes() if kind == "raw" else _opened(session, view, source, passphrase_file)
     _check(view, kind, weights)
@@ -64,9 +64,9 @@ def adapter(
     return 0
 
 
-def _refuse_filled(folder: Path) -> None:
+def _refuse_nonempty(folder: Path) -> None:
     if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
-        raise UsageError(f"{folder} is there already and is not an empty folder.", "Give -o another folder.")
+        raise UsageError(f"{folder} already exists and is not an empty folder.", "Give -o another folder.")
 
 
 def _source(session: Session, view: RunView, kind: Kind) -> Path:
@@ -74,17 +74,17 @@ def _source(session: Session, view: RunView, kind: Kind) -> Path:
     folder = RunFolder(session.home, run_id).adapters
     source = folder / ADAPTER_FILES[kind]
     if view.summary.segments not in ("pair", kind):
-        raise UsageError(f"Run {run_id} has no {kind} segment.", "Leave --segment out.", code="adapter_missing")
+        raise UsageError(f"Run {run_id} has no {kind} segment.", "Remove --segment.", code="adapter_missing")
     if view.summary.source == "published":
         raise UsageError(
-            f"The row {run_id} was published, and its adapters were not.",
-            "Only runs of your own have adapters here.",
+            f"{run_id} is a published row, and its adapters were not published.",
+            "Only your own runs have adapters here.",
             code="adapter_missing",
         )
     if not source.is_file() or not (folder / ADAPTER_CONFIG).is_file():
         raise SealingError(
             f"Run {run_id} has no {kind} adapter here: it is {view.summary.state}.",
-            f"`glasshouse show {run_id}` says how far it came.",
+            f"`glasshouse show {run_id}` shows how far it got.",
             code="adapter_missing",
         )
     return source
@@ -101,18 +101,18 @@ def _opened(session: Session, view: RunView, source: Path, passphrase_file: Path
 
 
 def _check(view: RunView, kind: Kind, weights: bytes) -> None:
-    """Raises `RefusedError` (`adapter_differs`) unless this is the artifact that the run's log names."""
-    named = next((segment.adapter_sha256 for segment in view.segments if segment.kind == kind), None)
-    if sha256_hex(weights) != named:
+    """Raises `RefusedError` (`adapter_differs`) unless this is the adapter that the run's log recorded."""
+    recorded = next((segment.adapter_sha256 for segment in view.segments if segment.kind == kind), None)
+    if sha256_hex(weights) != recorded:
         raise RefusedError(
             f"This is not the {kind} adapter that run {view.summary.id} recorded.",
-            "The file was exchanged or changed; run the segment again.",
+            "The file was replaced or modified; run the segment again.",
             code="adapter_differs",
         )
 
 
 def _write_folder(folder: Path, files: dict[str, bytes]) -> None:
-    """Make the folder with its files, or leave what was there."""
+    """Create the folder with its files, or leave everything as it was."""
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")

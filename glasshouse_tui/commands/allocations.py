@@ -1,4 +1,4 @@
-"""`allocations`: what is rented, what it has cost, and what of it needs somebody."""
+"""`allocations`: list the allocations, what they have cost, and which need attention."""
 
 from __future__ import annotations
 
@@ -19,107 +19,108 @@ HEAD: Final = ("id", "provider", "GPU", "price", "age", "spent", "state", "run")
 _NUMBERS: Final = frozenset({3, 4, 5})
 
 
-@click.command(cls=AllocationSubcommand, short_help="List what is rented and what it has cost.")
-@click.option("--all", "ended", is_flag=True, help="Also those that are gone.")
-@click.option("--offline", is_flag=True, help="The ledger alone: ask no provider, so that nothing foreign is seen.")
+@click.command(cls=AllocationSubcommand, short_help="List allocations and what they have cost.")
+@click.option("--all", "ended", is_flag=True, help="Include those that are gone.")
+@click.option("--offline", is_flag=True, help="Read only the ledger; query no provider, list nothing foreign.")
 @click.pass_context
 def allocations(context: click.Context, ended: bool, offline: bool) -> int:
-    """List allocations, ours and foreign: GPU, price, age, what was spent so far, state and run.
+    """List allocations, ours and foreign: GPU, price, age, cost so far, state and run.
 
-    What is not ours is shown and never touched. Exits 1 when a provider could not be asked: what it has is then
-    unknown, not absent.
+    Foreign allocations are shown but never touched. Exits 1 if a provider could not be queried: its allocations are
+    then unknown, not absent.
     """
     from engine.allocations.overview import overview
 
     session = session_of(context)
     open_reader(session).data_version()
-    seen = overview(session.home, look=not offline, ended=ended)
+    listing = overview(session.home, look=not offline, ended=ended)
     if session.json:
-        emit_json(_document(seen))
+        emit_json(_document(listing))
     else:
-        emit_text(listing_text(seen, offline=offline))
-        for trouble in seen.troubles:
+        emit_text(listing_text(listing, offline=offline))
+        for trouble in listing.troubles:
             say(trouble_text(trouble))
-    return 1 if seen.troubles else 0
+    return 1 if listing.troubles else 0
 
 
-def _document(seen: Overview) -> dict[str, Any]:
-    found = totals(seen.allocations)
+def _document(listing: Overview) -> dict[str, Any]:
+    sums = totals(listing.allocations)
     return {
-        **as_builtins(seen),
+        **as_builtins(listing),
         "totals": {
-            "open": found.open,
-            "kept": found.kept,
-            "leaked": found.leaked,
-            "foreign": found.foreign,
-            "pricePerHour": round(found.price_per_hour, 6),
-            "spent": round(found.spent, 6),
-            "complete": found.complete,
+            "open": sums.open,
+            "kept": sums.kept,
+            "leaked": sums.leaked,
+            "foreign": sums.foreign,
+            "pricePerHour": round(sums.price_per_hour, 6),
+            "spent": round(sums.spent, 6),
+            "complete": sums.complete,
         },
     }
 
 
-def listing_text(seen: Overview, *, offline: bool) -> str:
-    """The table, the totals, and every allocation that needs somebody."""
-    looked = "" if not offline else " No provider was asked."
-    if not seen.allocations:
-        return f"Nothing is rented.{looked}" if not seen.troubles else "The ledger has nothing that is open."
-    blocks = [table(HEAD, [cells(one, seen.at) for one in seen.allocations], right=_NUMBERS)]
-    blocks.append(totals_text(totals(seen.allocations)) + looked)
-    blocks += [text for one in seen.allocations if (text := alarm_text(one))]
+def listing_text(listing: Overview, *, offline: bool) -> str:
+    """The table, the totals, and a warning for every allocation that needs attention."""
+    offline_note = "" if not offline else " No provider was queried."
+    if not listing.allocations:
+        return f"Nothing is rented.{offline_note}" if not listing.troubles else "The ledger has no open allocations."
+    blocks = [table(HEAD, [cells(entry, listing.at) for entry in listing.allocations], right=_NUMBERS)]
+    blocks.append(totals_text(totals(listing.allocations)) + offline_note)
+    blocks += [text for entry in listing.allocations if (text := alarm_text(entry))]
     return "\n\n".join(blocks)
 
 
-def cells(one: Listed, at: str) -> tuple[str, ...]:
-    """One line of `HEAD`, at a time in UTC."""
-    age = seconds_between(one.since, at)
+def cells(entry: Listed, at: str) -> tuple[str, ...]:
+    """One row under `HEAD`; `at` is the time of the listing, UTC."""
+    age = seconds_between(entry.since, at)
     return (
-        plain(one.id or one.allocation_id or UNKNOWN),
-        plain(one.provider),
-        gpu(one.gpu_model) if one.gpu_model else UNKNOWN,
-        UNKNOWN if one.price_per_hour is None else money(one.price_per_hour, "/h"),
+        plain(entry.id or entry.allocation_id or UNKNOWN),
+        plain(entry.provider),
+        gpu(entry.gpu_model) if entry.gpu_model else UNKNOWN,
+        UNKNOWN if entry.price_per_hour is None else money(entry.price_per_hour, "/h"),
         UNKNOWN if age is None else duration(age),
-        "-" if not one.ours and one.spent is None else UNKNOWN if one.spent is None else money(one.spent),
-        _state(one),
-        plain(one.name) if not one.ours else _run(one),
+        "-" if not entry.ours and entry.spent is None else UNKNOWN if entry.spent is None else money(entry.spent),
+        _state(entry),
+        plain(entry.name) if not entry.ours else _run(entry),
     )
 
 
-def _state(one: Listed) -> str:
-    state = plain(one.state).replace("_", " ")
-    if one.state == "kept" and one.keep_until:
-        state = f"kept until {moment(one.keep_until)}"
-    if one.state == "leaked":
+def _state(entry: Listed) -> str:
+    state = plain(entry.state).replace("_", " ")
+    if entry.state == "kept" and entry.keep_until:
+        state = f"kept until {moment(entry.keep_until)}"
+    if entry.state == "leaked":
         state = "LEAKED"
-    usual = one.observation in (None, "alive") or one.state in ("gone", "not_ours")
-    return state if usual else f"{state}, {plain(one.observation)}"
+    as_expected = entry.observation in (None, "alive") or entry.state in ("gone", "not_ours")
+    return state if as_expected else f"{state}, {plain(entry.observation)}"
 
 
-def _run(one: Listed) -> str:
-    return "-" if one.run_id is None else f"{short_id(one.run_id)} {known(one.run_state)}"
+def _run(entry: Listed) -> str:
+    return "-" if entry.run_id is None else f"{short_id(entry.run_id)} {known(entry.run_state)}"
 
 
-def totals_text(found: Totals) -> str:
-    """`2 open at $0.78/h, $3.10 spent so far; 1 not ours`."""
-    least = "" if found.complete else "at least "
-    text = f"{found.open} open"
-    if found.open:
-        text += f" at {least}{money(found.price_per_hour, '/h')}, {least}{money(found.spent)} spent so far"
-    if found.foreign:
-        text += f"; {found.foreign} not ours, shown only"
+def totals_text(sums: Totals) -> str:
+    """`2 open at $0.78/h, $3.10 spent so far; 1 foreign, shown only`."""
+    least = "" if sums.complete else "at least "
+    text = f"{sums.open} open"
+    if sums.open:
+        text += f" at {least}{money(sums.price_per_hour, '/h')}, {least}{money(sums.spent)} spent so far"
+    if sums.foreign:
+        text += f"; {sums.foreign} foreign, shown only"
     return f"{text}. Prices in USD, times in {datetime.now().astimezone().tzname() or 'local time'}."
 
 
-def alarm_text(one: Listed) -> str:
-    """What is wrong with an allocation and how to end it; empty where all is well."""
-    if one.state == FOREIGN or not (text := alarm(one)):
+def alarm_text(entry: Listed) -> str:
+    """The warning about an allocation, and how to terminate it; empty if there is none."""
+    if entry.state == FOREIGN or not (text := alarm(entry)):
         return ""
-    why = f"\n  {plain(one.reason)}" if one.reason else ""
-    return f"{text}{why}\n  `glasshouse cleanup {one.id}` tries again; {by_hand(one.provider, one.allocation_id)}."
+    reason = f"\n  {plain(entry.reason)}" if entry.reason else ""
+    manually = by_hand(entry.provider, entry.allocation_id)
+    return f"{text}{reason}\n  `glasshouse cleanup {entry.id}` tries again; or terminate it {manually}."
 
 
 def trouble_text(trouble: Trouble) -> str:
-    """A provider that could not be asked, as an error's lines."""
-    text = f"error: {plain(trouble.provider)} could not be asked: {plain(trouble.message)}"
+    """The error about a provider that could not be queried."""
+    text = f"error: {plain(trouble.provider)} could not be queried: {plain(trouble.message)}"
     hint = f"\n  {plain(trouble.hint)}" if trouble.hint else ""
-    return f"{text}{hint}\n  What it has is unknown, not absent."
+    return f"{text}{hint}\n  Its allocations are unknown, not absent."

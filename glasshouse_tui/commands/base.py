@@ -1,9 +1,10 @@
-"""What commands share: the session, `--json` and `--home`, lazy loading, the mention of unattended runs."""
+"""What commands share: the session, `--json` and `--home`, lazy loading, the notes about runs without a runner."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,8 @@ from click.shell_completion import CompletionItem
 
 from engine.errors import GlasshouseError
 from engine.plan import RENTED
-from glasshouse_tui.allocation_status import is_left_alone, totals
+from engine.store.home import prepare_home, unwritable
+from glasshouse_tui.allocation_status import is_unused, totals
 from glasshouse_tui.commands.output import note
 from glasshouse_tui.format import money
 
@@ -23,29 +25,19 @@ if TYPE_CHECKING:
     from engine.store.views import AllocationView
     from engine.store.writer import Writer
 
-
-import os
-from typing import TYPE_CHECKING
-
-from engine.store.home import prepare_home, unwritable
-
-if TYPE_CHECKING:
-    from engine.store.reader import Reader
-
-
 HOME_VARIABLE: Final = "GLASSHOUSE_HOME"
 
 
 @dataclass
 class Session:
-    """One invocation: where the home is, and whether stdout carries JSON. Filled while options are parsed."""
+    """One invocation: where the home is, and whether stdout is JSON. Filled in while options are parsed."""
 
     chosen_home: str | None = None
     json: bool = False
 
     @property
     def home(self) -> Path:
-        """The home folder, absolute; it need not exist."""
+        """The home folder, absolute; it may not exist."""
         if self.chosen_home:
             return Path(self.chosen_home).expanduser().absolute()
         from platformdirs import user_data_dir
@@ -53,13 +45,13 @@ class Session:
         return Path(user_data_dir("glasshouse", appauthor=False))
 
     def reader(self) -> Reader:
-        """The store for reading; raises `StoreError` when its database cannot be used."""
+        """The store for reading; raises `StoreError` if its database cannot be used."""
         from engine.store.reader import Reader
 
         return Reader(self.home)
 
     def writer(self) -> Writer:
-        """The store for requests; makes home and database; raises `StoreError`."""
+        """The store for writing requests; creates the home and the database. Raises `StoreError`."""
         from engine.store.writer import Writer
 
         return Writer(self.home)
@@ -71,12 +63,12 @@ def session_of(context: click.Context) -> Session:
     return session
 
 
-def _keep_json(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+def _set_json(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
     if value:
         session_of(context).json = True
 
 
-def _keep_home(context: click.Context, _parameter: click.Parameter, value: str | None) -> None:
+def _set_home(context: click.Context, _parameter: click.Parameter, value: str | None) -> None:
     if value:
         session_of(context).chosen_home = value
 
@@ -88,8 +80,8 @@ def json_option() -> click.Option:
         is_flag=True,
         is_eager=True,
         expose_value=False,
-        callback=_keep_json,
-        help="Print one JSON document on stdout, and nothing else there.",
+        callback=_set_json,
+        help="Print one JSON document on stdout and nothing else.",
     )
 
 
@@ -100,106 +92,102 @@ def home_option() -> click.Option:
         metavar="DIR",
         type=click.Path(file_okay=True),
         expose_value=False,
-        callback=_keep_home,
-        help=f"Where database, keys and run folders lie (or {HOME_VARIABLE}; default: the user data folder).",
+        callback=_set_home,
+        help=f"Folder of database, keys and runs (or {HOME_VARIABLE}; default: the user data folder).",
     )
 
 
-def unattended(session: Session) -> list[tuple[str, str]]:
-    """(id, label) of every unfinished run that nobody is running; raises `StoreError`."""
+def runs_without_runner(session: Session) -> list[tuple[str, str]]:
+    """(id, label) of every unfinished run that has no live runner; raises `StoreError`."""
     with session.reader() as reader:
         runs = reader.unfinished() if reader.exists() else []
         return [(run.id, run.label) for run in runs if run.orphaned]
 
 
-def mention_unattended(session: Session) -> None:
-    """Say on stderr which unfinished runs nobody is running."""
+def note_runs_without_runner(session: Session) -> None:
+    """Note on stderr which unfinished runs have no live runner."""
     try:
-        runs = unattended(session)
+        runs = runs_without_runner(session)
     except (GlasshouseError, OSError):
-        return  # a command that needs the store says what is wrong with it
+        return  # a command that needs the store reports the error itself
     if len(runs) == 1:
         run_id, label = runs[0]
-        note(
-            f"run {run_id} ({label}) is unfinished and nobody is running it; `glasshouse resume {run_id}` continues it."
-        )
+        note(f"run {run_id} ({label}) is unfinished and has no runner; `glasshouse resume {run_id}` continues it.")
     elif runs:
-        named = ", ".join(run_id for run_id, _ in runs)
-        note(
-            f"{len(runs)} runs are unfinished and nobody is running them ({named}); `glasshouse resume` continues them."
-        )
+        ids = ", ".join(run_id for run_id, _ in runs)
+        note(f"{len(runs)} runs are unfinished and have no runner ({ids}); `glasshouse resume` continues them.")
 
 
-def left_alone(session: Session) -> list[AllocationView]:
-    """What is rented, or not proven gone, and neither kept nor in use; raises `StoreError`."""
+def unused_allocations(session: Session) -> list[AllocationView]:
+    """Allocations that are rented or leaked, and neither kept nor in use; raises `StoreError`."""
     with session.reader() as reader:
         entries = reader.allocations(open_only=True) if reader.exists() else []
         if not entries:
             return []
-        living = {run.id for run in reader.unfinished() if not run.orphaned}
+        active_runs = {run.id for run in reader.unfinished() if not run.orphaned}
         return [
-            one
-            for one in entries
-            if (one.provider in RENTED or one.state == "leaked")
-            and is_left_alone(one, living)
-            and not (one.run_id is None and reader.is_claimed(one.id))
+            entry
+            for entry in entries
+            if (entry.provider in RENTED or entry.state == "leaked")
+            and is_unused(entry, active_runs)
+            and not (entry.run_id is None and reader.is_claimed(entry.id))
         ]
 
 
-def mention_allocations(session: Session) -> None:
-    """Say on stderr what is rented and left alone."""
+def note_unused_allocations(session: Session) -> None:
+    """Note on stderr which allocations are open without an active run."""
     try:
-        found = left_alone(session)
+        unused = unused_allocations(session)
     except (GlasshouseError, OSError):
-        return  # a command that needs the store says what is wrong with it
-    if found:
+        return  # a command that needs the store reports the error itself
+    if unused:
         from engine.runner.spawn import ensure_sentinel
 
         with contextlib.suppress(OSError):
-            ensure_sentinel(session.home)  # it may have died, or this machine was started anew
-        which = "1 allocation is" if len(found) == 1 else f"{len(found)} allocations are"
-        cost = totals(found)
+            ensure_sentinel(session.home)  # it may have died, or this machine may have been rebooted
+        which = "1 allocation is" if len(unused) == 1 else f"{len(unused)} allocations are"
+        cost = totals(unused)
         least = "" if cost.complete else "at least "
         note(
-            f"{which} open without a living run, at {least}{money(cost.price_per_hour, '/h')}; "
-            "`glasshouse allocations` shows what, `glasshouse cleanup` ends it."
+            f"{which} open without an active run, at {least}{money(cost.price_per_hour, '/h')}; "
+            "`glasshouse allocations` lists, `glasshouse cleanup` terminates."
         )
 
 
 class Subcommand(click.Command):
-    """A command with `--json` and `--home` that mentions unattended runs and allocations before it starts."""
+    """A command with `--json` and `--home`. It first notes runs without a runner and unused allocations."""
 
-    mentions: bool = True
-    mentions_allocations: bool = True
+    notes_runs: bool = True
+    notes_allocations: bool = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.params.extend([home_option(), json_option()])
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; its return value is the exit code (None is 0)."""
-        if self.mentions:
-            mention_unattended(session_of(ctx))
-        if self.mentions_allocations:
-            mention_allocations(session_of(ctx))
+        """Run the command; its return value is the exit code (None means 0)."""
+        if self.notes_runs:
+            note_runs_without_runner(session_of(ctx))
+        if self.notes_allocations:
+            note_unused_allocations(session_of(ctx))
         return super().invoke(ctx)
 
 
 class QuietSubcommand(Subcommand):
-    """A command whose own subject are the unattended runs, or that is about no home at all."""
+    """A command without these notes: it handles such runs itself, or does not concern a home."""
 
-    mentions = False
-    mentions_allocations = False
+    notes_runs = False
+    notes_allocations = False
 
 
 class AllocationSubcommand(Subcommand):
-    """A command whose own subject are the allocations."""
+    """A command without the note about allocations, because it reports them itself."""
 
-    mentions_allocations = False
+    notes_allocations = False
 
 
 class LazyGroup(click.Group):
-    """A group that imports a command's module only when that command is looked up."""
+    """A group that imports a command's module only when the command is looked up."""
 
     def __init__(self, *args: Any, lazy: Mapping[str, str], **kwargs: Any) -> None:
         """`lazy` maps a command's name to `module:attribute`."""
@@ -207,15 +195,15 @@ class LazyGroup(click.Group):
         self._lazy = lazy
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names in the order in which they were given."""
+        """The names in the order of `lazy`."""
         return list(self._lazy)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of that name, imported now, or None."""
-        place = self._lazy.get(cmd_name)
-        if place is None:
+        target = self._lazy.get(cmd_name)
+        if target is None:
             return None
-        module, _, attribute = place.partition(":")
+        module, _, attribute = target.partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
 
@@ -226,7 +214,7 @@ class RunId(click.ParamType[str]):
     name = "id"
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """The newest ids that start with what is typed; nothing where there is no readable store."""
+        """The newest ids that start with the typed text; none if there is no readable store."""
         try:
             reader = session_of(ctx).reader()
             runs = reader.runs(limit=50) if reader.exists() else []
@@ -241,14 +229,14 @@ RUN_ID: Final = RunId()
 
 
 def check_home(home: Path) -> None:
-    """Make the home folder (0700) where it is absent; raises `StoreError` (`store_unwritable`)."""
+    """Create the home folder (0700) if it is absent; raises `StoreError` (`store_unwritable`)."""
     prepare_home(home)
     if not os.access(home, os.R_OK | os.W_OK | os.X_OK):
         raise unwritable(home, "its permissions forbid it")
 
 
 def open_reader(session: Session) -> Reader:
-    """The store for reading; raises `StoreError` where the home could not hold one either."""
+    """The store for reading; raises `StoreError` if it is absent and the home could not hold it."""
     reader = session.reader()
     if not reader.exists():
         check_home(session.home)

@@ -1,4 +1,4 @@
-"""`cancel` and `resume`: requests to a run's runner, and a new runner for a run that lost its own."""
+"""`cancel` and `resume`: a request to a run's runner, and a new runner for a run that has lost its own."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from glasshouse_tui.commands.base import (
     Session,
     Subcommand,
     check_home,
-    mention_unattended,
+    note_runs_without_runner,
     open_reader,
+    runs_without_runner,
     session_of,
-    unattended,
 )
 from glasshouse_tui.commands.follow import watch_run
 from glasshouse_tui.commands.output import emit_json, emit_text, say
 
 
-@click.command(cls=Subcommand, short_help="Stop a run, zeroize and clean up.")
+@click.command(cls=Subcommand, short_help="Stop a run; it zeroizes and cleans up.")
 @click.argument("run_id", type=RUN_ID, metavar="ID")
 @click.pass_context
 def cancel(context: click.Context, run_id: str) -> int:
-    """Ask a run to stop, zeroize and clean up.
+    """Request a run to stop, zeroize and clean up.
 
-    A run that nobody is running gets a runner for that. ID is any unique prefix of a run's id, or `last`.
+    A run without a runner gets a new one for that. ID is any unique prefix of a run's id, or `last`.
     """
     session = session_of(context)
     reader = open_reader(session)
@@ -35,7 +35,7 @@ def cancel(context: click.Context, run_id: str) -> int:
     summary = reader.run(run_id).summary
     if summary.state in FINAL_RUN_STATES:
         raise UsageError(
-            f"Run {run_id} is {summary.state} already, so there is nothing to cancel.",
+            f"Run {run_id} is already {summary.state}, so there is nothing to cancel.",
             f"`glasshouse show {run_id}` prints its row.",
             code="run_final",
         )
@@ -46,7 +46,7 @@ def cancel(context: click.Context, run_id: str) -> int:
     if session.json:
         emit_json({"id": run_id, "requested": "cancel", "state": summary.state})
     else:
-        emit_text(f"Run {run_id} is asked to stop and clean up; `glasshouse watch {run_id}` follows it.")
+        emit_text(f"Run {run_id} is being cancelled and cleans up; `glasshouse watch {run_id}` follows it.")
     return 0
 
 
@@ -55,9 +55,9 @@ def cancel(context: click.Context, run_id: str) -> int:
 @click.option("--detach", is_flag=True, help="With ID: do not follow the run.")
 @click.pass_context
 def resume(context: click.Context, run_id: str | None, detach: bool) -> int:
-    """Continue a run whose runner has died, and follow it; without ID, every such run, without following.
+    """Continue a run whose runner has died, and follow it; without ID, continue all such runs without following.
 
-    Nothing that was done is done again. ID is any unique prefix of a run's id, or `last`.
+    Completed work is not repeated. ID is any unique prefix of a run's id, or `last`.
     """
     session = session_of(context)
     if run_id is None:
@@ -67,18 +67,18 @@ def resume(context: click.Context, run_id: str | None, detach: bool) -> int:
     summary = reader.run(run_id).summary
     if summary.state in FINAL_RUN_STATES:
         raise UsageError(
-            f"Run {run_id} is {summary.state} already, so there is nothing to resume.",
+            f"Run {run_id} is already {summary.state}, so there is nothing to resume.",
             f"`glasshouse show {run_id}` prints its row.",
             code="run_final",
         )
     if not summary.orphaned:
         raise UsageError(
-            f"Run {run_id} has a living runner.",
+            f"Run {run_id} already has a runner.",
             f"`glasshouse watch {run_id}` follows it.",
             code="run_locked",
         )
     _resume(session, run_id)
-    mention_unattended(session)
+    note_runs_without_runner(session)
     if not detach:
         return watch_run(session, run_id)
     _print_resumed(session, [run_id], [])
@@ -95,7 +95,7 @@ def _resume_all(session: Session) -> int:
     check_home(session.home)
     resumed: list[str] = []
     refused: list[tuple[str, GlasshouseError]] = []
-    for run_id, _label in unattended(session):
+    for run_id, _label in runs_without_runner(session):
         try:
             _resume(session, run_id)
             resumed.append(run_id)
@@ -111,10 +111,10 @@ def _print_resumed(session: Session, resumed: list[str], refused: list[tuple[str
         emit_json({"resumed": [{"id": run_id} for run_id in resumed], "failed": failed})
         return
     for run_id in resumed:
-        emit_text(f"Run {run_id} goes on; `glasshouse watch {run_id}` follows it.")
+        emit_text(f"Run {run_id} continues; `glasshouse watch {run_id}` follows it.")
     for run_id, error in refused:
         say(f"error: run {run_id} was not resumed: {error.message}")
         if error.hint:
             say(f"  {error.hint}")
     if not resumed and not refused:
-        emit_text("Every unfinished run has a living runner, or there is none.")
+        emit_text("No unfinished run needs a runner.")

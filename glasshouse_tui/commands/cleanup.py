@@ -1,4 +1,4 @@
-"""`cleanup`: end what is ours, confirmed, and prove it."""
+"""`cleanup`: terminate our allocations after a confirmation, and prove that they are gone."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ PROVEN: Final = ("gone", "not_ours")
 _SHOWN: Final = 4
 
 
-@click.command(cls=AllocationSubcommand, short_help="End what is rented and prove that it is gone.")
+@click.command(cls=AllocationSubcommand, short_help="Terminate allocations and prove that they are gone.")
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.pass_context
 def cleanup(context: click.Context, ids: tuple[str, ...], yes: bool) -> int:
-    """End allocations that are ours and prove that they are gone; without ID, all that no living run has.
+    """Terminate our allocations and prove that they are gone; without ID, all that no active run uses.
 
-    ID is any unique prefix of an allocation's id or of the provider's id, or its whole name. What is not ours is never
-    touched, and a run that is going on keeps its allocation: cancel it first. Exits 0 when all are proven gone.
+    ID is any unique prefix of an allocation's id or of the provider's id, or its full name. Foreign allocations are
+    never touched. The allocation of an active run is refused: cancel the run first. Exits 0 if all are proven gone.
     """
     from engine.allocations.cleanup import clean_up
     from engine.allocations.overview import overview
@@ -37,107 +37,116 @@ def cleanup(context: click.Context, ids: tuple[str, ...], yes: bool) -> int:
     session = session_of(context)
     busy = _busy(session)
     known = overview(session.home, look=False)
-    wanted = _wanted(known, ids, busy)
-    if not wanted:
+    selected = _selected(known, ids, busy)
+    if not selected:
         _print_nothing(session, known)
         return 0
     if not session.json:
-        say(table(HEAD, [cells(one, known.at) for one in wanted], right=frozenset({3, 4, 5})))
+        say(table(HEAD, [cells(entry, known.at) for entry in selected], right=frozenset({3, 4, 5})))
     if not yes:
-        _ask(session, wanted)
-    ended = clean_up(session.home, [one.id for one in wanted if one.id is not None], say_phase)
+        _confirm(session, selected)
+    ended = clean_up(session.home, [entry.id for entry in selected if entry.id is not None], say_phase)
     if session.json:
         emit_json({"ended": as_builtins(ended)})
     else:
-        places = {one.id: one.allocation_id for one in wanted}
-        emit_text("\n".join(proof_text(one, places.get(one.id)) for one in ended))
-    return 0 if all(one.outcome in PROVEN for one in ended) else 1
+        provider_ids = {entry.id: entry.allocation_id for entry in selected}
+        emit_text("\n".join(proof_text(entry, provider_ids.get(entry.id)) for entry in ended))
+    return 0 if all(entry.outcome in PROVEN for entry in ended) else 1
 
 
 def say_phase(text: str) -> None:
-    """A line about what goes on, on stderr."""
+    """Write a line about the progress to stderr."""
     say(plain(text))
 
 
 def _busy(session: Session) -> frozenset[str]:
-    """The ids of the allocations that a living runner has."""
+    """The ids of the allocations that a live process uses."""
     from engine.allocations.cleanup import in_use
 
     reader = open_reader(session)
     return frozenset(entry.id for entry in reader.allocations(open_only=True) if in_use(reader, entry))
 
 
-def _wanted(known: Overview, ids: Sequence[str], busy: frozenset[str]) -> list[Listed]:
-    """What to end; raises `UsageError`: `allocation_unknown`, `allocation_ambiguous`, `allocation_in_use`."""
+def _selected(known: Overview, ids: Sequence[str], busy: frozenset[str]) -> list[Listed]:
+    """The allocations to terminate.
+
+    Raises `UsageError`: `allocation_unknown`, `allocation_ambiguous`, `allocation_in_use`.
+    """
     if not ids:
-        return [one for one in known.allocations if one.ours and is_open(one) and one.id not in busy]
-    wanted = list({one.id: one for one in (find(known.allocations, typed) for typed in ids)}.values())
-    for one in wanted:
-        if one.id in busy:
-            user = "a self-test" if one.run_id is None else f"run {one.run_id}"
+        return [entry for entry in known.allocations if entry.ours and is_open(entry) and entry.id not in busy]
+    matches = (find_allocation(known.allocations, typed) for typed in ids)
+    selected = list({entry.id: entry for entry in matches}.values())
+    for entry in selected:
+        if entry.id in busy:
+            user = "a self-test" if entry.run_id is None else f"run {entry.run_id}"
             raise UsageError(
-                f"Allocation {one.id} is in use by {user}, which goes on.",
-                "Interrupt it: that ends the allocation too."
-                if one.run_id is None
-                else f"`glasshouse cancel {one.run_id}` ends the run and its allocation with it.",
+                f"Allocation {entry.id} is in use by {user}.",
+                "Interrupt the self-test with Ctrl-C; it then terminates the allocation."
+                if entry.run_id is None
+                else f"`glasshouse cancel {entry.run_id}` ends the run and terminates its allocation.",
                 code="allocation_in_use",
             )
-    return wanted
+    return selected
 
 
-def find(allocations: Sequence[Listed], typed: str) -> Listed:
-    """The one of ours that `typed` names; raises `UsageError`: `allocation_unknown`, `allocation_ambiguous`."""
-    ours = [one for one in allocations if one.ours and one.id is not None]
-    exact = [one for one in ours if typed in (one.id, one.allocation_id, one.name)]
-    found = exact or [
-        one for one in ours if typed and any(i.startswith(typed) for i in (one.id, one.allocation_id) if i)
+def find_allocation(allocations: Sequence[Listed], typed: str) -> Listed:
+    """The allocation of ours that `typed` names.
+
+    Raises `UsageError`: `allocation_unknown`, `allocation_ambiguous`.
+    """
+    ours = [entry for entry in allocations if entry.ours and entry.id is not None]
+    exact = [entry for entry in ours if typed in (entry.id, entry.allocation_id, entry.name)]
+    matches = exact or [
+        entry for entry in ours if typed and any(i.startswith(typed) for i in (entry.id, entry.allocation_id) if i)
     ]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        shown = ", ".join(str(one.id) for one in found[:_SHOWN]) + (", ..." if len(found) > _SHOWN else "")
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        shown = ", ".join(str(entry.id) for entry in matches[:_SHOWN]) + (", ..." if len(matches) > _SHOWN else "")
         raise UsageError(
-            f"Several allocations begin with {typed}: {shown}.", "Give more of the id.", code="allocation_ambiguous"
+            f"Several allocations match {typed}: {shown}.",
+            "Give more of the id.",
+            code="allocation_ambiguous",
         )
     raise UsageError(
-        f"There is no open allocation {typed} of ours.",
-        "List them with `glasshouse allocations`; what is not ours is never ended from here.",
+        f"None of our open allocations matches {typed}.",
+        "List them with `glasshouse allocations`. Foreign allocations are never terminated from here.",
         code="allocation_unknown",
     )
 
 
-def _ask(session: Session, wanted: Sequence[Listed]) -> None:
-    """Have a person agree; raises `UsageError` (`confirmation_needed`) where nobody can, `click.Abort` on no."""
-    what = "this allocation" if len(wanted) == 1 else f"these {len(wanted)} allocations"
+def _confirm(session: Session, selected: Sequence[Listed]) -> None:
+    """Ask for confirmation; raises `UsageError` (`confirmation_needed`) off a terminal, `click.Abort` on no."""
+    what = "this allocation" if len(selected) == 1 else f"these {len(selected)} allocations"
     if session.json or not can_ask():
         raise UsageError(
-            f"Ending {what} needs a yes, and nobody is at a terminal to give it.",
-            "Add --yes.",
+            f"Terminating {what} needs confirmation, and there is no terminal to ask on.",
+            "Add --yes to confirm.",
             code="confirmation_needed",
         )
-    cost = totals(wanted)
-    click.confirm(f"End {what} ({price(cost.price_per_hour)})? Nothing on it survives.", abort=True, err=True)
+    cost = totals(selected)
+    click.confirm(f"Terminate {what} ({price(cost.price_per_hour)})? All data there is lost.", abort=True, err=True)
 
 
 def _print_nothing(session: Session, known: Overview) -> None:
     if session.json:
         emit_json({"ended": []})
         return
-    busy = sum(is_open(one) for one in known.allocations)
-    left = f" {busy} that living runs have are left alone." if busy else ""
-    emit_text(f"Nothing is to be ended.{left} What is not ours is never touched.")
+    busy = sum(is_open(entry) for entry in known.allocations)
+    in_use = f" Allocations in use by active runs: {busy}." if busy else ""
+    emit_text(f"There is nothing to terminate.{in_use} Foreign allocations are never touched.")
 
 
-def proof_text(one: Ended, provider_id: str | None) -> str:
-    """What became of one allocation, and how that is known."""
-    name = f"{plain(one.id)}  {plain(one.name)}"
-    if one.outcome == "gone":
-        others = "others were not counted" if one.others is None else f"others untouched: {one.others}"
-        return f"gone     {name}: absent in {one.listings} successful listings; {others}"
-    if one.outcome == "not_ours":
-        return f"let go   {name}: {plain(one.reason)}"
-    loud = "LEAKED" if one.outcome == "leaked" else "UNKNOWN"
+def proof_text(entry: Ended, provider_id: str | None) -> str:
+    """The outcome for one allocation, and its proof."""
+    name = f"{plain(entry.id)}  {plain(entry.name)}"
+    if entry.outcome == "gone":
+        others = "others not counted" if entry.others is None else f"others untouched: {entry.others}"
+        return f"gone     {name}: absent in {entry.listings} successful listings; {others}"
+    if entry.outcome == "not_ours":
+        return f"let go   {name}: {plain(entry.reason)}"
+    loud = "LEAKED" if entry.outcome == "leaked" else "UNKNOWN"
     return (
-        f"{loud:<8} {name} may go on costing {price(one.price_per_hour)}: {plain(one.reason)}\n"
-        f"         Try again, or end it {by_hand(one.provider, provider_id)}."
+        f"{loud:<8} {name} may still be billed at {price(entry.price_per_hour)}: {plain(entry.reason)}\n"
+        f"         Try again, or terminate it {by_hand(entry.provider, provider_id)}."
     )

@@ -1,4 +1,4 @@
-"""`completions`: the script that teaches a shell to complete commands, options and run ids."""
+"""`completions`: the script by which a shell completes commands, options and run ids."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _HINTS = {
 def completions(context: click.Context, shell: str) -> int:
     """Print the completion script of a shell.
 
-    bash: `eval "$(glasshouse completions bash)"` in ~/.bashrc; zsh the same in ~/.zshrc; fish: save it as
-    ~/.config/fish/completions/glasshouse.fish.
+    bash: add `eval "$(glasshouse completions bash)"` to ~/.bashrc; zsh: likewise with zsh to ~/.zshrc; fish: save it
+    as ~/.config/fish/completions/glasshouse.fish.
     """
-    found = get_completion_class(shell)
-    if found is None:
+    completion = get_completion_class(shell)
+    if completion is None:
         raise UsageError(f"There is no completion for {shell}.", f"Choose one of: {', '.join(_HINTS)}.")
-    script = found(context.find_root().command, {}, "glasshouse", "_GLASSHOUSE_COMPLETE").source()
+    script = completion(context.find_root().command, {}, "glasshouse", "_GLASSHOUSE_COMPLETE").source()
     if session_of(context).json:
         emit_json({"shell": shell, "install": _HINTS[shell], "script": script})
     else:

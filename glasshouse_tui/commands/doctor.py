@@ -1,4 +1,4 @@
-"""`doctor`: what this machine lacks, line by line; whether the demo can run on it; the live self-test of a provider."""
+"""`doctor`: check this machine, check a provider, and run a provider's live self-test."""
 
 from __future__ import annotations
 
@@ -13,24 +13,27 @@ from glasshouse_tui.commands.output import as_builtins, emit_json, emit_text, pl
 _MARKS = {"ok": "ok", "missing": "MISSING", "unknown": "unknown"}
 
 
-@click.command(cls=Subcommand, short_help="Say what this machine lacks; try a provider.")
-@click.option("--reference", is_flag=True, help="Print the reference value of this version's worker, for `verify`.")
+@click.command(cls=Subcommand, short_help="Check this machine, or a provider.")
+@click.option("--reference", is_flag=True, help="Print the reference values of this version's worker, for `verify`.")
+@click.option("--provider", type=click.Choice(sorted(RENTED)), help="Check this provider's settings, and query it.")
+@click.option("--live", is_flag=True, help="With --provider: rent the cheapest pod, test it, prove it gone.")
+@click.option("--max-cost", type=click.FloatRange(min=0, min_open=True), metavar="USD", help="Cost ceiling for --live.")
 @click.option(
-    "--provider", type=click.Choice(sorted(RENTED)), help="Look at this provider, and ask it whether it answers."
+    "--max-price",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="USD",
+    help="Hourly price ceiling for --live.",
 )
-@click.option("--live", is_flag=True, help="With --provider: rent the cheapest pod, look at it, end it, prove it gone.")
-@click.option("--max-cost", type=click.FloatRange(min=0, min_open=True), metavar="USD", help="Ceiling for --live.")
-@click.option("--max-price", type=click.FloatRange(min=0, min_open=True), metavar="USD", help="And for an hour.")
-@click.option("--gpu", metavar="A,B", help="With --live: the GPUs that are acceptable.")
+@click.option("--gpu", metavar="A,B", help="With --live: acceptable GPUs.")
 @click.option(
     "--self-destruct",
     type=click.FloatRange(min=0, min_open=True, max=3600),
     is_flag=False,
     flag_value=300.0,
     metavar="[SECONDS]",
-    help="With --live: let the dead-man's switch end the pod, after 300 s unless told, and watch it.",
+    help="With --live: let the dead-man's switch terminate the pod (default: after 300 s), and watch it.",
 )
-@click.option("--yes", is_flag=True, help="With --live: do not ask.")
+@click.option("--yes", is_flag=True, help="With --live: do not ask for confirmation.")
 @click.pass_context
 def doctor(
     context: click.Context,
@@ -43,11 +46,11 @@ def doctor(
     self_destruct: float | None,
     yes: bool,
 ) -> int:
-    """Say what this machine has and lacks, and what to do; exits 0 when the demo can run here, else 1.
+    """Report what this machine has and lacks, and how to fix it; exits 0 if the demo can run here, else 1.
 
-    With --provider it asks that provider too, which spends nothing, and exits 0 when it can be used. With --live it
-    rents one pod under --max-cost and proves that renting, trust and ending work; that costs money. With --reference it
-    only prints, as JSON, the digest of the worker that this installation builds.
+    With --provider, check that provider, which costs nothing; exits 0 if it can be used. With --live, also rent one pod
+    under --max-cost, and prove that renting, trust and termination work; that costs money. With --reference, only
+    print, as JSON, the digests of the worker that this installation builds.
     """
     session = session_of(context)
     if reference:
@@ -59,7 +62,7 @@ def doctor(
         return _live(session, provider, max_cost, max_price, gpu, self_destruct, yes=yes)
     for flag, value in (("--max-cost", max_cost), ("--gpu", gpu), ("--self-destruct", self_destruct)):
         if value is not None:
-            raise UsageError(f"{flag} speaks of the live self-test.", "Add --live, or leave it out.")
+            raise UsageError(f"{flag} applies to the live self-test.", f"Add --live, or remove {flag}.")
     if provider is not None:
         return _one_provider(session, provider)
     from glasshouse_tui.commands.doctor_checks import examine
@@ -75,9 +78,9 @@ def doctor(
 
 
 def _one_provider(session: Session, provider: str) -> int:
-    from glasshouse_tui.commands.doctor_checks import ask_provider, examine_rented
+    from glasshouse_tui.commands.doctor_checks import examine_rented, query_provider
 
-    findings = [*examine_rented(session.home), ask_provider(session.home, provider)]
+    findings = [*examine_rented(session.home), query_provider(session.home, provider)]
     usable = findings[-1].status == "ok"
     if session.json:
         emit_json({"provider": provider, "usable": usable, "checks": [finding.as_document() for finding in findings]})
@@ -97,14 +100,14 @@ def _live(
     yes: bool,
 ) -> int:
     if provider is None:
-        raise UsageError("--live rents a pod, and no provider is named.", "Add --provider runpod.")
+        raise UsageError("--live rents a pod, and no provider is given.", "Add --provider runpod.")
     if max_cost is None:
         raise UsageError(
             "--live costs money, and no ceiling is given.", "Add --max-cost USD; 0.5 is plenty.", code="ceiling_missing"
         )
-    from glasshouse_tui.commands.doctor_live import live_test, wish_of
+    from glasshouse_tui.commands.doctor_live import live_test, live_test_options
 
-    return live_test(session, provider, wish_of(session, max_cost, max_price, gpu, self_destruct), yes=yes)
+    return live_test(session, provider, live_test_options(session, max_cost, max_price, gpu, self_destruct), yes=yes)
 
 
 def _text(findings: list[Finding], verdict: str) -> str:

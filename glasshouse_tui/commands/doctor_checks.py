@@ -1,6 +1,6 @@
-"""What `doctor` checks: each check gives findings and never raises for what a machine lacks.
+"""The checks of `doctor`: each returns findings and does not raise for what the machine lacks.
 
-Nothing here spends anything, and no key or token is in any finding.
+No check costs money, and no finding contains a key or token.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
 
 
 PYTHON: Final = (3, 11)
-ROOM_BYTES: Final = 500_000_000
-PROBE_SECONDS: Final = 20.0
+MIN_FREE_BYTES: Final = 500_000_000
+PROBE_TIMEOUT_SECONDS: Final = 20.0
 
 _HARDENING_PROBE: Final = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
 from engine.worker.isolation.hardening import Options, harden
-found = {name: seen.as_dict() for name, seen in harden(Options()).items()}
-sys.stdout.write(json.dumps(found))
+controls = {name: observed.as_dict() for name, observed in harden(Options()).items()}
+sys.stdout.write(json.dumps(controls))
 sys.stdout.flush()
 """
 
 
 def examine(home: Path) -> list[Finding]:
-    """Every finding about this machine and this home, in the order in which a person reads them."""
+    """All findings about this machine and this home, in display order."""
     findings: list[Finding] = []
     probes: tuple[Callable[[], list[Finding]], ...] = (
         _python,
@@ -62,25 +62,25 @@ def examine(home: Path) -> list[Finding]:
 
 
 def _python() -> list[Finding]:
-    found = ".".join(str(part) for part in sys.version_info[:3])
+    running = ".".join(str(part) for part in sys.version_info[:3])
     if sys.version_info[:2] >= PYTHON:
-        return [Finding("python", "ok", found, needed=True)]
-    return [Finding("python", "missing", found, "Install Python 3.11 or newer.", needed=True)]
+        return [Finding("python", "ok", running, needed=True)]
+    return [Finding("python", "missing", running, "Install Python 3.11 or newer.", needed=True)]
 
 
 def _packages(names: tuple[str, ...], *, hint: str, needed: bool) -> list[Finding]:
     findings = []
     for name in names:
-        found = installed(name)
-        status: Status = "ok" if found else "missing"
-        findings.append(Finding(name, status, found or "not installed", "" if found else hint, needed))
+        present = installed(name)
+        status: Status = "ok" if present else "missing"
+        findings.append(Finding(name, status, present or "not installed", "" if present else hint, needed))
     return findings
 
 
 def _base() -> list[Finding]:
     return _packages(
         ("cryptography", "asyncssh", "textual"),
-        hint="Install glasshouse again: pip install glasshouse",
+        hint="Reinstall glasshouse: pip install --force-reinstall glasshouse",
         needed=True,
     )
 
@@ -94,22 +94,22 @@ def _local_extra() -> list[Finding]:
 
 
 def _home(home: Path) -> list[Finding]:
-    standing = next(path for path in (home, *home.parents) if path.exists())
-    writable = standing.is_dir() and os.access(standing, os.W_OK | os.X_OK) and not _read_only(standing)
+    existing = next(path for path in (home, *home.parents) if path.exists())
+    writable = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK) and not _read_only(existing)
     findings = [
         Finding("home", "ok", str(home), needed=True)
         if writable
         else Finding(
             "home",
             "missing",
-            f"{home} cannot be written",
+            f"{home} is not writable",
             "Choose another with --home DIR or GLASSHOUSE_HOME, or change its permissions.",
             needed=True,
         )
     ]
-    free = shutil.disk_usage(standing).free
-    detail = f"{free / 1e9:.1f} GB free under {standing}"
-    if free >= ROOM_BYTES:
+    free = shutil.disk_usage(existing).free
+    detail = f"{free / 1e9:.1f} GB free under {existing}"
+    if free >= MIN_FREE_BYTES:
         findings.append(Finding("disk", "ok", detail, needed=True))
     else:
         findings.append(Finding("disk", "missing", detail, "Free at least 0.5 GB there.", needed=True))
@@ -126,7 +126,7 @@ def _database(home: Path) -> list[Finding]:
 
     path = database_path(home)
     if not path.exists():
-        return [Finding("database", "ok", "none yet; the first run makes it", needed=True)]
+        return [Finding("database", "ok", "none yet; the first run creates it", needed=True)]
     try:
         with translated(path):
             connection = connect(path)
@@ -138,8 +138,8 @@ def _database(home: Path) -> list[Finding]:
     except GlasshouseError as error:
         return [Finding("database", "missing", error.message, error.hint, needed=True)]
     if verdict != "ok":
-        return [Finding("database", "missing", f"{path} is damaged: {verdict}", f"Move {path} aside.", needed=True)]
-    return [Finding("database", "ok", f"{path}, schema {number}, whole", needed=True)]
+        return [Finding("database", "missing", f"{path} is damaged: {verdict}", f"Move {path} away.", needed=True)]
+    return [Finding("database", "ok", f"{path}, schema {number}, intact", needed=True)]
 
 
 def _loopback() -> list[Finding]:
@@ -152,7 +152,7 @@ def _loopback() -> list[Finding]:
                 "loopback",
                 "missing",
                 f"no port can be opened on 127.0.0.1: {error.strerror}",
-                "The local allocation is an SSH server there: allow it.",
+                "Allow it: the local allocation is an SSH server on 127.0.0.1.",
                 needed=True,
             )
         ]
@@ -168,7 +168,7 @@ def _memfd() -> list[Finding]:
                 "memfd",
                 "missing",
                 "no sealed memory files",
-                "The protected segment needs Linux.",
+                "The protected segment needs them: use Linux.",
                 needed=True,
             )
         ]
@@ -176,20 +176,20 @@ def _memfd() -> list[Finding]:
 
 
 def _hardening() -> list[Finding]:
-    """Every control, tried for real in a process of its own that ends afterwards."""
+    """All hardening controls, tried in a separate process."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", _HARDENING_PROBE, str(Path(engine.__file__).parent.parent)],
             capture_output=True,
-            timeout=PROBE_SECONDS,
+            timeout=PROBE_TIMEOUT_SECONDS,
             check=True,
             stdin=subprocess.DEVNULL,
-            cwd="/",  # with -c the folder comes first among those that modules are imported from
+            cwd="/",  # with -c, the current folder is first on the import path: a json.py there would run
         )
-        seen: dict[str, dict[str, str]] = json.loads(done.stdout)
+        controls: dict[str, dict[str, str]] = json.loads(done.stdout)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         return [Finding("hardening", "unknown", f"the probe did not finish ({type(error).__name__})")]
-    return [_control(name, **observed) for name, observed in seen.items()]
+    return [_control(name, **observed) for name, observed in controls.items()]
 
 
 def _control(name: str, value: str, detail: str) -> Finding:
@@ -200,7 +200,7 @@ def _control(name: str, value: str, detail: str) -> Finding:
         name,
         "missing",
         shown,
-        "The kernel or this account does not allow it; the evidence will say so and the policy decides.",
+        "Optional: allow it in the kernel or for this account. The evidence reports it, and the policy decides.",
     )
 
 
@@ -220,7 +220,7 @@ def _terminal() -> list[Finding]:
     size = shutil.get_terminal_size()
     detail = f"{kind}, {size.columns}x{size.lines}"
     if size.columns < 80 or size.lines < 24:
-        return [Finding("terminal", "missing", detail, "The console wants 80x24 or more.")]
+        return [Finding("terminal", "missing", detail, "Enlarge the terminal: the console needs 80x24 or more.")]
     return [Finding("terminal", "ok", detail)]
 
 
@@ -229,7 +229,7 @@ Status = Literal["ok", "missing", "unknown"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: what was looked at, what was found, what to do. `needed`: the demo cannot run without it."""
+    """The result of one check: its name, status, detail and hint. `needed`: the demo cannot run without it."""
 
     name: str
     status: Status
@@ -249,7 +249,7 @@ class Finding:
 
 
 def installed(name: str) -> str | None:
-    """A distribution's version when its module can be imported, without importing it."""
+    """A distribution's version if its module can be imported; it is not imported."""
     try:
         return version(name) if find_spec(name) is not None else None
     except (PackageNotFoundError, ValueError):
@@ -262,7 +262,7 @@ _APIS: Final = {"rest": "REST v2", "sdk": "the SDK (GraphQL)"}
 
 
 def examine_rented(home: Path) -> list[Finding]:
-    """Every finding, in the order in which a person reads them; asks nobody over the network."""
+    """All findings about rented allocations and hosts, in display order; without network access."""
     settings, findings = _config(home)
     if settings is None:
         return findings
@@ -272,24 +272,24 @@ def examine_rented(home: Path) -> list[Finding]:
     return findings
 
 
-def ask_provider(home: Path, name: str) -> Finding:
-    """Whether a provider could be rented from now: its own check before anything is spent, over the network."""
+def query_provider(home: Path, name: str) -> Finding:
+    """Whether renting from a provider would work now: its preflight check, over the network, which costs nothing."""
     from engine.providers import provider_for
     from engine.providers.settings import load_settings
 
-    async def ask() -> None:
+    async def query() -> None:
         provider = provider_for(name, home, load_settings(home))
         try:
             await provider.preflight()
-            await provider.reconcile([])  # asks anew where a preflight takes an answer that is moments old
+            await provider.reconcile([])  # queries again, where a preflight may use a recent answer
         finally:
             await provider.close()
 
     try:
-        asyncio.run(ask())
+        asyncio.run(query())
     except GlasshouseError as error:
         return Finding(f"{name} account", "missing", f"{error.code}: {error.message}", error.hint)
-    return Finding(f"{name} account", "ok", "it answers, and nothing was spent")
+    return Finding(f"{name} account", "ok", "it responds, and nothing was spent")
 
 
 def _config(home: Path) -> tuple[Settings | None, list[Finding]]:
@@ -300,7 +300,7 @@ def _config(home: Path) -> tuple[Settings | None, list[Finding]]:
         settings = load_settings(home)
     except GlasshouseError as error:
         return None, [Finding("config", "missing", error.message, error.hint)]
-    return settings, [Finding("config", "ok", str(path) if path.exists() else f"no {path}; the defaults hold")]
+    return settings, [Finding("config", "ok", str(path) if path.exists() else f"no {path}; the defaults apply")]
 
 
 def _key() -> Finding:
@@ -309,7 +309,7 @@ def _key() -> Finding:
     try:
         return Finding("runpod key", "ok", f"in {api_key().source}")
     except GlasshouseError as error:
-        return Finding("runpod key", "missing", error.message, f"Only for rented pods. {error.hint}")
+        return Finding("runpod key", "missing", error.message, f"Needed only for rented pods. {error.hint}")
 
 
 def _api(settings: Settings) -> Finding:
@@ -322,27 +322,30 @@ def _api(settings: Settings) -> Finding:
     except ValueError:
         host = None
     if host is None:
-        return Finding("runpod api", "missing", f"{BASE_URL} is no address", f"Correct {BASE_URL}, or unset it.")
+        return Finding("runpod api", "missing", f"{BASE_URL} is not a valid URL", f"Correct {BASE_URL}, or unset it.")
     return Finding("runpod api", "ok", f"{chosen} at {host}, from {BASE_URL}")
 
 
 def _extra(settings: Settings) -> Finding:
-    found = installed("runpod")
-    if found:
-        return Finding("runpod", "ok", found)
+    present = installed("runpod")
+    if present:
+        return Finding("runpod", "ok", present)
     if settings.runpod.api == "rest":
         return Finding("runpod", "ok", 'not installed, and not needed with api = "rest"')
     return Finding(
-        "runpod", "missing", 'not installed, and api = "sdk" needs it', "pip install 'glasshouse[runpod]', or use rest."
+        "runpod",
+        "missing",
+        'not installed, and api = "sdk" needs it',
+        "Install it: pip install 'glasshouse[runpod]', or set api = \"rest\".",
     )
 
 
 def _ceiling(settings: Settings) -> Finding:
     own = settings.runpod
     if own.max_cost is None:
-        return Finding("ceiling", "unknown", "none in the settings: a rented run needs --max-cost, or a preset's")
-    hourly = "" if own.max_price is None else f", {own.max_price:g} USD an hour"
-    return Finding("ceiling", "ok", f"{own.max_cost:g} USD a run{hourly}")
+        return Finding("ceiling", "unknown", "none in the settings: a rented run needs --max-cost or a preset with one")
+    hourly = "" if own.max_price is None else f", {own.max_price:g} USD per hour"
+    return Finding("ceiling", "ok", f"{own.max_cost:g} USD per run{hourly}")
 
 
 def _host(host: HostSettings) -> Finding:
@@ -350,9 +353,11 @@ def _host(host: HostSettings) -> Finding:
     if host.agent:
         socket = os.environ.get(AGENT)
         if socket and Path(socket).is_socket():
-            return Finding(name, "ok", "its host key is pinned; an agent signs")
-        return Finding(name, "missing", "it logs in with an agent, and none runs here", "Start ssh-agent and ssh-add.")
+            return Finding(name, "ok", "host key pinned; logs in with an SSH agent")
+        return Finding(
+            name, "missing", "logs in with an SSH agent, but none is running", "Start ssh-agent, then run ssh-add."
+        )
     key = Path(host.key or "").expanduser()
     if key.is_file() and os.access(key, os.R_OK):
-        return Finding(name, "ok", f"its host key is pinned; logs in with {key}")
-    return Finding(name, "missing", f"its key {key} cannot be read", "Correct `key` in config.toml.")
+        return Finding(name, "ok", f"host key pinned; logs in with {key}")
+    return Finding(name, "missing", f"its key {key} cannot be read", "Correct `key` of this host in config.toml.")

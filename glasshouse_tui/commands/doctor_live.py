@@ -1,4 +1,4 @@
-"""The live self-test as a person meets it: the ceiling, the question, each step with its time and cost."""
+"""The live self-test on the command line: the ceiling, the confirmation, each step with its time and cost."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from glasshouse_tui.commands.base import Session
 
 
-def wish_of(
+def live_test_options(
     session: Session, max_cost: float, max_price: float | None, gpu: str | None, self_destruct: float | None
 ) -> Wish:
-    """What the options and the settings allow; raises `UsageError`."""
+    """The self-test's options, from the command line and the settings; raises `UsageError`."""
     from engine.allocations.live_test import CHEAP, Wish
     from engine.providers.settings import load_settings
 
@@ -36,22 +36,24 @@ def wish_of(
     )
 
 
-def live_test(session: Session, provider: str, wish: Wish, *, yes: bool) -> int:
-    """Quote, ask, rent, look, end and prove; exits 0 when every step passed and the pod is proven gone."""
+def live_test(session: Session, provider: str, options: Wish, *, yes: bool) -> int:
+    """Quote, confirm, rent, test, terminate and prove; returns 0 if every step passed and the pod is proven gone."""
     if not yes and (session.json or not can_ask()):
         raise UsageError(
-            "--live costs money, and nobody is at a terminal to agree.", "Add --yes.", code="confirmation_needed"
+            "--live costs money, and there is no terminal to ask on.",
+            "Add --yes to confirm.",
+            code="confirmation_needed",
         )
     open_reader(session).data_version()
     with session.writer():
-        pass  # the home and its database are there, and sound, before anything is asked for
-    quote, gpus = asyncio.run(_quoted(session, provider, wish))
+        pass  # the home and its database must exist and be intact before anything is rented
+    quote, gpus = asyncio.run(_quoted(session, provider, options))
     if not session.json:
-        for line in ceiling_lines(quote, wish):
+        for line in ceiling_lines(quote, options):
             say(line)
     if not yes:
         click.confirm("Rent it?", abort=True, err=True)
-    outcome = asyncio.run(_tested(session, provider, wish, gpus))
+    outcome = asyncio.run(_tested(session, provider, options, gpus))
     if session.json:
         emit_json(as_builtins(outcome))
     else:
@@ -59,47 +61,47 @@ def live_test(session: Session, provider: str, wish: Wish, *, yes: bool) -> int:
     return 0 if outcome.passed else 1
 
 
-def ceiling_lines(quote: Quote, wish: Wish) -> list[str]:
-    """What is about to be rented, and the most that it can cost."""
+def ceiling_lines(quote: Quote, options: Wish) -> list[str]:
+    """The cost ceiling, and the quote for what is about to be rented."""
     return [
-        f"ceiling  {money(wish.max_cost)}: the pod ends itself before it costs more",
+        f"ceiling  {money(options.max_cost)}: the pod terminates itself before it costs more",
         f"quote    {plain(quote.gpu_model)} at {money(quote.price_per_hour)} an hour",
     ]
 
 
 def step_text(step: Step) -> str:
-    """`ok       login   2.4 s  $0.0004  what was seen`."""
+    """`ok       login   2.4 s  $0.0004  detail`."""
     mark = "ok" if step.passed else "FAILED"
     cost = "" if step.spent is None else f"  ${step.spent:.4f}"
     return f"{mark:<9}{step.name:<14}{duration(step.seconds):>7}{cost}  {plain(step.detail)}"
 
 
 def verdict(outcome: Outcome, provider: str) -> str:
-    """The last line."""
+    """The verdict, printed last."""
     cost = "nothing" if outcome.cost is None else f"at most ${outcome.cost:.4f}"
     if outcome.passed:
-        return f"Renting, trust and ending work with {provider}; it cost {cost}."
+        return f"Renting, trust and termination work with {provider}; the test cost {cost}."
     if outcome.gone:
-        return f"The self-test failed, and nothing is left of it; it cost {cost}."
+        return f"The self-test failed, and its pod is gone; it cost {cost}."
     return (
         f"The self-test failed, and {plain(outcome.name)} IS NOT PROVEN GONE; it has cost {cost}.\n"
-        f"`glasshouse cleanup` tries again; or end it {by_hand(provider, outcome.allocation_id)}."
+        f"`glasshouse cleanup` tries again; or terminate it {by_hand(provider, outcome.allocation_id)}."
     )
 
 
-async def _quoted(session: Session, provider: str, wish: Wish) -> tuple[Quote, tuple[str, ...]]:
+async def _quoted(session: Session, provider: str, options: Wish) -> tuple[Quote, tuple[str, ...]]:
     from engine.allocations.live_test import cheapest
     from engine.providers import provider_for
     from engine.providers.settings import load_settings
 
     member = provider_for(provider, session.home, load_settings(session.home))
     try:
-        return await cheapest(member, wish)
+        return await cheapest(member, options)
     finally:
         await member.close()
 
 
-async def _tested(session: Session, provider: str, wish: Wish, gpus: tuple[str, ...]) -> Outcome:
+async def _tested(session: Session, provider: str, options: Wish, gpus: tuple[str, ...]) -> Outcome:
     from engine.allocations.live_test import SelfTest
     from engine.providers import provider_for
     from engine.providers.settings import load_settings
@@ -108,7 +110,7 @@ async def _tested(session: Session, provider: str, wish: Wish, gpus: tuple[str, 
 
     def on_phase(text: str) -> None:
         nonlocal last
-        phase, _, _ = text.partition(": ")  # what follows counts seconds
+        phase, _, _ = text.partition(": ")  # after the colon is a count of seconds
         if phase != last:
             say(f"         {plain(text)}")
         last = phase
@@ -122,7 +124,7 @@ async def _tested(session: Session, provider: str, wish: Wish, gpus: tuple[str, 
         test = SelfTest(
             session.home,
             member,
-            wish,
+            options,
             gpus,
             on_step=(lambda _: None) if quiet else on_step,
             on_phase=None if quiet else on_phase,

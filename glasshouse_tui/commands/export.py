@@ -1,4 +1,4 @@
-"""`export` and `verify`: the public artifact of a row, and the offline check of one."""
+"""`export` and `verify`: write the public artifact of a row, and check artifacts offline."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 FAILED: Final = 1
 NOT_CLEAN: Final = 3
 _FILE: Final = click.Path(path_type=Path, dir_okay=False)
-_GIVEN: Final = click.Path(path_type=Path, dir_okay=False, exists=True)
-_SIGNS: Final = {"passed": "ok", "failed": "FAILED", "not_applicable": "-", "not_checked": "not checked"}
+_EXISTING_FILE: Final = click.Path(path_type=Path, dir_okay=False, exists=True)
+_MARKS: Final = {"passed": "ok", "failed": "FAILED", "not_applicable": "-", "not_checked": "not checked"}
 
 
 @click.command(cls=Subcommand, short_help="Write the public artifact of a row.")
 @click.argument("run_id", type=RUN_ID, metavar="ID")
 @click.option("--format", "form", type=click.Choice(["json", "md", "csv"]), default="json", help="Default: json.")
-@click.option("-o", "--output", type=_FILE, metavar="FILE", help="Write to a new FILE, not to stdout.")
-@click.option("--summary", is_flag=True, help="Leave the step series out; the artifact says so, and proves less.")
-@click.option("--force", is_flag=True, help="Replace FILE when it is there.")
+@click.option("-o", "--output", type=_FILE, metavar="FILE", help="Write to a new FILE instead of stdout.")
+@click.option("--summary", is_flag=True, help="Omit the step series; the artifact says so, and proves less.")
+@click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 @click.pass_context
 def export(context: click.Context, run_id: str, form: Format, output: Path | None, summary: bool, force: bool) -> int:
     """Write the public artifact of an ended run: the row, and the signed bundle that proves it.
 
-    It carries no key, token, address, user name or path. A label and a challenge are published as they were given.
+    It contains no key, token, address, user name or path. Label and challenge are published as given.
     Only JSON can be verified. ID is any unique prefix of a run's id, or `last`.
     """
     from engine.records.export import export_run
@@ -48,26 +48,26 @@ def export(context: click.Context, run_id: str, form: Format, output: Path | Non
     data = render(artifact, form)
     if output is None:
         if session.json and form != "json":
-            raise UsageError("--json and --format ask for two things on stdout.", "Add -o FILE, or leave one out.")
+            raise UsageError("--json and --format conflict on stdout.", "Add -o FILE, or remove one of them.")
         sys.stdout.flush()
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
         return 0
     _write(output, data, force=force)
-    told = {"file": str(output), "format": form, "bytes": len(data), "artifactSha256": artifact_digest(artifact)}
+    report = {"file": str(output), "format": form, "bytes": len(data), "artifactSha256": artifact_digest(artifact)}
     if session.json:
-        emit_json(told)
+        emit_json(report)
     else:
-        emit_text(f"{output}: {len(data):,} bytes, artifact {told['artifactSha256']}")
+        emit_text(f"{output}: {len(data):,} bytes, artifact {report['artifactSha256']}")
     return 0
 
 
 def _exists(path: Path) -> UsageError:
-    return UsageError(f"{path} is there already.", "Choose another file, or add --force.", code="file_exists")
+    return UsageError(f"{path} already exists.", "Choose another file, or add --force.", code="file_exists")
 
 
 def _write(path: Path, data: bytes, *, force: bool) -> None:
-    """Whole or not at all; an existing file is kept unless `force`."""
+    """Write the file completely or not at all; an existing one is replaced only with `force`."""
     if path.exists() and not force:
         raise _exists(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
@@ -84,7 +84,7 @@ def _write(path: Path, data: bytes, *, force: bool) -> None:
         raise _exists(path) from error
     except OSError as error:
         raise GlasshouseError(
-            f"{path} cannot be written: {error.strerror}.", "Choose another place for -o.", code="file_unwritable"
+            f"{path} cannot be written: {error.strerror}.", "Choose another path for -o.", code="file_unwritable"
         ) from error
     finally:
         partial.unlink(missing_ok=True)
@@ -92,11 +92,15 @@ def _write(path: Path, data: bytes, *, force: bool) -> None:
 
 @click.command(cls=QuietSubcommand, short_help="Check exported artifacts, offline.")
 @click.argument("files", type=_FILE, metavar="FILE...", nargs=-1, required=True)
-@click.option("--trust", multiple=True, metavar="KEY", help="An operator's key: fingerprint, hex, or a key file.")
-@click.option("--reference", type=_GIVEN, multiple=True, metavar="FILE", help="Digests of bundles that are known good.")
-@click.option("--policy", type=_GIVEN, multiple=True, metavar="FILE", help="A policy that a row may follow besides.")
-@click.option("--revocation", type=_GIVEN, multiple=True, metavar="FILE", help="A revocation or rotation of a key.")
-@click.option("--challenge", metavar="TEXT", help="The text that you asked the row to carry.")
+@click.option("--trust", multiple=True, metavar="KEY", help="Trust an operator's key: fingerprint, hex, or file.")
+@click.option(
+    "--reference", type=_EXISTING_FILE, multiple=True, metavar="FILE", help="Reference digests of good bundles."
+)
+@click.option("--policy", type=_EXISTING_FILE, multiple=True, metavar="FILE", help="Another policy to accept.")
+@click.option(
+    "--revocation", type=_EXISTING_FILE, multiple=True, metavar="FILE", help="A key's revocation or rotation statement."
+)
+@click.option("--challenge", metavar="TEXT", help="The challenge text that the row must contain.")
 @click.pass_context
 def verify(
     context: click.Context,
@@ -107,12 +111,12 @@ def verify(
     revocation: tuple[Path, ...],
     challenge: str | None,
 ) -> int:
-    """Check exported artifacts: signatures, bindings, order, and every figure of the row computed anew.
+    """Check exported artifacts: signatures, bindings, order, and every figure of the row, recomputed.
 
-    Nothing is looked up: no database, no network. A row counts when its signer is this home or is named with --trust,
-    its worker is one that this version builds or is named with --reference, and its policy is no looser than the
-    built-in one or one named with --policy. Exit 0: genuine and clean; 1: something does not hold; 3: genuine, but
-    not clean, or a summary of which not everything could be checked.
+    No database and no network is used. A row is accepted if its signer is this home or given by --trust, its worker is
+    one that this version builds or given by --reference, and its policy is at least as strict as the built-in one or
+    given by --policy. Exit codes: 0 genuine and clean; 1 a check failed; 3 genuine but not clean, or a summary that
+    could not be checked completely.
     """
     from engine.records.trust import anchors
 
@@ -136,25 +140,25 @@ def verify(
 
 
 def _judged(file: Path, known: Anchors, *, alone: bool) -> tuple[dict[str, Any], int]:
-    """The verdict on one file and its exit code; of several, one that cannot be read does not hide the others'."""
+    """The verdict on one file and its exit code. Among several files, an unreadable one does not stop the others."""
     from engine.records.verify import verify_bytes
 
     try:
-        found = verify_bytes(_content(file), known)
+        result = verify_bytes(_content(file), known)
     except GlasshouseError as error:
         if alone and isinstance(error, UsageError):
             raise
-        told = f"{plain(file)}\n  FAILED  {error.code}: {plain(error.message)} {error.hint}"
-        return {"file": str(file), "genuine": False, "error": error.as_dict(), "text": told}, FAILED
-    code = FAILED if not found.genuine else 0 if found.clean and found.complete else NOT_CLEAN
-    return {"file": str(file), **as_builtins(found), "text": _text(file, found)}, code
+        text = f"{plain(file)}\n  FAILED  {error.code}: {plain(error.message)} {error.hint}"
+        return {"file": str(file), "genuine": False, "error": error.as_dict(), "text": text}, FAILED
+    code = FAILED if not result.genuine else 0 if result.clean and result.complete else NOT_CLEAN
+    return {"file": str(file), **as_builtins(result), "text": _text(file, result)}, code
 
 
 def _content(file: Path) -> bytes:
     from engine.records.artifact import MAX_ARTIFACT_BYTES
 
     try:
-        # A pipe must not make it wait.
+        # O_NONBLOCK: opening a FIFO must not block.
         with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as opened:
             regular = stat.S_ISREG(os.fstat(opened.fileno()).st_mode)
             content = opened.read(MAX_ARTIFACT_BYTES + 1) if regular else b""
@@ -162,32 +166,32 @@ def _content(file: Path) -> bytes:
         why = error.strerror or type(error).__name__
         raise UsageError(f"{file} cannot be read: {why}.", "Check the path.", code="file_unreadable") from error
     if not regular:
-        raise UsageError(f"{file} is not a regular file.", "Give a file that was exported.", code="file_unreadable")
+        raise UsageError(f"{file} is not a regular file.", "Give an exported artifact.", code="file_unreadable")
     return content
 
 
-def _text(file: Path, found: Verification) -> str:
-    lines = [f"{plain(file)}: run {plain(found.id)}, {plain(found.label)}"]
-    width = max(len(proof.name) for proof in found.proofs)
-    lines += [_proof_line(proof, width) for proof in found.proofs]
-    if found.checks:
-        lines.append("The row's own checks, computed anew:")
-        width = max(len(check["name"]) for check in found.checks)
-        lines += [f"  {check['name']:<{width}}  {check['status']:<14}  {check['reason']}" for check in found.checks]
-    return "\n".join([*lines, _verdict(found)])
+def _text(file: Path, result: Verification) -> str:
+    lines = [f"{plain(file)}: run {plain(result.id)}, {plain(result.label)}"]
+    width = max(len(proof.name) for proof in result.proofs)
+    lines += [_proof_line(proof, width) for proof in result.proofs]
+    if result.checks:
+        lines.append("The row's own checks, recomputed:")
+        width = max(len(check["name"]) for check in result.checks)
+        lines += [f"  {check['name']:<{width}}  {check['status']:<14}  {check['reason']}" for check in result.checks]
+    return "\n".join([*lines, _verdict(result)])
 
 
 def _proof_line(proof: Proven, width: int) -> str:
-    told = f"{proof.code}: {proof.reason} {proof.hint}" if proof.status == "failed" else proof.reason
-    return f"  {proof.name:<{width}}  {_SIGNS[proof.status]:<11}  {plain(told)}".rstrip()
+    detail = f"{proof.code}: {proof.reason} {proof.hint}" if proof.status == "failed" else proof.reason
+    return f"  {proof.name:<{width}}  {_MARKS[proof.status]:<11}  {plain(detail)}".rstrip()
 
 
-def _verdict(found: Verification) -> str:
-    if not found.genuine:
-        codes = [proof.code for proof in found.proofs if proof.status == "failed"]
-        return f"NOT GENUINE by what you trust: {', '.join(dict.fromkeys(codes))}."
-    if not found.complete:
-        return "What is there holds, but the series were left out: the figures could not be computed anew."
-    overhead = "" if found.overhead_pct is None else f" Overhead {found.overhead_pct:+.2f} %."
-    clean = "and clean" if found.clean else "but NOT clean: see the checks that did not pass"
-    return f"Genuine {clean}.{overhead} Software tier: no proof against who owns operator and machine."
+def _verdict(result: Verification) -> str:
+    if not result.genuine:
+        codes = [proof.code for proof in result.proofs if proof.status == "failed"]
+        return f"NOT GENUINE under what you trust: {', '.join(dict.fromkeys(codes))}."
+    if not result.complete:
+        return "All present parts verify, but the step series are omitted: the figures could not be recomputed."
+    overhead = "" if result.overhead_pct is None else f" Overhead {result.overhead_pct:+.2f} %."
+    clean = "and clean" if result.clean else "but NOT clean: see the checks that did not pass"
+    return f"Genuine {clean}.{overhead} Software tier: no proof against whoever controls both operator and machine."

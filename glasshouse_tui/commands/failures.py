@@ -1,4 +1,4 @@
-"""From an exception to what a person reads: a code, a sentence, what to do, and the exit code."""
+"""From an exception to a report: a code, a sentence, a hint, and the exit code."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _UNUSABLE: Final = (
 
 @dataclass(frozen=True)
 class Failure:
-    """What went wrong, for a person and for `--json`."""
+    """A failure as it is reported, as text or with `--json`."""
 
     code: str
     message: str
@@ -41,14 +41,14 @@ class Failure:
         return {"error": {"code": self.code, "message": self.message, "hint": self.hint}}
 
     def as_text(self) -> str:
-        """`error: sentence`, and the hint below it."""
+        """`error: sentence`, with the hint below."""
         lines = [f"error: {plain(self.message)}"]
         lines += [f"  {plain(line)}" for line in self.hint.splitlines() if line.strip()]
         return "\n".join(lines)
 
 
 def explain(error: BaseException, home: Path) -> Failure:
-    """The failure behind `error`; what nobody foresaw goes to a log under `home`, whose path is named."""
+    """The failure behind `error`. The traceback of an unexpected error goes to a log whose path the message names."""
     if isinstance(error, GlasshouseError):
         return Failure(error.code, error.message, error.hint, error.exit_code)
     if isinstance(error, click.ClickException):
@@ -58,21 +58,21 @@ def explain(error: BaseException, home: Path) -> Failure:
     if isinstance(error, OSError) and error.errno in _FULL:
         return Failure(
             "disk_full",
-            f"{_place(error)} cannot be written: the disk is full.",
+            f"{_path_of(error)} cannot be written: the disk is full.",
             "Free some space there, or choose another home with --home.",
             1,
         )
     if isinstance(error, OSError) and error.errno in _UNUSABLE:
         return Failure(
             "path_unusable",
-            f"{_place(error)} cannot be used: {(error.strerror or 'no reason is known').lower()}.",
-            "Change its permissions or choose another place.",
+            f"{_path_of(error)} cannot be used: {(error.strerror or 'unknown reason').lower()}.",
+            "Change its permissions, or choose another path.",
             1,
         )
-    return _unforeseen(error, home)
+    return _unexpected(error, home)
 
 
-def _place(error: OSError) -> str:
+def _path_of(error: OSError) -> str:
     return str(error.filename) if error.filename is not None else "The output"
 
 
@@ -86,27 +86,27 @@ def _from_click(error: click.ClickException) -> Failure:
     return Failure("usage" if error.exit_code == 2 else "error", message, hint, error.exit_code)
 
 
-def _unforeseen(error: BaseException, home: Path) -> Failure:
+def _unexpected(error: BaseException, home: Path) -> Failure:
     kind = type(error).__name__
     try:
         path = write_crash_log(error, home)
     except OSError:
         return Failure(
             "unexpected",
-            f"Something unforeseen happened ({kind}).",
-            "Its log could not be written anywhere.",
+            f"An unexpected error occurred ({kind}).",
+            "Please report it. Its traceback could not be saved: no log file can be written.",
             1,
         )
     return Failure(
         "unexpected",
-        f"Something unforeseen happened ({kind}); what is known is in {path}.",
-        "Please report it with that file.",
+        f"An unexpected error occurred ({kind}). Its traceback is in {path}.",
+        "Please report it and attach that file.",
         1,
     )
 
 
 def write_crash_log(error: BaseException, home: Path) -> Path:
-    """Write the traceback to a new file (0600) in `home/logs`, else in the temporary folder; its path."""
+    """Write the traceback to a new file (0600) in `home/logs`, else in the temporary folder, and return its path."""
     import tempfile
     import traceback
 
@@ -122,4 +122,4 @@ def write_crash_log(error: BaseException, home: Path) -> Path:
         with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
         return path
-    raise OSError(errno.ENOENT, "no place for a crash log")
+    raise OSError(errno.ENOENT, "no folder for a crash log")

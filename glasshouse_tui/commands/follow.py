@@ -1,4 +1,4 @@
-"""Following a run through the store until it is final, and what Ctrl-C means meanwhile."""
+"""Follow a run through the store until it ends, and handle Ctrl-C meanwhile."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ EXIT_NOT_CLEAN: Final = 3
 
 
 class Interrupts:
-    """Counts SIGINT and SIGTERM while it is entered, in place of ending the process.
+    """A context in which SIGINT and SIGTERM are counted and do not end the process.
 
-    Signals that arrive together (a shell and a wrapper both pass Ctrl-C on) count once. While `starting` is
-    set the second one raises `KeyboardInterrupt`, so that a long start can be left.
+    Signals that arrive together (if both a shell and a wrapper forward Ctrl-C) count once. While `starting` is set,
+    the second one raises `KeyboardInterrupt`, so that a long start can be aborted.
     """
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class Interrupts:
 
 
 def exit_code(view: RunView) -> int:
-    """The exit code that a final run stands for."""
+    """The exit code for a final run."""
     if view.summary.state == "cancelled":
         return INTERRUPTED
     if view.summary.state != "finished":
@@ -71,7 +71,7 @@ def exit_code(view: RunView) -> int:
 
 
 def row_of(view: RunView) -> dict[str, Any]:
-    """The row of a run: as it was recorded when final, as far as it has come otherwise."""
+    """The recorded row of a final run; for an unfinished one, the fields known so far."""
     if view.row is not None:
         return view.row
     from engine.records import live_row
@@ -80,7 +80,7 @@ def row_of(view: RunView) -> dict[str, Any]:
 
 
 def print_row(session: Session, view: RunView) -> None:
-    """The row on stdout, as JSON or laid out."""
+    """Print the row to stdout, as JSON or as text."""
     row = row_of(view)
     if session.json:
         emit_json(row)
@@ -89,7 +89,7 @@ def print_row(session: Session, view: RunView) -> None:
 
 
 def start_and_follow(session: Session, start: Callable[[], str]) -> int:
-    """Start a run and follow it; Ctrl-C cancels it and waits for its clean-up. Prints the row."""
+    """Start a run, follow it and print its row; Ctrl-C cancels it and waits for its clean-up. Returns the exit code."""
     with Interrupts() as interrupts:
         interrupts.starting = True
         run_id = start()
@@ -98,7 +98,7 @@ def start_and_follow(session: Session, start: Callable[[], str]) -> int:
 
 
 def watch_run(session: Session, run_id: str) -> int:
-    """Follow a run; Ctrl-C only stops watching. Prints the row; the exit code."""
+    """Follow a run and print its row; Ctrl-C only stops watching. Returns the exit code."""
     with Interrupts() as interrupts:
         return _follow(session, run_id, interrupts, cancels=False)
 
@@ -117,46 +117,46 @@ def _follow(session: Session, run_id: str, interrupts: Interrupts, *, cancels: b
 def _until_final(
     session: Session, run_id: str, interrupts: Interrupts, progress: Progress, *, cancels: bool
 ) -> RunView:
-    """The last view: final, or as it was when an interrupt ended the wait; raises `RunError` if abandoned."""
-    asked = False
-    abandoned_since: float | None = None
+    """The last view: the final one, or the one at the interrupt; raises `RunError` if the runner is gone."""
+    requested = False
+    orphaned_since: float | None = None
     for view in _views(session, run_id):
         progress.show(view)
         if view.summary.state in FINAL_RUN_STATES:
             break
         if interrupts.count and not cancels:
-            progress.say(f"No longer watching; the run goes on. `glasshouse cancel {run_id}` ends it.")
+            progress.say(f"No longer watching; the run continues. `glasshouse cancel {run_id}` cancels it.")
             break
-        if interrupts.count and not asked:
+        if interrupts.count and not requested:
             _request_cancel(session, run_id)
             progress.say(
                 "Cancelling: waiting for the run to zeroize and clean up. "
-                "Ctrl-C again stops the waiting, not the cleaning."
+                "Ctrl-C again stops the waiting, not the clean-up."
             )
-            asked = True
+            requested = True
         if interrupts.count > 1:
-            progress.say(f"No longer waiting; the runner goes on cleaning. `glasshouse watch {run_id}` shows it.")
+            progress.say(f"No longer waiting; the clean-up continues. `glasshouse watch {run_id}` follows it.")
             break
         now = time.monotonic()
-        abandoned_since = (abandoned_since or now) if view.summary.orphaned else None
+        orphaned_since = (orphaned_since or now) if view.summary.orphaned else None
         grace = STARTING_GRACE_SECONDS if view.summary.state == "queued" else ORPHAN_GRACE_SECONDS
-        if abandoned_since is not None and now - abandoned_since >= grace:
-            raise _abandoned(session, run_id)
+        if orphaned_since is not None and now - orphaned_since >= grace:
+            raise _runner_gone(session, run_id)
     return view
 
 
-def _abandoned(session: Session, run_id: str) -> RunError:
+def _runner_gone(session: Session, run_id: str) -> RunError:
     log = session.home / "logs" / f"runner-{run_id}.log"
-    hint = f"`glasshouse resume {run_id}` continues it, `glasshouse cancel {run_id}` ends it."
+    hint = f"`glasshouse resume {run_id}` continues it, `glasshouse cancel {run_id}` cancels it."
     return RunError(
-        f"Nobody is running run {run_id} any more: its runner has ended before the run did.",
-        f"{hint}\nWhat the runner said last is in {log}." if log.exists() else hint,
+        f"Run {run_id} has lost its runner: the process ended before the run did.",
+        f"{hint}\nThe last output of the runner is in {log}." if log.exists() else hint,
         code="runner_gone",
     )
 
 
 def _views(session: Session, run_id: str) -> Iterator[RunView]:
-    """The run's view at every poll, read again when the store has changed or a second has passed."""
+    """The run's view at every poll, reread when the store has changed or a second has passed."""
     reader = session.reader()
     version, read_at = reader.data_version(), time.monotonic()
     view = reader.run(run_id)
@@ -175,7 +175,7 @@ def _request_cancel(session: Session, run_id: str) -> None:
             writer.request(run_id, "cancel")
     except GlasshouseError as error:
         raise type(error)(
-            f"The run goes on, because the request to cancel it could not be written: {error.message}",
-            f"{error.hint} Then `glasshouse cancel {run_id}`.".strip(),
+            f"The run continues, because the request to cancel it could not be written: {error.message}",
+            f"{error.hint} Then run `glasshouse cancel {run_id}`.".strip(),
             code=error.code,
         ) from error

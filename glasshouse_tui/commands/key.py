@@ -1,4 +1,4 @@
-"""`key show, backup, restore, rotate, revoke`: the operator's keys; never any private material on a stream."""
+"""`key show, backup, restore, rotate, revoke`: the operator's keys. Private keys never go to a stream."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from glasshouse_tui.commands.key_facts import facts_text, key_facts
 from glasshouse_tui.commands.output import emit_json, emit_text, new_file, note
 from glasshouse_tui.commands.passphrase import (
     KEYS,
-    asked_passphrase,
     given_passphrase,
     passphrase_if_needed,
     passphrase_option,
+    require_passphrase,
 )
 
 if TYPE_CHECKING:
@@ -27,15 +27,15 @@ _FILE: Final = click.Path(path_type=Path, dir_okay=False)
 
 @click.group(short_help="Show, back up, restore, rotate and revoke the operator's keys.")
 def key() -> None:
-    """The operator's keys: one signs, the other receives sealed adapters."""
+    """The operator's keys: one signs, the other decrypts sealed adapters."""
 
 
 @key.command(cls=Subcommand, short_help="Show fingerprints, dates and states.")
-@click.option("--public", is_flag=True, help="Only the public signing key, as `verify --trust` takes it.")
+@click.option("--public", is_flag=True, help="Print only the public signing key, for `verify --trust`.")
 @click.option("-o", "--output", type=_FILE, metavar="FILE", help="Write the public signing key to a new FILE.")
 @click.pass_context
 def show(context: click.Context, public: bool, output: Path | None) -> int:
-    """Show the keys in use and the former ones, and whether they are under a passphrase."""
+    """Show the current and former keys, and whether they are protected by a passphrase."""
     session = session_of(context)
     folder = session.home / KEYS
     if public or output is not None:
@@ -44,7 +44,7 @@ def show(context: click.Context, public: bool, output: Path | None) -> int:
     if session.json:
         emit_json(facts)
     elif not facts["present"]:
-        emit_text(f"There are no keys in {facts['folder']} yet; the first run makes them.")
+        emit_text(f"There are no keys in {facts['folder']} yet; the first run creates them.")
     else:
         emit_text(facts_text(facts))
     return 0
@@ -74,7 +74,7 @@ def _show_public(context: click.Context, folder: Path, output: Path | None) -> i
 
 
 def _no_keys(folder: Path, what: str) -> UsageError:
-    return UsageError(f"There are no keys in {folder} to {what}.", "The first run makes them.", code="key_missing")
+    return UsageError(f"There are no keys in {folder} to {what}.", "The first run creates them.", code="key_missing")
 
 
 @key.command(cls=Subcommand, short_help="Write the keys to an encrypted file.")
@@ -82,9 +82,9 @@ def _no_keys(folder: Path, what: str) -> UsageError:
 @passphrase_option
 @click.pass_context
 def backup(context: click.Context, file: Path, passphrase_file: Path | None) -> int:
-    """Write the keys, with former ones and statements, to a new FILE, encrypted under a passphrase.
+    """Write all keys and statements to a new FILE, encrypted with a passphrase.
 
-    Keys that are under a passphrase keep it in the backup.
+    Keys that have a passphrase are backed up with the same one.
     """
     from engine.sealing.backup import backup as write_backup
 
@@ -94,34 +94,34 @@ def backup(context: click.Context, file: Path, passphrase_file: Path | None) -> 
         raise _no_keys(folder, "back up")
     passphrase = passphrase_if_needed(session.home, passphrase_file)
     if passphrase is None:
-        passphrase = asked_passphrase(passphrase_file, what="the backup", confirm=True)
+        passphrase = require_passphrase(passphrase_file, what="the backup", confirm=True)
     write_backup(folder, file, passphrase)
     if session.json:
         emit_json({"backup": str(file), **key_facts(folder)})
     else:
-        emit_text(f"The keys are in {file}. Keep it and its passphrase apart; nobody can recover either.")
+        emit_text(f"The keys are in {file}. Keep it apart from its passphrase; neither can be recovered.")
     return 0
 
 
-@key.command(cls=Subcommand, short_help="Put the keys of a backup in place.")
+@key.command(cls=Subcommand, short_help="Restore the keys from a backup.")
 @click.argument("file", type=_FILE)
-@click.option("--protect", is_flag=True, help="Keep the restored keys under the same passphrase.")
-@click.option("--force", is_flag=True, help="Replace other keys that are here.")
+@click.option("--protect", is_flag=True, help="Protect the restored keys with the same passphrase.")
+@click.option("--force", is_flag=True, help="Replace other keys in this home.")
 @passphrase_option
 @click.pass_context
 def restore(context: click.Context, file: Path, protect: bool, force: bool, passphrase_file: Path | None) -> int:
-    """Put the keys of a backup FILE in place."""
+    """Restore the keys from a backup FILE."""
     from engine.sealing.backup import restore as read_backup
 
     session = session_of(context)
     check_home(session.home)
     folder = session.home / KEYS
-    passphrase = asked_passphrase(passphrase_file, what="the backup")
+    passphrase = require_passphrase(passphrase_file, what="the backup")
     read_backup(file, folder, passphrase, key_passphrase=passphrase if protect else None, force=force)
     facts = key_facts(folder)
     if facts["keys"][0]["state"] == "revoked":
         note(
-            "the restored signing key was revoked here, so its new rows will not count; `glasshouse key rotate` first."
+            "the restored signing key is revoked, so new rows will not be accepted; run `glasshouse key rotate` first."
         )
     if session.json:
         emit_json(facts)
@@ -130,14 +130,14 @@ def restore(context: click.Context, file: Path, protect: bool, force: bool, pass
     return 0
 
 
-@key.command(cls=Subcommand, short_help="Replace the keys by new ones.")
+@key.command(cls=Subcommand, short_help="Replace the keys with new ones.")
 @click.option("--signing", is_flag=True, help="Only the signing key.")
 @click.option("--recipient", is_flag=True, help="Only the recipient key.")
 @click.option(
     "--new-passphrase-file",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Put the new keys under this file's first line instead of the present passphrase.",
+    help="Protect the new keys with the first line of FILE instead of the present passphrase.",
 )
 @click.option("-o", "--output", type=_FILE, metavar="FILE", help="Write the statement that introduces the new key.")
 @passphrase_option
@@ -150,10 +150,10 @@ def rotate(
     output: Path | None,
     passphrase_file: Path | None,
 ) -> int:
-    """Replace both keys, or one of them, by new ones.
+    """Replace both keys, or one of them, with new ones.
 
-    Old rows stay the home's own and old adapters still open. The old signing key introduces the new one and is then
-    destroyed; backups made before still hold it.
+    Old rows still verify as this home's, and old adapters can still be decrypted. The old signing key signs a statement
+    that introduces the new one and is then destroyed; earlier backups still contain it.
     """
     from engine.attestation.revocation import statements_to_bytes
     from engine.attestation.rotation import rotate_keys
@@ -162,7 +162,7 @@ def rotate(
     folder = session.home / KEYS
     both = signing == recipient
     if output is not None and not (both or signing):
-        raise UsageError("A recipient key is introduced by no statement.", "Leave -o out.")
+        raise UsageError("There is no statement for a new recipient key.", "Remove -o.")
     if not key_facts(folder)["present"]:
         raise _no_keys(folder, "rotate")
     with new_file(output) as file:
@@ -182,13 +182,13 @@ def rotate(
     return 0
 
 
-@key.command(cls=Subcommand, short_help="Say that a signing key is not to be trusted any more.")
+@key.command(cls=Subcommand, short_help="Declare a signing key untrusted.")
 @click.argument("fingerprint", required=False)
 @click.option(
     "--reason",
     required=True,
     metavar="TEXT",
-    help="compromised, superseded or lost; then, if you like, a colon and words of your own.",
+    help="compromised, superseded or lost; optionally a colon and your own words.",
 )
 @click.option("-o", "--output", type=_FILE, metavar="FILE", help="Write the revocation to a new FILE, to publish it.")
 @passphrase_option
@@ -196,10 +196,10 @@ def rotate(
 def revoke(
     context: click.Context, fingerprint: str | None, reason: str, output: Path | None, passphrase_file: Path | None
 ) -> int:
-    """Revoke the signing key with this FINGERPRINT, or the present one.
+    """Revoke the signing key with this FINGERPRINT, or the current one.
 
-    compromised: no row that it signed counts any more, whatever its date. superseded, lost: rows begun before now still
-    count. Revoking the present key makes a new one in the same step.
+    compromised: no row that it signed is accepted any more, whatever its date. superseded, lost: rows started before
+    now are still accepted. Revoking the current key also creates a new one.
     """
     from engine.attestation.revocation import statements_to_bytes
     from engine.attestation.rotation import revoke_key
@@ -220,9 +220,9 @@ def revoke(
         return 0
     emit_text(facts_text(facts))
     if changed.rotated:
-        emit_text(f"The present signing key was revoked; the new one is {changed.keys.signing_fingerprint}.")
+        emit_text(f"The current signing key was revoked; the new one is {changed.keys.signing_fingerprint}.")
         if kind == "compromised":
-            emit_text("A compromised key introduces nobody: give others the new fingerprint yourself.")
+            emit_text("A compromised key cannot introduce the new one: give others the new fingerprint yourself.")
     return 0
 
 
@@ -234,7 +234,7 @@ def _reason(reason: str) -> tuple[Kind, str]:
         if word.strip().lower() == kind:
             return kind, text.strip()
     raise UsageError(
-        "A reason begins with one of: compromised, superseded, lost.",
+        "A reason must begin with one of: compromised, superseded, lost.",
         "For example: --reason 'compromised: laptop stolen'.",
         code="revocation_reason",
     )
@@ -244,8 +244,8 @@ def _fingerprint(text: str) -> str:
     name = text.strip().removeprefix("SHA256:")
     if len(name) != 64 or not set(name) <= set("0123456789abcdef"):
         raise UsageError(
-            "This is not a fingerprint: SHA256: and 64 hex digits.",
-            "`glasshouse key show` prints them.",
+            "This is not a fingerprint, which is `SHA256:` and 64 hex digits.",
+            "`glasshouse key show` prints the fingerprints.",
             code="key_unknown",
         )
     return name

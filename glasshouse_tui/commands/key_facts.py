@@ -1,4 +1,4 @@
-"""What can be told about the operator's keys without a passphrase, as JSON and as text."""
+"""What is known about the operator's keys without a passphrase, as JSON and as text."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from glasshouse_tui.commands.output import local_time
 
 
 def key_facts(folder: Path) -> dict[str, Any]:
-    """Keys in use and former ones, with fingerprints, dates and states; `present` is false where there are none.
+    """Current and former keys, with fingerprints, dates and states; `present` is false if there are none.
 
     Raises `SealingError` as `engine.sealing.operator_keys.status` does, and `RefusedError` for damaged statements.
     """
     from engine.sealing.key_generations import read_ring
     from engine.sealing.operator_keys import RECIPIENT_FILE, SIGNING_FILE, past_recipient_file, status
 
-    found, ring = status(folder), read_ring(folder)
+    keys, ring = status(folder), read_ring(folder)
     facts: dict[str, Any] = {
-        "present": found.present,
-        "encrypted": found.encrypted if found.present else None,
-        "created": found.created,
+        "present": keys.present,
+        "encrypted": keys.encrypted if keys.present else None,
+        "created": keys.created,
         "folder": str(folder),
         "keys": [],
         "former": [],
     }
-    if not found.present or ring is None:
+    if not keys.present or ring is None:
         return facts
     signing = _signing(folder)
     former = [signing[past.public] for past in ring.past_signing]
@@ -43,7 +43,7 @@ def key_facts(folder: Path) -> dict[str, Any]:
 
 
 def _signing(folder: Path) -> dict[str, dict[str, Any]]:
-    """Signing keys by their raw public half in hex."""
+    """The signing keys by public key, raw, in hex."""
     from engine.attestation.signers import TrustedKeys
 
     return {
@@ -85,7 +85,7 @@ def _recipient(public: str, made: str, retired: str | None, path: Path) -> dict[
 
 
 def facts_text(facts: dict[str, Any]) -> str:
-    """The facts for a person."""
+    """The facts as text."""
     lines = []
     for item in facts["keys"]:
         lines += [f"{item['name']:<11}{item['algorithm']:<9}{item['fingerprint']}", f"{'':<11}{_life(item)}"]
@@ -94,14 +94,14 @@ def facts_text(facts: dict[str, Any]) -> str:
         lines.append("former keys")
     for item in facts["former"]:
         lines += [f"{item['name']:<11}{item['algorithm']:<9}{item['fingerprint']}", f"{'':<11}{_life(item)}"]
-    return "\n".join([*lines, "under a passphrase" if facts["encrypted"] else "not under a passphrase"])
+    return "\n".join([*lines, "protected by a passphrase" if facts["encrypted"] else "not protected by a passphrase"])
 
 
 def _life(item: dict[str, Any]) -> str:
-    said = [f"{item['state']}, made {local_time(item['made'])}"]
+    parts = [f"{item['state']}, created {local_time(item['made'])}"]
     if item["retired"]:
-        said.append(f"retired {local_time(item['retired'])}")
+        parts.append(f"retired {local_time(item['retired'])}")
     if item["revoked"]:
         why = f"{item['reason']}: {item['text']}" if item["text"] else item["reason"]
-        said.append(f"revoked {local_time(item['revoked'])} ({why})")
-    return ", ".join(said)
+        parts.append(f"revoked {local_time(item['revoked'])} ({why})")
+    return ", ".join(parts)

@@ -33,23 +33,23 @@ def emit_text(text: str) -> None:
 
 
 def say(text: str) -> None:
-    """Write one line to stderr at once."""
+    """Write one line to stderr and flush it."""
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
 
 
 def note(text: str) -> None:
-    """A note for a person, on stderr."""
+    """Write a note for the user to stderr."""
     say(f"note: {text}")
 
 
 def plain(text: object) -> str:
-    """`text` with every control character spelled out, so that it cannot steer a terminal."""
+    """`text` with control characters escaped, so that it cannot control the terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
 
 
 def as_builtins(value: object) -> Any:
-    """A view as JSON-ready builtins, with the names that JSON readers see."""
+    """A view as builtins for JSON, with the field names used in JSON."""
     return msgspec.to_builtins(value)
 
 
@@ -76,18 +76,18 @@ def rate(steps: int | None, elapsed: float | None) -> str:
 
 
 def loss(value: float | None, digits: int = 7) -> str:
-    """A loss with so many significant digits, or `unknown`."""
+    """A loss with `digits` significant digits, or `unknown`."""
     return UNKNOWN if value is None or not math.isfinite(value) else f"{value:.{digits}g}"
 
 
 def local_time(stamp: str | None) -> str:
-    """A UTC stamp of the store in local time with its zone, or `unknown`."""
+    """A UTC timestamp of the store as local time with its zone, or `unknown`."""
     moment = parse_time(stamp)
     return UNKNOWN if moment is None else moment.astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: frozenset[int] = frozenset()) -> str:
-    """Columns padded to their widest cell; those in `right` are right-aligned."""
+    """A text table, its columns padded to the widest cell; the columns in `right` are right-aligned."""
     lines = [head, *rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     return "\n".join(
@@ -100,20 +100,19 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: frozense
 
 
 def on_terminal() -> bool:
-    """True when all three standard streams are a terminal that can draw."""
+    """True if all three standard streams are a terminal that can draw."""
     streams = (sys.stdin, sys.stdout, sys.stderr)
     return all(stream is not None and stream.isatty() for stream in streams) and os.environ.get("TERM") != "dumb"
 
 
 def can_ask() -> bool:
-    """True when a person can be asked for something that is not echoed."""
+    """True if stdin and stderr are a terminal, so that the user can be prompted."""
     return sys.stdin is not None and sys.stdin.isatty() and sys.stderr is not None and sys.stderr.isatty()
 
 
 @contextmanager
 def new_file(path: Path | None) -> Iterator[BinaryIO]:
-    """A new file at `path`, made before the block so that nothing is done in vain, and removed when the block fails;
-    a buffer that nobody reads for None.
+    """A new file at `path`, created before the block runs and removed if the block fails; for None, a discarded buffer.
 
     Raises `UsageError` (`output_exists`, `output_unwritable`).
     """
@@ -123,10 +122,10 @@ def new_file(path: Path | None) -> Iterator[BinaryIO]:
     try:
         file = path.open("xb")
     except FileExistsError as error:
-        raise UsageError(f"{path} is there already.", "Give -o another name.", code="output_exists") from error
+        raise UsageError(f"{path} already exists.", "Give -o another name.", code="output_exists") from error
     except OSError as error:
         raise UsageError(
-            f"{path} cannot be written: {error.strerror}.", "Give -o another place.", code="output_unwritable"
+            f"{path} cannot be written: {error.strerror}.", "Give -o another path.", code="output_unwritable"
         ) from error
     try:
         with file:

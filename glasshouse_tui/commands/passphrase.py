@@ -1,4 +1,4 @@
-"""Where a passphrase comes from: a file, the environment, or a person at a terminal; never an option."""
+"""Read a passphrase from a file, the environment or a prompt; never from an option's value."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def passphrase_option(function: _Command) -> _Command:
         "--passphrase-file",
         metavar="FILE",
         type=click.Path(path_type=Path),
-        help=f"The operator keys' passphrase is this file's first line (or {VARIABLE}, or asked for).",
+        help=f"Read the passphrase of the operator keys from the first line of FILE (or {VARIABLE}, or a prompt).",
     )(function)
 
 
 def given_passphrase(file: Path | None) -> str | None:
-    """The passphrase of the file or the environment, or None where neither gives one; raises `UsageError`."""
+    """The passphrase from the file or the environment, or None if neither has one; raises `UsageError`."""
     if file is None:
         return os.environ.get(VARIABLE) or None
     try:
@@ -37,18 +37,18 @@ def given_passphrase(file: Path | None) -> str | None:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UsageError(f"The passphrase file {file} cannot be read: {why}.", "Check --passphrase-file.") from error
     if not lines or not lines[0]:
-        raise UsageError(f"The passphrase file {file} is empty.", "Its first line is the passphrase.")
+        raise UsageError(f"The passphrase file {file} is empty.", "Put the passphrase on its first line.")
     return lines[0]
 
 
-def asked_passphrase(file: Path | None, *, what: str, confirm: bool = False) -> str:
-    """The passphrase as given, else as a person types it, unechoed; raises `UsageError` off a terminal."""
+def require_passphrase(file: Path | None, *, what: str, confirm: bool = False) -> str:
+    """The passphrase from file or environment, else from a prompt without echo; raises `UsageError` off a terminal."""
     given = given_passphrase(file)
     if given is not None:
         return given
     if not can_ask():
         raise UsageError(
-            f"A passphrase for {what} is needed, and nobody is at a terminal to type it.",
+            f"A passphrase for {what} is needed, and there is no terminal to ask on.",
             f"Set {VARIABLE} or give --passphrase-file FILE.",
             code="passphrase_needed",
         )
@@ -57,10 +57,10 @@ def asked_passphrase(file: Path | None, *, what: str, confirm: bool = False) -> 
 
 
 def passphrase_if_needed(home: Path, file: Path | None) -> str | None:
-    """As given, or asked for where the operator's keys are under a passphrase; else None."""
+    """The passphrase from file or environment, or from a prompt if the operator's keys need one; else None."""
     given = given_passphrase(file)
     if given is not None:
         return given
     from engine.sealing.operator_keys import status
 
-    return asked_passphrase(None, what="the operator's keys") if status(home / KEYS).encrypted else None
+    return require_passphrase(None, what="the operator's keys") if status(home / KEYS).encrypted else None

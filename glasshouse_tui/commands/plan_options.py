@@ -1,4 +1,4 @@
-"""From the options of `run` to a plan: a preset with the given fields replaced, or a plan from scratch."""
+"""From the options of `run` to a plan: a preset with some fields replaced, or a plan from scratch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from engine.plan import (
     presets,
 )
 
-OWN_MODEL: Final = "own-model"  # a plan is published: it names no file or folder of the operator's
+OWN_MODEL: Final = "own-model"  # a plan is published, so it must not name files or folders of the operator
 OWN_DATA: Final = "own-data"
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
@@ -33,7 +33,7 @@ _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """What stood on the command line of `run`; None is not given. Names are those of the options."""
+    """The options of `run`, by their names; None means not given."""
 
     preset: str | None = None
     label: str | None = None
@@ -64,20 +64,20 @@ class RunOptions:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A checked plan and the local files that it is about."""
+class PlanInputs:
+    """A checked plan and the local files that it uses."""
 
     plan: Plan
     data_file: Path | None
     model_folder: Path | None
 
 
-def asked_for(options: RunOptions) -> Asked:
-    """The plan that the options ask for; raises `UsageError`, `PlanError` or `DataError`."""
+def plan_from_options(options: RunOptions) -> PlanInputs:
+    """The plan that the options describe; raises `UsageError`, `PlanError` or `DataError`."""
     if options.seconds is not None and options.steps is not None:
         raise UsageError(
-            "Both --seconds and --steps are given, and a run stops by one of them.",
-            "Leave one of the two out.",
+            "Both --seconds and --steps are given, but a run stops by only one of them.",
+            "Remove one of the two.",
         )
     model, folder = _model(options)
     base = preset(options.preset) if options.preset is not None else _from_scratch(options, model)
@@ -86,14 +86,14 @@ def asked_for(options: RunOptions) -> Asked:
         plan = msgspec.structs.replace(plan, ours=(*base.ours, *_new_settings(base, plan)))
     plan = checked(plan)
     _check_provider(plan.provider, options)
-    return Asked(plan, options.data, folder)
+    return PlanInputs(plan, options.data, folder)
 
 
 _NOT_SETTINGS: Final = ("label", "preset", "challenge", "ours")
 
 
 def _new_settings(base: Plan, plan: Plan) -> list[str]:
-    """The settings that differ from the preset's, as `ours` names them, less those that it names already."""
+    """The settings that differ from the preset's, named as in `ours`, without those that `ours` has already."""
     before, after = dump_plan(base), dump_plan(plan)
     changed: list[str] = []
     for name in after.keys() - _NOT_SETTINGS:
@@ -104,16 +104,16 @@ def _new_settings(base: Plan, plan: Plan) -> list[str]:
     return sorted(name for name in changed if name not in base.ours and name.partition(".")[0] not in base.ours)
 
 
-def _given(**fields: Any) -> dict[str, Any]:
+def _set_fields(**fields: Any) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
 def _from_scratch(options: RunOptions, model: Model | None) -> Plan:
     if options.seconds is None and options.steps is None:
         raise UsageError(
-            "Nothing says what to run.",
+            "There is nothing to run.",
             f"Give --preset NAME ({', '.join(presets())}), "
-            "or --seconds or --steps with a --model or --data of your own.",
+            "or --seconds or --steps together with your own --model or --data.",
         )
     demo = preset("demo")
     model = model or demo.model
@@ -121,7 +121,7 @@ def _from_scratch(options: RunOptions, model: Model | None) -> Plan:
 
 
 def _changes(base: Plan, options: RunOptions, model: Model | None) -> dict[str, Any]:
-    changes = _given(
+    changes = _set_fields(
         label=options.label,
         segments=options.segments,
         order=options.order,
@@ -133,17 +133,19 @@ def _changes(base: Plan, options: RunOptions, model: Model | None) -> dict[str, 
     if options.seconds is not None or options.steps is not None:
         changes["target"] = Target(seconds=options.seconds, steps=options.steps)
     if options.provider is not None and options.provider != base.provider.name:
-        base = msgspec.structs.replace(base, provider=ProviderRequest())  # another provider's wishes do not apply
+        base = msgspec.structs.replace(
+            base, provider=ProviderRequest()
+        )  # the preset's provider options do not apply to another provider
     nested = {
-        "lora": _given(r=options.lora_r, alpha=options.lora_alpha),
-        "training": _given(
+        "lora": _set_fields(r=options.lora_r, alpha=options.lora_alpha),
+        "training": _set_fields(
             learning_rate=options.lr,
             batch=options.batch,
             max_length=options.max_length,
             warmup_steps=options.warmup,
             checkpoint_every=options.checkpoint_every,
         ),
-        "provider": _given(
+        "provider": _set_fields(
             name=options.provider,
             gpus=gpu_names(options.gpu),
             allocation=options.allocation,
@@ -159,12 +161,12 @@ def _changes(base: Plan, options: RunOptions, model: Model | None) -> dict[str, 
 
 
 def gpu_names(text: str | None) -> tuple[str, ...] | None:
-    """The names between commas; None where none are given; raises `UsageError` for an empty list."""
+    """The comma-separated names; None if the option is absent. Raises `UsageError` for an empty list."""
     if text is None:
         return None
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     if not names:
-        raise UsageError("--gpu names no GPU.", "Give names with commas between them, best first.")
+        raise UsageError("--gpu names no GPU.", "Give comma-separated names, best first.")
     return names
 
 
@@ -172,7 +174,7 @@ def _data(options: RunOptions) -> Data | None:
     if options.data is None:
         if options.public_data or options.stand_in:
             flag = "--public-data" if options.public_data else "--stand-in"
-            raise UsageError(f"{flag} speaks of a data file, and none is given.", "Add --data FILE.jsonl.")
+            raise UsageError(f"{flag} applies to a data file, and none is given.", "Add --data FILE.jsonl.")
         return None
     if not options.data.exists():
         raise DataError(
@@ -182,21 +184,21 @@ def _data(options: RunOptions) -> Data | None:
 
 
 def _model(options: RunOptions) -> tuple[Model | None, Path | None]:
-    """The model and, for a local one, its folder."""
+    """The model and, for a local one, its folder; (None, None) if the option is absent."""
     name, revision = options.model, options.revision
     if revision is not None and not _COMMIT.fullmatch(revision):
         raise PlanError(
-            f"The revision {revision!r} is not a full commit id, so it could change.",
+            f"The revision {revision!r} is not a full commit id, so what it refers to could change.",
             "Give --revision the 40 hexadecimal digits of a commit.",
         )
     if name is None:
         if revision is not None:
-            raise UsageError("--revision speaks of a hub model, and none is given.", "Add --model ID.")
+            raise UsageError("--revision applies to a Hub model, and none is given.", "Add --model ID.")
         return None, None
     folder = Path(name).expanduser()
     if name and folder.is_dir():
         if revision is not None:
-            raise UsageError(f"{name} is a local folder and has no revision.", "Leave --revision out.")
+            raise UsageError(f"{name} is a local folder and has no revision.", "Remove --revision.")
         folder = folder.resolve()
         return Model(source="folder", name=OWN_MODEL), folder
     if name == preset("demo").model.name:
@@ -204,14 +206,14 @@ def _model(options: RunOptions) -> tuple[Model | None, Path | None]:
     if folder.exists() or not _HUB_ID.fullmatch(name):
         raise DataError(
             f"There is no model folder {name}.",
-            "Give --model a folder with config.json, tokenizer and safetensors weights, or a hub id such as "
+            "Give --model a folder with config.json, tokenizer and safetensors weights, or a Hub id such as "
             "Qwen/Qwen2.5-0.5B-Instruct.",
             code="model_missing",
         )
     revision = revision or _pinned().get(name)
     if revision is None:
         raise PlanError(
-            f"There is no model folder {name}, and as a hub model it has no pinned revision.",
+            f"There is no model folder {name}, and no preset pins a revision of a Hub model with this name.",
             "Check the path, or add --revision with a full commit id.",
             code="model_missing",
         )
@@ -219,7 +221,7 @@ def _model(options: RunOptions) -> tuple[Model | None, Path | None]:
 
 
 def _pinned() -> dict[str, str]:
-    """The revisions that presets pin, by hub id."""
+    """The revisions that presets pin, by Hub id."""
     models = (plan.model for plan in presets().values())
     return {model.name: model.revision for model in models if model.source == "hub" and model.revision}
 
@@ -234,16 +236,16 @@ def _check_provider(request: ProviderRequest, options: RunOptions) -> None:
     kind = request.kind
     of_rented: dict[str, object] = {"--gpu": options.gpu, "--keep-for": options.keep_for}
     if kind.on_this_machine:
-        refused, why = {**of_rented, "--allocation": options.allocation}, "this run takes the local one"
+        inapplicable, reason = {**of_rented, "--allocation": options.allocation}, "this run uses the local one"
     elif not kind.rents:
-        refused, why = of_rented, "a static host is your own"
+        inapplicable, reason = of_rented, "a static host is your own"
     elif options.allocation is not None:
-        refused, why = {"--gpu": options.gpu}, "--allocation names one that there is already"
+        inapplicable, reason = {"--gpu": options.gpu}, "--allocation names an existing one"
     else:
         return
-    for flag, value in refused.items():
+    for flag, value in inapplicable.items():
         if value is not None:
             raise UsageError(
-                f"{flag} speaks of a rented allocation, and {why}.",
-                f"Leave {flag} out{', or add --provider' if kind.on_this_machine else ''}.",
+                f"{flag} applies to rented allocations, but {reason}.",
+                f"Remove {flag}{', or add --provider' if kind.on_this_machine else ''}.",
             )

@@ -1,4 +1,4 @@
-"""`presets`: what can run by name, with the settings that are ours and not the article's marked."""
+"""`presets`: the named plans; settings that are ours and not from the published article are marked."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from glasshouse_tui.commands.output import emit_json, emit_text
 @click.command(cls=Subcommand, short_help="List the presets with their settings.")
 @click.pass_context
 def presets(context: click.Context) -> int:
-    """List the presets with their settings; a star marks those that the published article does not state."""
+    """List the presets with their settings; a star marks settings that the published article does not state."""
     plans = shipped()
     if session_of(context).json:
         emit_json({"presets": [{"name": name, **dump_plan(plan)} for name, plan in plans.items()]})
         return 0
     emit_text("\n\n".join(_preset_text(name, plan) for name, plan in plans.items()))
-    emit_text("\n* ours: the published article does not state it")
+    emit_text("\n* our choice: the published article does not state it")
     return 0
 
 
 def settings_of(plan: Plan) -> list[tuple[str, str, str]]:
-    """(name in the plan, title, value) of every setting that a person chooses."""
+    """(name in the plan, title, value) of every setting that a user can choose."""
     target = f"{plan.target.seconds:g} s" if plan.target.seconds is not None else f"{plan.target.steps} steps"
     training, provider = plan.training, plan.provider
-    made = "made from the seed" if plan.model.source == "tiny" else "-"
+    unversioned = "generated from the seed" if plan.model.source == "tiny" else "-"
     settings = [
         ("provider.name", "provider", provider.name),
         ("model.name", "model", plan.model.name),
-        ("model.revision", "revision", plan.model.revision or made),
+        ("model.revision", "revision", plan.model.revision or unversioned),
         ("data", "data", plan.data.name),
         ("segments", "segments", plan.segments),
         ("order", "order", plan.order),
-        ("target", "target", f"{target} a segment"),
+        ("target", "target", f"{target} per segment"),
         ("seed", "seed", str(plan.seed)),
         ("lora.r", "LoRA rank", str(plan.lora.r)),
         ("lora.alpha", "LoRA alpha", str(plan.lora.alpha)),
@@ -47,8 +47,8 @@ def settings_of(plan: Plan) -> list[tuple[str, str, str]]:
         ("training.dtype", "dtype", training.dtype),
         ("training.weightDecay", "weight decay", f"{training.weight_decay:g}"),
         ("training.warmupSteps", "warm-up", f"{training.warmup_steps} steps"),
-        ("training.checkpointEvery", "checkpoint", f"each {training.checkpoint_every} steps"),
-        ("training.failOnNonfinite", "non-finite", "fails" if training.fail_on_nonfinite else "goes on"),
+        ("training.checkpointEvery", "checkpoint", f"every {training.checkpoint_every} steps"),
+        ("training.failOnNonfinite", "non-finite", "fail" if training.fail_on_nonfinite else "continue"),
         ("marginPct", "margin", f"{plan.margin_pct:g} %"),
     ]
     if provider.gpus:
@@ -61,7 +61,7 @@ def settings_of(plan: Plan) -> list[tuple[str, str, str]]:
 
 
 def is_ours(plan: Plan, name: str) -> bool:
-    """True when the plan marks this setting, or the group that it stands in, as not the article's."""
+    """True if the plan marks this setting, or its group, as not from the article."""
     return name in plan.ours or name.partition(".")[0] in plan.ours
 
 

@@ -1,4 +1,4 @@
-"""What a run may cost: the ceiling that it needs, and the price that a person sees before it starts."""
+"""What a rented run may cost: the ceiling it needs, and the price that is shown and confirmed before it starts."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from glasshouse_tui.commands.base import Session
 
 
-def check_rented(session: Session, plan: Plan) -> None:
-    """Refuse to rent a GPU without a ceiling in options, preset or settings, and to run where nothing is kept.
+def check_ceiling(session: Session, plan: Plan) -> None:
+    """Refuse to rent a GPU without a cost ceiling in options, preset or settings, or to use an allocation not kept.
 
     Raises `UsageError`: `ceiling_missing`, `config_invalid`, `allocation_unknown`.
     """
@@ -34,8 +34,8 @@ def check_rented(session: Session, plan: Plan) -> None:
 
     if plan.provider.max_cost is None and load_settings(session.home).runpod.max_cost is None:
         raise UsageError(
-            "A rented GPU needs a ceiling for what it may cost, and none is given.",
-            f"Add --max-cost USD, or max_cost below [runpod] in {session.home / FILE}.",
+            "A rented GPU needs a cost ceiling, and none is given.",
+            f"Add --max-cost USD, or set max_cost under [runpod] in {session.home / FILE}.",
             code="ceiling_missing",
         )
 
@@ -44,10 +44,10 @@ def _rents(plan: Plan) -> bool:
     return plan.provider.kind.rents and plan.provider.allocation is None
 
 
-def agree_to_price(session: Session, plan: Plan, *, ask: bool) -> None:
-    """Show what a rented GPU costs now and have a person agree; without a terminal nobody is asked.
+def confirm_price(session: Session, plan: Plan, *, ask: bool) -> None:
+    """On a terminal, show the current price of a rented GPU and ask for confirmation; elsewhere do nothing.
 
-    Raises `ProviderError` where there is no quote, `click.Abort` on no.
+    Raises `ProviderError` if there is no quote, `click.Abort` on no.
     """
     if not _rents(plan) or session.json or not can_ask():
         return
@@ -74,14 +74,14 @@ async def _quote(session: Session, plan: Plan, spec: Spec, settings: Settings) -
 
 
 def quote_lines(quote: Quote, spec: Spec, keep_minutes: int | None) -> list[str]:
-    """The price, the most that the run can cost, when the pod ends itself, and what keeping it means."""
+    """The price, the maximum cost of the run, when the pod terminates itself, and the cost of keeping it."""
     from engine.runner.spec import most_it_costs
 
     most = most_it_costs(quote, spec)
     seconds = most / quote.price_per_hour * 3600 if quote.price_per_hour > 0 else spec.max_seconds
     lines = [
         f"{plain(quote.gpu_model)} at {money(quote.price_per_hour)} an hour",
-        f"at most {money(most)}: the pod ends itself {duration(seconds)} after it was made, or with the run",
+        f"at most {money(most)}: the pod terminates itself {duration(seconds)} after its creation, or with the run",
     ]
     if keep_minutes:
         kept = quote.price_per_hour * keep_minutes / 60

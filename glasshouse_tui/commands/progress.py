@@ -1,4 +1,4 @@
-"""Progress of a run as lines: one for each transition, one a second while a segment trains, one at its end."""
+"""Progress of a run as lines: one per transition, one per second while a segment trains, one at its end."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _LONG_RUN_INTERVAL: Final = 10.0
 
 
 def transition_line(subject: str, state: str, reason: str) -> str:
-    """`raw         training  reason`; segments go by their kind alone."""
+    """`raw         training  reason`; segments are named by their kind."""
     name = plain(subject.removeprefix("segment:"))
     line = f"{name:<{_WIDTH}}{plain(state)}"
     return f"{line}  {plain(reason)}" if reason else line
 
 
 def progress_line(view: RunView, segment: SegmentView) -> str:
-    """`raw         training  steps 512/1800  118.2 steps/s  loss 2.31`; by time, also the seconds."""
+    """`raw         training  steps 512/1800  118.2 steps/s  loss 2.31`; with the seconds for a target in time."""
     parts = [f"{segment.kind:<{_WIDTH}}{segment.state}"]
     budget, target = view.summary.step_budget, view.summary.target_sec
     if target is not None and segment.elapsed_sec is not None:
@@ -36,10 +36,10 @@ def progress_line(view: RunView, segment: SegmentView) -> str:
 
 
 class Progress:
-    """Turns successive views of one run into lines.
+    """Writes successive views of one run as lines.
 
-    Off a terminal every line is appended, plain, and after a minute of training one each ten seconds will do;
-    on a terminal the progress line is drawn over itself.
+    On a terminal, the progress line overwrites itself. Elsewhere every line is appended, and after a minute of
+    training there is only one every ten seconds.
     """
 
     def __init__(self, stream: IO[str], *, interval: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:
@@ -53,7 +53,7 @@ class Progress:
         self._open_line = False
 
     def show(self, view: RunView) -> None:
-        """Write what is new in `view`."""
+        """Write what has changed in `view`."""
         for transition in view.transitions:
             if transition.id > self._last_transition:
                 self._last_transition = transition.id
@@ -63,11 +63,11 @@ class Progress:
                 self._show_steps(view, segment)
 
     def say(self, text: str) -> None:
-        """Write one more line among them."""
+        """Write another line."""
         self._write(text)
 
     def close(self) -> None:
-        """End a line that is still being drawn over."""
+        """Finish a progress line that is still being overwritten."""
         if self._open_line:
             self._stream.write("\n")
             self._stream.flush()
@@ -83,12 +83,12 @@ class Progress:
         if segment.state == "training" and now - then < interval:
             return
         self._shown[segment.kind] = (now, segment.steps)
-        self._write(progress_line(view, segment), passing=segment.state == "training")
+        self._write(progress_line(view, segment), transient=segment.state == "training")
 
-    def _write(self, line: str, *, passing: bool = False) -> None:
+    def _write(self, line: str, *, transient: bool = False) -> None:
         if not self._terminal:
             self._stream.write(line + "\n")
-        elif passing:
+        elif transient:
             self._stream.write(f"{_CLEAR_LINE}{line}")
             self._open_line = True
         else:

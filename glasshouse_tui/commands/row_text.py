@@ -1,4 +1,4 @@
-"""A row laid out for a person: segments side by side, the overhead and what it is worth, both verdicts."""
+"""A row as text: segments side by side, the overhead and its uncertainty, both verdicts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _KEY_WIDTH: Final = 13
 
 
 def row_text(view: RunView, row: dict[str, Any]) -> str:
-    """The row as text, at most about 80 columns where its values allow; nulls read `unknown`."""
+    """The row as text, about 80 columns wide unless its values are longer; nulls are shown as `unknown`."""
     blocks = [_headline(view, row), _facts(view, row), _segments(view, row), _results(view, row)]
     blocks += [_verdict(title, [c for c in view.checks if c.group == group]) for group, title in _VERDICTS]
     if row.get("note"):
@@ -26,28 +26,28 @@ def row_text(view: RunView, row: dict[str, Any]) -> str:
 
 
 def cleanliness(view: RunView) -> str:
-    """`clean`, `not clean`, or what stands in the way of knowing."""
+    """`clean`, `NOT CLEAN`, or why there is no verdict."""
     if view.summary.source == "published":
         return "published"
     if view.summary.clean is None:
-        return "not judged yet"
+        return "no verdict yet"
     return "clean" if view.summary.clean else "NOT CLEAN"
 
 
 def overhead_text(pct: float | None, interval: Iterable[float] | None, *, provisional: bool = False) -> str:
-    """The overhead and what it is worth: a single pair has no interval, and below zero is never a gain."""
+    """The overhead and its uncertainty: a single pair has no interval, and a negative value is not a speed-up."""
     if pct is None:
         return UNKNOWN
     bounds = list(interval) if interval is not None else None
     if bounds is not None and len(bounds) == 2:
         low, high = bounds
-        worth = f"95 % interval {low:.2f} to {high:.2f} %"
-        worth = f"within noise: {worth}" if low <= 0 <= high else worth
-        worth = f"control failed: {worth}" if high < 0 else worth
+        uncertainty = f"95 % interval {low:.2f} to {high:.2f} %"
+        uncertainty = f"within noise: {uncertainty}" if low <= 0 <= high else uncertainty
+        uncertainty = f"control failed: {uncertainty}" if high < 0 else uncertainty
     else:
-        worth = "no interval from a single pair"
-        worth = f"within noise: {worth}" if pct < 0 else worth
-    return f"{pct:.2f} % ({'provisional; ' if provisional else ''}{worth})"
+        uncertainty = "no interval from a single pair"
+        uncertainty = f"within noise: {uncertainty}" if pct < 0 else uncertainty
+    return f"{pct:.2f} % ({'provisional; ' if provisional else ''}{uncertainty})"
 
 
 def _lines(pairs: Iterable[tuple[str, str]]) -> str:
@@ -64,13 +64,13 @@ def _headline(view: RunView, row: dict[str, Any]) -> str:
 def _facts(view: RunView, row: dict[str, Any]) -> str:
     summary = view.summary
     if summary.target_sec is not None:
-        target = f"{summary.target_sec:g} s a segment"
+        target = f"{summary.target_sec:g} s per segment"
     elif summary.step_budget is not None:
-        target = f"{summary.step_budget} steps a segment"
+        target = f"{summary.step_budget} steps per segment"
     else:
         target = "target unknown"
     source = ((view.plan or {}).get("model") or {}).get("source")
-    unversioned = {"tiny": "made from the seed", "folder": "a local folder"}.get(str(source))
+    unversioned = {"tiny": "generated from the seed", "folder": "a local folder"}.get(str(source))
     order = f"{known(row.get('order', summary.order))}; " if summary.segments == "pair" else ""
     pairs = [
         ("model", known(row.get("model", summary.model))),
@@ -98,7 +98,7 @@ def _segments(view: RunView, row: dict[str, Any]) -> str:
         ["elapsed", *(seconds(value) for value in elapsed)],
         ["rate", *(rate(count, time) for count, time in zip(steps, elapsed, strict=True))],
         ["final loss", *(loss(value) for value in losses)],
-        ["stopped for", *(known(value) for value in cells("StopReason"))],
+        ["stop reason", *(known(value) for value in cells("StopReason"))],
         ["adapter", *(_short(value) for value in cells("AdapterSha256"))],
         ["tensors", *(_short(value) for value in cells("TensorDigest"))],
     ]

@@ -1,4 +1,4 @@
-"""`runs` and `show`: rows and live state."""
+"""`runs` and `show`: the list of runs, and one row in full."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ _NUMBERS: Final = frozenset({4, 5, 6})
 
 
 def _sources(_context: click.Context, _parameter: click.Parameter, value: str) -> tuple[Source, ...]:
-    """The sources named with commas between them, each once."""
-    found: dict[Source, None] = {}
+    """The comma-separated sources, without duplicates."""
+    sources: dict[Source, None] = {}
     for name in value.split(","):
         if name.strip() not in _SOURCES:
             raise click.BadParameter(f"{name.strip()!r} is not one of mine, published, all")
-        found.update(dict.fromkeys(_SOURCES[name.strip()]))
-    return tuple(found)
+        sources.update(dict.fromkeys(_SOURCES[name.strip()]))
+    return tuple(sources)
 
 
-@click.command(cls=Subcommand, short_help="List runs, the newest first.")
+@click.command(cls=Subcommand, short_help="List runs, newest first.")
 @click.option(
     "--source",
     default="mine",
@@ -48,29 +48,29 @@ def _sources(_context: click.Context, _parameter: click.Parameter, value: str) -
     callback=_sources,
     help="Whose runs (default: mine).",
 )
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most so many, the newest first.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Show at most the newest N.")
 @click.pass_context
 def runs(context: click.Context, source: tuple[Source, ...], limit: int | None) -> int:
-    """List runs, the newest first."""
+    """List runs, newest first."""
     session = session_of(context)
-    found = open_reader(session).runs(source=source, limit=limit)
+    listed = open_reader(session).runs(source=source, limit=limit)
     if session.json:
-        emit_json({"runs": as_builtins(found)})
-    elif found:
-        emit_text(_runs_table(found))
+        emit_json({"runs": as_builtins(listed)})
+    elif listed:
+        emit_text(_runs_table(listed))
     else:
-        emit_text("No runs yet. `glasshouse demo` makes the first.")
+        emit_text("No runs yet. `glasshouse demo` starts the first.")
     return 0
 
 
-def _runs_table(found: Sequence[RunSummary]) -> str:
+def _runs_table(listed: Sequence[RunSummary]) -> str:
     zone = datetime.now().astimezone().tzname() or "local"
     head = ("id", "label", "state", "clean", "raw", "protected", "overhead", f"started ({zone})")
-    return table(head, [_cells(run) for run in found], right=_NUMBERS)
+    return table(head, [_cells(run) for run in listed], right=_NUMBERS)
 
 
 def _cells(run: RunSummary) -> tuple[str, ...]:
-    state = f"{run.state}, nobody runs it" if run.orphaned else run.state
+    state = f"{run.state}, no runner" if run.orphaned else run.state
     judged = run.state in FINAL_RUN_STATES and run.source == "mine"
     overhead = f"{run.overhead_pct:.2f} %" if run.overhead_pct is not None else UNKNOWN
     return (

@@ -1,4 +1,4 @@
-"""`watch` and `logs`: a run as it goes, whoever started it."""
+"""`watch` and `logs`: follow any run, whoever started it."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _PAGE: Final = 500
 _POLL_SECONDS: Final = 0.2
 
 
-@click.command(cls=Subcommand, short_help="Follow a run until it is final.")
+@click.command(cls=Subcommand, short_help="Follow a run until it ends.")
 @click.argument("run_id", type=RUN_ID, metavar="ID")
 @click.pass_context
 def watch(context: click.Context, run_id: str) -> int:
-    """Follow a run until it is final, then print its row; the exit code is that of `run`.
+    """Follow a run until it ends, then print its row; the exit codes are those of `run`.
 
-    Ctrl-C stops watching; the run goes on. ID is any unique prefix of a run's id, or `last`.
+    Ctrl-C stops watching; the run continues. ID is any unique prefix of a run's id, or `last`.
     """
     session = session_of(context)
     return watch_run(session, open_reader(session).resolve(run_id))
@@ -45,13 +45,13 @@ def _chains(_context: click.Context, _parameter: click.Parameter, value: str) ->
 
 @click.command(cls=Subcommand, short_help="Print a run's event logs.")
 @click.argument("run_id", type=RUN_ID, metavar="ID")
-@click.option("--follow", "-f", is_flag=True, help="Go on until the run is final.")
+@click.option("--follow", "-f", is_flag=True, help="Continue until the run ends.")
 @click.option(
     "--chain", default="runner,pod", metavar="runner,pod", callback=_chains, help="Which log (default: both)."
 )
 @click.pass_context
 def logs(context: click.Context, run_id: str, follow: bool, chain: tuple[str, ...]) -> int:
-    """Print a run's two event logs in the order in which they arrived.
+    """Print a run's two event logs in order of arrival.
 
     ID is any unique prefix of a run's id, or `last`.
     """

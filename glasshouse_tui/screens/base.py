@@ -1,4 +1,4 @@
-"""What every screen shares: the bars, its place in the feed, what read-only refuses."""
+"""What all screens share: the two bars, the registration with the poller, the refusals of a read-only console."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WRITING = writing_actions()
 
 
 class ConsoleScreen(Screen[None]):
-    """A screen with the top bar and the key bar. It is read for while it is in front."""
+    """A screen with the top bar and the key bar. The poller reads for it while it is in front."""
 
     BINDINGS: ClassVar[list[BindingType]] = []
     TAB: ClassVar[str] = "fleet"
@@ -28,21 +28,21 @@ class ConsoleScreen(Screen[None]):
         super().__init__()
         self.HORIZONTAL_BREAKPOINTS = [(0, "-tiny"), (70, "-narrow"), (110, "-wide")]
         self.VERTICAL_BREAKPOINTS = [(0, "-short"), (36, "-tall")]
-        self._applies: tuple[bool, ...] = ()
+        self._applicable: tuple[bool, ...] = ()
 
     @property
     def console(self) -> Console:
-        """The app, as far as screens know it."""
+        """The app, as its screens see it."""
         return cast("Console", self.app)
 
     @property
     def roomy(self) -> bool:
-        """True where all panels fit at once."""
+        """True if there is room for all panels at once."""
         return self.has_class("-wide") and self.has_class("-tall")
 
     @property
     def in_front(self) -> bool:
-        """True when nothing but dialogs lies over this screen; others need not be drawn."""
+        """True if only dialogs are above this screen; otherwise it need not be drawn."""
         return self.console.front is self
 
     def top_bar(self) -> TopBar:
@@ -57,23 +57,23 @@ class ConsoleScreen(Screen[None]):
         return KeyBar()
 
     def interest(self) -> Interest:
-        """What is read while this screen is in front."""
+        """What the poller reads while this screen is in front."""
         raise NotImplementedError
 
     def subject(self) -> tuple[str, str] | None:
-        """The id and label of the run that actions are about."""
+        """The id and label of the run that actions apply to."""
         return None
 
     def can_cancel(self) -> bool:
-        """True when the run that actions are about can be cancelled."""
+        """True if the run that actions apply to can be cancelled."""
         return False
 
     def can_resume(self) -> bool:
-        """True when nobody runs the run that actions are about."""
+        """True if the run that actions apply to has no runner."""
         return False
 
     def on_screen_resume(self) -> None:
-        """Have the store read for this screen, unless another one came to the front meanwhile."""
+        """Register with the poller, unless another screen has come to the front meanwhile."""
         if not self.in_front:
             return
         for bar in self.query(TopBar):
@@ -81,7 +81,7 @@ class ConsoleScreen(Screen[None]):
         self.console.poller.watch(self.interest(), self)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Hide what does not apply; show but refuse what read-only forbids."""
+        """Hide actions that do not apply; disable those that read-only forbids."""
         if action in ("open", "copy") and self.subject() is None:
             return False
         if action == "cancel" and not self.can_cancel():
@@ -92,28 +92,28 @@ class ConsoleScreen(Screen[None]):
             return None
         return super().check_action(action, parameters)
 
-    def applies(self) -> tuple[bool, ...]:
-        """Which of the actions that come and go apply now."""
+    def applicable(self) -> tuple[bool, ...]:
+        """Which of the conditional actions apply now."""
         return (self.subject() is not None, self.can_cancel(), self.can_resume())
 
     def refresh_keys(self) -> None:
-        """Have the key bar drawn again when other actions apply than before; called when what is shown changed."""
-        applies = self.applies()
-        if applies != self._applies:
-            self._applies = applies
+        """Redraw the key bar if the applicable actions have changed; called after the content changes."""
+        applicable = self.applicable()
+        if applicable != self._applicable:
+            self._applicable = applicable
             self.refresh_bindings()
 
     def on_descendant_focus(self, _event: events.DescendantFocus) -> None:
-        """The focus may have gone to another table, and so to another run."""
+        """Another table may have the focus now, and so another run may be the subject."""
         self.refresh_keys()
 
     def action_cancel(self) -> None:
-        """Ask, then cancel the run."""
+        """Cancel the run after a confirmation."""
         if subject := self.subject():
             self.console.ask_cancel(*subject)
 
     def action_resume(self) -> None:
-        """Give the run a runner again."""
+        """Start a new runner for the run."""
         if subject := self.subject():
             self.console.resume(subject[0])
 
@@ -123,8 +123,8 @@ class ConsoleScreen(Screen[None]):
             self.console.copy(subject[0], what)
 
     def state(self) -> dict[str, Any]:
-        """What of this screen comes back at the next start."""
+        """The state of this screen to restore at the next start."""
         return {}
 
     def restore(self, _state: dict[str, Any]) -> None:
-        """Bring back what an earlier session left."""
+        """Restore the state that an earlier session saved."""

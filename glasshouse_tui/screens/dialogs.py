@@ -1,4 +1,4 @@
-"""Help, the question before a cancel, and the screen for a home that cannot be used."""
+"""The help screen, the confirmation dialog, and the screen for a home that cannot be used."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _KEY_CELLS: Final = 11
 _SHAPES: Final = (
     ("✓", "good", "passed, done, proven"),
     ("✗", "bad", "failed, rejected, leaked"),
-    ("▸", "busy", "at work now"),
+    ("▸", "busy", "in progress"),
     ("…", "busy", "pending"),
     ("!", "warn", "needs your attention"),
-    (DASH, "muted", "does not apply, or unknown"),
+    (DASH, "muted", "not applicable, or no value"),
 )
 
 
 class HelpScreen(ModalScreen[None]):
-    """Every key, by where it works, from the one table."""
+    """All keys, grouped by where they work."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,question_mark,f1,q,enter", "dismiss", "Close")]
 
@@ -40,7 +40,7 @@ class HelpScreen(ModalScreen[None]):
         self.HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]
 
     def compose(self) -> ComposeResult:
-        """Two columns of sections."""
+        """Two columns of sections, and how to close the screen."""
         half = (len(SECTIONS) + 1) // 2
         with Vertical(id="help", classes="dialog"):
             with ScrollPanel(), Horizontal():
@@ -52,7 +52,7 @@ class HelpScreen(ModalScreen[None]):
             )
 
     def on_mount(self) -> None:
-        """Name the dialog."""
+        """Set the dialog's title."""
         self.query_one("#help").border_title = "Keys"
 
 
@@ -74,7 +74,7 @@ def _shapes() -> list[Line]:
 
 
 class ConfirmScreen(ModalScreen[bool]):
-    """A question with two answers; anything but yes is no."""
+    """A yes/no question; any key but y means no."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("y", "answer(True)", "Yes"),
@@ -88,7 +88,7 @@ class ConfirmScreen(ModalScreen[bool]):
         self._answers = (yes, no)
 
     def compose(self) -> ComposeResult:
-        """The question, what follows from yes, the two keys."""
+        """The question, the consequence of yes, the two keys."""
         yes, no = self._answers
         with Vertical(classes="dialog", id="confirm"):
             yield Lines([line((plain(self._question), "strong"))])
@@ -101,7 +101,7 @@ class ConfirmScreen(ModalScreen[bool]):
 
 
 class TroubleScreen(ModalScreen[None]):
-    """The home or its database cannot be used: what, why, what to do. It goes away when the store is well again."""
+    """The home or its database cannot be used: the error and its hint. Closed once the store can be read."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("q", "app.quit", "Quit"),
@@ -114,7 +114,7 @@ class TroubleScreen(ModalScreen[None]):
         self._home = home
 
     def compose(self) -> ComposeResult:
-        """The error in its own words, and the keys."""
+        """The error's code, sentence and hint, the home, the keys."""
         with Vertical(classes="dialog", id="trouble"):
             yield Lines(id="code")
             yield Lines(id="sentence", classes="wraps")
@@ -123,12 +123,12 @@ class TroubleScreen(ModalScreen[None]):
             yield Lines([(), line((" r ", "key"), (" try again     ", "plain"), (" q ", "key"), (" quit", "plain"))])
 
     def on_mount(self) -> None:
-        """Say what is known."""
+        """Show the first error."""
         self.query_one("#trouble").border_title = "The store cannot be used"
         self.show(self._problem)
 
     def show(self, problem: Problem) -> None:
-        """Say what is wrong now."""
+        """Show the current error."""
         self._problem = problem
         if not self.query("#code"):  # not composed yet; on_mount shows it
             return

@@ -27,21 +27,21 @@ from glasshouse_tui.format import (
 )
 from glasshouse_tui.messages import FleetData, FleetRead
 from glasshouse_tui.poller import FLEET_RUNS, FleetInterest
-from glasshouse_tui.run_metrics import active_segment, is_final, overhead, run_share, seconds_left
+from glasshouse_tui.run_metrics import active_segment, is_final, overhead, run_fraction, seconds_left
 from glasshouse_tui.screens.base import ConsoleScreen
 from glasshouse_tui.screens.fleet_allocations import (
     ALLOCATION_COLUMNS,
+    active_run_ids,
+    allocation_detail,
+    allocation_notices,
+    allocation_rows,
+    allocations_title,
+    by_urgency,
     can_keep,
     can_release,
-    detail,
-    left_alone,
-    living,
-    notices,
-    ordered,
-    rows,
-    title,
+    unused_allocations,
 )
-from glasshouse_tui.state_styles import clean_look, look
+from glasshouse_tui.state_styles import state_style, verdict_style
 from glasshouse_tui.widgets.paint import Line, Lines, bar, line
 from glasshouse_tui.widgets.table import Column, Row, RowTable
 
@@ -61,22 +61,23 @@ RUN_COLUMNS: Final = (
     Column("when", "WHEN", 9, align="right"),
 )
 _BAR: Final = 6
+_DEMO: Final = " to run the demo: a small training job on this machine, raw, then protected, in about a minute."
 
 
 class FleetScreen(ConsoleScreen):
-    """Everything that is rented and everything that runs."""
+    """All allocations and the newest runs."""
 
     BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(FLEET)]
 
     def __init__(self) -> None:
         super().__init__()
         self._data: FleetData | None = None
-        self._seen: Overview | None = None
-        self._wanted: str | None = None
-        self._mentioned = False
+        self._latest: Overview | None = None
+        self._restored_run: str | None = None
+        self._focused_once = False
 
     def compose(self) -> ComposeResult:
-        """Both tables, or what to press first."""
+        """Both tables, or a welcome that says how to begin."""
         yield self.top_bar()
         with Vertical(id="body"):
             yield Lines([line(("Opening ", "muted"), (str(self.console.home), "muted"))], id="welcome")
@@ -89,7 +90,7 @@ class FleetScreen(ConsoleScreen):
         yield self.key_bar()
 
     def on_mount(self) -> None:
-        """Ages and times left go on between readings."""
+        """Redraw every second, so that ages and times left stay current between readings."""
         self.set_class(True, "-empty")
         self.set_interval(1.0, self._redraw)
 
@@ -102,27 +103,27 @@ class FleetScreen(ConsoleScreen):
         self._data = message.data
         self._redraw()
 
-    def show_look(self, seen: Overview) -> None:
+    def show_providers(self, latest: Overview) -> None:
         """Show what the providers listed, ours and foreign."""
-        self._seen = seen
+        self._latest = latest
         self._redraw()
 
     def on_row_table_moved(self, _message: RowTable.Moved) -> None:
-        """Other keys may apply to another row."""
+        """Update the detail line and the key bar for the row under the cursor."""
         self._show_detail()
         self.refresh_keys()
 
     def on_descendant_focus(self, event: events.DescendantFocus) -> None:
-        """The allocation under the cursor is told of while its table has the focus."""
+        """Show the detail line of the allocation under the cursor while its table has the focus."""
         self._show_detail()
         super().on_descendant_focus(event)
 
     def on_row_table_opened(self, _message: RowTable.Opened) -> None:
-        """A second click opens."""
+        """Open the row that was clicked twice."""
         self.action_open()
 
     def action_open(self) -> None:
-        """Open the run under the cursor, or the one on the allocation under it."""
+        """Open the run under the cursor, or the run that uses the allocation under it."""
         if subject := self.subject():
             self.console.open_run(subject[0])
 
@@ -131,32 +132,33 @@ class FleetScreen(ConsoleScreen):
         self.console.start_demo()
 
     def action_keep(self) -> None:
-        """Ask for how long the allocation under the cursor is kept."""
+        """Ask how long to keep the allocation under the cursor."""
         if allocation := self._allocation():
             self.console.ask_keep(allocation)
 
     def action_release(self) -> None:
-        """Ask, then end the allocation under the cursor."""
+        """Release the allocation under the cursor after a confirmation."""
         if allocation := self._allocation():
             self.console.ask_release(allocation)
 
-    def action_look(self) -> None:
-        """Ask the providers what is there."""
+    def action_query_providers(self) -> None:
+        """List the allocations of all providers."""
         self.console.query_providers()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Keeping and releasing apply to some allocations only."""
+        """Hide keep and release where they do not apply."""
         if action in ("keep", "release"):
-            allocation, fits = self._allocation(), can_keep if action == "keep" else can_release
-            if allocation is None or not fits(allocation, self._living()):
+            allocation, applies = self._allocation(), can_keep if action == "keep" else can_release
+            if allocation is None or not applies(allocation, self._active_runs()):
                 return False
         return super().check_action(action, parameters)
 
-    def applies(self) -> tuple[bool, ...]:
+    def applicable(self) -> tuple[bool, ...]:
         """Also whether the allocation under the cursor can be kept or released."""
-        allocation, runs = self._allocation(), self._living()
-        ours = allocation is not None and (can_keep(allocation, runs), can_release(allocation, runs))
-        return (*super().applies(), *(ours or (False, False)))
+        allocation, runs = self._allocation(), self._active_runs()
+        if allocation is None:
+            return (*super().applicable(), False, False)
+        return (*super().applicable(), can_keep(allocation, runs), can_release(allocation, runs))
 
     def subject(self) -> tuple[str, str] | None:
         """The run under the cursor of the table that has the focus."""
@@ -164,18 +166,18 @@ class FleetScreen(ConsoleScreen):
             return None
         key = self.query_one("#runs", RowTable).cursor_key
         if self.query_one("#allocations", RowTable).has_focus:
-            found = self._allocation()
-            key = found.run_id if found else None
+            allocation = self._allocation()
+            key = allocation.run_id if allocation else None
         summary = self._summary(key)
         return (key, summary.label if summary else "") if key else None
 
     def can_cancel(self) -> bool:
-        """True for a run that goes on."""
+        """True for an unfinished run."""
         summary = self._under_cursor()
         return summary is not None and not is_final(summary)
 
     def can_resume(self) -> bool:
-        """True for a run that nobody is running."""
+        """True for a run that has no runner."""
         summary = self._under_cursor()
         return summary is not None and summary.orphaned
 
@@ -184,19 +186,19 @@ class FleetScreen(ConsoleScreen):
         return {"run": self.query_one("#runs", RowTable).cursor_key}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Select the run of the session before."""
-        self._wanted = state.get("run") if isinstance(state.get("run"), str) else None
+        """Select the run that was selected in the previous session."""
+        self._restored_run = state.get("run") if isinstance(state.get("run"), str) else None
         self._redraw()
 
     def _allocation(self) -> AllocationView | None:
-        """Ours under the cursor, while its table has the focus."""
+        """Our allocation under the cursor, if its table has the focus."""
         table = self.query_one("#allocations", RowTable)
         if self._data is None or not table.has_focus:
             return None
-        return next((one for one in self._data.allocations if one.id == table.cursor_key), None)
+        return next((entry for entry in self._data.allocations if entry.id == table.cursor_key), None)
 
-    def _living(self) -> frozenset[str]:
-        return living(self._data.runs if self._data else ())
+    def _active_runs(self) -> frozenset[str]:
+        return active_run_ids(self._data.runs if self._data else ())
 
     def _summary(self, run_id: str | None) -> RunSummary | None:
         runs = self._data.runs if self._data else ()
@@ -206,38 +208,40 @@ class FleetScreen(ConsoleScreen):
         if self._data is None or not self.in_front:
             return
         data, now = self._data, self.console.now()
-        foreign = self._seen is not None and (self._seen.troubles or self._seen.allocations)
+        foreign = self._latest is not None and (self._latest.troubles or self._latest.allocations)
         empty = not data.runs and not data.allocations and not foreign
         self.set_class(empty, "-empty")
         if empty:
             self.query_one("#welcome", Lines).show(self._welcome())
-        going = sum(not is_final(run) for run in data.runs)
-        ended = len(data.runs) - going
-        told = f"{ended} ended" if len(data.runs) < FLEET_RUNS else f"the newest {ended} that ended"
-        self.query_one("#runs-title", Lines).show([line(("Runs", "strong"), (f"   {going} going on, {told}", "muted"))])
+        unfinished = sum(not is_final(run) for run in data.runs)
+        ended = len(data.runs) - unfinished
+        counted = f"{ended} ended" if len(data.runs) < FLEET_RUNS else f"newest {ended} ended"
+        heading = line(("Runs", "strong"), (f"   {unfinished} unfinished, {counted}", "muted"))
+        self.query_one("#runs-title", Lines).show([heading])
         table = self.query_one("#runs", RowTable)
-        table.show([run_row(data.views[run.id], now) for run in data.runs], cursor=self._wanted)
-        self._wanted = None
-        alone = left_alone(ordered(data.allocations), self._living())
-        mention = bool(alone) and not self._mentioned and not self.console.acted
+        table.show([run_row(data.views[run.id], now) for run in data.runs], cursor=self._restored_run)
+        self._restored_run = None
+        unused = unused_allocations(by_urgency(data.allocations), self._active_runs())
+        take_focus = bool(unused) and not self._focused_once and not self.console.has_key_input
         allocations = self.query_one("#allocations", RowTable)
-        self.query_one("#allocations-title", Lines).show([title(data.allocations)])
-        self._show_lines("#allocations-notice", notices(data.allocations, self._living(), self._seen))
-        allocations.show(rows(data.allocations, self._seen, now), cursor=alone[0].id if mention else None)
-        if mention:
+        self.query_one("#allocations-title", Lines).show([allocations_title(data.allocations)])
+        self._show_lines("#allocations-notice", allocation_notices(data.allocations, self._active_runs(), self._latest))
+        rows = allocation_rows(data.allocations, self._latest, now)
+        allocations.show(rows, cursor=unused[0].id if take_focus else None)
+        if take_focus:
             allocations.focus()
         elif not empty and self.focused is None:
             table.focus()
-        self._mentioned = True
+        self._focused_once = True
         self._show_detail()
         self.refresh_keys()
 
     def _show_detail(self) -> None:
         allocation = self._allocation()
-        self._show_lines("#allocation-detail", [detail(allocation)] if allocation else [])
+        self._show_lines("#allocation-detail", [allocation_detail(allocation)] if allocation else [])
 
     def _show_lines(self, selector: str, lines: list[Line]) -> None:
-        """Lines that take no room while there are none."""
+        """Show lines in a widget that is hidden while there are none."""
         widget = self.query_one(selector, Lines)
         widget.display = bool(lines)
         widget.show(lines)
@@ -252,19 +256,16 @@ class FleetScreen(ConsoleScreen):
         return [
             line(("Nothing has run here yet.", "strong")),
             (),
-            line(
-                ("Press ", "plain"), (" d ", "key"),
-                (" to run the demo: one small job on this machine, raw, then protected, in about a minute.", "plain"),
-            ),
-        ]  # fmt: skip
+            line(("Press ", "plain"), (" d ", "key"), (_DEMO, "plain")),
+        ]
 
 
 def run_row(view: RunView, now: datetime) -> Row:
     """One run as a row of `RUN_COLUMNS`."""
     summary = view.summary
     segment = active_segment(view)
-    attested = look("attestation", summary.attestation)
-    found = overhead(view)
+    attested = state_style("attestation", summary.attestation)
+    figure = overhead(view)
     final = is_final(summary)
     left = seconds_left(view)
     ended = summary.finished_at or summary.created_at
@@ -282,7 +283,7 @@ def run_row(view: RunView, now: datetime) -> Row:
             "rate": line(rate(segment.steps_per_second if segment else None)),
             "loss": line(loss(value)),
             "attestation": line((attested.text, attested.tone)),
-            "overhead": line((percent(found[0]) if found and final else DASH, "plain")),
+            "overhead": line((percent(figure[0]) if figure and final else DASH, "plain")),
             "when": line((when if final or left is not None else DASH, "muted")),
         },
     )
@@ -291,26 +292,26 @@ def run_row(view: RunView, now: datetime) -> Row:
 def _state(view: RunView) -> Line:
     summary, segment = view.summary, active_segment(view)
     if summary.orphaned:
-        return line(("! unattended", "warn"))
+        return line(("! no runner", "warn"))
     if summary.state == "running" and segment is not None:
-        shown = look("segment", segment.state)
+        style = state_style("segment", segment.state)
     else:
-        shown = look("run", summary.state)
-    return line((shown.text, shown.tone))
+        style = state_style("run", summary.state)
+    return line((style.text, style.tone))
 
 
 def _coarse(seconds: float) -> str:
-    """Time in its largest unit, for a narrow column."""
+    """A duration in its largest unit, for a narrow column."""
     return f"{seconds:.0f} s" if seconds < 59.5 else duration(seconds).split()[0]
 
 
 def _progress(view: RunView) -> Line:
-    share, segment = run_share(view), active_segment(view)
-    return (*bar(share, _BAR, segment.kind if segment else "busy"), (f" {whole_percent(share):>5}", "plain"))
+    fraction, segment = run_fraction(view), active_segment(view)
+    return (*bar(fraction, _BAR, segment.kind if segment else "busy"), (f" {whole_percent(fraction):>5}", "plain"))
 
 
 def _outcome(summary: RunSummary) -> Line:
     if summary.state != "finished":
         return line((plain(summary.reason) or DASH, "muted"))
-    shown = clean_look(summary.clean)
-    return line((shown.text, shown.tone))
+    style = verdict_style(summary.clean)
+    return line((style.text, style.tone))

@@ -1,4 +1,4 @@
-"""History: every row, mine and published; filtered as one types, sorted by column, paged from the store."""
+"""History: all rows, mine and published; filtered while typing, sorted by column, paged from the store."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from engine.errors import GlasshouseError
 from engine.store.views import RunSummary
 from glasshouse_tui.bindings import HISTORY, bindings_for
 from glasshouse_tui.format import DASH, count, day, gpu, model, moment, percent, plain, short_id
-from glasshouse_tui.messages import Refused, StoreChanged, WindowRead
-from glasshouse_tui.paging import SORTS, SOURCES, Question, Where, Window, read
+from glasshouse_tui.messages import ActionFailed, StoreChanged, WindowRead
+from glasshouse_tui.paging import SORTS, SOURCES, Fetch, Query, Window, read
 from glasshouse_tui.poller import ChangeInterest, problem_of
 from glasshouse_tui.run_metrics import is_final
 from glasshouse_tui.screens.base import ConsoleScreen
-from glasshouse_tui.state_styles import clean_look, look
+from glasshouse_tui.state_styles import state_style, verdict_style
 from glasshouse_tui.widgets.paint import Lines, line
 from glasshouse_tui.widgets.table import Column, Row, RowTable
 
@@ -46,11 +46,11 @@ _ORDERS: Final = {
 }
 _DEBOUNCE_SECONDS: Final = 0.15
 _REREAD_SECONDS: Final = 1.0
-_FALLING_FIRST: Final = ("created_at", "overhead_pct")
+_DESCENDING_FIRST: Final = ("created_at", "overhead_pct")
 
 
 class FilterInput(Input):
-    """The filter's line; Escape, Enter and Down go back to the rows."""
+    """The filter field; Escape, Enter and Down return to the rows."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,down,enter", "screen.leave_filter", "Rows", show=False),
@@ -58,7 +58,7 @@ class FilterInput(Input):
 
 
 class HistoryScreen(ConsoleScreen):
-    """A table over as many rows as there are; only a window of them is held."""
+    """A table of all rows, of which only a window is held in memory."""
 
     TAB = "history"
     BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(HISTORY)]
@@ -66,70 +66,70 @@ class HistoryScreen(ConsoleScreen):
     def __init__(self) -> None:
         super().__init__()
         self._window = Window()
-        self._question = Question()
+        self._row_query = Query()
         self._ticket = 0
-        self._reading = False
-        self._wanted: str | None = None
-        self._typing: Timer | None = None
-        self._stale: Timer | None = None
+        self._is_reading = False
+        self._restored_row: str | None = None
+        self._filter_timer: Timer | None = None
+        self._reread_timer: Timer | None = None
 
     def compose(self) -> ComposeResult:
-        """The filter, what is listed, the rows."""
+        """The filter, the position and order, the rows."""
         yield self.top_bar()
         with Vertical(id="body"):
             with Horizontal(id="filter-line"):
-                yield FilterInput(placeholder="filter: words of label, model, GPU, provider or id", id="filter")
+                yield FilterInput(placeholder="filter by label, model, GPU or id", id="filter")
                 yield Lines(id="listed")
             yield RowTable(COLUMNS, id="rows")
         yield self.key_bar()
 
     def on_mount(self) -> None:
-        """Read the first rows of what was listed before."""
+        """Read the first rows of the list as the previous session left it."""
         self.query_one("#rows", RowTable).focus()
         self.restore(self.console.restored("history"))
 
     def interest(self) -> ChangeInterest:
-        """Only that something changed; the rows are asked for from here."""
+        """Only notifications of changes; this screen reads its rows itself."""
         return ChangeInterest()
 
     def on_store_changed(self, _message: StoreChanged) -> None:
-        """Read the same stretch again, at most once a second."""
-        if self._stale is None:
-            self._stale = self.set_timer(_REREAD_SECONDS, self._reread)
+        """Reread the rows held, at most once a second."""
+        if self._reread_timer is None:
+            self._reread_timer = self.set_timer(_REREAD_SECONDS, self._reread)
 
     def _reread(self) -> None:
-        self._stale = None
+        self._reread_timer = None
         if self.in_front:
-            self._ask("again")
+            self._fetch("reload")
 
     def on_input_changed(self, message: Input.Changed) -> None:
-        """Ask once the typing pauses."""
+        """Apply the filter once typing pauses."""
         message.stop()
-        if self._typing is not None:
-            self._typing.stop()
-        self._typing = self.set_timer(_DEBOUNCE_SECONDS, self._filter)
+        if self._filter_timer is not None:
+            self._filter_timer.stop()
+        self._filter_timer = self.set_timer(_DEBOUNCE_SECONDS, self._filter)
 
     def _filter(self) -> None:
-        self._ask_for(replace(self._question, text=self.query_one("#filter", Input).value.strip()))
+        self._show_query(replace(self._row_query, text=self.query_one("#filter", Input).value.strip()))
 
     def on_row_table_moved(self, message: RowTable.Moved) -> None:
         """Read ahead of the cursor."""
-        if where := self._window.wants(message.table.cursor):
-            self._ask(where)
+        if fetch := self._window.next_fetch(message.table.cursor):
+            self._fetch(fetch)
         self._show_listed()
 
     def on_row_table_edge_reached(self, message: RowTable.EdgeReached) -> None:
-        """Go to the very first or last row, whatever is held."""
+        """Go to the first or last of all rows, even if it is not held."""
         if message.whole and (self._window.more_below if message.step > 0 else self._window.more_above):
-            self._ask("last" if message.step > 0 else "fresh", force=True)
+            self._fetch("last" if message.step > 0 else "first", force=True)
 
     def on_row_table_opened(self, _message: RowTable.Opened) -> None:
-        """A second click opens."""
+        """Open the row that was clicked twice."""
         self.action_open()
 
     def on_row_table_header_clicked(self, message: RowTable.HeaderClicked) -> None:
-        """Sort by the column, or turn its order around."""
-        if message.column == self._question.sort:
+        """Sort by the column, or reverse the order if it is the sort column already."""
+        if message.column == self._row_query.sort:
             self.action_reverse_sort()
         elif message.column in SORTS:
             self._sort_by(SORTS.index(message.column))
@@ -140,123 +140,123 @@ class HistoryScreen(ConsoleScreen):
             self.console.open_run(subject[0])
 
     def action_filter(self) -> None:
-        """Go to the filter."""
+        """Focus the filter."""
         self.query_one("#filter", Input).focus()
 
     def action_leave_filter(self) -> None:
-        """Go back to the rows."""
+        """Focus the rows."""
         self.query_one("#rows", RowTable).focus()
 
     def action_next_source(self) -> None:
-        """All rows, mine, or the published ones."""
+        """Switch between all rows, mine, and the published ones."""
         names = list(SOURCES)
-        following = names[(names.index(self._question.source) + 1) % len(names)]
-        self._ask_for(replace(self._question, source=following))
+        following = names[(names.index(self._row_query.source) + 1) % len(names)]
+        self._show_query(replace(self._row_query, source=following))
 
     def action_next_sort(self) -> None:
-        """Sort by the next column that can be sorted by."""
-        self._sort_by((SORTS.index(self._question.sort) + 1) % len(SORTS))
+        """Sort by the next sortable column."""
+        self._sort_by((SORTS.index(self._row_query.sort) + 1) % len(SORTS))
 
     def action_reverse_sort(self) -> None:
-        """Turn the order around."""
-        self._ask_for(replace(self._question, descending=not self._question.descending))
+        """Reverse the sort order."""
+        self._show_query(replace(self._row_query, descending=not self._row_query.descending))
 
     def subject(self) -> tuple[str, str] | None:
         """The row under the cursor."""
         key = self.query_one("#rows", RowTable).cursor_key
-        found = next((row for row in self._window.rows if row.id == key), None)
-        return (found.id, found.label) if found else None
+        run = next((row for row in self._window.rows if row.id == key), None)
+        return (run.id, run.label) if run else None
 
     def state(self) -> dict[str, Any]:
         """Filter, source, sort and the selected row."""
-        asked = self._question
+        query = self._row_query
         return {
-            "text": asked.text,
-            "source": asked.source,
-            "sort": asked.sort,
-            "descending": asked.descending,
+            "text": query.text,
+            "source": query.source,
+            "sort": query.sort,
+            "descending": query.descending,
             "row": self.query_one("#rows", RowTable).cursor_key,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """List what the session before listed."""
+        """Restore the list as the previous session left it."""
         text, source, sort = state.get("text"), state.get("source"), state.get("sort")
-        asked = Question(
+        query = Query(
             text=text if isinstance(text, str) else "",
             source=source if source in SOURCES else "all",
             sort=sort if sort in SORTS else "created_at",
             descending=state.get("descending") is not False,
         )
-        self._wanted = state.get("row") if isinstance(state.get("row"), str) else None
+        self._restored_row = state.get("row") if isinstance(state.get("row"), str) else None
         field = self.query_one("#filter", Input)
         with field.prevent(Input.Changed):
-            field.value = asked.text
-        self._question = asked
-        self._ask("fresh", force=True)
+            field.value = query.text
+        self._row_query = query
+        self._fetch("first", force=True)
 
-    def _sort_by(self, place: int) -> None:
-        sort = SORTS[place]
-        self._ask_for(replace(self._question, sort=sort, descending=sort in _FALLING_FIRST))
+    def _sort_by(self, index: int) -> None:
+        sort = SORTS[index]
+        self._show_query(replace(self._row_query, sort=sort, descending=sort in _DESCENDING_FIRST))
 
-    def _ask_for(self, question: Question) -> None:
-        if question != self._question:
-            self._question = question
-            self._ask("fresh", force=True)
+    def _show_query(self, query: Query) -> None:
+        if query != self._row_query:
+            self._row_query = query
+            self._fetch("first", force=True)
 
-    def _ask(self, where: Where, *, force: bool = False) -> None:
-        if self._reading and not force:
+    def _fetch(self, fetch: Fetch, *, force: bool = False) -> None:
+        if self._is_reading and not force:
             return
-        self._reading = True
+        self._is_reading = True
         self._ticket += 1
-        self._read(self._ticket, self._question, where, self._window)
+        self._read(self._ticket, self._row_query, fetch, self._window)
 
     @work(thread=True, exclusive=True, group="history")
-    def _read(self, ticket: int, question: Question, where: Where, window: Window) -> None:
-        held = () if where == "fresh" else window.rows
+    def _read(self, ticket: int, query: Query, fetch: Fetch, window: Window) -> None:
+        held = () if fetch == "first" else window.rows
         try:
-            answer = read(self.console.home, question, where, held, window.first)
+            result = read(self.console.home, query, fetch, held, window.first)
         except (GlasshouseError, OSError, sqlite3.Error) as error:
-            self.post_message(Refused(problem_of(error)))
+            self.post_message(ActionFailed(problem_of(error)))
             return
-        self.post_message(WindowRead(ticket, answer))
+        self.post_message(WindowRead(ticket, result))
 
-    def on_refused(self, _message: Refused) -> None:
-        """The reading failed; the app says why."""
-        self._reading = False
+    def on_action_failed(self, _message: ActionFailed) -> None:
+        """Allow the next read; the app reports the error."""
+        self._is_reading = False
 
     def on_window_read(self, message: WindowRead) -> None:
-        """Put an answer into the window, unless a newer question was asked."""
+        """Merge the rows into the window, unless a newer read was started."""
         if message.ticket != self._ticket:
             return
-        self._reading = False
-        answer = message.answer
-        self._window = self._window.take(answer)
+        self._is_reading = False
+        result = message.result
+        self._window = self._window.merge(result)
         rows = self._window.rows
         table = self.query_one("#rows", RowTable)
-        cursor = self._wanted
+        cursor = self._restored_row
         if cursor not in {row.id for row in rows}:
-            cursor = rows[0].id if answer.where == "fresh" and rows else None
-            cursor = rows[-1].id if answer.where == "last" and rows else cursor
-        self._wanted = None
+            cursor = rows[0].id if result.fetch == "first" and rows else None
+            cursor = rows[-1].id if result.fetch == "last" and rows else cursor
+        self._restored_row = None
         table.show([history_row(row) for row in rows], cursor=cursor)
-        table.show_sort(self._question.sort, descending=self._question.descending)
+        table.show_sort(self._row_query.sort, descending=self._row_query.descending)
         self._show_listed()
         self.refresh_keys()
 
     def _show_listed(self) -> None:
         window, table = self._window, self.query_one("#rows", RowTable)
-        asked = self._question
-        first = line((f"{window.first + table.cursor + 1:,}", "strong"), (f" of {window.total:,}", "muted"))
+        query = self._row_query
+        position = line((f"{window.first + table.cursor + 1:,}", "strong"), (f" of {window.total:,}", "muted"))
         if not window.total:
-            first = line(("no row matches" if asked.text else "no rows", "muted"))
-        order = _ORDERS[asked.sort][not asked.descending]
-        self.query_one("#listed", Lines).show([first, line((f"{_SOURCE_WORDS[asked.source]}, {order}", "muted"))])
+            position = line(("no matching rows" if query.text else "no rows", "muted"))
+        order = _ORDERS[query.sort][not query.descending]
+        self.query_one("#listed", Lines).show([position, line((f"{_SOURCE_WORDS[query.source]}, {order}", "muted"))])
 
 
 def history_row(run: RunSummary) -> Row:
-    """One row of History; what was not published is a dash."""
+    """One run as a row of History; fields that were not published are a dash."""
     published = run.source == "published"
-    attested = look("attestation", run.attestation)
+    attested = state_style("attestation", run.attestation)
     return Row(
         run.id,
         {
@@ -277,7 +277,7 @@ def _verdict(run: RunSummary) -> tuple[tuple[str, str], ...]:
     if run.source == "published":
         return line(("◇ published", "muted"))
     if run.state != "finished":
-        shown = look("run", run.state)
-        return line(("! unattended", "warn")) if run.orphaned else line((shown.text, shown.tone))
-    shown = clean_look(run.clean)
-    return line((shown.text, shown.tone))
+        style = state_style("run", run.state)
+        return line(("! no runner", "warn")) if run.orphaned else line((style.text, style.tone))
+    style = verdict_style(run.clean)
+    return line((style.text, style.tone))

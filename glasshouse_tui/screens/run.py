@@ -19,7 +19,7 @@ from glasshouse_tui.poller import RunInterest
 from glasshouse_tui.provisional_checks import checks_of
 from glasshouse_tui.run_metrics import is_final, seconds_left
 from glasshouse_tui.screens.base import ConsoleScreen
-from glasshouse_tui.state_styles import ORPHANED, look
+from glasshouse_tui.state_styles import NO_RUNNER, state_style
 from glasshouse_tui.widgets.bars import TopBar
 from glasshouse_tui.widgets.lossplot import LossPlot
 from glasshouse_tui.widgets.paint import Line, Lines, line, spread
@@ -35,15 +35,15 @@ _NO_CURVE: Final = "The loss curve was not published."
 
 
 class PanelTabs(Lines):
-    """Names the panels where only one of them fits at a time."""
+    """The panels' names, shown where only one panel fits at a time."""
 
     ALLOW_SELECT = False
 
     def on_click(self, event: events.Click) -> None:
         """Show the panel whose name was clicked."""
         right = 0
-        for place, (name, title) in enumerate(PANELS):
-            right += len(f"{place + 1} {title}   ")
+        for number, (name, title) in enumerate(PANELS, start=1):
+            right += len(f"{number} {title}   ")
             if event.x < right:
                 if isinstance(self.screen, RunScreen):
                     self.screen.action_panel(name)
@@ -55,7 +55,7 @@ class LossPanel(Vertical, can_focus=True):
 
 
 class RunScreen(ConsoleScreen):
-    """One run, live or ended, mine or published."""
+    """One run: in progress or ended, mine or published."""
 
     BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(RUN)]
 
@@ -92,13 +92,13 @@ class RunScreen(ConsoleScreen):
         yield self.key_bar()
 
     def on_mount(self) -> None:
-        """Times go on between readings."""
+        """Show the first panel, and keep times current between readings."""
         self.query_one("#facts-panel").display = False
         self.action_panel(self._panel)
         self.set_interval(_TICK_SECONDS, self._redraw_times)
 
     def on_resize(self) -> None:
-        """Lay out again; the plot may hold more points now."""
+        """Lay out again; the plot may have room for more points."""
         self.call_after_refresh(self._laid_out)
 
     def _laid_out(self) -> None:
@@ -108,7 +108,7 @@ class RunScreen(ConsoleScreen):
             self.console.poller.watch(self.interest(), self)
 
     def top_bar(self) -> TopBar:
-        """The top bar of the list that lies below."""
+        """The top bar with the list below this screen as its tab."""
         below = next(
             (s for s in reversed(self.app.screen_stack) if isinstance(s, ConsoleScreen) and s is not self), None
         )
@@ -123,11 +123,11 @@ class RunScreen(ConsoleScreen):
         return RunInterest(self.run_id, points)
 
     def on_run_read(self, message: RunRead) -> None:
-        """Show a reading."""
+        """Show what was read, if it is this run."""
         if message.data.view.summary.id == self.run_id:
-            known = self._published
+            was_published = self._published
             self._data = message.data
-            if self._published != known:
+            if self._published != was_published:
                 self._show_panel()
             self._redraw()
 
@@ -136,34 +136,34 @@ class RunScreen(ConsoleScreen):
         return (self.run_id, self._data.view.summary.label) if self._data else None
 
     def can_cancel(self) -> bool:
-        """True while the run goes on."""
+        """True while the run is unfinished."""
         return self._data is not None and not is_final(self._data.view.summary)
 
     def can_resume(self) -> bool:
-        """True when nobody is running it."""
+        """True if the run has no runner."""
         return self._data is not None and self._data.view.summary.orphaned
 
     def state(self) -> dict[str, Any]:
-        """The panel in front."""
+        """The current panel."""
         return {"panel": self._panel}
 
     def action_panel(self, name: str) -> None:
-        """Bring a panel to the front and give it the focus."""
+        """Make a panel the current one and focus it."""
         self._panel = name
         self._show_panel()
-        inside = {"log": "#facts-panel" if self._published else "#log", "loss": "#loss-panel"}.get(
+        target = {"log": "#facts-panel" if self._published else "#log", "loss": "#loss-panel"}.get(
             name, f"#{name}-panel"
         )
-        self.query_one(inside).focus()
+        self.query_one(target).focus()
         self.call_after_refresh(self._laid_out)
 
     def action_zoom(self) -> None:
-        """One panel alone, or all again."""
+        """Maximize the current panel, or restore the layout."""
         self.toggle_class("-zoomed")
         self.call_after_refresh(self._laid_out)
 
     def on_descendant_focus(self, event: events.DescendantFocus) -> None:
-        """The panel with the focus is the one in front."""
+        """Make the focused panel the current one."""
         for panel in event.widget.ancestors_with_self:
             name = (panel.id or "").removesuffix("-panel")
             if name in dict(PANELS) and name != self._panel:
@@ -187,9 +187,9 @@ class RunScreen(ConsoleScreen):
             [
                 tuple(
                     part
-                    for place, (name, title) in enumerate(PANELS)
+                    for number, (name, title) in enumerate(PANELS, start=1)
                     for part in (
-                        (f"{place + 1} ", "muted"),
+                        (f"{number} ", "muted"),
                         (title, "tab" if name == self._panel else "muted"),
                         ("   ", "plain"),
                     )
@@ -198,8 +198,8 @@ class RunScreen(ConsoleScreen):
         )
 
     def _redraw_times(self) -> None:
-        recently = time.monotonic() - self._redrawn_at < _TICK_SECONDS / 2
-        if self._data and not is_final(self._data.view.summary) and self.in_front and not recently:
+        just_redrawn = time.monotonic() - self._redrawn_at < _TICK_SECONDS / 2
+        if self._data and not is_final(self._data.view.summary) and self.in_front and not just_redrawn:
             self._redraw_head(self._data.view)
 
     def _redraw_head(self, view: RunView) -> None:
@@ -231,8 +231,8 @@ class RunScreen(ConsoleScreen):
         self.refresh_keys()
 
     def _show_log(self, data: RunData) -> None:
-        known = self._log_rows
-        self._log_rows = {entry.rowid: known.get(entry.rowid) or log_row(entry) for entry in data.log}
+        previous = self._log_rows
+        self._log_rows = {entry.rowid: previous.get(entry.rowid) or log_row(entry) for entry in data.log}
         self.query_one("#log", RowTable).show(list(self._log_rows.values()))
 
     def _show_lines(self, name: str, lines: list[Line]) -> None:
@@ -251,24 +251,26 @@ class RunScreen(ConsoleScreen):
     def _title(self, view: RunView) -> list[Line]:
         summary = view.summary
         width = self.query_one("#title").content_size.width
-        shown = look("run", summary.state)
+        style = state_style("run", summary.state)
         reason = f"  {plain(summary.reason)}" if summary.reason else ""
         published = summary.source == "published"
-        state = line((shown.text, shown.tone), (reason, "muted")) if not published else line(("published", "muted"))
+        state = line((style.text, style.tone), (reason, "muted")) if not published else line(("published", "muted"))
         left = line((plain(summary.label), "strong"), (f"  {short_id(summary.id)}  ", "muted")) + state
         right = line((left_text(seconds_left(view)) or self._took(view), "plain"))
         return [spread(left, right, width), line((" · ".join(_settings(view)), "muted"))]
 
     def _took(self, view: RunView) -> str:
-        found = _seconds(view)
-        return f"took {duration(found)}" if found is not None else ""
+        seconds = _seconds(view)
+        return f"took {duration(seconds)}" if seconds is not None else ""
 
     def _banner(self, view: RunView) -> list[Line]:
         if not view.summary.orphaned:
             return []
         if self.console.read_only:
-            return [line((f"{ORPHANED.text}.", ORPHANED.tone), ("  This console is read-only.", "muted"))]
-        return [line((f"{ORPHANED.text}.  Press ", ORPHANED.tone), (" r ", "key"), (" to resume it.", ORPHANED.tone))]
+            return [line((f"{NO_RUNNER.text}.", NO_RUNNER.tone), ("  This console is read-only.", "muted"))]
+        return [
+            line((f"{NO_RUNNER.text}.  Press ", NO_RUNNER.tone), (" r ", "key"), (" to resume it.", NO_RUNNER.tone))
+        ]
 
 
 def _seconds(view: RunView) -> float | None:
@@ -276,7 +278,7 @@ def _seconds(view: RunView) -> float | None:
 
 
 def _settings(view: RunView) -> list[str]:
-    """What the run is made of, in few words."""
+    """The run's main settings in a few words."""
     summary = view.summary
     parts = [summary.provider]
     if summary.gpu_model:

@@ -1,1 +1,1 @@
-"""The parts that screens are made of. They know the views and the tones, never the store."""
+"""The widgets of the screens. They use the store's views and the tones, never the store itself."""

@@ -1,4 +1,4 @@
-"""The top bar (where one is, what time it is) and the key bar (what keys do here)."""
+"""The top bar (current place and time) and the key bar (what the keys do here)."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from textual.screen import Screen
 
 _TABS: Final = (("fleet", "Fleet"), ("history", "History"))
-_KEPT_RANK: Final = 90
+_ALWAYS_SHOWN_RANK: Final = 90
 
 
 class TopBar(Widget):
-    """One line: the name, the two lists, where one is below them, read-only, local time with its zone."""
+    """One line: the name, the two lists, the open run, read-only, local time with its zone."""
 
     DEFAULT_CSS = "TopBar { height: 1; dock: top; }"
     ALLOW_SELECT = False
@@ -33,7 +33,7 @@ class TopBar(Widget):
     time: reactive[str] = reactive("")
 
     def __init__(self, tab: str, *, read_only: bool, now: Callable[[], datetime], shown: Callable[[], bool]) -> None:
-        """`tab` is the list in front; `now` gives the time; `shown` tells whether anybody sees the bar."""
+        """`tab` is the current list, `now` the clock; `shown` returns whether the bar is visible."""
         super().__init__()
         self._tab = tab
         self._read_only = read_only
@@ -46,7 +46,7 @@ class TopBar(Widget):
         self.set_interval(1.0, self.tick)
 
     def tick(self) -> None:
-        """Show the time now, if anybody sees it."""
+        """Update the time, if the bar is visible."""
         if not self._shown():
             return
         now = self._now().astimezone()
@@ -58,7 +58,7 @@ class TopBar(Widget):
             await self.app.run_action(f"app.go('{tab}')")
 
     def render(self) -> RenderResult:
-        """The bar for the width that there is."""
+        """The bar for the available width."""
         theme = self.app.theme
         parts = [Content.assemble(("◆ ", tone(theme, "accent")), ("glasshouse", tone(theme, "strong")), "   ")]
         for name, title in _TABS:
@@ -81,7 +81,7 @@ class TopBar(Widget):
 
 
 class KeyBar(Widget):
-    """One line of keys that work here and now, from the table; what does not fit gives way, help and quit never do."""
+    """One line of the keys that work here now; those that do not fit are dropped, except help and quit."""
 
     DEFAULT_CSS = "KeyBar { height: 1; dock: bottom; }"
     ALLOW_SELECT = False
@@ -96,7 +96,7 @@ class KeyBar(Widget):
         return self._keys
 
     def on_mount(self) -> None:
-        """Follow what the focus makes possible."""
+        """Update when the focus changes what is possible."""
         self.screen.bindings_updated_signal.subscribe(self, self._bindings_changed)
         self._bindings_changed(self.screen)
 
@@ -113,19 +113,19 @@ class KeyBar(Widget):
             self.refresh()
 
     def on_click(self, event: events.Click) -> None:
-        """Press the key that was clicked."""
+        """Simulate the key that was clicked."""
         if key := event.style.meta.get("press"):
             self.app.simulate_key(key)
 
     def render(self) -> RenderResult:
-        """The keys for the width that there is."""
+        """The keys for the available width."""
         room = self.content_size.width
-        kept = [self._drawn(key, on) for key, on in self._keys if key.rank > _KEPT_RANK]
-        right = Content("  ").join(kept)
+        always = [self._drawn(key, on) for key, on in self._keys if key.rank > _ALWAYS_SHOWN_RANK]
+        right = Content("  ").join(always)
         room -= right.cell_length
         left = Content("")
         for key, on in self._keys:
-            if key.rank > _KEPT_RANK:
+            if key.rank > _ALWAYS_SHOWN_RANK:
                 continue
             drawn = self._drawn(key, on)
             if left.cell_length + drawn.cell_length + 3 > room:

@@ -1,4 +1,4 @@
-"""Both loss curves over each other, drawn by plotext in a thread and shown as it comes."""
+"""Both loss curves in one plot, drawn by plotext in a thread."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from textual.content import Content
 from textual.widget import Widget
 
 from glasshouse_tui.format import loss
-from glasshouse_tui.messages import Picture, PlotDrawn
+from glasshouse_tui.messages import PlotDrawn, PlotSpec
 from glasshouse_tui.theme import is_colourless, tone
 
 Curve = Sequence[tuple[int, float]]
@@ -23,13 +23,13 @@ Curve = Sequence[tuple[int, float]]
 _PLOTEXT: Final = threading.Lock()
 _LINE: Final = "braille"
 _CROSS: Final = "x"
-_CELLS_A_CROSS: Final = 4
+_CELLS_PER_CROSS: Final = 4
 _AXIS_CELLS: Final = 8
 _TICKS: Final = 4
 
 
 class LossPlot(Widget):
-    """Raw is a line, protected is crosses on it: where the work is the same the two lie on each other."""
+    """Raw is a line and protected is crosses: where both segments have the same losses, the crosses are on the line."""
 
     DEFAULT_CSS = "LossPlot { height: 1fr; width: 1fr; }"
     ALLOW_SELECT = False
@@ -39,23 +39,23 @@ class LossPlot(Widget):
         self._curves: dict[str, tuple[tuple[int, float], ...]] = {}
         self._limit: int | None = None
         self._drawn: Text | None = None
-        self._wanted: Picture | None = None
-        self._shown: Picture | None = None
+        self._requested: PlotSpec | None = None
+        self._shown: PlotSpec | None = None
         self._drawing = False
         self._absent = "Losses appear with the first measured steps."
 
     @property
     def points(self) -> int:
-        """Points for each curve that the width can show."""
+        """The number of points per curve that fit the width."""
         return max(0, self.content_size.width - 8) * 2
 
     @property
     def is_drawn(self) -> bool:
-        """True when the newest curves are on the screen."""
-        return self._wanted is not None and self._wanted == self._shown
+        """True if the newest curves are displayed."""
+        return self._requested is not None and self._requested == self._shown
 
     def show(self, curves: Mapping[str, Curve], *, limit: int | None = None, absent: str | None = None) -> None:
-        """Replace the curves. `limit` is the steps that are planned; `absent` is said where there are no curves."""
+        """Replace the curves. `limit` is the number of planned steps; `absent` is shown if there are no curves."""
         if absent is not None:
             self._absent = absent
         self._limit = limit
@@ -67,20 +67,20 @@ class LossPlot(Widget):
         self._draw()
 
     def on_mount(self) -> None:
-        """Draw again under another theme."""
+        """Redraw when the theme changes."""
         self.app.theme_changed_signal.subscribe(self, lambda _theme: self._draw())
 
     def render(self) -> RenderResult:
-        """The newest drawing, or why there is none."""
+        """The latest plot, or why there is none."""
         if not self._curves or self._drawn is None:
             return Content.assemble((self._absent, tone(self.app.theme, "muted")))
         return self._drawn
 
     def on_plot_drawn(self, message: PlotDrawn) -> None:
-        """Show a drawing, and begin the next when another is wanted meanwhile."""
+        """Show the plot, and begin the next one if another was requested meanwhile."""
         self._drawing = False
-        self._shown = message.picture
-        if message.picture.size == tuple(self.content_size):
+        self._shown = message.spec
+        if message.spec.size == tuple(self.content_size):
             self._drawn = Text.from_ansi(message.ansi.rstrip("\n"), no_wrap=True)
             self.refresh()
         self._begin()
@@ -88,30 +88,30 @@ class LossPlot(Widget):
     def _draw(self) -> None:
         width, height = self.content_size
         if not self._curves or width < 16 or height < 4:
-            self._wanted = None
+            self._requested = None
             self.refresh()
             return
-        self._wanted = Picture((width, height), self.app.theme, self._limit, dict(self._curves))
+        self._requested = PlotSpec((width, height), self.app.theme, self._limit, dict(self._curves))
         self._begin()
 
     def _begin(self) -> None:
-        if self._drawing or self._wanted is None or self._wanted == self._shown:
+        if self._drawing or self._requested is None or self._requested == self._shown:
             return
         self._drawing = True
-        self._plot(self._wanted)
+        self._plot(self._requested)
 
     @work(thread=True, group="plot")
-    def _plot(self, picture: Picture) -> None:
-        self.post_message(PlotDrawn(draw(picture), picture))
+    def _plot(self, spec: PlotSpec) -> None:
+        self.post_message(PlotDrawn(draw(spec), spec))
 
 
-def draw(picture: Picture) -> str:
-    """A picture as ANSI text of its size. Steps lie across, up to the limit where it is known; losses up."""
+def draw(spec: PlotSpec) -> str:
+    """The plot as ANSI text. The x axis is steps, up to the limit if it is known; the y axis is the loss."""
     import plotext
 
-    (columns, lines), theme = picture.size, picture.theme
-    finite = {kind: [(s, v) for s, v in curve if math.isfinite(v)] for kind, curve in picture.curves.items()}
-    most = max([picture.limit or 1, *(curve[-1][0] for curve in finite.values() if curve)])
+    (columns, lines), theme = spec.size, spec.theme
+    finite = {kind: [(s, v) for s, v in curve if math.isfinite(v)] for kind, curve in spec.curves.items()}
+    most = max([spec.limit or 1, *(curve[-1][0] for curve in finite.values() if curve)])
     means = {kind: _means(curve, most, max(1, columns - _AXIS_CELLS)) for kind, curve in finite.items() if curve}
     if not means:
         return "No finite loss yet."
@@ -126,8 +126,8 @@ def draw(picture: Picture) -> str:
         figure.axes(True, axis="both", side=0)
         plotext.add_theme(theme, text=_pixel(plotext, theme, "muted"))
         figure.theme(theme)
-        places = [most * part / _TICKS for part in range(_TICKS + 1)]
-        figure.ruler("x", 0).lim(0, most).ticks(places, [f"{place:,.0f}" for place in places])
+        ticks = [most * part / _TICKS for part in range(_TICKS + 1)]
+        figure.ruler("x", 0).lim(0, most).ticks(ticks, [f"{tick:,.0f}" for tick in ticks])
         if high > low:
             heights = [low, (low + high) / 2, high]
             figure.ruler("y", 0).lim(low, high).ticks(heights, [_short_loss(height) for height in heights])
@@ -135,7 +135,7 @@ def draw(picture: Picture) -> str:
             if curve := means.get(kind):
                 crosses = kind == "protected" and "raw" in means
                 marker = plotext.marker(_CROSS if crosses else _LINE, _pixel(plotext, theme, kind))
-                shown = curve[::_CELLS_A_CROSS] if crosses else curve
+                shown = curve[::_CELLS_PER_CROSS] if crosses else curve
                 signal = figure.signal([step for step, _ in shown], [value for _, value in shown], marker=marker)
                 figure.draw(signal if crosses else signal.lines())
         return str(figure.build().string(colorless=is_colourless(theme)))
@@ -145,12 +145,12 @@ def _short_loss(value: float) -> str:
     return f"{value:.2f}" if abs(value) >= 0.1 else loss(value)
 
 
-def _means(curve: Curve, most: int, places: int) -> list[tuple[int, float]]:
-    """At most one point, the mean, for each of `places` equal stretches of the steps up to `most`."""
-    stretches: dict[int, list[tuple[int, float]]] = {}
+def _means(curve: Curve, most: int, intervals: int) -> list[tuple[int, float]]:
+    """The mean loss, with its first step, of each of `intervals` equal intervals of the steps up to `most`."""
+    points_by_interval: dict[int, list[tuple[int, float]]] = {}
     for step, value in curve:
-        stretches.setdefault(step * places // (most + 1), []).append((step, value))
-    return [(points[0][0], sum(value for _, value in points) / len(points)) for points in stretches.values()]
+        points_by_interval.setdefault(step * intervals // (most + 1), []).append((step, value))
+    return [(points[0][0], sum(value for _, value in points) / len(points)) for points in points_by_interval.values()]
 
 
 def _pixel(plotext: object, theme: str, name: str) -> object:

@@ -1,4 +1,4 @@
-"""Lines of toned spans: what every widget here draws with, whatever the theme."""
+"""Lines of toned spans, with which all widgets draw independently of the theme."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from textual.widget import Widget
 from glasshouse_tui.theme import tone
 
 Span = tuple[str, str]
-"""Text and the name of its tone."""
+"""A text and the name of its tone."""
 
 Line = tuple[Span, ...]
 """One line of spans from left to right."""
@@ -27,12 +27,12 @@ def line(*parts: Span | str) -> Line:
 
 
 def width_of(spans: Line) -> int:
-    """Cells that a line takes on screen."""
+    """The width of a line on screen, in cells."""
     return sum(cell_len(text) for text, _ in spans)
 
 
 def fit(spans: Line, width: int, *, align: str = "left") -> Line:
-    """Exactly `width` cells: padded on the side that `align` leaves free, or cut with an ellipsis."""
+    """The line at exactly `width` cells: padded opposite to `align`, or cut with an ellipsis."""
     used = width_of(spans)
     if used <= width:
         gap = ((" " * (width - used), "plain"),)
@@ -53,7 +53,7 @@ def fit(spans: Line, width: int, *, align: str = "left") -> Line:
 
 
 def spread(left: Line, right: Line, width: int) -> Line:
-    """`left` and `right` at the two ends of `width` cells; the left is cut where they would meet."""
+    """`left` and `right` at the two ends of `width` cells; `left` is cut if they would overlap."""
     room = width - width_of(right)
     if room < 2:
         return fit(left + line(" ") + right, width)
@@ -61,7 +61,7 @@ def spread(left: Line, right: Line, width: int) -> Line:
 
 
 def bar(share: float | None, width: int, name: str) -> Line:
-    """A progress bar: heavy for what is done, light for what is left; told apart without colour."""
+    """A progress bar: a heavy line for the part done, a light one for the rest, so that it needs no colour."""
     if width <= 0:
         return ()
     if share is None:
@@ -79,13 +79,13 @@ def bar(share: float | None, width: int, name: str) -> Line:
 
 
 def content_of(lines: Iterable[Line], theme: str) -> Content:
-    """Lines as Textual content under a theme."""
+    """Lines as Textual content in a theme."""
     drawn = [Content.assemble(*((text, tone(theme, name)) for text, name in spans if text)) for spans in lines]
     return Content("\n").join(drawn)
 
 
 class Lines(Widget):
-    """A block of lines that its owner computes for the width it has; redrawn only when they differ."""
+    """A block of lines that its owner lays out for the available width; redrawn only when they change."""
 
     DEFAULT_CSS = "Lines { height: auto; width: 1fr; text-wrap: nowrap; text-overflow: ellipsis; }"
 
@@ -101,23 +101,23 @@ class Lines(Widget):
 
     @property
     def lines(self) -> tuple[Line, ...]:
-        """What is shown."""
+        """The lines shown."""
         return self._lines
 
     @property
     def plain_text(self) -> str:
-        """What is shown, as text."""
+        """The lines shown, as plain text."""
         return "\n".join("".join(text for text, _ in spans) for spans in self._lines)
 
     def show(self, lines: Iterable[Line]) -> None:
-        """Replace what is shown."""
-        fresh = tuple(lines)
-        if fresh == self._lines:
+        """Replace the lines."""
+        new_lines = tuple(lines)
+        if new_lines == self._lines:
             return
-        grown = len(fresh) != len(self._lines)
-        self._lines = fresh
-        self.refresh(layout=grown)
+        resized = len(new_lines) != len(self._lines)
+        self._lines = new_lines
+        self.refresh(layout=resized)
 
     def render(self) -> RenderResult:
-        """The lines under the app's theme."""
+        """The lines in the app's theme."""
         return content_of(self._lines, self.app.theme)

@@ -1,4 +1,4 @@
-"""What the panels of the Run screen say: proof, checks, published facts, log lines."""
+"""The contents of the Run screen's panels: proof, checks, published facts, log lines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final
 from engine.store.views import Check, LogLine, RunView
 from glasshouse_tui.format import DASH, brief, clock, controls_text, duration, percent, plain, words
 from glasshouse_tui.run_metrics import is_final, overhead, reason_of
-from glasshouse_tui.state_styles import UNKNOWN, Look, clean_look, look
+from glasshouse_tui.state_styles import UNKNOWN, StateStyle, state_style, verdict_style
 from glasshouse_tui.widgets.paint import Line, line
 from glasshouse_tui.widgets.table import Column, Row
 
@@ -26,33 +26,35 @@ LOG_COLUMNS: Final = (
 
 
 def proof_lines(view: RunView) -> list[Line]:
-    """Attestation, key, runtime, cleanup, overhead and verdict; what a published row does not say is unknown."""
+    """Attestation, key, runtime, cleanup, overhead and verdict; fields missing from a published row are unknown."""
     summary = view.summary
     row = view.row or {}
     published = summary.source == "published"
-    lines = [_state("Attestation", look("attestation", summary.attestation), reason_of(view, "attestation"))]
+    lines = [_state("Attestation", state_style("attestation", summary.attestation), reason_of(view, "attestation"))]
     if view.reason_codes:
         lines.append(_field("", line((", ".join(map(plain, view.reason_codes)), "bad"))))
     if summary.segments != "raw":
-        ear = look("ear", view.ear_status)
+        ear = state_style("ear", view.ear_status)
         tier = line((words(view.tier), "plain")) if view.tier else line((UNKNOWN.text, UNKNOWN.tone))
         if view.tier or summary.attestation != "not_requested":
             lines.append(_field("Tier", tier + line(("   EAR ", "muted"), (ear.text, ear.tone))))
     if view.enforcement is not None:
-        whole = all(value == "enforced" for value in view.enforcement.values())
-        lines.append(_field("Controls", line((plain(controls_text(view.enforcement)), "plain" if whole else "warn"))))
-    key = UNKNOWN if published and "keyState" not in row else look("key", summary.key)
-    cleanup = UNKNOWN if published and "cleanup" not in row else look("cleanup", summary.cleanup)
+        all_enforced = all(value == "enforced" for value in view.enforcement.values())
+        lines.append(
+            _field("Controls", line((plain(controls_text(view.enforcement)), "plain" if all_enforced else "warn")))
+        )
+    key = UNKNOWN if published and "keyState" not in row else state_style("key", summary.key)
+    cleanup = UNKNOWN if published and "cleanup" not in row else state_style("cleanup", summary.cleanup)
     lines += [
         _state("Key", key, reason_of(view, "key")),
-        _state("Runtime", look("runtime", summary.runtime_state), reason_of(view, "runtime")),
+        _state("Runtime", state_style("runtime", summary.runtime_state), reason_of(view, "runtime")),
         _state("Cleanup", cleanup, reason_of(view, "cleanup")),
         _field("Overhead", _overhead(view)),
     ]
     if published:
         lines.append(_field("Scope", line((plain(str(row.get("scope") or DASH)), "plain"))))
     else:
-        clean = clean_look(summary.clean) if is_final(summary) else look("check", "pending")
+        clean = verdict_style(summary.clean) if is_final(summary) else state_style("check", "pending")
         held = sum(check.status in ("passed", "not_applicable") for check in view.checks)
         tally = line((f"   {held} of {len(view.checks)} checks hold", "muted")) if view.checks else ()
         lines.append(_field("Verdict", line((clean.text, clean.tone)) + tally))
@@ -65,30 +67,27 @@ def _field(label: str, value: Line) -> Line:
     return line((f"{label:<{_LABEL}}", "muted")) + value
 
 
-def _state(label: str, shown: Look, reason: str) -> Line:
-    said = line((f"   {plain(reason)}", "muted")) if reason else ()
-    return _field(label, line((shown.text, shown.tone)) + said)
+def _state(label: str, style: StateStyle, reason: str) -> Line:
+    why = line((f"   {plain(reason)}", "muted")) if reason else ()
+    return _field(label, line((style.text, style.tone)) + why)
 
 
 def _overhead(view: RunView) -> Line:
-    found = overhead(view)
     if view.summary.segments != "pair":
-        return line((DASH, "muted"), ("   a single segment has none", "muted"))
-    if found is None:
-        return line((DASH, "muted"), ("   once both segments have steps", "muted"))
-    word = (view.row or {}).get("verdict")
-    said = (
-        f"{found[1]}: {plain(str(word))}"
-        if word
-        else f"{found[1]}, no interval"
-        if is_final(view.summary)
-        else found[1]
-    )
-    return line((percent(found[0]), "strong"), (f"   {said}", "muted"))
+        return line((DASH, "muted"), ("   needs both segments", "muted"))
+    figure = overhead(view)
+    if figure is None:
+        return line((DASH, "muted"), ("   waiting for steps of both segments", "muted"))
+    value, kind = figure
+    if verdict := (view.row or {}).get("verdict"):
+        kind = f"{kind}: {plain(str(verdict))}"
+    elif is_final(view.summary):
+        kind = f"{kind}, no interval"
+    return line((percent(value), "strong"), (f"   {kind}", "muted"))
 
 
 def check_lines(checks: Sequence[Check], width: int) -> list[Line]:
-    """Every check by its verdict: shape, name, word, reason; the reason of a failed one in full."""
+    """All checks, grouped by verdict: shape, name, word, reason; a failed check's reason is shown in full."""
     lines: list[Line] = []
     for group, title in _GROUPS:
         members = [check for check in checks if check.group == group]
@@ -104,11 +103,11 @@ def check_lines(checks: Sequence[Check], width: int) -> list[Line]:
 
 
 def _check(check: Check, width: int) -> list[Line]:
-    shown = look("check", check.status)
+    style = state_style("check", check.status)
     head = line(
-        (f"{shown.shape} ", shown.tone),
-        (f"{words(check.name):<24}", "plain" if check.status == "passed" else shown.tone),
-        (f"{shown.word:<8} ", shown.tone),
+        (f"{style.shape} ", style.tone),
+        (f"{words(check.name):<24}", "plain" if check.status == "passed" else style.tone),
+        (f"{style.word:<8} ", style.tone),
     )
     if check.status == "failed":
         wrapped = textwrap.wrap(plain(check.reason), max(20, width - 2)) or [""]
@@ -117,7 +116,7 @@ def _check(check: Check, width: int) -> list[Line]:
 
 
 def fact_lines(row: dict[str, Any]) -> list[Line]:
-    """The facts of a published row as they were published."""
+    """The facts of a published row, as published."""
     return [
         line((f"{plain(name):<24}", "muted"), (_fact(value), "plain" if value is not None else "muted"))
         for name, value in row.items()
@@ -129,7 +128,7 @@ def _fact(value: Any) -> str:
 
 
 def log_row(entry: LogLine) -> Row:
-    """A log line as a row of a table with `LOG_COLUMNS`."""
+    """A log line as a row of `LOG_COLUMNS`."""
     return Row(
         str(entry.rowid),
         {
@@ -142,5 +141,5 @@ def log_row(entry: LogLine) -> Row:
 
 
 def left_text(seconds: float | None) -> str:
-    """Time left, said to be about so much."""
+    """`about 7.7 s left`; empty if unknown."""
     return "" if seconds is None else f"about {duration(seconds)} left"

@@ -1,4 +1,4 @@
-"""A panel that scrolls by the same keys as the tables."""
+"""A panel that scrolls with the same keys as the tables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from glasshouse_tui.bindings import TABLES, bindings_for
 
 
 class ScrollPanel(VerticalScroll):
-    """Lines that may be more than fit."""
+    """A scrollable panel of lines."""
 
     BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(TABLES)]
 
@@ -20,7 +20,7 @@ class ScrollPanel(VerticalScroll):
         self.scroll_relative(y=step, animate=False)
 
     def action_page(self, step: int) -> None:
-        """Scroll by what fits, less one line."""
+        """Scroll by one screen, less one line."""
         self.scroll_relative(y=step * max(1, self.size.height - 1), animate=False)
 
     def action_edge(self, step: int) -> None:

@@ -11,16 +11,16 @@ from textual.containers import Vertical
 
 from engine.store.views import RunView, SegmentView
 from glasshouse_tui.format import DASH, count, duration, loss, rate, whole_percent, words
-from glasshouse_tui.run_metrics import segment_of, share_done, stages
-from glasshouse_tui.state_styles import look
+from glasshouse_tui.run_metrics import fraction_done, segment_of, stages
+from glasshouse_tui.state_styles import state_style
 from glasshouse_tui.widgets.paint import Line, Lines, bar, line, spread
 from glasshouse_tui.widgets.stages import StageRow
 
-_PUBLISHED = "Its stages were not published."
+_PUBLISHED = "The stages were not published."
 
 
 class SegmentCard(Vertical):
-    """A card for `raw` or `protected`."""
+    """The card of one segment, `raw` or `protected`."""
 
     DEFAULT_CSS = "SegmentCard { height: auto; width: 1fr; }"
 
@@ -31,17 +31,17 @@ class SegmentCard(Vertical):
         self._shown: tuple[RunView, datetime] | None = None
 
     def compose(self) -> ComposeResult:
-        """Figures above, stages below."""
+        """The figures above, the stages below."""
         yield Lines(classes="figures")
         yield StageRow(id=f"{self.kind}-stages")
 
     def on_resize(self, _event: events.Resize) -> None:
-        """Lay the figures out for the new width."""
+        """Lay out the figures for the new width."""
         if self._shown:
             self.show(*self._shown)
 
     def show(self, view: RunView, now: datetime) -> None:
-        """Show this card's segment of a run at a time."""
+        """Show this card's segment of a run as of `now`."""
         self._shown = (view, now)
         segment = segment_of(view, self.kind)
         if segment is None:
@@ -57,16 +57,16 @@ class SegmentCard(Vertical):
 
 def _live_lines(view: RunView, segment: SegmentView, width: int) -> list[Line]:
     summary = view.summary
-    shown = look("segment", segment.state)
-    share = share_done(segment, summary)
+    style = state_style("segment", segment.state)
+    fraction = fraction_done(segment, summary)
     tone = segment.kind if segment.state != "failed" else "bad"
     stopped = f"stopped: {words(segment.stop_reason)}" if segment.stop_reason else ""
     budget = f" of {summary.step_budget:,}" if summary.step_budget else ""
     target = f" of {duration(summary.target_sec)}" if summary.target_sec else ""
-    percents = f" {whole_percent(share):>5}"
+    percents = f" {whole_percent(fraction):>5}"
     return [
-        spread(line((shown.text, shown.tone)), line((stopped, "muted")), width),
-        (*bar(share, width - len(percents), tone), (percents, "plain")),
+        spread(line((style.text, style.tone)), line((stopped, "muted")), width),
+        (*bar(fraction, width - len(percents), tone), (percents, "plain")),
         spread(
             line((count(segment.steps), "strong"), (f"{budget} steps", "muted")),
             line((rate(segment.steps_per_second), "strong"), (" steps/s", "muted")),

@@ -1,4 +1,4 @@
-"""The stages of one segment as a row: a shape, a word and a time each; the chosen one with its reason below."""
+"""The stages of one segment: a shape, a word and a time each, and the reason of the selected one below."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from textual.widget import Widget
 from glasshouse_tui.bindings import STAGES, bindings_for
 from glasshouse_tui.format import clock, duration, plain
 from glasshouse_tui.run_metrics import Stage
-from glasshouse_tui.state_styles import POINTER, Look, look
+from glasshouse_tui.state_styles import POINTER, StateStyle, state_style
 from glasshouse_tui.widgets.paint import Line, Span, content_of, fit, line, width_of
 
-_LEAST_CELL: Final = 17
-_LEAST_COLUMNS: Final = 3
-_MOST_COLUMNS: Final = 5
+_MIN_CELL_WIDTH: Final = 17
+_MIN_COLUMNS: Final = 3
+_MAX_COLUMNS: Final = 5
 _GAP: Final = 2
 
 
 class StageRow(Widget, can_focus=True):
-    """Laid out over several lines where there is room for words and times, as shapes alone where there is not.
+    """Several lines with words and times where there is room, else one line of shapes.
 
-    It shows the stage at work until somebody chooses another with the arrow keys or a click.
+    The current stage is selected until the operator selects another with the arrow keys or a click.
     """
 
     DEFAULT_CSS = "StageRow { height: auto; width: 1fr; }"
@@ -36,60 +36,60 @@ class StageRow(Widget, can_focus=True):
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
         self._stages: tuple[Stage, ...] = ()
-        self._chosen: int | None = None
+        self._selected: int | None = None
         self._absent = ""
         self._drawn: list[Line] = []
 
     @property
-    def chosen(self) -> Stage | None:
+    def selected(self) -> Stage | None:
         """The stage whose reason is shown."""
-        place = self._place()
-        return self._stages[place] if place is not None else None
+        index = self._index()
+        return self._stages[index] if index is not None else None
 
     def show(self, stages: Sequence[Stage], absent: str = "") -> None:
-        """Replace the stages; `absent` is said where there are none."""
-        fresh = tuple(stages)
-        if fresh == self._stages and absent == self._absent:
+        """Replace the stages; `absent` is shown if there are none."""
+        new_stages = tuple(stages)
+        if new_stages == self._stages and absent == self._absent:
             return
-        grown = len(fresh) != len(self._stages)
-        self._stages, self._absent = fresh, absent
-        if self._chosen is not None and self._chosen >= len(fresh):
-            self._chosen = None
-        if grown:
+        resized = len(new_stages) != len(self._stages)
+        self._stages, self._absent = new_stages, absent
+        if self._selected is not None and self._selected >= len(new_stages):
+            self._selected = None
+        if resized:
             self.refresh(layout=True)
         elif self._lines() != self._drawn:
             self.refresh()
 
-    def choose(self, place: int | None) -> None:
-        """Show the reason of the stage at `place`; None follows the stage at work."""
-        self._chosen = None if place is None or not self._stages else max(0, min(place, len(self._stages) - 1))
+    def select(self, index: int | None) -> None:
+        """Select the stage at `index`, to show its reason; None follows the current stage."""
+        self._selected = None if index is None or not self._stages else max(0, min(index, len(self._stages) - 1))
         self.refresh()
 
     def action_stage(self, step: int) -> None:
-        """Move to the stage before or after."""
-        place = self._place()
-        self.choose(None if place is None else place + step)
+        """Select the previous or the next stage."""
+        index = self._index()
+        self.select(None if index is None else index + step)
 
     def on_blur(self) -> None:
-        """Follow the stage at work again."""
-        self.choose(None)
+        """Follow the current stage again."""
+        self.select(None)
 
     def on_click(self, event: events.Click) -> None:
-        """Choose the stage that was clicked."""
+        """Select the stage that was clicked."""
         columns = self._columns(self.size.width)
         if columns:
             column = min(columns - 1, event.x // (self._cell_width(columns) + _GAP))
-            self.choose(min(event.y * columns + column, len(self._stages) - 1))
+            self.select(min(event.y * columns + column, len(self._stages) - 1))
         elif event.y == 0:
-            self.choose(event.x // 2)
+            self.select(event.x // 2)
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
-        """Lines for the stages and one for the chosen one's reason."""
+        """The number of lines: those of the stages, and one for the reason."""
         columns = self._columns(width)
         return (-(-len(self._stages) // columns) if columns and self._stages else 1) + 1
 
     def render(self) -> RenderResult:
-        """The stages and the chosen one's reason."""
+        """The stages, and the reason of the selected one."""
         self._drawn = self._lines()
         return content_of(self._drawn, self.app.theme)
 
@@ -102,57 +102,58 @@ class StageRow(Widget, can_focus=True):
         return [*rows, fit(self._detail(), width)]
 
     def _columns(self, width: int) -> int:
-        """How many stages stand beside each other with words; 0 is shapes alone."""
-        columns = min(_MOST_COLUMNS, (width + _GAP) // (_LEAST_CELL + _GAP))
-        return columns if columns >= _LEAST_COLUMNS else 0
+        """How many stages fit in one line with words; 0 means shapes only."""
+        columns = min(_MAX_COLUMNS, (width + _GAP) // (_MIN_CELL_WIDTH + _GAP))
+        return columns if columns >= _MIN_COLUMNS else 0
 
     def _cell_width(self, columns: int) -> int:
         return (self.content_size.width + _GAP) // columns - _GAP
 
-    def _place(self) -> int | None:
+    def _index(self) -> int | None:
         if not self._stages:
             return None
-        if self._chosen is not None:
-            return self._chosen
-        known = [place for place, stage in enumerate(self._stages) if stage.status in ("current", "failed")]
-        passed = [place for place, stage in enumerate(self._stages) if stage.status == "passed"]
-        return known[-1] if known else passed[-1] if passed else 0
+        if self._selected is not None:
+            return self._selected
+        current = [index for index, stage in enumerate(self._stages) if stage.status in ("current", "failed")]
+        passed = [index for index, stage in enumerate(self._stages) if stage.status == "passed"]
+        return current[-1] if current else passed[-1] if passed else 0
 
     def _grid(self, columns: int) -> list[Line]:
         rows: list[Line] = []
         for first in range(0, len(self._stages), columns):
             spans: list[Span] = []
-            for place in range(first, min(first + columns, len(self._stages))):
-                spans.extend(self._cell(place, self._cell_width(columns)))
+            for index in range(first, min(first + columns, len(self._stages))):
+                spans.extend(self._cell(index, self._cell_width(columns)))
                 spans.append((" " * _GAP, "plain"))
             rows.append(tuple(spans))
         return rows
 
-    def _cell(self, place: int, width: int) -> Line:
-        stage = self._stages[place]
-        shown = _look(stage)
-        chosen = self.has_focus and place == self._place()
-        name = "accent" if chosen else "strong" if stage.status == "current" else _word_tone(stage)
-        left = line((f"{POINTER if chosen else shown.shape} ", "accent" if chosen else shown.tone), (stage.name, name))
+    def _cell(self, index: int, width: int) -> Line:
+        stage = self._stages[index]
+        style = _stage_style(stage)
+        selected = self.has_focus and index == self._index()
+        tone = "accent" if selected else "strong" if stage.status == "current" else _word_tone(stage)
+        shape = (f"{POINTER if selected else style.shape} ", "accent" if selected else style.tone)
+        left = line(shape, (stage.name, tone))
         time = duration(stage.seconds) if stage.seconds is not None else ""
         return (*fit(left, width - len(time)), (time, "muted"))
 
     def _shapes(self) -> Line:
         spans: list[Span] = []
-        for place, stage in enumerate(self._stages):
-            shown = _look(stage)
-            chosen = self.has_focus and place == self._place()
-            spans += [(POINTER if chosen else shown.shape, "accent" if chosen else shown.tone), (" ", "plain")]
+        for index, stage in enumerate(self._stages):
+            style = _stage_style(stage)
+            selected = self.has_focus and index == self._index()
+            spans += [(POINTER if selected else style.shape, "accent" if selected else style.tone), (" ", "plain")]
         return tuple(spans)
 
     def _detail(self) -> Line:
-        stage = self.chosen
+        stage = self.selected
         if stage is None:
             return ()
-        shown = _look(stage)
+        style = _stage_style(stage)
         spans = line((stage.name, "strong"))
         if self._columns(self.content_size.width) == 0:
-            spans = line((f"{shown.shape} ", shown.tone)) + spans
+            spans = line((f"{style.shape} ", style.tone)) + spans
         if stage.status in ("waiting", "skipped"):
             return spans + line(("  not reached", "muted"))
         if stage.seconds is not None:
@@ -164,10 +165,10 @@ class StageRow(Widget, can_focus=True):
         return spans
 
 
-def _look(stage: Stage) -> Look:
-    """A pending segment waits; it is not at work."""
+def _stage_style(stage: Stage) -> StateStyle:
+    """The style of a stage; a pending segment is waiting, not in progress."""
     waits = stage.name == "pending" and stage.status == "current"
-    return look("segment", "pending") if waits else look("stage", stage.status)
+    return state_style("segment", "pending") if waits else state_style("stage", stage.status)
 
 
 def _word_tone(stage: Stage) -> str:

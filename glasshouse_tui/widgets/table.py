@@ -1,4 +1,4 @@
-"""A table that draws only the lines on screen, whatever the number of its rows."""
+"""A table that draws only the visible lines, however many rows it has."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _GAP: Final = 2
 
 @dataclass(frozen=True)
 class Column:
-    """A column. `width` is its least width in cells; `flex` its part of what is left over; `drop` ranks what goes
-    first when the table is narrow (0 stays)."""
+    """A column. `width` is its minimum width in cells, `flex` its share of the spare width. When the table is narrow,
+    columns with the highest `drop` go first; 0 is never dropped."""
 
     key: str
     title: str
@@ -39,21 +39,21 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """A row: a key that is stable over updates, and a line for each column's key."""
+    """A row: a key that is stable across updates, and a line per column key."""
 
     key: str
     cells: dict[str, Line]
 
 
 class RowTable(Widget, can_focus=True):
-    """A cursor over rows. The owner gives it rows; it keeps the cursor on the same key when they change."""
+    """Rows with a cursor. When its owner replaces the rows, the cursor stays on the same key."""
 
     DEFAULT_CSS = "RowTable { height: 1fr; width: 1fr; }"
     BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(TABLES)]
     ALLOW_SELECT = False
 
     class Moved(Message):
-        """The cursor is on another row. `key` is None when the table became empty."""
+        """The cursor moved to another row. `key` is None if the table is now empty."""
 
         def __init__(self, table: RowTable, key: str | None) -> None:
             super().__init__()
@@ -66,10 +66,10 @@ class RowTable(Widget, can_focus=True):
             return self.table
 
     class Opened(Moved):
-        """A row was clicked that already had the cursor."""
+        """The row under the cursor was clicked again."""
 
     class EdgeReached(Message):
-        """A move wants rows beyond the first (`step` -1) or last (`step` 1); `whole`: to the very end."""
+        """The cursor was moved past the first (`step` -1) or last row (`step` 1); `whole`: to the end of all rows."""
 
         def __init__(self, table: RowTable, step: int, *, whole: bool = False) -> None:
             super().__init__()
@@ -103,7 +103,7 @@ class RowTable(Widget, can_focus=True):
         header: bool = True,
         follow: bool = False,
     ) -> None:
-        """`follow` keeps the cursor on the last row for as long as it is there."""
+        """`follow` keeps the cursor on the last row as rows are added, once it is there."""
         super().__init__(id=id)
         self._columns = tuple(columns)
         self._header = header
@@ -117,12 +117,12 @@ class RowTable(Widget, can_focus=True):
 
     @property
     def rows(self) -> tuple[Row, ...]:
-        """The rows that the table holds."""
+        """The rows held by the table."""
         return self._rows
 
     @property
     def cursor(self) -> int:
-        """The cursor's place among the rows."""
+        """The index of the row under the cursor."""
         return self._cursor
 
     @property
@@ -132,23 +132,23 @@ class RowTable(Widget, can_focus=True):
 
     @property
     def following(self) -> bool:
-        """True while new rows at the end move the cursor along."""
+        """True while the cursor follows rows added at the end."""
         return self._follow and self._cursor >= len(self._rows) - 1
 
     def show(self, rows: Sequence[Row], *, cursor: str | None = None) -> None:
-        """Replace the rows. The cursor goes to the key `cursor`, else stays on its key, else on its place."""
-        fresh = tuple(rows)
-        wanted = cursor if cursor is not None else self.cursor_key
-        if fresh == self._rows and wanted == self.cursor_key:
+        """Replace the rows. The cursor goes to the key `cursor`, else stays on its key, else at its index."""
+        new_rows = tuple(rows)
+        key = cursor if cursor is not None else self.cursor_key
+        if new_rows == self._rows and key == self.cursor_key:
             return
         before, offset = self.cursor_key, self._cursor - self._top
         following = self.following
-        places = {row.key: place for place, row in enumerate(fresh)}
-        self._rows = fresh
+        indices = {row.key: index for index, row in enumerate(new_rows)}
+        self._rows = new_rows
         if following and cursor is None:
-            self._cursor = max(0, len(fresh) - 1)
+            self._cursor = max(0, len(new_rows) - 1)
         else:
-            self._cursor = places.get(wanted or "", min(self._cursor, max(0, len(fresh) - 1)))
+            self._cursor = indices.get(key or "", min(self._cursor, max(0, len(new_rows) - 1)))
         self._top = self._cursor - offset
         self._clamp()
         self.refresh()
@@ -161,13 +161,13 @@ class RowTable(Widget, can_focus=True):
         self._strip_context = ()
         self.refresh()
 
-    def move_to(self, place: int) -> None:
-        """Put the cursor on a place; beyond an end it asks the owner for more rows."""
+    def move_to(self, index: int) -> None:
+        """Move the cursor to an index; past either end, request more rows from the owner."""
         if not self._rows:
             return
-        if place < 0 or place >= len(self._rows):
-            self.post_message(self.EdgeReached(self, -1 if place < 0 else 1))
-        bounded = min(len(self._rows) - 1, max(0, place))
+        if index < 0 or index >= len(self._rows):
+            self.post_message(self.EdgeReached(self, -1 if index < 0 else 1))
+        bounded = min(len(self._rows) - 1, max(0, index))
         if bounded == self._cursor:
             return
         before, top = self._cursor, self._top
@@ -184,11 +184,11 @@ class RowTable(Widget, can_focus=True):
         self.move_to(self._cursor + step)
 
     def action_page(self, step: int) -> None:
-        """Move by what fits on the screen, less one line."""
+        """Move by one screen, less one line."""
         self.move_to(self._cursor + step * max(1, self._body_height - 1))
 
     def action_edge(self, step: int) -> None:
-        """Move to the first or last row of all."""
+        """Move to the first or last of all rows."""
         self.post_message(self.EdgeReached(self, step, whole=True))
         self.move_to(0 if step < 0 else max(0, len(self._rows) - 1))
 
@@ -198,37 +198,37 @@ class RowTable(Widget, can_focus=True):
         self.refresh()
 
     def on_focus(self) -> None:
-        """The cursor's row looks different with the focus."""
+        """Redraw the row under the cursor, which differs with the focus."""
         self._refresh_rows(self._cursor)
 
     def on_blur(self) -> None:
-        """The cursor's row looks different without the focus."""
+        """Redraw the row under the cursor, which differs without the focus."""
         self._refresh_rows(self._cursor)
 
     def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
-        """The wheel moves the cursor."""
+        """Move the cursor by the mouse wheel."""
         event.stop()
         self.action_move(3)
 
     def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
-        """The wheel moves the cursor."""
+        """Move the cursor by the mouse wheel."""
         event.stop()
         self.action_move(-3)
 
     def on_click(self, event: events.Click) -> None:
-        """A click puts the cursor there; a second one opens; one on a title sorts."""
+        """Move the cursor to the row clicked, open it on the second click, or sort by the column title clicked."""
         if self._header and event.y == 0:
             if column := self._column_at(event.x):
                 self.post_message(self.HeaderClicked(self, column))
             return
-        place = self._top + event.y - int(self._header)
-        if 0 <= place < len(self._rows):
-            if place == self._cursor and event.chain > 1:
+        index = self._top + event.y - int(self._header)
+        if 0 <= index < len(self._rows):
+            if index == self._cursor and event.chain > 1:
                 self.post_message(self.Opened(self, self.cursor_key))
-            self.move_to(place)
+            self.move_to(index)
 
     def render_line(self, y: int) -> Strip:
-        """The line at `y`: titles, a row, or nothing."""
+        """The line at `y`: the titles, a row, or a blank."""
         width = self.size.width
         base = self.visual_style.rich_style
         layout = self._layout(width)
@@ -238,14 +238,14 @@ class RowTable(Widget, can_focus=True):
             self._strips.clear()
         if self._header and y == 0:
             return self._titles(layout, base)
-        place = self._top + y - int(self._header)
-        if not 0 <= place < len(self._rows):
+        index = self._top + y - int(self._header)
+        if not 0 <= index < len(self._rows):
             return Strip.blank(width, base)
-        row = self._rows[place]
-        kind = "" if place != self._cursor else "focus" if self.has_focus else "blur"
-        known = self._strips.get((row.key, kind))
-        if known and known[0] is row:
-            return known[1]
+        row = self._rows[index]
+        kind = "" if index != self._cursor else "focus" if self.has_focus else "blur"
+        cached = self._strips.get((row.key, kind))
+        if cached and cached[0] is row:
+            return cached[1]
         strip = self._draw(row, layout, base, kind)
         if len(self._strips) > 512:
             self._strips.clear()
@@ -262,14 +262,14 @@ class RowTable(Widget, can_focus=True):
         self._top = min(self._top, self._cursor, max(0, len(self._rows) - body))
         self._top = max(0, self._top)
 
-    def _refresh_rows(self, *places: int) -> None:
-        for place in places:
-            y = place - self._top + int(self._header)
+    def _refresh_rows(self, *indices: int) -> None:
+        for index in indices:
+            y = index - self._top + int(self._header)
             if 0 <= y < self.size.height:
                 self.refresh(Region(0, y, self.size.width, 1))
 
     def _layout(self, width: int) -> list[tuple[Column, int]]:
-        """The columns that fit, with their widths."""
+        """The columns that fit, each with its width."""
         room = width - _GUTTER
         kept = list(self._columns)
         for column in sorted((c for c in self._columns if c.drop), key=lambda c: -c.drop):
@@ -277,8 +277,8 @@ class RowTable(Widget, can_focus=True):
                 break
             kept.remove(column)
         spare = max(0, room - sum(c.width + _GAP for c in kept) + _GAP)
-        parts = sum(c.flex for c in kept)
-        return [(c, c.width + (spare * c.flex // parts if parts else 0)) for c in kept]
+        shares = sum(c.flex for c in kept)
+        return [(c, c.width + (spare * c.flex // shares if shares else 0)) for c in kept]
 
     def _column_at(self, x: int) -> str | None:
         left = _GUTTER
@@ -290,15 +290,15 @@ class RowTable(Widget, can_focus=True):
 
     def _titles(self, layout: list[tuple[Column, int]], base: RichStyle) -> Strip:
         style = base + tone(self.app.theme, "muted").rich_style
-        marked = base + tone(self.app.theme, "accent").rich_style
+        sorted_style = base + tone(self.app.theme, "accent").rich_style
         segments = [Segment(" " * _GUTTER, base)]
-        for place, (column, width) in enumerate(layout):
-            title, chosen = column.title, style
+        for position, (column, width) in enumerate(layout):
+            title, title_style = column.title, style
             if self._sort and self._sort[0] == column.key:
-                title, chosen = f"{title}{'↓' if self._sort[1] else '↑'}", marked
+                title, title_style = f"{title}{'↓' if self._sort[1] else '↑'}", sorted_style
             text = "".join(part for part, _ in fit(((title, "muted"),), width, align=column.align))
-            segments.append(Segment(text, chosen))
-            if place < len(layout) - 1:
+            segments.append(Segment(text, title_style))
+            if position < len(layout) - 1:
                 segments.append(Segment(" " * _GAP, base))
         return Strip(segments).adjust_cell_length(self.size.width, base)
 
@@ -307,10 +307,10 @@ class RowTable(Widget, can_focus=True):
         if kind:
             base += self.get_component_rich_style(f"table--{kind}", partial=True)
         segments = [Segment(POINTER if kind else " ", base + tone(theme, "accent").rich_style), Segment(" ", base)]
-        for place, (column, width) in enumerate(layout):
+        for position, (column, width) in enumerate(layout):
             for text, name in fit(row.cells.get(column.key, ()), width, align=column.align):
                 segments.append(Segment(text, base + tone(theme, name).rich_style))
-            if place < len(layout) - 1:
+            if position < len(layout) - 1:
                 segments.append(Segment(" " * _GAP, base))
         return Strip(segments).adjust_cell_length(self.size.width, base)
 

@@ -1,4 +1,4 @@
-"""The installed command as a person or a script meets it: real processes, real homes, nothing stubbed."""
+"""The installed command, run as a user or a script would: real processes, real homes, nothing stubbed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RUN: Final = "a1b2c3d4e5f6"
 
 @dataclass(frozen=True)
 class Done:
-    """A command that has ended."""
+    """The result of a command."""
 
     code: int
     out: str
@@ -35,15 +35,15 @@ class Done:
         return json.loads(self.out)
 
     def refused(self, code: int, error: str) -> dict[str, str]:
-        """The error of a `--json` command that failed so; no traceback anywhere."""
+        """The error document of a failed `--json` command, checked for its codes and for tracebacks."""
         assert self.code == code, self.out + self.err
         assert "Traceback" not in self.out + self.err
-        found: dict[str, str] = self.document["error"]
-        assert set(found) == {"code", "message", "hint"}
-        assert found["code"] == error
-        assert found["message"].endswith((".", "?"))
-        assert found["hint"]
-        return found
+        failure: dict[str, str] = self.document["error"]
+        assert set(failure) == {"code", "message", "hint"}
+        assert failure["code"] == error
+        assert failure["message"].endswith((".", "?"))
+        assert failure["hint"]
+        return failure
 
 
 class CommandLine:
@@ -56,15 +56,15 @@ class CommandLine:
         self.home = home
 
     def __call__(self, *arguments: str | Path, home: Path | None = None, env: Mapping[str, str] | None = None) -> Done:
-        """One command line to its end; `env` joins its environment."""
+        """Run one command line to its end; `env` is added to its environment."""
         return self.process([*COMMAND, "--home", str(home or self.home), *map(str, arguments)], env)
 
     def python(self, script: str, *arguments: str) -> Done:
-        """A Python process that is given this home and these arguments."""
+        """Run a Python script with this home and these arguments."""
         return self.process([sys.executable, "-c", script, "--home", str(self.home), *arguments])
 
     def process(self, command: list[str], env: Mapping[str, str] | None = None) -> Done:
-        """Any process to its end."""
+        """Run any process to its end."""
         done = subprocess.run(
             command,
             stdin=subprocess.DEVNULL,
@@ -77,7 +77,7 @@ class CommandLine:
         return Done(done.returncode, done.stdout, done.stderr)
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """A command line that goes on, its streams as pipes."""
+        """Start a command line in the background, with pipes for its streams."""
         return subprocess.Popen(
             [*COMMAND, "--home", str(self.home), *arguments],
             stdin=subprocess.DEVNULL,
@@ -89,12 +89,12 @@ class CommandLine:
 
     @staticmethod
     def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-        """This environment without settings of ours, and `extra`."""
+        """This environment without Glasshouse's variables, plus `extra`."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("GLASSHOUSE_")}
         return {**kept, **(extra or {})}
 
     def enter_run(self, *, owner: int | None) -> Writer:
-        """A run in a new store, owned by a living process or by nobody."""
+        """Create a run in a new store, with process `owner` as its runner, or without a runner."""
         writer = Writer(self.home)
         writer.create_run(RUN, preset("demo"))
         if owner is not None:
@@ -104,5 +104,5 @@ class CommandLine:
 
 @pytest.fixture
 def cli(tmp_path: Path) -> CommandLine:
-    """The command line of a home that is not there yet."""
+    """The command line for a home that does not exist yet."""
     return CommandLine(tmp_path / "home")

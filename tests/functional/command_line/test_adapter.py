@@ -1,4 +1,4 @@
-"""`adapter`: sealed files opened with the operator's key, whole or not at all."""
+"""`adapter`: sealed files decrypted with the operator's key, completely or not at all."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def artifact(value: float) -> bytes:
 
 @pytest.fixture
 def collected(cli: CommandLine) -> Path:
-    """A finished pair's adapters, as a runner leaves them; their folder."""
+    """The folder of a finished pair's adapters, as a runner stores them."""
     keys = OperatorKeys.ensure(cli.home / "keys")
     folder = cli.home / "adapters" / cli.run_id
     with cli.enter_run(owner=os.getpid()) as writer:
@@ -62,7 +62,7 @@ def test_an_adapter_becomes_a_peft_folder(cli: CommandLine, tmp_path: Path, opti
 
 
 @pytest.mark.usefixtures("collected")
-def test_a_filled_folder_is_left_alone_and_an_empty_one_is_used(cli: CommandLine, tmp_path: Path) -> None:
+def test_a_nonempty_folder_is_refused_and_an_empty_one_is_used(cli: CommandLine, tmp_path: Path) -> None:
     target = tmp_path / "out"
     target.mkdir()
     (target / "mine").write_text("mine")
@@ -72,7 +72,7 @@ def test_a_filled_folder_is_left_alone_and_an_empty_one_is_used(cli: CommandLine
     assert cli("adapter", "last", "-o", target).code == 0
 
 
-def test_an_adapter_that_was_exchanged_is_refused_and_nothing_is_written(
+def test_a_replaced_adapter_is_refused_and_nothing_is_written(
     cli: CommandLine, collected: Path, tmp_path: Path
 ) -> None:
     target = tmp_path / "out"
@@ -86,7 +86,7 @@ def test_an_adapter_that_was_exchanged_is_refused_and_nothing_is_written(
 
 
 @pytest.mark.usefixtures("collected")
-def test_it_opens_after_the_keys_were_rotated_twice(cli: CommandLine, tmp_path: Path) -> None:
+def test_an_adapter_opens_after_the_keys_were_rotated_twice(cli: CommandLine, tmp_path: Path) -> None:
     assert cli("key", "rotate").code == cli("key", "rotate", "--recipient").code == 0
     done = cli("adapter", "last", "-o", tmp_path / "out", "--json")
     assert done.code == 0, done.out
@@ -94,7 +94,7 @@ def test_it_opens_after_the_keys_were_rotated_twice(cli: CommandLine, tmp_path: 
 
 
 @pytest.mark.usefixtures("collected")
-def test_other_keys_do_not_open_it(cli: CommandLine, tmp_path: Path) -> None:
+def test_other_keys_do_not_open_an_adapter(cli: CommandLine, tmp_path: Path) -> None:
     for file in (cli.home / "keys").iterdir():
         file.unlink()
     cli("adapter", "last", "-o", tmp_path / "out", "--json").refused(1, "key_missing")
@@ -112,7 +112,7 @@ def test_an_adapter_sealed_for_another_run_is_refused(cli: CommandLine, collecte
     cli("adapter", "last", "-o", tmp_path / "out", "--json").refused(1, "adapter_wrong_binding")
 
 
-def test_a_run_without_that_adapter_says_so(cli: CommandLine, tmp_path: Path) -> None:
+def test_a_missing_adapter_is_reported(cli: CommandLine, tmp_path: Path) -> None:
     cli.enter_run(owner=os.getpid()).close()
     cli("adapter", "last", "-o", tmp_path / "out", "--json").refused(1, "adapter_missing")
     cli("adapter", "pub-lora-7b-30k", "-o", tmp_path / "out", "--json").refused(2, "adapter_missing")

@@ -1,4 +1,4 @@
-"""Bad input: a sentence that says what and what to do, the right exit code, nothing half-written."""
+"""Bad input: a message with a hint, the right exit code, and nothing half-written."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GOOD_SAMPLE = '{"prompt": "a", "completion": "b"}\n'
 
 
 @pytest.mark.parametrize("arguments", [["runs"], ["demo"], ["run", "--preset", "demo"], ["resume"]])
-def test_a_home_that_cannot_be_made(cli: CommandLine, tmp_path: Path, arguments: Sequence[str]) -> None:
+def test_a_home_that_cannot_be_created_is_refused(cli: CommandLine, tmp_path: Path, arguments: Sequence[str]) -> None:
     in_the_way = tmp_path / "file"
     in_the_way.write_text("mine")
     for home in (in_the_way, in_the_way / "home", Path("/proc/glasshouse-home")):
@@ -33,7 +33,7 @@ def test_a_home_that_cannot_be_made(cli: CommandLine, tmp_path: Path, arguments:
     assert in_the_way.read_text() == "mine"
 
 
-def test_a_home_that_permissions_close(cli: CommandLine) -> None:
+def test_a_home_without_permissions_is_refused(cli: CommandLine) -> None:
     account: list[str] = []
     if os.geteuid() == 0:
         if shutil.which("setpriv") is None:
@@ -50,7 +50,7 @@ def test_a_home_that_permissions_close(cli: CommandLine) -> None:
 @pytest.mark.parametrize(
     "arguments", [["runs"], ["show", "last"], ["demo"], ["resume"], ["cancel", "x"], ["logs", "x"]]
 )
-def test_a_corrupt_database_is_left_as_it_is(cli: CommandLine, arguments: Sequence[str]) -> None:
+def test_a_corrupt_database_is_reported_and_left_unchanged(cli: CommandLine, arguments: Sequence[str]) -> None:
     cli.home.mkdir(mode=0o700)
     database = cli.home / "glasshouse.db"
     database.write_bytes(b"this is no database, " * 400)
@@ -60,7 +60,7 @@ def test_a_corrupt_database_is_left_as_it_is(cli: CommandLine, arguments: Sequen
     assert database.read_bytes() == before
 
 
-def test_doctor_finds_a_corrupt_database(cli: CommandLine) -> None:
+def test_doctor_reports_a_corrupt_database(cli: CommandLine) -> None:
     cli.home.mkdir(mode=0o700)
     (cli.home / "glasshouse.db").write_bytes(b"this is no database, " * 400)
     done = cli("doctor", "--json")
@@ -84,7 +84,7 @@ def test_doctor_finds_a_corrupt_database(cli: CommandLine) -> None:
         (["--preset", "demo", "--provider", "static", "--keep-for", "5"], "usage"),
     ],
 )
-def test_a_plan_that_cannot_run(cli: CommandLine, options: Sequence[str], code: str) -> None:
+def test_an_impossible_plan_is_refused(cli: CommandLine, options: Sequence[str], code: str) -> None:
     cli("run", *options, "--json").refused(2, code)
     assert not cli.home.exists()
 
@@ -106,7 +106,7 @@ def test_a_malformed_data_file_is_refused_with_its_line(cli: CommandLine, tmp_pa
     assert cli("runs", "--json").document == {"runs": []}
 
 
-def test_an_empty_model_folder(cli: CommandLine, tmp_path: Path) -> None:
+def test_an_empty_model_folder_is_refused(cli: CommandLine, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     done = cli("run", "--model", tmp_path / "model", "--steps", "1", "--json")
     assert done.code == 2
@@ -139,10 +139,10 @@ def test_without_the_extra_local_the_demo_says_what_to_install(cli: CommandLine)
     assert {"torch", "transformers", "peft"} <= missing
 
 
-def test_a_full_disk_is_said_and_nothing_stays_half_written(cli: CommandLine) -> None:
+def test_a_full_disk_is_reported_and_nothing_stays_half_written(cli: CommandLine) -> None:
     probe = ["unshare", "-rm", "sh", "-c", "mount -t tmpfs -o size=16k none /mnt"]
     if shutil.which("unshare") is None or subprocess.run(probe, capture_output=True, check=False).returncode:
-        pytest.skip("needs a mount namespace of its own")
+        pytest.skip("needs its own mount namespace")
     script = (
         "mount -t tmpfs -o size=16k none /mnt && head -c 12k /dev/zero > /mnt/ballast; "
         '"$@"; code=$?; find /mnt/home -type f -size +0 >&2; exit $code'
@@ -161,11 +161,11 @@ def test_a_full_disk_is_said_and_nothing_stays_half_written(cli: CommandLine) ->
     [
         ({"allowDebug": True}, 1, "policy_loosened"),
         ({"version": 0}, 1, "policy_invalid"),
-        ({"unheardOf": 1}, 1, "policy_unknown_field"),
+        ({"unknownField": 1}, 1, "policy_unknown_field"),
         (None, 2, "policy_unreadable"),
     ],
 )
-def test_a_policy_that_may_not_be_used_starts_nothing(
+def test_a_refused_policy_starts_no_run(
     cli: CommandLine, tmp_path: Path, change: dict[str, object] | None, exit_code: int, code: str
 ) -> None:
     file = tmp_path / "policy.json"
@@ -178,7 +178,7 @@ def test_a_policy_that_may_not_be_used_starts_nothing(
     cli("verify", file, "--policy", file, "--json").refused(1, "policy_invalid")
 
 
-def test_an_export_of_what_has_not_ended_or_was_never_signed(cli: CommandLine, tmp_path: Path) -> None:
+def test_an_export_of_an_unfinished_or_unsigned_run_is_refused(cli: CommandLine, tmp_path: Path) -> None:
     with cli.enter_run(owner=os.getpid()):
         cli("export", cli.run_id, "--json").refused(2, "run_unfinished")
     with Writer(cli.home) as writer:

@@ -1,4 +1,4 @@
-"""What holds for every command: JSON, exit codes, the home, nothing heavy imported."""
+"""What all commands have in common: JSON, exit codes, the home, no heavy imports."""
 
 from __future__ import annotations
 
@@ -68,18 +68,18 @@ def test_json_is_one_document_and_nothing_else(cli: CommandLine, arguments: Sequ
         [],
     ],
 )
-def test_usage_errors_exit_2_with_a_sentence_in_either_form(cli: CommandLine, arguments: Sequence[str]) -> None:
+def test_usage_errors_exit_2_with_a_message_as_text_and_as_json(cli: CommandLine, arguments: Sequence[str]) -> None:
     done = cli(*arguments, "--json")
     assert done.code == 2
     assert set(done.document["error"]) == {"code", "message", "hint"}
-    said = cli(*arguments)
-    assert said.code == 2
-    assert said.out == ""
-    assert said.err.startswith("error: ")
-    assert "Traceback" not in said.err
+    text = cli(*arguments)
+    assert text.code == 2
+    assert text.out == ""
+    assert text.err.startswith("error: ")
+    assert "Traceback" not in text.err
 
 
-def test_without_a_terminal_the_console_says_so_and_exits_2(cli: CommandLine) -> None:
+def test_without_a_terminal_the_console_reports_that_and_exits_2(cli: CommandLine) -> None:
     done = cli()
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith("error: The console needs a terminal.\n  ")
@@ -87,15 +87,15 @@ def test_without_a_terminal_the_console_says_so_and_exits_2(cli: CommandLine) ->
     assert not cli.home.exists()
 
 
-def test_the_home_stands_before_or_behind_the_command_or_in_the_environment(cli: CommandLine, tmp_path: Path) -> None:
-    places: list[tuple[list[str], list[str], dict[str, str]]] = [
+def test_the_home_is_given_before_or_after_the_command_or_in_the_environment(cli: CommandLine, tmp_path: Path) -> None:
+    cases: list[tuple[list[str], list[str], dict[str, str]]] = [
         (["--home", "one"], [], {}),
         ([], ["--home", "two"], {"GLASSHOUSE_HOME": "not-this"}),
         ([], [], {"GLASSHOUSE_HOME": str(tmp_path / "three")}),
     ]
     folders = [
-        cli.process([*cli.command, *before, "key", "show", "--json", *behind], variables).document["folder"]
-        for before, behind, variables in places
+        cli.process([*cli.command, *before, "key", "show", "--json", *after], variables).document["folder"]
+        for before, after, variables in cases
     ]
     here = Path.cwd()
     assert folders == [str(place / "keys") for place in (here / "one", here / "two", tmp_path / "three")]
@@ -112,20 +112,20 @@ def test_an_empty_home_has_no_runs_and_all_published_rows(cli: CommandLine) -> N
     assert (row["overheadPct"], row["rawSteps"]) == (-0.73, 30000)
 
 
-def test_a_published_row_says_noise_and_not_faster(cli: CommandLine) -> None:
+def test_a_negative_overhead_is_called_noise_and_not_faster(cli: CommandLine) -> None:
     shown = cli("show", "pub-lora-7b-30k").out
     assert "-0.73 % (within noise: no interval from a single pair)" in shown
     assert "unknown" in shown
     assert "faster" not in shown
 
 
-def test_presets_mark_what_is_ours(cli: CommandLine) -> None:
+def test_presets_mark_our_own_settings(cli: CommandLine) -> None:
     shown = cli("presets").out
     assert "* LoRA rank      8" in shown
     assert "    model          Qwen/Qwen2.5-0.5B-Instruct" in shown
-    found = {item["name"]: item for item in cli("presets", "--json").document["presets"]}
-    assert "lora.r" in found["7b-15m"]["ours"]
-    assert found["demo"]["target"]["steps"] > 0
+    listed = {item["name"]: item for item in cli("presets", "--json").document["presets"]}
+    assert "lora.r" in listed["7b-15m"]["ours"]
+    assert listed["demo"]["target"]["steps"] > 0
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_quick_commands_import_nothing_heavy(cli: CommandLine, arguments: Sequen
     assert cli.python(script, *arguments).err.rpartition("heavy:")[1:] == ("heavy:", "")
 
 
-def test_output_that_cannot_be_written_is_said_on_stderr(cli: CommandLine) -> None:
+def test_unwritable_output_is_reported_on_stderr(cli: CommandLine) -> None:
     done = cli.process(["sh", "-c", '"$@" > /dev/full', "sh", *cli.command, "presets", "--json"])
     assert done.code == 1
     assert "the disk is full" in done.err
@@ -158,13 +158,13 @@ def test_output_that_cannot_be_written_is_said_on_stderr(cli: CommandLine) -> No
 
 
 @pytest.mark.parametrize("streams", [">&-", ">&- 2>&-", "<&-"])
-def test_closed_streams_end_in_no_traceback(cli: CommandLine, streams: str) -> None:
+def test_closed_streams_cause_no_traceback(cli: CommandLine, streams: str) -> None:
     done = cli.process(["sh", "-c", f'"$@" {streams}', "sh", *cli.command, "presets"])
     assert (done.code, done.err) == (0, "")
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_reader_that_leaves_early_gets_no_complaint(cli: CommandLine, unbuffered: str) -> None:
+def test_a_pipe_closed_early_causes_no_message(cli: CommandLine, unbuffered: str) -> None:
     running = subprocess.Popen(
         [*cli.command, "runs"],
         stdout=subprocess.PIPE,
@@ -173,12 +173,12 @@ def test_a_reader_that_leaves_early_gets_no_complaint(cli: CommandLine, unbuffer
     )
     assert running.stdout is not None
     running.stdout.close()
-    _, complaint = running.communicate(timeout=120)
-    assert (running.returncode, complaint) == (1, b"")
+    _, errors = running.communicate(timeout=120)
+    assert (running.returncode, errors) == (1, b"")
     assert not (cli.home / "logs").exists()
 
 
-def test_what_nobody_foresaw_is_one_sentence_and_a_private_log(cli: CommandLine) -> None:
+def test_an_unexpected_error_is_one_message_and_a_private_log(cli: CommandLine) -> None:
     done = cli.python(
         "import sys\n"
         "from glasshouse_tui import cli\n"

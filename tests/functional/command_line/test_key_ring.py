@@ -1,4 +1,4 @@
-"""`key rotate`, `key revoke`, `key show --public`: what a person does with keys over time."""
+"""`key rotate`, `key revoke`, `key show --public`: the life of an operator's keys."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 PASSPHRASE = {"GLASSHOUSE_PASSPHRASE": "open sesame"}
 
 
-def told(done: Done) -> dict[str, str]:
-    """Signing fingerprints and their states, as `--json` tells them."""
+def signing_states(done: Done) -> dict[str, str]:
+    """The state of each signing key by fingerprint, from `--json`."""
     assert done.code == 0, done.out + done.err
     items = done.document["keys"] + done.document["former"]
     return {item["fingerprint"]: item["state"] for item in items if item["name"] == "signing"}
 
 
-def test_keys_over_time_as_a_person_and_a_stranger_see_them(cli: CommandLine, tmp_path: Path) -> None:
+def test_rotated_and_revoked_keys_for_their_owner_and_for_others(cli: CommandLine, tmp_path: Path) -> None:
     folder = cli.home / "keys"
     first = OperatorKeys.ensure(folder)
     published = tmp_path / "first.pub"
@@ -38,27 +38,27 @@ def test_keys_over_time_as_a_person_and_a_stranger_see_them(cli: CommandLine, tm
 
     rotated = cli("key", "rotate", "-o", tmp_path / "rotation", "--json")
     second = OperatorKeys.load(folder)
-    assert told(rotated) == {second.signing_fingerprint: "current", first.signing_fingerprint: "retired"}
+    assert signing_states(rotated) == {second.signing_fingerprint: "current", first.signing_fingerprint: "retired"}
 
     words = ["--reason", "superseded: a new machine"]
     revoked = cli("key", "revoke", *words, "-o", tmp_path / "revocation", "--json")
     third = OperatorKeys.load(folder)
     assert revoked.document["rotated"] is True
-    assert told(revoked) == {
+    assert signing_states(revoked) == {
         third.signing_fingerprint: "current",
         second.signing_fingerprint: "revoked",
         first.signing_fingerprint: "retired",
     }
     shown = cli("key", "show")
     assert "superseded: a new machine" in shown.out
-    assert shown.out.count("SHA256:") == 5  # the recipient keys are there too
+    assert shown.out.count("SHA256:") == 5  # the recipient keys are listed too
 
     trusted = TrustedKeys.given([trusted_key(published)])
-    said = read_revocations([tmp_path / "rotation", tmp_path / "revocation"])
+    statements = read_revocations([tmp_path / "rotation", tmp_path / "revocation"])
     now = datetime.now(UTC)
-    assert judge_signer(third.signing_public, now, trusted=trusted, revocations=said).state == "current"
+    assert judge_signer(third.signing_public, now, trusted=trusted, revocations=statements).state == "current"
     with pytest.raises(RefusedError) as caught:
-        judge_signer(second.signing_public, now, trusted=trusted, revocations=said)
+        judge_signer(second.signing_public, now, trusted=trusted, revocations=statements)
     assert caught.value.code == "signer_revoked"
 
     secrets = [
@@ -68,12 +68,12 @@ def test_keys_over_time_as_a_person_and_a_stranger_see_them(cli: CommandLine, tm
     ]
     lines = [line for path in folder.glob("*.pem") for line in path.read_text().splitlines()[1:-1]]
     files = [path.read_text() for path in tmp_path.iterdir() if path.is_file()]
-    spoken = " ".join([done.out + done.err for done in (rotated, revoked, shown)] + files)
+    output = " ".join([done.out + done.err for done in (rotated, revoked, shown)] + files)
     for secret in [*(half.hex() for half in secrets), *(base64.b64encode(half).decode() for half in secrets), *lines]:
-        assert secret not in spoken
+        assert secret not in output
 
 
-def test_what_cannot_be_done_changes_nothing_and_leaves_no_file(cli: CommandLine, tmp_path: Path) -> None:
+def test_a_refused_key_command_changes_nothing_and_leaves_no_file(cli: CommandLine, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for command in (["rotate"], ["revoke", "--reason", "lost"]):
         cli("key", *command, "-o", out, "--json").refused(2, "key_missing")
@@ -96,7 +96,7 @@ def test_what_cannot_be_done_changes_nothing_and_leaves_no_file(cli: CommandLine
     assert not out.exists()
 
 
-def test_rotation_puts_keys_under_another_passphrase(cli: CommandLine, tmp_path: Path) -> None:
+def test_rotation_can_change_the_passphrase(cli: CommandLine, tmp_path: Path) -> None:
     folder = cli.home / "keys"
     OperatorKeys.ensure(folder, "open sesame")
     (tmp_path / "new").write_text("open barley\n")

@@ -142,7 +142,7 @@ def test_the_export_is_verified_by_the_operator_and_by_a_stranger(own: OwnRun, t
     summary = tmp_path / "summary.json"
     assert own.cli("export", "last", "--summary", "-o", summary).code == 0
     partly = own.cli("verify", summary)
-    assert (partly.code, "could not be computed anew" in partly.out) == (3, True)
+    assert (partly.code, "could not be recomputed" in partly.out) == (3, True)
     both = own.cli("verify", file, summary, "--json")
     assert (both.code, len(both.document["verifications"])) == (3, 2)
 

@@ -108,7 +108,7 @@ def test_what_is_ours_and_what_is_foreign_is_listed_with_price_and_totals(desk: 
     shown = desk.cli("allocations")
     assert re.search(rf"{mine} +runpod +RTX A2000 +\$0\.\d\d/h .* active", shown.out)
     assert "1 open at" in shown.out
-    assert "1 not ours, shown only" in shown.out
+    assert "1 foreign, shown only" in shown.out
     offline = desk.cli("allocations", "--offline", "--json")
     assert [one["observation"] for one in offline.document["allocations"]] == [None]
 
@@ -130,7 +130,7 @@ def test_cleaning_up_needs_a_yes_ends_what_is_ours_and_proves_it(desk: Desk) -> 
     mine, other = desk.rent(), desk.rent()
     desk.fake.foreign("somebody-elses")
     desk.cli("cleanup", "--json").refused(2, "confirmation_needed")
-    assert "needs a yes" in desk.cli("cleanup", mine).err
+    assert "needs confirmation" in desk.cli("cleanup", mine).err
     assert len(desk.ours()) == 2
     done = desk.cli("cleanup", mine[:6], "--yes")
     assert done.code == 0, done.err
@@ -157,7 +157,7 @@ def test_what_is_foreign_or_in_use_is_never_ended(desk: Desk) -> None:
     error = desk.cli("cleanup", mine, "--yes", "--json").refused(2, "allocation_in_use")
     assert f"glasshouse cancel {run_id}" in error["hint"]
     left = desk.cli("cleanup", "--yes")
-    assert (left.code, "1 that living runs have" in left.out) == (0, True)
+    assert (left.code, "in use by active runs: 1" in left.out) == (0, True)
     assert (desk.state(mine), len(desk.fake.pods())) == ("active", 2)
 
 
@@ -169,7 +169,7 @@ def test_what_cannot_be_ended_is_loud_exits_1_and_stays_loud(desk: Desk) -> None
     assert "LEAKED" in done.out
     assert "https://console.runpod.io/pods" in done.out
     assert desk.state(mine) == "leaked"
-    assert "1 allocation is open without a living run, at $0." in desk.cli("presets").err
+    assert "1 allocation is open without an active run, at $0." in desk.cli("presets").err
     listed = desk.cli("allocations")
     assert listed.code == 0
     assert f"glasshouse cleanup {mine}" in listed.out
@@ -196,7 +196,7 @@ def test_the_live_self_test_rents_looks_ends_and_proves(desk: Desk) -> None:
     assert done.code == 0, done.err
     for part in ("ceiling  $1.00", "ok       rent", "ok       ready", "dead-man's switch armed", "ok       proof"):
         assert part in done.err, part
-    assert "Renting, trust and ending work" in done.out
+    assert "Renting, trust and termination work" in done.out
     assert [pod.name for pod in desk.fake.pods()] == ["somebody-elses"]
     assert len([pod for pod in desk.fake.ever() if pod.name.startswith("glasshouse-")]) == 1
 
@@ -280,7 +280,7 @@ def test_at_a_terminal_the_price_is_shown_and_no_is_no(desk: Desk) -> None:
     options = ["run", "--preset", "demo", "--provider", "runpod", "--gpu", CHEAP, "--max-cost", "0.5"]
     code, shown = _at_a_terminal([*desk.cli.command, "--home", str(desk.home), *options], "Rent it?", "n\n")
     assert code == 130, shown
-    for part in ("RTX A2000 at $0.", "an hour", "at most $", "the pod ends itself"):
+    for part in ("RTX A2000 at $0.", "an hour", "at most $", "the pod terminates itself"):
         assert part in shown, part
     assert desk.cli("runs", "--json").document == {"runs": []}
     assert desk.fake.calls("create") == []

@@ -1,4 +1,4 @@
-"""Runs that others run: watching, logs, cancelling, and those that nobody runs."""
+"""Runs of other processes: watching, logs, cancelling, and runs that have lost their runner."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from tests.functional.command_line.conftest import CommandLine
 
 
-def test_a_run_that_nobody_runs_is_mentioned_by_every_command(cli: CommandLine) -> None:
+def test_every_command_notes_a_run_without_a_runner(cli: CommandLine) -> None:
     cli.enter_run(owner=None).close()
     for arguments in (["runs"], ["presets"], ["key", "show"], ["show", "last"], ["completions", "fish"]):
         done = cli(*arguments, "--json")
         json.loads(done.out)
         assert f"`glasshouse resume {cli.run_id}`" in done.err, arguments
-    assert "nobody runs it" in cli("runs").out
+    assert "no runner" in cli("runs").out
 
 
-def test_a_run_with_a_living_runner_is_not_mentioned(cli: CommandLine) -> None:
+def test_a_run_with_a_live_runner_is_not_noted(cli: CommandLine) -> None:
     cli.enter_run(owner=os.getpid()).close()
     done = cli("runs", "--json")
     assert done.err == ""
@@ -33,7 +33,7 @@ def test_a_run_with_a_living_runner_is_not_mentioned(cli: CommandLine) -> None:
     cli("resume", cli.run_id, "--json").refused(2, "run_locked")
 
 
-def test_watch_follows_a_run_to_its_row_and_takes_its_exit_code(cli: CommandLine) -> None:
+def test_watch_follows_a_run_to_its_row_and_exits_with_its_code(cli: CommandLine) -> None:
     with cli.enter_run(owner=os.getpid()) as writer:
         watching = cli.start("watch", cli.run_id[:4], "--json")
         writer.transition(cli.run_id, "run", "running")
@@ -46,7 +46,7 @@ def test_watch_follows_a_run_to_its_row_and_takes_its_exit_code(cli: CommandLine
     assert "\x1b" not in err
 
 
-def test_ctrl_c_in_watch_exits_130_and_asks_for_nothing(cli: CommandLine) -> None:
+def test_ctrl_c_in_watch_exits_130_and_requests_nothing(cli: CommandLine) -> None:
     with cli.enter_run(owner=os.getpid()) as writer:
         watching = cli.start("watch", cli.run_id, "--json")
         assert watching.stderr is not None
@@ -56,10 +56,10 @@ def test_ctrl_c_in_watch_exits_130_and_asks_for_nothing(cli: CommandLine) -> Non
         assert writer.pending_requests(cli.run_id) == []
     assert watching.returncode == 130
     assert json.loads(out)["state"] == "queued"
-    assert "the run goes on" in err
+    assert "the run continues" in err
 
 
-def test_cancel_asks_the_living_runner_and_refuses_a_run_that_is_over(cli: CommandLine) -> None:
+def test_cancel_sends_a_request_to_the_runner_and_refuses_a_final_run(cli: CommandLine) -> None:
     with cli.enter_run(owner=os.getpid()) as writer:
         done = cli("cancel", "last", "--json")
         assert done.document == {"id": cli.run_id, "requested": "cancel", "state": "queued"}
@@ -70,7 +70,7 @@ def test_cancel_asks_the_living_runner_and_refuses_a_run_that_is_over(cli: Comma
     assert cli("watch", cli.run_id, "--json").code == 130
 
 
-def test_logs_come_by_chain_and_end_with_the_run(cli: CommandLine) -> None:
+def test_logs_filter_by_chain_and_stop_when_the_run_ends(cli: CommandLine) -> None:
     run_id = cli.run_id
     with cli.enter_run(owner=os.getpid()) as writer:
         runner, pod = ChainWriter(run_id), ChainWriter(run_id)

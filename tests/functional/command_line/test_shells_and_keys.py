@@ -1,4 +1,4 @@
-"""Completion, prompts on a terminal, the operator's keys."""
+"""Shell completion, prompts on a terminal, the operator's keys."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def test_bash_completes_commands_options_presets_and_run_ids(cli: CommandLine) -
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_every_shell_has_its_script(cli: CommandLine, shell: str) -> None:
+def test_every_shell_has_a_completion_script(cli: CommandLine, shell: str) -> None:
     done = cli("completions", shell)
     assert done.code == 0
     assert "_GLASSHOUSE_COMPLETE" in done.out
 
 
-def test_on_a_terminal_a_passphrase_is_asked_for_and_not_echoed(cli: CommandLine, tmp_path: Path) -> None:
+def test_a_terminal_prompts_for_a_passphrase_without_echo(cli: CommandLine, tmp_path: Path) -> None:
     OperatorKeys.ensure(cli.home / "keys")
     target = tmp_path / "keys.backup"
     command = [*cli.command, "--home", str(cli.home), "key", "backup", str(target)]
@@ -70,7 +70,7 @@ def test_on_a_terminal_a_passphrase_is_asked_for_and_not_echoed(cli: CommandLine
     assert b"Passphrase for the backup" in seen
 
 
-def test_keys_travel_by_backup_and_never_over_a_stream(cli: CommandLine, tmp_path: Path) -> None:
+def test_keys_move_by_backup_and_never_appear_on_a_stream(cli: CommandLine, tmp_path: Path) -> None:
     cli("key", "backup", tmp_path / "x", "--json").refused(2, "key_missing")
     keys = OperatorKeys.ensure(cli.home / "keys")
     shown = cli("key", "show", "--json")
@@ -93,7 +93,7 @@ def test_keys_travel_by_backup_and_never_over_a_stream(cli: CommandLine, tmp_pat
         assert "open sesame" not in done.out + done.err
 
 
-def test_a_passphrase_file_opens_keys_that_are_under_one(cli: CommandLine, tmp_path: Path) -> None:
+def test_a_passphrase_file_unlocks_protected_keys(cli: CommandLine, tmp_path: Path) -> None:
     OperatorKeys.ensure(cli.home / "keys", "open sesame")
     file = tmp_path / "passphrase"
     file.write_text("open sesame\n")

@@ -36,7 +36,7 @@ STEPS = 1200
 
 
 class Clock:
-    """A clock that moves when it is told to."""
+    """A clock that the test advances."""
 
     def __init__(self) -> None:
         self.at = START
@@ -52,7 +52,7 @@ class Clock:
 
 
 class Story:
-    """Plays runs into a home, a stage at a time."""
+    """Writes runs into a home, one stage at a time."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -62,11 +62,10 @@ class Story:
         self._taken: dict[tuple[str, str], int] = {}
 
     def queue(self, run_id: str, *, label: str = "demo", steps: int = STEPS, owned: bool = True, **plan: Any) -> str:
-        made = Plan(
-            label=label, preset="demo", model=Model(source="tiny", name="glasshouse/tiny-qwen2"), data=Data(),
-            target=Target(steps=steps), provider=ProviderRequest(name="local"), **plan,
-        )  # fmt: skip
-        self.writer.create_run(run_id, made)
+        model = Model(source="tiny", name="glasshouse/tiny-qwen2")
+        target, provider = Target(steps=steps), ProviderRequest(name="local")
+        queued = Plan(label=label, preset="demo", model=model, data=Data(), target=target, provider=provider, **plan)
+        self.writer.create_run(run_id, queued)
         if owned:
             self.writer.claim_runner(run_id)
         return run_id
@@ -81,10 +80,10 @@ class Story:
 
     def allocate(self, run_id: str) -> None:
         self.move(run_id, "run", "allocating")
+        name = f"glasshouse-local-{run_id[:4]}"
         self.writer.allocation_intent(
-            f"alloc-{run_id}", "local", f"glasshouse-local-{run_id[:4]}", run_id, gpu_model="CPU",
-            price_per_hour=0.0, spent=0.0,
-        )  # fmt: skip
+            f"alloc-{run_id}", "local", name, run_id, gpu_model="CPU", price_per_hour=0.0, spent=0.0
+        )
         self.writer.allocation_state(f"alloc-{run_id}", "created")
         self.writer.allocation_state(f"alloc-{run_id}", "ready")
         self.writer.describe(run_id, gpu_model="CPU")
@@ -95,15 +94,20 @@ class Story:
         self.event(run_id, "pod", LAUNCH_ACCEPTED, {"bundle": "cd" * 32})
 
     def rent(
-        self, allocation_id: str, run_id: str | None, *, gpu: str = "NVIDIA L4", price: float | None = 0.43,
+        self,
+        allocation_id: str,
+        run_id: str | None,
+        *,
+        gpu: str = "NVIDIA L4",
+        price: float | None = 0.43,
         spent: float | None = 1.29,
-    ) -> str:  # fmt: skip
-        """A pod in the ledger, ready."""
+    ) -> str:
+        """Enter a pod into the ledger, in the state ready."""
         self.clock.tick(1)
+        name = f"glasshouse-5f3c21aa-{(run_id or 'selftest')[:8]}-{allocation_id[:4]}"
         self.writer.allocation_intent(
-            allocation_id, "runpod", f"glasshouse-5f3c21aa-{(run_id or 'selftest')[:8]}-{allocation_id[:4]}", run_id,
-            gpu_model=gpu, provider_id=f"pod{allocation_id[:4]}",
-        )  # fmt: skip
+            allocation_id, "runpod", name, run_id, gpu_model=gpu, provider_id=f"pod{allocation_id[:4]}"
+        )
         if price is not None and spent is not None:
             self.writer.allocation_state(allocation_id, "created", price_per_hour=price, spent=spent)
         else:
@@ -112,7 +116,7 @@ class Story:
         return allocation_id
 
     def rented(self) -> None:
-        """One of each kind: in use, kept, leaked."""
+        """Enter one allocation of each kind: in use, kept, leaked."""
         self.half("b81e44d0a6c1")
         for run_id in ("3f9a1c0d77b2", "9c07e5aa1b34"):
             self.queue(run_id)
@@ -125,7 +129,7 @@ class Story:
         self.writer.allocation_state("e9f8a7b6c5d4", "leaked", "release_failed: terminate was answered 429 until 14:03")
 
     def keep(self, allocation_id: str, minutes: int) -> str:
-        """An allocation is kept for so long, as the ledger says it."""
+        """Enter into the ledger that an allocation is kept; returns until when."""
         until = (self.clock.at + timedelta(minutes=minutes)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         self.writer.allocation_state(allocation_id, "kept", f"kept until {until}", keep_until=Deadline(utc=until))
         return until
@@ -135,17 +139,19 @@ class Story:
         self.event(run_id, "pod", SEGMENT_STATE, {"segment": kind, "state": state})
 
     def train(self, run_id: str, kind: str, steps: int, seconds_a_step: float = 0.0128) -> None:
-        """Take measured steps; losses depend on the step alone, so that both segments have the same."""
+        """Add measured steps. Losses depend only on the step, so that both segments have the same ones."""
         first = self._taken.get((run_id, kind), 0)
         losses = [loss_at(step) for step in range(first, first + steps)]
         nanos = [round(seconds_a_step * 1e9 * (1 + 0.05 * math.sin(step))) for step in range(first, first + steps)]
         self._taken[run_id, kind] = first + steps
         self.clock.tick(steps * seconds_a_step)
         body = {
-            "segment": kind, "from": first, "to": first + steps,
+            "segment": kind,
+            "from": first,
+            "to": first + steps,
             "losses": base64.b64encode(struct.pack(f"<{steps}f", *losses)).decode(),
             "nanos": base64.b64encode(struct.pack(f"<{steps}Q", *nanos)).decode(),
-        }  # fmt: skip
+        }
         self.event(run_id, "pod", TRAIN_PROGRESS, body)
 
     def raw(self, run_id: str, steps: int = STEPS) -> None:
@@ -153,13 +159,17 @@ class Story:
             self.stage(run_id, "raw", state, after=1.1)
         self.train(run_id, "raw", steps)
         self.writer.segment(
-            run_id, "raw", stop_reason="step_budget", final_loss=loss_at(steps - 1), adapter_sha256="1a" * 32,
+            run_id,
+            "raw",
+            stop_reason="step_budget",
+            final_loss=loss_at(steps - 1),
+            adapter_sha256="1a" * 32,
             tensor_digest="7c" * 32,
-        )  # fmt: skip
+        )
         self.stage(run_id, "raw", "done", "step budget reached")
 
     def protect(self, run_id: str, steps: int = STEPS // 2) -> None:
-        """The protected segment into its training."""
+        """Play the protected segment into its training."""
         self.stage(run_id, "protected", "launching", "bundle measured")
         self.stage(run_id, "protected", "attesting", "evidence on a fresh nonce", after=2.1)
         self.event(run_id, "runner", ATTEST_CHALLENGE, {"nonce": "9f" * 32})
@@ -177,13 +187,17 @@ class Story:
         self.train(run_id, "protected", steps, 0.0129)
 
     def finish(self, run_id: str, *, failing: Sequence[str] = ()) -> None:
-        """From training to the row."""
+        """Play the run from training to its row."""
         done = self._taken[run_id, "protected"]
         self.train(run_id, "protected", STEPS - done, 0.0129)
         self.writer.segment(
-            run_id, "protected", stop_reason="step_budget", final_loss=loss_at(STEPS - 1),
-            adapter_sha256="2b" * 32, tensor_digest="7c" * 32,
-        )  # fmt: skip
+            run_id,
+            "protected",
+            stop_reason="step_budget",
+            final_loss=loss_at(STEPS - 1),
+            adapter_sha256="2b" * 32,
+            tensor_digest="7c" * 32,
+        )
         self.stage(run_id, "protected", "sealing", "adapter sealed to the operator")
         self.stage(run_id, "protected", "zeroizing", "keys and plaintext wiped")
         self.move(run_id, "runtime", "zeroizing", after=0.0)
@@ -201,11 +215,13 @@ class Story:
             row = live_row(reader.run(run_id))
         checks = [
             Check(
-                name=name, group=group, status="failed" if name in failing else "passed",
-                reason="the losses part at measured step 17 of 1,200" if name in failing else reason,
+                name=name,
+                group=group,
+                status="failed" if name in failing else "passed",
+                reason="the losses differ from measured step 17 of 1,200 on" if name in failing else reason,
             )
             for group, name, reason in CHECKS
-        ]  # fmt: skip
+        ]
         row |= {"clean": not failing, "verdict": "not resolved"}
         row["checks"] = [{"name": c.name, "group": c.group, "status": c.status, "reason": c.reason} for c in checks]
         self.clock.tick(0.4)
@@ -213,7 +229,7 @@ class Story:
         self.writer.release_runner(run_id)
 
     def whole(self, run_id: str, **plan: Any) -> str:
-        """A run from beginning to end."""
+        """Play a run from beginning to end."""
         self.queue(run_id, **plan)
         self.allocate(run_id)
         self.raw(run_id)
@@ -222,7 +238,7 @@ class Story:
         return run_id
 
     def half(self, run_id: str, **plan: Any) -> str:
-        """A run in the middle of its protected segment."""
+        """Play a run into the middle of its protected segment."""
         self.queue(run_id, **plan)
         self.allocate(run_id)
         self.raw(run_id)
@@ -232,7 +248,7 @@ class Story:
 
 CHECKS: tuple[tuple[Any, str, str], ...] = (
     ("lifecycle", "attestation_verified", "evidence met the policy (tier software, EAR warning)"),
-    ("lifecycle", "released_after_result", "the result stands before the release in the runner's log"),
+    ("lifecycle", "released_after_result", "the result precedes the release in the runner's log"),
     ("lifecycle", "trained_after_release", "the allocation's log links to the release"),
     ("lifecycle", "chains_whole", "31 and 48 events, each linked to the one before"),
     ("lifecycle", "zeroization_proven", "the scan found the secrets before the wipe and none after it"),
@@ -252,7 +268,7 @@ assert len(PROTECTED_STAGES) == 10
 
 
 def loss_at(step: int) -> float:
-    """A loss that falls, with a little noise that depends on the step alone."""
+    """A falling loss with a little noise that depends only on the step."""
     return 1.2 + 5.6 * math.exp(-step / 260) + 0.18 * math.sin(step * 1.7) * math.cos(step * 0.37)
 
 
@@ -263,9 +279,9 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def story(home: Path) -> Iterator[Story]:
-    told = Story(home)
-    yield told
-    told.writer.close()
+    played = Story(home)
+    yield played
+    played.writer.close()
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Fleet's allocations: what is loud, what keys do with them, what is foreign."""
+"""Fleet's allocations: warnings, keys, foreign allocations."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ RUN = "b81e44d0a6c1"
 USED, KEPT, LEAKED = "a1b2c3d4e5f6", "c07d5e6f7a8b", "e9f8a7b6c5d4"
 
 
-class LookingLauncher(StoryLauncher):
-    """A machine whose provider lists a pod that is not ours; the first looks give what `answers` holds."""
+class ListingLauncher(StoryLauncher):
+    """A machine whose provider lists a foreign pod; the first queries return the overviews in `answers`."""
 
     def __init__(self, story: Story) -> None:
         super().__init__(story)
@@ -36,14 +36,26 @@ class LookingLauncher(StoryLauncher):
     def query_providers(self, home: Path) -> Overview:
         if self.answers:
             return self.answers.pop(0)
-        seen = overview(home, look=False)
+        listing = overview(home, look=False)
         foreign = Listed(
-            ours=False, id=None, provider="runpod", name="somebody-elses", allocation_id="theirs1",
-            gpu_model="NVIDIA L4", state="foreign", observation="alive", price_per_hour=0.43,
-            since=self.story.clock.text(), spent=0.0, run_id=None, run_state=None, keep_until=None, deadline=None,
+            ours=False,
+            id=None,
+            provider="runpod",
+            name="foreign-pod",
+            allocation_id="theirs1",
+            gpu_model="NVIDIA L4",
+            state="foreign",
+            observation="alive",
+            price_per_hour=0.43,
+            since=self.story.clock.text(),
+            spent=0.0,
+            run_id=None,
+            run_state=None,
+            keep_until=None,
+            deadline=None,
             reason="",
-        )  # fmt: skip
-        return msgspec.structs.replace(seen, at=self.story.clock.text(), allocations=(*seen.allocations, foreign))
+        )
+        return msgspec.structs.replace(listing, at=self.story.clock.text(), allocations=(*listing.allocations, foreign))
 
 
 def allocation(home: Path, allocation_id: str) -> AllocationView:
@@ -52,7 +64,7 @@ def allocation(home: Path, allocation_id: str) -> AllocationView:
 
 
 async def on_allocation(pilot: Pilot[Any], allocation_id: str) -> None:
-    """Put the cursor there."""
+    """Move the cursor to an allocation."""
     table = pilot.app.screen.query_one("#allocations", RowTable)
     await until(pilot, lambda: allocation_id in [row.key for row in table.rows])
     table.focus()
@@ -60,7 +72,7 @@ async def on_allocation(pilot: Pilot[Any], allocation_id: str) -> None:
     await until(pilot, lambda: table.cursor_key == allocation_id and table.has_focus)
 
 
-async def test_what_leaked_stands_first_is_red_and_says_what_to_do(home: Path, story: Story) -> None:
+async def test_a_leaked_allocation_is_first_and_red_with_a_hint(home: Path, story: Story) -> None:
     story.rented()
     async with console(home, story) as pilot:
         await until(pilot, shows(pilot, "✗ leaked", "◆ kept 24m", "● active", "4 open at $3.67/h", "1 kept"))
@@ -71,22 +83,22 @@ async def test_what_leaked_stands_first_is_red_and_says_what_to_do(home: Path, s
             assert part in " ".join(drawn(pilot).split()), part
 
 
-async def test_opening_goes_to_what_was_left_alone_and_offers_both_ways_out(home: Path, story: Story) -> None:
+async def test_an_unused_allocation_gets_the_focus_and_can_be_resumed_or_released(home: Path, story: Story) -> None:
     story.queue(RUN, owned=False)
     story.rent(USED, RUN)
     launcher = StoryLauncher(story)
     async with console(home, story, launcher=launcher) as pilot:
-        await until(pilot, shows(pilot, "1 allocation is open without a living run"))
+        await until(pilot, shows(pilot, "1 allocation is open without an active run"))
         await until(pilot, lambda: pilot.app.screen.query_one("#allocations", RowTable).has_focus)
         await until(pilot, lambda: {"fleet.resume", "fleet.release"} <= footer(pilot).keys())
         assert "fleet.keep" not in footer(pilot)
         await pilot.press("r")
         await until(pilot, lambda: launcher.resumed == [RUN])
-        await until(pilot, lambda: "without a living run, at" not in drawn(pilot))
+        await until(pilot, lambda: "without an active run, at" not in drawn(pilot))
         await until(pilot, lambda: "fleet.keep" in footer(pilot) and "fleet.release" not in footer(pilot))
 
 
-async def test_keeping_asks_for_minutes_and_says_what_they_cost(home: Path, story: Story) -> None:
+async def test_keeping_asks_for_minutes_and_shows_their_cost(home: Path, story: Story) -> None:
     story.half(RUN)
     story.rent(USED, RUN)
     async with console(home, story) as pilot:
@@ -96,7 +108,7 @@ async def test_keeping_asks_for_minutes_and_says_what_they_cost(home: Path, stor
         await until(pilot, shows(pilot, "30", "up to $0.21"))
         field = pilot.app.screen.query_one("#minutes", Input)
         field.value = ""
-        await until(pilot, shows(pilot, "Give minutes from 1 to 10,080"))
+        await until(pilot, shows(pilot, "Enter a number of minutes from 1 to 10,080"))
         await pilot.press("enter")
         assert isinstance(pilot.app.screen, KeepScreen)
         await pilot.press("6", "0")
@@ -106,7 +118,7 @@ async def test_keeping_asks_for_minutes_and_says_what_they_cost(home: Path, stor
         assert allocation(home, USED).state == "kept"
 
 
-async def test_leaving_the_question_keeps_nothing(home: Path, story: Story) -> None:
+async def test_closing_the_dialog_keeps_nothing(home: Path, story: Story) -> None:
     story.half(RUN)
     story.rent(USED, RUN)
     async with console(home, story) as pilot:
@@ -118,7 +130,7 @@ async def test_leaving_the_question_keeps_nothing(home: Path, story: Story) -> N
         assert allocation(home, USED).state == "active"
 
 
-async def test_releasing_asks_first_with_the_price(home: Path, story: Story) -> None:
+async def test_releasing_needs_a_confirmation_that_shows_the_price(home: Path, story: Story) -> None:
     story.rented()
     async with console(home, story) as pilot:
         await on_allocation(pilot, KEPT)
@@ -136,7 +148,7 @@ async def test_releasing_asks_first_with_the_price(home: Path, story: Story) -> 
         assert allocation(home, USED).state == "active"
 
 
-async def test_an_allocation_in_use_is_not_released_from_here_but_its_run_opens(home: Path, story: Story) -> None:
+async def test_an_allocation_in_use_cannot_be_released_but_opens_its_run(home: Path, story: Story) -> None:
     story.rented()
     async with console(home, story) as pilot:
         await on_allocation(pilot, USED)
@@ -148,39 +160,39 @@ async def test_an_allocation_in_use_is_not_released_from_here_but_its_run_opens(
         await until(pilot, lambda: isinstance(pilot.app.screen, RunScreen))
 
 
-async def test_looking_shows_what_is_foreign_dimmed_and_offers_nothing_for_it(home: Path, story: Story) -> None:
+async def test_listing_shows_foreign_allocations_muted_and_without_actions(home: Path, story: Story) -> None:
     story.rented()
-    async with console(home, story, launcher=LookingLauncher(story)) as pilot:
+    async with console(home, story, launcher=ListingLauncher(story)) as pilot:
         await until(pilot, shows(pilot, "◆ kept 24m"))
-        assert "somebody-elses" not in drawn(pilot)
+        assert "foreign-pod" not in drawn(pilot)
         await pilot.press("l")
-        await until(pilot, shows(pilot, "somebody-elses", "not ours", "1 not ours, shown and never touched"))
+        await until(pilot, shows(pilot, "foreign-pod", "\u2013 foreign", "1 foreign, shown but never touched"))
         await on_allocation(pilot, "foreign:runpod:theirs1")
         table = pilot.app.screen.query_one("#allocations", RowTable)
         assert {name for spans in table.rows[-1].cells.values() for _, name in spans} == {"muted"}
         await until(pilot, lambda: not {"fleet.keep", "fleet.release", "fleet.open"} & footer(pilot).keys())
 
 
-async def test_a_provider_that_cannot_be_asked_is_said_and_nothing_vanishes(home: Path, story: Story) -> None:
+async def test_an_unreachable_provider_is_reported_and_no_allocation_disappears(home: Path, story: Story) -> None:
     story.rented()
-    launcher = LookingLauncher(story)
-    seen = overview(home, look=False)
-    unknown = [msgspec.structs.replace(one, observation="unknown") for one in seen.allocations]
+    launcher = ListingLauncher(story)
+    listing = overview(home, look=False)
+    unknown = [msgspec.structs.replace(one, observation="unknown") for one in listing.allocations]
     trouble = Trouble(provider="runpod", code="api_timeout", message="RunPod gave no answer in time.", hint="Wait.")
-    launcher.answers = [msgspec.structs.replace(seen, allocations=tuple(unknown), troubles=(trouble,))]
+    launcher.answers = [msgspec.structs.replace(listing, allocations=tuple(unknown), troubles=(trouble,))]
     async with console(home, story, launcher=launcher) as pilot:
         await until(pilot, shows(pilot, "● active"))
         await pilot.press("l")
-        await until(pilot, shows(pilot, "runpod could not be asked: RunPod gave no answer in time.", "? unknown"))
+        await until(pilot, shows(pilot, "runpod could not be queried: RunPod gave no answer in time.", "? unknown"))
         assert "✗ leaked" in drawn(pilot)
         assert "◆ kept 24m" in drawn(pilot)
 
 
-async def test_looking_works_where_nothing_has_run_yet(home: Path, story: Story) -> None:
-    async with console(home, story, launcher=LookingLauncher(story)) as pilot:
+async def test_listing_works_before_the_first_run(home: Path, story: Story) -> None:
+    async with console(home, story, launcher=ListingLauncher(story)) as pilot:
         await until(pilot, shows(pilot, "Nothing has run here yet."))
         await pilot.press("l")
-        await until(pilot, shows(pilot, "somebody-elses"))
+        await until(pilot, shows(pilot, "foreign-pod"))
 
 
 async def test_a_read_only_console_shows_allocations_and_changes_none(home: Path, story: Story) -> None:
@@ -193,7 +205,7 @@ async def test_a_read_only_console_shows_allocations_and_changes_none(home: Path
         assert allocation(home, KEPT).state == "kept"
 
 
-async def test_eighty_columns_show_state_price_and_what_to_do(home: Path, story: Story) -> None:
+async def test_state_price_and_hint_fit_in_eighty_columns(home: Path, story: Story) -> None:
     story.rented()
     async with console(home, story, size=(80, 24)) as pilot:
         await until(pilot, shows(pilot, "✗ leaked", "$2.99/h", "$4.02", "9c07e5aa", "◆ kept 24m", "not proven gone"))

@@ -1,4 +1,4 @@
-"""What is derived from a stored run: stages, progress, time left, overhead, live checks."""
+"""Figures derived from a stored run: stages, progress, time left, overhead, provisional checks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def named(story: Story, kind: str) -> dict[str, run_metrics.Stage]:
     return {stage.name: stage for stage in run_metrics.stages(view_of(story), kind, story.clock())}
 
 
-def test_a_stage_lasts_until_the_next_one_and_the_present_one_until_now(story: Story) -> None:
+def test_a_stage_lasts_until_the_next_and_the_current_one_until_now(story: Story) -> None:
     story.half(RUN)
     story.clock.tick(5)
     stages = named(story, "protected")
@@ -37,7 +37,7 @@ def test_a_stage_lasts_until_the_next_one_and_the_present_one_until_now(story: S
     assert stages["attesting"].reason == "evidence on a fresh nonce"
 
 
-def test_the_stage_that_failed_carries_the_reason_and_the_rest_was_never_reached(story: Story) -> None:
+def test_a_failed_stage_has_the_reason_and_later_stages_are_skipped(story: Story) -> None:
     story.queue(RUN)
     story.allocate(RUN)
     story.stage(RUN, "raw", "launching")
@@ -48,7 +48,7 @@ def test_the_stage_that_failed_carries_the_reason_and_the_rest_was_never_reached
     assert stages["training"].status == "skipped"
 
 
-def test_a_reason_that_is_added_later_does_not_restart_a_stage(story: Story) -> None:
+def test_a_later_reason_does_not_restart_a_stage(story: Story) -> None:
     story.queue(RUN)
     story.allocate(RUN)
     story.stage(RUN, "raw", "launching")
@@ -62,25 +62,25 @@ def test_a_reason_that_is_added_later_does_not_restart_a_stage(story: Story) -> 
 def test_progress_counts_both_segments(story: Story) -> None:
     story.half(RUN)
     view = view_of(story)
-    assert run_metrics.run_share(view) == pytest.approx(0.75)
+    assert run_metrics.run_fraction(view) == pytest.approx(0.75)
     active = run_metrics.active_segment(view)
     assert active is not None
     assert active.kind == "protected"
 
 
-def test_time_left_of_a_step_budget_comes_from_the_measured_rate(story: Story) -> None:
+def test_time_left_is_computed_from_the_measured_rate(story: Story) -> None:
     story.half(RUN)
     assert run_metrics.seconds_left(view_of(story)) == pytest.approx(600 * 0.0129, rel=0.01)
 
 
-def test_time_left_is_unknown_before_the_first_step_and_gone_at_the_end(story: Story) -> None:
+def test_there_is_no_time_left_before_the_first_step_or_after_the_end(story: Story) -> None:
     story.queue(RUN)
     assert run_metrics.seconds_left(view_of(story)) is None
     story.whole("3f9a1c0d77b2")
     assert run_metrics.seconds_left(view_of(story, "3f9a1c0d77b2")) is None
 
 
-def test_the_overhead_is_provisional_until_the_row_stands(story: Story) -> None:
+def test_the_overhead_is_provisional_until_the_run_ends(story: Story) -> None:
     story.half(RUN)
     live = run_metrics.overhead(view_of(story))
     assert live is not None
@@ -99,7 +99,7 @@ def test_there_is_no_overhead_before_both_segments_have_steps(story: Story) -> N
     assert run_metrics.overhead(view_of(story)) is None
 
 
-def test_live_checks_turn_as_states_decide_them(story: Story) -> None:
+def test_provisional_checks_follow_the_stored_states(story: Story) -> None:
     story.queue(RUN)
     before = {check.name: check.status for check in checks_of(view_of(story))}
     assert set(before.values()) == {"pending"}
@@ -111,13 +111,13 @@ def test_live_checks_turn_as_states_decide_them(story: Story) -> None:
     assert after["zeroization_proven"] == after["same_losses"] == "pending"
 
 
-def test_a_lone_segment_has_no_check_of_the_other(story: Story) -> None:
+def test_checks_of_a_missing_segment_do_not_apply(story: Story) -> None:
     story.queue(RUN, segments="raw")
     checks = {check.name: check.status for check in checks_of(view_of(story))}
     assert checks["attestation_verified"] == checks["same_losses"] == "not_applicable"
 
 
-def test_the_final_verdict_replaces_the_live_checks(story: Story) -> None:
+def test_the_final_verdict_replaces_the_provisional_checks(story: Story) -> None:
     story.whole(RUN)
     view = view_of(story)
     assert checks_of(view) == view.checks

@@ -1,4 +1,4 @@
-"""The real app over a real home: what the screens show and what the keys do."""
+"""The real app with a real home: what the screens show and what the keys do."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from engine.allocations.overview import Overview, overview
 from engine.errors import MissingExtraError
 from engine.store.reader import Reader
 from glasshouse_tui.app import GlasshouseApp
-from glasshouse_tui.messages import FleetRead, RunRead, RunStarted, SettingsRead, StoreWell
+from glasshouse_tui.messages import FleetRead, RunRead, RunStarted, SettingsRead, StoreAvailable
 from glasshouse_tui.screens.dialogs import ConfirmScreen, HelpScreen, TroubleScreen
 from glasshouse_tui.screens.fleet import FleetScreen
 from glasshouse_tui.screens.history import HistoryScreen
@@ -38,7 +38,7 @@ OLD = "3f9a1c0d77b2"
 
 
 class StoryLauncher:
-    """Starts runs by playing them into the home, as a runner's process would from outside."""
+    """Starts runs by writing them into the home, as a runner's process would."""
 
     def __init__(self, story: Story) -> None:
         self.story = story
@@ -87,11 +87,11 @@ async def console(
         yield pilot
 
 
-async def until(pilot: Pilot[Any], true: Callable[[], Any], seconds: float = 60.0) -> None:
+async def until(pilot: Pilot[Any], condition: Callable[[], Any], seconds: float = 60.0) -> None:
     deadline = asyncio.get_running_loop().time() + seconds
-    while not true():
+    while not condition():
         if asyncio.get_running_loop().time() > deadline:
-            pytest.fail(f"it did not come true within {seconds} s:\n{drawn(pilot)}")
+            pytest.fail(f"the condition was not met within {seconds} s:\n{drawn(pilot)}")
         await pilot.pause(0.02)
 
 
@@ -112,7 +112,7 @@ def footer(pilot: Pilot[Any]) -> dict[str, bool]:
 # Fleet
 
 
-async def test_an_empty_home_says_what_to_press_first(home: Path, story: Story) -> None:
+async def test_an_empty_home_shows_how_to_begin(home: Path, story: Story) -> None:
     async with console(home, story) as pilot:
         await until(pilot, shows(pilot, "Nothing has run here yet.", "to run the demo"))
         assert footer(pilot)["fleet.demo"]
@@ -120,18 +120,18 @@ async def test_an_empty_home_says_what_to_press_first(home: Path, story: Story) 
 
 
 async def test_the_demo_key_starts_a_run_and_shows_it(home: Path, story: Story) -> None:
-    seen: list[str] = []
-    async with console(home, story, hook=lambda m: seen.append(type(m).__name__)) as pilot:
+    posted: list[str] = []
+    async with console(home, story, hook=lambda m: posted.append(type(m).__name__)) as pilot:
         await until(pilot, shows(pilot, "Nothing has run here yet."))
         await pilot.press("d")
         await until(pilot, shows(pilot, "raw", "protected", "600 of 1,200 steps", "provisional"))
         assert isinstance(pilot.app.screen, RunScreen)
-    assert {SettingsRead.__name__, StoreWell.__name__} <= set(seen)
-    first = [seen.index(kind.__name__) for kind in (FleetRead, RunStarted, RunRead)]
+    assert {SettingsRead.__name__, StoreAvailable.__name__} <= set(posted)
+    first = [posted.index(kind.__name__) for kind in (FleetRead, RunStarted, RunRead)]
     assert first == sorted(first)
 
 
-async def test_a_refused_start_is_told_with_its_hint_and_code(home: Path, story: Story) -> None:
+async def test_a_refused_start_is_reported_with_its_hint_and_code(home: Path, story: Story) -> None:
     async with console(home, story, launcher=RefusingLauncher(story)) as pilot:
         await until(pilot, shows(pilot, "Nothing has run here yet."))
         await pilot.press("d")
@@ -139,12 +139,12 @@ async def test_a_refused_start_is_told_with_its_hint_and_code(home: Path, story:
         assert isinstance(pilot.app.screen, FleetScreen)
 
 
-async def test_fleet_tells_of_runs_and_allocations(home: Path, story: Story) -> None:
+async def test_fleet_shows_runs_and_allocations(home: Path, story: Story) -> None:
     story.whole(OLD)
     story.half(RUN)
     async with console(home, story) as pilot:
         await until(
-            pilot, shows(pilot, "1 going on, 1 ended", "▸ training", "75 %", "✓ clean", "✓ verified", "8 s left")
+            pilot, shows(pilot, "1 unfinished, 1 ended", "▸ training", "75 %", "✓ clean", "✓ verified", "8 s left")
         )
         assert "1 open" in drawn(pilot)
         assert "local-b81e" in drawn(pilot)
@@ -152,7 +152,7 @@ async def test_fleet_tells_of_runs_and_allocations(home: Path, story: Story) -> 
         assert table.cursor_key == RUN
 
 
-async def test_fleet_follows_a_run_while_others_write(home: Path, story: Story) -> None:
+async def test_fleet_follows_a_run_while_another_process_writes(home: Path, story: Story) -> None:
     story.half(RUN)
     async with console(home, story) as pilot:
         await until(pilot, shows(pilot, "75 %"))
@@ -162,7 +162,7 @@ async def test_fleet_follows_a_run_while_others_write(home: Path, story: Story) 
         await until(pilot, shows(pilot, "✓ finished", "✓ clean"))
 
 
-async def test_moving_goes_by_arrows_and_letters(home: Path, story: Story) -> None:
+async def test_arrows_and_letters_move_the_cursor(home: Path, story: Story) -> None:
     story.whole(OLD)
     story.half(RUN)
     async with console(home, story) as pilot:
@@ -198,16 +198,18 @@ async def test_a_finished_run_shows_its_row(home: Path, story: Story) -> None:
         assert "run.cancel" not in footer(pilot)
 
 
-async def test_a_failed_check_says_why_in_full(home: Path, story: Story) -> None:
+async def test_a_failed_check_shows_its_full_reason(home: Path, story: Story) -> None:
     story.half(RUN)
     story.finish(RUN, failing=("same_losses",))
     async with console(home, story, open_run=RUN, size=(80, 24)) as pilot:
         await until(pilot, shows(pilot, "✗ not clean", "15 of 16"))
         await pilot.press("3", "G")
-        await until(pilot, shows(pilot, "✗ same losses", "failed", "the losses part at measured step 17 of 1,200"))
+        await until(
+            pilot, shows(pilot, "✗ same losses", "failed", "the losses differ from measured step 17 of 1,200 on")
+        )
 
 
-async def test_focus_on_a_stage_shows_its_reason(home: Path, story: Story) -> None:
+async def test_a_selected_stage_shows_its_reason(home: Path, story: Story) -> None:
     story.half(RUN)
     async with console(home, story, open_run=RUN) as pilot:
         await until(pilot, shows(pilot, "600 of 1,200 steps"))
@@ -216,11 +218,11 @@ async def test_focus_on_a_stage_shows_its_reason(home: Path, story: Story) -> No
         await pilot.press("left", "left", "left")
         await until(pilot, shows(pilot, "releasing  1.2 s  receipt signed first"))
         await pilot.press("right")
-        assert row.chosen is not None
-        assert row.chosen.name == "loading"
+        assert row.selected is not None
+        assert row.selected.name == "loading"
 
 
-async def test_where_little_fits_one_panel_shows_at_a_time(home: Path, story: Story) -> None:
+async def test_a_small_terminal_shows_one_panel_at_a_time(home: Path, story: Story) -> None:
     story.half(RUN)
     async with console(home, story, open_run=RUN, size=(80, 24)) as pilot:
         await until(pilot, shows(pilot, "1 Proof", "✓ verified"))
@@ -235,7 +237,7 @@ async def test_where_little_fits_one_panel_shows_at_a_time(home: Path, story: St
         await until(pilot, shows(pilot, "Lifecycle", "x protected", "segment.state", "Attestation"))
 
 
-async def test_a_panel_takes_the_whole_screen_and_gives_it_back(home: Path, story: Story) -> None:
+async def test_a_panel_is_maximized_and_restored(home: Path, story: Story) -> None:
     story.half(RUN)
     async with console(home, story, open_run=RUN) as pilot:
         await until(pilot, shows(pilot, "600 of 1,200 steps", "Lifecycle"))
@@ -245,18 +247,18 @@ async def test_a_panel_takes_the_whole_screen_and_gives_it_back(home: Path, stor
         await until(pilot, shows(pilot, "600 of 1,200 steps"))
 
 
-async def test_a_run_that_nobody_runs_says_so_and_is_resumed(home: Path, story: Story) -> None:
+async def test_a_run_without_a_runner_is_reported_and_resumed(home: Path, story: Story) -> None:
     story.queue(RUN, owned=False)
     launcher = StoryLauncher(story)
     async with console(home, story, open_run=RUN, launcher=launcher) as pilot:
-        await until(pilot, shows(pilot, "nobody is running this run", "to resume it"))
+        await until(pilot, shows(pilot, "This run has no runner", "to resume it"))
         await pilot.press("r")
         await until(pilot, lambda: launcher.resumed == [RUN])
-        await until(pilot, lambda: "nobody is running" not in drawn(pilot))
+        await until(pilot, lambda: "has no runner" not in drawn(pilot))
         await until(pilot, lambda: "run.resume" not in footer(pilot))
 
 
-async def test_cancelling_asks_first_and_then_requests_it(home: Path, story: Story) -> None:
+async def test_cancelling_needs_a_confirmation(home: Path, story: Story) -> None:
     story.half(RUN)
     async with console(home, story, open_run=RUN) as pilot:
         await until(pilot, shows(pilot, "600 of 1,200 steps"))
@@ -271,17 +273,15 @@ async def test_cancelling_asks_first_and_then_requests_it(home: Path, story: Sto
         await until(pilot, lambda: [request.kind for request in story.writer.pending_requests(RUN)] == ["cancel"])
 
 
-async def test_a_published_row_shows_what_was_published_and_calls_the_rest_unknown(home: Path, story: Story) -> None:
+async def test_a_published_row_shows_its_facts_and_unknown_for_the_rest(home: Path, story: Story) -> None:
     async with console(home, story, open_run="pub-lora-05b-15m") as pilot:
         await until(pilot, shows(pilot, "9,143 steps", "9,065 steps", "+0.86 %", "clean model artifact"))
-        for text in ("Key          ? unknown", "Cleanup      ? unknown", "Its stages were not published.", "RTX 4090"):
+        for text in ("Key          ? unknown", "Cleanup      ? unknown", "The stages were not published.", "RTX 4090"):
             assert text in drawn(pilot), text
         assert "No checks were published." in drawn(pilot)
 
 
-async def test_a_list_that_wakes_up_late_does_not_take_the_readings_from_the_run_in_front(
-    home: Path, story: Story
-) -> None:
+async def test_a_late_resume_of_a_list_does_not_redirect_the_poller(home: Path, story: Story) -> None:
     story.half(RUN)
     async with console(home, story, open_run=RUN) as pilot:
         await until(pilot, shows(pilot, "600 of 1,200 steps"))
@@ -291,7 +291,7 @@ async def test_a_list_that_wakes_up_late_does_not_take_the_readings_from_the_run
         await until(pilot, shows(pilot, "750 of 1,200 steps"))
 
 
-async def test_a_run_that_is_not_there_is_told_and_left(home: Path, story: Story) -> None:
+async def test_an_unknown_run_is_reported_and_closed(home: Path, story: Story) -> None:
     async with console(home, story, open_run="feedface") as pilot:
         await until(pilot, shows(pilot, "run_unknown", "glasshouse runs"))
         assert isinstance(pilot.app.screen, FleetScreen)
@@ -300,7 +300,7 @@ async def test_a_run_that_is_not_there_is_told_and_left(home: Path, story: Story
 # History
 
 
-async def test_history_filters_as_one_types(home: Path, story: Story) -> None:
+async def test_history_filters_while_typing(home: Path, story: Story) -> None:
     story.whole(OLD)
     async with console(home, story) as pilot:
         await pilot.press("h")
@@ -312,11 +312,11 @@ async def test_history_filters_as_one_types(home: Path, story: Story) -> None:
         await pilot.press("enter")
         assert isinstance(pilot.app.focused, RowTable)
         await pilot.press("slash", *"zzz")
-        await until(pilot, shows(pilot, "no row matches"))
+        await until(pilot, shows(pilot, "no matching rows"))
         await until(pilot, lambda: "history.open" not in footer(pilot))
 
 
-async def test_history_sorts_by_column_and_turns_around(home: Path, story: Story) -> None:
+async def test_history_sorts_by_column_and_reverses(home: Path, story: Story) -> None:
     async with console(home, story) as pilot:
         await pilot.press("h")
         await until(pilot, shows(pilot, "newest first", "1 of 17"))
@@ -328,7 +328,7 @@ async def test_history_sorts_by_column_and_turns_around(home: Path, story: Story
         await until(pilot, lambda: "29.67 %" in table.rows[0].cells["overhead_pct"][0][0])
 
 
-async def test_history_shows_whose_rows_one_asks_for(home: Path, story: Story) -> None:
+async def test_history_switches_the_source_of_its_rows(home: Path, story: Story) -> None:
     story.whole(OLD)
     async with console(home, story) as pilot:
         await pilot.press("h")
@@ -339,7 +339,7 @@ async def test_history_shows_whose_rows_one_asks_for(home: Path, story: Story) -
         await until(pilot, shows(pilot, "1 of 17", "published, newest"))
 
 
-async def test_a_long_history_is_walked_to_both_ends_in_a_window(home: Path, story: Story) -> None:
+async def test_a_long_history_is_paged_to_both_ends(home: Path, story: Story) -> None:
     for number in range(350):
         story.clock.tick(60)
         story.queue(f"{number:012x}", label=f"run {number:03d}", owned=False)
@@ -357,7 +357,7 @@ async def test_a_long_history_is_walked_to_both_ends_in_a_window(home: Path, sto
         await until(pilot, shows(pilot, "1 of 367", "run 349"))
 
 
-async def test_a_row_opens_and_one_comes_back_to_it(home: Path, story: Story) -> None:
+async def test_a_row_opens_and_escape_returns_to_it(home: Path, story: Story) -> None:
     async with console(home, story) as pilot:
         await pilot.press("h")
         await until(pilot, shows(pilot, "1 of 17"))
@@ -368,7 +368,7 @@ async def test_a_row_opens_and_one_comes_back_to_it(home: Path, story: Story) ->
         await until(pilot, shows(pilot, "2 of 17"))
 
 
-async def test_a_run_that_begins_elsewhere_appears_in_history(home: Path, story: Story) -> None:
+async def test_a_run_started_by_another_process_appears_in_history(home: Path, story: Story) -> None:
     async with console(home, story) as pilot:
         await pilot.press("h")
         await until(pilot, shows(pilot, "1 of 17"))
@@ -379,7 +379,7 @@ async def test_a_run_that_begins_elsewhere_appears_in_history(home: Path, story:
 # Everywhere
 
 
-async def test_read_only_shows_its_state_and_refuses_what_changes_things(home: Path, story: Story) -> None:
+async def test_read_only_is_shown_and_refuses_changes(home: Path, story: Story) -> None:
     story.half(RUN)
     async with console(home, story, read_only=True) as pilot:
         await until(pilot, shows(pilot, "read-only", "75 %"))
@@ -390,7 +390,7 @@ async def test_read_only_shows_its_state_and_refuses_what_changes_things(home: P
         assert story.writer.pending_requests(RUN) == []
 
 
-async def test_read_only_makes_nothing_in_a_home_that_is_not_there(tmp_path: Path) -> None:
+async def test_read_only_does_not_create_a_missing_home(tmp_path: Path) -> None:
     home = tmp_path / "absent"
     async with console(home, read_only=True) as pilot:
         await until(pilot, shows(pilot, "Nothing has run here yet, and this console is read-only."))
@@ -407,7 +407,7 @@ def corrupt(home: Path) -> Path:
     return database
 
 
-async def test_a_corrupt_database_gets_a_clear_screen_and_recovers(home: Path, corrupt: Path) -> None:
+async def test_a_corrupt_database_shows_an_error_screen_until_it_is_repaired(home: Path, corrupt: Path) -> None:
     async with console(home) as pilot:
         await until(pilot, lambda: isinstance(pilot.app.screen, TroubleScreen))
         await until(pilot, shows(pilot, "store_corrupt", "Move it aside"))
@@ -417,14 +417,14 @@ async def test_a_corrupt_database_gets_a_clear_screen_and_recovers(home: Path, c
         await until(pilot, shows(pilot, "Nothing has run here yet."))
 
 
-async def test_a_home_that_cannot_be_made_gets_a_clear_screen(tmp_path: Path) -> None:
+async def test_a_home_that_cannot_be_created_shows_an_error_screen(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     async with console(tmp_path / "file" / "home") as pilot:
         await until(pilot, shows(pilot, "store_unwritable", "--home"))
         await pilot.press("q")
 
 
-async def test_the_id_and_the_row_go_to_the_clipboard(home: Path, story: Story) -> None:
+async def test_id_and_row_are_copied_to_the_clipboard(home: Path, story: Story) -> None:
     story.whole(RUN)
     async with console(home, story, open_run=RUN) as pilot:
         await until(pilot, shows(pilot, "✓ clean"))
@@ -448,7 +448,7 @@ async def test_help_lists_every_key_and_closes(home: Path, story: Story) -> None
         await until(pilot, lambda: isinstance(pilot.app.screen, FleetScreen))
 
 
-async def test_the_palette_offers_what_works_here_and_does_it(home: Path, story: Story) -> None:
+async def test_the_palette_offers_and_runs_the_commands_of_the_screen(home: Path, story: Story) -> None:
     async with console(home, story) as pilot:
         await until(pilot, shows(pilot, "Nothing has run here yet."))
         commands = {command.title for command in pilot.app.get_system_commands(pilot.app.screen)}
@@ -460,7 +460,7 @@ async def test_the_palette_offers_what_works_here_and_does_it(home: Path, story:
         await until(pilot, lambda: isinstance(pilot.app.screen, HistoryScreen))
 
 
-async def test_screen_filter_sort_and_theme_come_back_at_the_next_start(home: Path, story: Story) -> None:
+async def test_screen_filter_sort_and_theme_are_restored_at_the_next_start(home: Path, story: Story) -> None:
     async with console(home, story) as pilot:
         await until(pilot, shows(pilot, "Nothing has run here yet."))
         await pilot.press("t", "h")
@@ -482,24 +482,25 @@ async def test_screen_filter_sort_and_theme_come_back_at_the_next_start(home: Pa
         await until(pilot, shows(pilot, "2 of 9", "label A to Z", "mlp"))
 
 
-async def test_no_color_means_the_monochrome_theme(home: Path, monkeypatch: pytest.MonkeyPatch, story: Story) -> None:
+async def test_no_color_selects_the_monochrome_theme(home: Path, monkeypatch: pytest.MonkeyPatch, story: Story) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     async with console(home, story) as pilot:
         assert pilot.app.theme == MONO
         await until(pilot, shows(pilot, "Nothing has run here yet."))
 
 
-async def test_quitting_says_which_runs_go_on(home: Path, story: Story) -> None:
+async def test_quitting_reports_which_runs_continue(home: Path, story: Story) -> None:
     story.half(RUN)
     async with console(home, story) as pilot:
         await until(pilot, shows(pilot, "75 %"))
         await pilot.press("q")
         await until(pilot, lambda: pilot.app.return_code is not None)
     assert pilot.app.farewell == [  # type: ignore[attr-defined]
-        f"1 run goes on without the console: `glasshouse` shows it again, `glasshouse watch {RUN}` follows from here."
+        "1 run continues without the console: `glasshouse` opens it again, "
+        f"`glasshouse watch {RUN}` follows the run in this terminal."
     ]
 
 
-async def test_the_local_time_carries_its_zone(home: Path, story: Story) -> None:
+async def test_the_local_time_shows_its_zone(home: Path, story: Story) -> None:
     async with console(home, story) as pilot:
         await until(pilot, shows(pilot, "14:03:20 UTC"))

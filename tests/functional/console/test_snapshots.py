@@ -1,4 +1,4 @@
-"""What the screens look like, pixel for pixel, at the two sizes they are made for."""
+"""Snapshots of the screens at 80x24 and 120x40."""
 
 from __future__ import annotations
 
@@ -26,20 +26,22 @@ Compare = Callable[..., bool]
 def settled(
     *texts: str, plot: bool = False, theme: str = "", then: tuple[str, str] | None = None
 ) -> Callable[[Pilot[Any]], Awaitable[None]]:
-    """Wait until all of that is drawn and nothing moves; `then` presses a key and waits for another text."""
+    """Wait until all texts are drawn and nothing changes any more; `then` is a key to press and a text to wait for."""
 
-    async def appear(pilot: Pilot[Any], *wanted: str) -> None:
+    async def appear(pilot: Pilot[Any], *expected: str) -> None:
         same, before = 0, ""
         for _ in range(600):
             await pilot.pause(0.05)
             strips = pilot.app.screen._compositor.render_strips()
             drawn = "\n".join("".join(segment.text for segment in strip) for strip in strips)
             plots = pilot.app.screen.query(LossPlot)
-            there = all(text in drawn for text in wanted) and (not plot or any(found.is_drawn for found in plots))
-            same, before = same + 1 if there and drawn == before else 0, drawn
+            complete = all(text in drawn for text in expected) and (
+                not plot or any(drawn_plot.is_drawn for drawn_plot in plots)
+            )
+            same, before = same + 1 if complete and drawn == before else 0, drawn
             if same >= _STILL:
                 return
-        pytest.fail(f"{wanted} did not appear:\n{before}")
+        pytest.fail(f"{expected} did not appear:\n{before}")
 
     async def wait(pilot: Pilot[Any]) -> None:
         if theme:
@@ -68,7 +70,7 @@ def test_fleet_with_a_run(snap_compare: Compare, home: Path, story: Story, size:
 
 
 @SIZES
-def test_fleet_with_what_is_rented(snap_compare: Compare, home: Path, story: Story, size: tuple[int, int]) -> None:
+def test_fleet_with_rented_allocations(snap_compare: Compare, home: Path, story: Story, size: tuple[int, int]) -> None:
     story.rented()
     app = GlasshouseApp(home, now=story.clock)
     assert snap_compare(app, terminal_size=size, run_before=settled("kept 24m", "not proven gone"))
@@ -107,10 +109,10 @@ def test_run_with_a_failed_check_in_the_light_theme(snap_compare: Compare, home:
     assert snap_compare(app, terminal_size=(120, 40), run_before=wait)
 
 
-def test_run_that_nobody_runs_without_colour(snap_compare: Compare, home: Path, story: Story) -> None:
+def test_run_without_a_runner_in_monochrome(snap_compare: Compare, home: Path, story: Story) -> None:
     story.queue(RUN, owned=False)
     app = GlasshouseApp(home, now=story.clock, open_run=RUN)
-    wait = settled("nobody is running this run", theme=MONO)
+    wait = settled("This run has no runner", theme=MONO)
     assert snap_compare(app, terminal_size=(80, 24), run_before=wait)
 
 

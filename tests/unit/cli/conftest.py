@@ -1,4 +1,4 @@
-"""A home with a real store, and one run in it that a test moves on as a runner would."""
+"""A home with a real store, and a run in it that tests advance as a runner would."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Kind = Literal["raw", "protected"]
 
 
 class Scene:
-    """One run of a home. It belongs to this process, as if it were the runner, unless it is abandoned."""
+    """One run of a home, with this process as its runner unless created with `owned=False`."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -34,7 +34,7 @@ class Scene:
         self._steps = {"raw": 0, "protected": 0}
 
     def create(self, run_id: str = "a1b2c3d4e5f6", plan: Plan | None = None, *, owned: bool = True) -> str:
-        """Enter a run; `owned` by this living process or by nobody."""
+        """Create a run; if `owned`, this process is its runner, else it has none."""
         self.writer.create_run(run_id, plan or preset("demo"))
         if owned:
             self.writer.claim_runner(run_id, os.getpid())
@@ -42,11 +42,11 @@ class Scene:
         return run_id
 
     def move(self, subject: str, state: str, reason: str = "") -> None:
-        """One transition."""
+        """Record a transition."""
         self.writer.transition(self.run_id, subject, state, reason)
 
     def train(self, kind: Kind, losses: Sequence[float], step_seconds: float = 0.01) -> None:
-        """Measured steps of a segment, as the allocation reports them."""
+        """Record measured steps of a segment, as the allocation reports them."""
         first = self._steps[kind]
         self._steps[kind] += len(losses)
         nanos = [round(step_seconds * 1e9)] * len(losses)
@@ -67,7 +67,7 @@ class Scene:
         checks: Sequence[Check] = (),
         **row: Any,
     ) -> None:
-        """The row, and the run's end."""
+        """Record the row and end the run."""
         body = {"id": self.run_id, "label": "demo", "clean": clean, "overheadPct": None, **row}
         self.writer.finish(self.run_id, body, checks, state)
 
@@ -78,8 +78,8 @@ class Scene:
 
 @pytest.fixture
 def scene(tmp_path: Path) -> Iterator[Scene]:
-    """A fresh home with an open store."""
-    made = Scene(tmp_path / "home")
-    yield made
-    made.writer.close()
-    made.reader.close()
+    """A new home with an open store."""
+    scene = Scene(tmp_path / "home")
+    yield scene
+    scene.writer.close()
+    scene.reader.close()

@@ -1,4 +1,4 @@
-"""What `doctor` does not take from the folder that it is called in."""
+"""`doctor` does not run code from the current folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from glasshouse_tui.commands import doctor_checks
 
 
-def test_no_module_of_the_folder_one_stands_in_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_module_of_the_current_folder_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "json.py").write_text("import pathlib\npathlib.Path('ran').touch()\n")
     monkeypatch.chdir(tmp_path)
     doctor_checks._hardening()

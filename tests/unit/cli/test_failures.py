@@ -1,4 +1,4 @@
-"""Every failure becomes a code, a sentence, a hint and an exit code."""
+"""Every failure becomes a code, a message, a hint and an exit code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine.errors import PlanError, StoreError
 from glasshouse_tui.commands.failures import explain, write_crash_log
 
 
-def test_errors_of_ours_keep_code_sentence_hint_and_exit_code(tmp_path: Path) -> None:
+def test_our_errors_keep_code_message_hint_and_exit_code(tmp_path: Path) -> None:
     failure = explain(PlanError("No plan.", "Make one.", code="plan_x"), tmp_path)
     assert failure.as_document() == {"error": {"code": "plan_x", "message": "No plan.", "hint": "Make one."}}
     assert failure.as_text() == "error: No plan.\n  Make one."
@@ -21,11 +21,11 @@ def test_errors_of_ours_keep_code_sentence_hint_and_exit_code(tmp_path: Path) ->
     assert explain(StoreError("No."), tmp_path).as_text() == "error: No."
 
 
-def test_errors_cannot_steer_the_terminal(tmp_path: Path) -> None:
+def test_errors_cannot_control_the_terminal(tmp_path: Path) -> None:
     assert "\x1b" not in explain(StoreError("A \x1b[2J b.", "C \x1b[2J d."), tmp_path).as_text()
 
 
-def test_a_full_disk_names_the_place(tmp_path: Path) -> None:
+def test_a_full_disk_names_the_path(tmp_path: Path) -> None:
     failure = explain(OSError(errno.ENOSPC, "No space left", "/data/x"), tmp_path)
     assert (failure.code, failure.exit_code) == ("disk_full", 1)
     assert "/data/x" in failure.message
@@ -33,7 +33,7 @@ def test_a_full_disk_names_the_place(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR])
-def test_a_place_that_cannot_be_used_is_named(tmp_path: Path, number: int) -> None:
+def test_an_unusable_path_is_named(tmp_path: Path, number: int) -> None:
     failure = explain(OSError(number, "no", "/data/x"), tmp_path)
     assert (failure.code, failure.exit_code) == ("path_unusable", 1)
     assert "/data/x" in failure.message
@@ -51,7 +51,7 @@ def test_an_interrupt_exits_130(tmp_path: Path, error: BaseException) -> None:
     assert explain(error, tmp_path).exit_code == 130
 
 
-def test_what_nobody_foresaw_goes_to_a_private_log_whose_path_is_said(tmp_path: Path) -> None:
+def test_an_unexpected_error_goes_to_a_private_log_that_the_message_names(tmp_path: Path) -> None:
     failure = explain(RuntimeError("the cause"), tmp_path / "home")
     (log,) = (tmp_path / "home" / "logs").glob("*.log")
     assert str(log) in failure.message
@@ -61,10 +61,10 @@ def test_what_nobody_foresaw_goes_to_a_private_log_whose_path_is_said(tmp_path: 
     assert "RuntimeError: the cause" in log.read_text()
 
 
-def test_a_home_that_takes_no_log_leaves_it_in_the_temporary_folder(tmp_path: Path) -> None:
-    in_the_way = tmp_path / "file"
-    in_the_way.write_text("")
-    path = write_crash_log(RuntimeError("x"), in_the_way / "home")
+def test_a_crash_log_falls_back_to_the_temporary_folder(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    path = write_crash_log(RuntimeError("x"), file / "home")
     try:
         assert path.exists()
         assert tmp_path not in path.parents

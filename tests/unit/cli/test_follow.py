@@ -1,4 +1,4 @@
-"""Following a run, and what Ctrl-C means meanwhile."""
+"""Following a run, and handling Ctrl-C meanwhile."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(autouse=True)
-def _not_for_ever() -> Iterator[None]:
-    """A wait that never ends fails its test."""
+def _time_limit() -> Iterator[None]:
+    """Fail a test whose wait never ends."""
 
     def expired(_number: int, _frame: FrameType | None) -> None:
         raise TimeoutError("the waiting did not end")
@@ -38,7 +38,7 @@ def _not_for_ever() -> Iterator[None]:
 
 @contextmanager
 def meanwhile(action: Callable[[], None]) -> Iterator[None]:
-    """Run `action` beside the block, and pass on what it raises."""
+    """Run `action` in a thread during the block, and re-raise its exception."""
     raised: list[BaseException] = []
 
     def work() -> None:
@@ -56,7 +56,7 @@ def meanwhile(action: Callable[[], None]) -> Iterator[None]:
 
 
 def wait_for(condition: Callable[[], Any]) -> None:
-    """Wait until `condition` holds, at most a minute."""
+    """Wait until `condition` is true, at most a minute."""
     deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
@@ -72,7 +72,7 @@ def wait_for(condition: Callable[[], Any]) -> None:
         ("cancelled", False, 130),
     ],
 )
-def test_a_final_run_stands_for_one_exit_code(scene: Scene, state: Any, clean: bool, code: int) -> None:
+def test_a_final_run_determines_the_exit_code(scene: Scene, state: Any, clean: bool, code: int) -> None:
     scene.create()
     scene.finish(clean=clean, state=state)
     assert exit_code(scene.view()) == code
@@ -100,18 +100,18 @@ def test_a_run_is_followed_to_its_row(scene: Scene, capfd: pytest.CaptureFixture
     assert sum("steps/s" in line for line in lines) == 1
 
 
-def test_ctrl_c_asks_once_for_a_cancel_waits_for_the_end_and_exits_130(
+def test_ctrl_c_requests_one_cancel_waits_for_the_end_and_exits_130(
     scene: Scene, capfd: pytest.CaptureFixture[str]
 ) -> None:
     scene.create()
     scene.session.json = True
-    asked: list[str] = []
+    requests: list[str] = []
 
     def runner() -> None:
         wait_for(lambda: scene.view().summary.state == "running")
         os.kill(os.getpid(), signal.SIGINT)
         wait_for(lambda: scene.writer.pending_requests(scene.run_id))
-        asked.extend(request.kind for request in scene.writer.pending_requests(scene.run_id))
+        requests.extend(request.kind for request in scene.writer.pending_requests(scene.run_id))
         scene.move("run", "cleaning")
         time.sleep(0.2)
         scene.finish(clean=False, state="cancelled")
@@ -120,7 +120,7 @@ def test_ctrl_c_asks_once_for_a_cancel_waits_for_the_end_and_exits_130(
         scene.move("run", "running")
         assert start_and_follow(scene.session, lambda: scene.run_id) == 130
     written = capfd.readouterr()
-    assert asked == ["cancel"]
+    assert requests == ["cancel"]
     assert json.loads(written.out)["clean"] is False
     assert "Cancelling: waiting for the run to zeroize" in written.err
     assert "run         cancelled" in written.err
@@ -139,7 +139,7 @@ def test_a_termination_signal_cancels_as_ctrl_c_does(scene: Scene) -> None:
         assert start_and_follow(scene.session, lambda: scene.run_id) == 130
 
 
-def test_a_second_ctrl_c_stops_the_waiting_and_says_that_the_cleaning_goes_on(
+def test_a_second_ctrl_c_stops_waiting_and_reports_that_the_clean_up_continues(
     scene: Scene, capfd: pytest.CaptureFixture[str]
 ) -> None:
     scene.create()
@@ -155,12 +155,12 @@ def test_a_second_ctrl_c_stops_the_waiting_and_says_that_the_cleaning_goes_on(
     with meanwhile(person):
         assert start_and_follow(scene.session, lambda: scene.run_id) == 130
     written = capfd.readouterr()
-    assert "the runner goes on cleaning" in written.err
+    assert "the clean-up continues" in written.err
     row = json.loads(written.out)
     assert (row["id"], row["clean"], row["state"]) == (scene.run_id, None, "queued")
 
 
-def test_one_ctrl_c_that_arrives_twice_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_duplicated_ctrl_c_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(follow, "SAME_SIGNAL_SECONDS", 60.0)
     with Interrupts() as interrupts:
         os.kill(os.getpid(), signal.SIGINT)
@@ -169,7 +169,7 @@ def test_one_ctrl_c_that_arrives_twice_counts_once(monkeypatch: pytest.MonkeyPat
         assert interrupts.count == 1
 
 
-def test_a_start_that_takes_long_can_be_left_by_a_second_ctrl_c() -> None:
+def test_a_second_ctrl_c_aborts_a_long_start() -> None:
     with Interrupts() as interrupts, pytest.raises(KeyboardInterrupt):
         interrupts.starting = True
         os.kill(os.getpid(), signal.SIGINT)
@@ -178,14 +178,14 @@ def test_a_start_that_takes_long_can_be_left_by_a_second_ctrl_c() -> None:
         time.sleep(0.1)
 
 
-def test_signals_mean_what_they_meant_before_once_the_following_is_over() -> None:
+def test_signal_handlers_are_restored_afterwards() -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with Interrupts():
         assert signal.getsignal(signal.SIGINT) != before[0]
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
-def test_ctrl_c_in_watch_leaves_the_run_alone(scene: Scene, capfd: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_in_watch_does_not_cancel_the_run(scene: Scene, capfd: pytest.CaptureFixture[str]) -> None:
     scene.create()
 
     def person() -> None:
@@ -195,10 +195,10 @@ def test_ctrl_c_in_watch_leaves_the_run_alone(scene: Scene, capfd: pytest.Captur
     with meanwhile(person):
         assert watch_run(scene.session, scene.run_id) == 130
     assert scene.writer.pending_requests(scene.run_id) == []
-    assert "the run goes on" in capfd.readouterr().err
+    assert "the run continues" in capfd.readouterr().err
 
 
-def test_a_runner_that_died_is_noticed(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dead_runner_is_reported(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(follow, "ORPHAN_GRACE_SECONDS", 0.3)
     scene.create(owned=False)
     scene.move("run", "running")
@@ -208,7 +208,7 @@ def test_a_runner_that_died_is_noticed(scene: Scene, monkeypatch: pytest.MonkeyP
     assert f"glasshouse resume {scene.run_id}" in caught.value.hint
 
 
-def test_a_runner_that_is_only_starting_is_waited_for(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_runner_gets_time_to_start(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(follow, "ORPHAN_GRACE_SECONDS", 0.2)
     scene.create(owned=False)
 

@@ -1,4 +1,4 @@
-"""What goes to the streams."""
+"""What commands write to the streams."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_control_characters_never_reach_the_terminal() -> None:
     assert output.plain("a\x1b[31mb\nc\u202e") == "a\\x1b[31mb\\nc\\u202e"
 
 
-def test_unknown_is_said_and_zero_is_not_unknown() -> None:
+def test_missing_values_are_unknown_and_zero_is_not() -> None:
     assert output.known(None) == "unknown"
     assert output.known(math.nan) == "unknown"
     assert output.known(0) == "0"
@@ -34,18 +34,18 @@ def test_unknown_is_said_and_zero_is_not_unknown() -> None:
     assert output.loss(math.inf) == "unknown"
 
 
-def test_durations_keep_the_precision_that_they_have() -> None:
+def test_durations_are_shown_to_a_tenth_or_a_millisecond() -> None:
     assert output.seconds(15.2034) == "15.203 s"
     assert output.seconds(900.351) == "900.4 s"
     assert output.seconds(None) == "unknown"
 
 
-def test_tables_align_and_end_without_blanks() -> None:
+def test_tables_align_without_trailing_spaces() -> None:
     text = output.table(("id", "n"), [("a", "1"), ("bcd", "22")], right=frozenset({1}))
     assert text.splitlines() == ["id    n", "a     1", "bcd  22"]
 
 
-def test_times_are_local_with_their_zone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_times_are_local_and_show_their_zone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", "Europe/Berlin")
     time.tzset()
     try:

@@ -1,4 +1,4 @@
-"""Where passphrases come from."""
+"""Reading a passphrase."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from engine.errors import UsageError
 from engine.sealing.operator_keys import OperatorKeys
 from glasshouse_tui.commands.passphrase import (
     VARIABLE,
-    asked_passphrase,
     given_passphrase,
     passphrase_if_needed,
+    require_passphrase,
 )
 
 
@@ -21,7 +21,9 @@ def _no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
 
 
-def test_a_file_is_read_up_to_its_first_line_end_and_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_overrides_the_environment_and_only_its_first_line_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(VARIABLE, "from the environment")
     assert given_passphrase(None) == "from the environment"
     file = tmp_path / "pass"
@@ -39,14 +41,14 @@ def test_a_file_without_a_passphrase_is_refused(tmp_path: Path, content: bytes) 
         given_passphrase(tmp_path / "absent")
 
 
-def test_off_a_terminal_nobody_is_asked() -> None:
+def test_without_a_terminal_there_is_no_prompt() -> None:
     with pytest.raises(UsageError) as caught:
-        asked_passphrase(None, what="the backup")
+        require_passphrase(None, what="the backup")
     assert caught.value.code == "passphrase_needed"
     assert VARIABLE in caught.value.hint
 
 
-def test_only_keys_under_a_passphrase_need_one(tmp_path: Path) -> None:
+def test_only_protected_keys_need_a_passphrase(tmp_path: Path) -> None:
     assert passphrase_if_needed(tmp_path, None) is None
     OperatorKeys.ensure(tmp_path / "keys")
     assert passphrase_if_needed(tmp_path, None) is None

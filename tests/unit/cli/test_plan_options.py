@@ -9,25 +9,25 @@ import pytest
 
 from engine.errors import DataError, GlasshouseError, PlanError, UsageError
 from engine.plan import preset, presets
-from glasshouse_tui.commands.plan_options import RunOptions, asked_for
+from glasshouse_tui.commands.plan_options import RunOptions, plan_from_options
 
 
 def _refusal(options: RunOptions) -> GlasshouseError:
     with pytest.raises(GlasshouseError) as caught:
-        asked_for(options)
+        plan_from_options(options)
     assert caught.value.exit_code == 2
     assert caught.value.hint
     return caught.value
 
 
 def test_a_preset_alone_is_the_preset() -> None:
-    asked = asked_for(RunOptions(preset="demo"))
-    assert asked.plan == preset("demo")
-    assert (asked.data_file, asked.model_folder) == (None, None)
+    inputs = plan_from_options(RunOptions(preset="demo"))
+    assert inputs.plan == preset("demo")
+    assert (inputs.data_file, inputs.model_folder) == (None, None)
 
 
 def test_options_replace_a_presets_fields_one_by_one() -> None:
-    plan = asked_for(
+    plan = plan_from_options(
         RunOptions(
             preset="demo",
             label="mine",
@@ -42,7 +42,7 @@ def test_options_replace_a_presets_fields_one_by_one() -> None:
             max_length=32,
             warmup=1,
             checkpoint_every=5,
-            challenge="who asks",
+            challenge="buyer 7",
             max_cost=2.0,
         )
     ).plan
@@ -53,17 +53,17 @@ def test_options_replace_a_presets_fields_one_by_one() -> None:
     assert (training.learning_rate, training.batch, training.max_length) == (0.5, 2, 32)
     assert (training.warmup_steps, training.checkpoint_every) == (1, 5)
     assert training.grad_clip == demo.training.grad_clip
-    assert (plan.challenge, plan.provider.max_cost, plan.model) == ("who asks", 2.0, demo.model)
+    assert (plan.challenge, plan.provider.max_cost, plan.model) == ("buyer 7", 2.0, demo.model)
 
 
-def test_seconds_replace_a_step_budget_whole() -> None:
-    target = asked_for(RunOptions(preset="demo", seconds=2.5)).plan.target
+def test_seconds_replace_a_step_budget() -> None:
+    target = plan_from_options(RunOptions(preset="demo", seconds=2.5)).plan.target
     assert (target.seconds, target.steps) == (2.5, None)
 
 
-def test_what_departs_from_a_published_preset_is_marked_as_ours() -> None:
+def test_changes_to_a_published_preset_are_marked_as_ours() -> None:
     options = RunOptions(preset="7b-15m", provider="local", lr=0.5, order="raw-first", seed=1)
-    plan = asked_for(options).plan
+    plan = plan_from_options(options).plan
     before = presets()["7b-15m"].ours
     assert plan.ours[: len(before)] == before
     added = set(plan.ours) - set(before)
@@ -93,7 +93,7 @@ def test_both_targets_at_once_are_refused() -> None:
         RunOptions(preset="demo", max_cost=0),
     ],
 )
-def test_figures_that_make_no_sense_are_refused(options: RunOptions) -> None:
+def test_invalid_numbers_are_refused(options: RunOptions) -> None:
     assert isinstance(_refusal(options), PlanError)
 
 
@@ -104,28 +104,28 @@ def test_an_unknown_preset_lists_the_known_ones() -> None:
         assert name in error.hint
 
 
-def test_nothing_to_run_is_a_usage_error_that_names_the_presets() -> None:
+def test_no_target_is_a_usage_error_that_names_the_presets() -> None:
     assert "demo" in _refusal(RunOptions()).hint
     assert "demo" in _refusal(RunOptions(model="glasshouse/tiny-qwen2")).hint
 
 
 def test_a_target_alone_trains_the_tiny_model() -> None:
-    plan = asked_for(RunOptions(steps=5)).plan
+    plan = plan_from_options(RunOptions(steps=5)).plan
     assert (plan.model, plan.preset, plan.ours, plan.target.steps) == (preset("demo").model, None, (), 5)
 
 
 def test_an_existing_folder_is_the_model(tmp_path: Path) -> None:
     folder = tmp_path / "my-model"
     folder.mkdir()
-    asked = asked_for(RunOptions(model=str(folder), steps=5))
-    assert (asked.plan.model.source, asked.plan.model.name) == ("folder", "own-model")
-    assert asked.plan.label == "own-model"
-    assert asked.model_folder == folder
+    inputs = plan_from_options(RunOptions(model=str(folder), steps=5))
+    assert (inputs.plan.model.source, inputs.plan.model.name) == ("folder", "own-model")
+    assert inputs.plan.label == "own-model"
+    assert inputs.model_folder == folder
     assert "no revision" in _refusal(RunOptions(model=str(folder), revision="a" * 40, steps=5)).message
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "~/nowhere-at-all", "a/b/c", "nowhere/", ""])
-def test_a_path_that_is_not_there_is_a_missing_model_folder(name: str) -> None:
+def test_a_missing_path_is_a_missing_model_folder(name: str) -> None:
     error = _refusal(RunOptions(model=name, steps=5))
     assert isinstance(error, DataError)
     assert error.code == "model_missing"
@@ -141,13 +141,13 @@ def test_a_file_is_not_a_model_folder(tmp_path: Path) -> None:
 def test_a_hub_model_needs_a_full_commit_unless_a_preset_pins_it() -> None:
     assert _refusal(RunOptions(model="someone/model", steps=5)).code == "model_missing"
     assert "could change" in _refusal(RunOptions(model="someone/model", revision="main", steps=5)).message
-    asked = asked_for(RunOptions(model="someone/model", revision="a" * 40, steps=5)).plan
-    assert (asked.model.source, asked.model.revision, asked.label) == ("hub", "a" * 40, "model")
-    pinned = asked_for(RunOptions(model="Qwen/Qwen2.5-0.5B-Instruct", steps=5)).plan
+    inputs = plan_from_options(RunOptions(model="someone/model", revision="a" * 40, steps=5)).plan
+    assert (inputs.model.source, inputs.model.revision, inputs.label) == ("hub", "a" * 40, "model")
+    pinned = plan_from_options(RunOptions(model="Qwen/Qwen2.5-0.5B-Instruct", steps=5)).plan
     assert pinned.model == presets()["0.5b-15m"].model
 
 
-def test_private_data_makes_no_pair_unless_it_is_public_or_has_a_stand_in(tmp_path: Path) -> None:
+def test_private_data_runs_raw_only_if_public_or_replaced_by_a_stand_in(tmp_path: Path) -> None:
     file = tmp_path / "mine.jsonl"
     file.write_text('{"prompt": "a", "completion": "b"}\n')
     assert _refusal(RunOptions(preset="demo", data=file)).code == "data_not_public"
@@ -157,34 +157,34 @@ def test_private_data_makes_no_pair_unless_it_is_public_or_has_a_stand_in(tmp_pa
         RunOptions(preset="demo", data=file, stand_in=True),
         RunOptions(preset="demo", data=file, segments="protected"),
     ):
-        asked = asked_for(options)
-        assert asked.data_file == file
-        assert (asked.plan.data.source, asked.plan.data.name) == ("file", "own-data")
-        assert asked.plan.data.public is options.public_data
+        inputs = plan_from_options(options)
+        assert inputs.data_file == file
+        assert (inputs.plan.data.source, inputs.plan.data.name) == ("file", "own-data")
+        assert inputs.plan.data.public is options.public_data
 
 
-def test_a_data_file_that_is_not_there_is_refused_and_its_flags_need_one(tmp_path: Path) -> None:
+def test_a_missing_data_file_is_refused_and_data_flags_need_one(tmp_path: Path) -> None:
     assert _refusal(RunOptions(preset="demo", data=tmp_path / "no.jsonl")).code == "data_missing"
     assert "--public-data" in _refusal(RunOptions(preset="demo", public_data=True)).message
     assert "--stand-in" in _refusal(RunOptions(preset="demo", stand_in=True)).message
 
 
-def test_a_provider_that_nobody_knows_is_said_so() -> None:
+def test_an_unknown_provider_is_refused() -> None:
     error = _refusal(RunOptions(preset="demo", provider="elsewhere"))
     assert isinstance(error, UsageError)
     assert error.code == "provider_unknown"
     assert "local, static, runpod" in error.hint
 
 
-def test_a_rented_run_keeps_its_wishes_and_another_provider_drops_them() -> None:
-    rented = asked_for(
+def test_provider_options_apply_to_a_rented_run_and_not_to_another_provider() -> None:
+    rented = plan_from_options(
         RunOptions(preset="7b-15m", gpu="NVIDIA L4, NVIDIA H100 NVL", max_price=3.0, max_cost=2.0, keep_for=20)
     ).plan.provider
     assert (rented.name, rented.gpus) == ("runpod", ("NVIDIA L4", "NVIDIA H100 NVL"))
     assert (rented.max_price, rented.max_cost, rented.keep_for) == (3.0, 2.0, 20)
-    provider = asked_for(RunOptions(preset="7b-15m", provider="local")).plan.provider
+    provider = plan_from_options(RunOptions(preset="7b-15m", provider="local")).plan.provider
     assert (provider.name, provider.gpus, provider.max_price) == ("local", (), None)
-    static = asked_for(RunOptions(preset="7b-15m", provider="static", allocation="box")).plan.provider
+    static = plan_from_options(RunOptions(preset="7b-15m", provider="static", allocation="box")).plan.provider
     assert (static.name, static.allocation, static.max_cost) == ("static", "box", None)
 
 
@@ -199,9 +199,9 @@ def test_a_rented_run_keeps_its_wishes_and_another_provider_drops_them() -> None
         RunOptions(preset="demo", provider="runpod", allocation="x", gpu="NVIDIA H100"),
     ],
 )
-def test_wishes_for_a_rented_allocation_are_not_dropped_in_silence(options: RunOptions) -> None:
+def test_options_for_rented_allocations_are_refused_elsewhere(options: RunOptions) -> None:
     assert "rented allocation" in _refusal(options).message
 
 
-def test_gpus_stand_between_commas() -> None:
+def test_an_empty_gpu_list_is_refused() -> None:
     assert "no GPU" in _refusal(RunOptions(preset="demo", gpu=" , ")).message

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
 
 
 class Clock:
-    """Monotonic seconds that a test moves."""
+    """A monotonic clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -31,7 +31,7 @@ class Clock:
         return self.now
 
 
-def test_each_transition_is_one_plain_line_and_comes_once(scene: Scene) -> None:
+def test_each_transition_is_one_plain_line_written_once(scene: Scene) -> None:
     scene.create()
     stream = io.StringIO()
     progress = Progress(stream)
@@ -65,7 +65,7 @@ def test_training_shows_at_most_one_line_a_second(scene: Scene) -> None:
     ]
 
 
-def test_training_that_stands_still_says_nothing_new(scene: Scene) -> None:
+def test_no_line_is_written_without_new_steps(scene: Scene) -> None:
     scene.create()
     scene.move("segment:raw", "training")
     scene.train("raw", [2.5])
@@ -92,7 +92,7 @@ def test_a_long_run_writes_fewer_lines_to_a_file_but_not_to_a_terminal(scene: Sc
     assert counts == {io.StringIO: 2, Terminal: 20}
 
 
-def test_a_terminal_redraws_the_progress_line_and_ends_it_before_others(scene: Scene) -> None:
+def test_a_terminal_overwrites_the_progress_line(scene: Scene) -> None:
     scene.create()
     stream, clock = Terminal(), Clock()
     progress = Progress(stream, clock=clock)
@@ -118,7 +118,7 @@ def test_a_target_in_seconds_shows_the_measured_time(scene: Scene) -> None:
     )
 
 
-def test_the_last_count_of_a_segment_is_shown_though_it_ended_within_the_second(scene: Scene) -> None:
+def test_the_final_count_of_a_segment_is_shown_even_within_the_same_second(scene: Scene) -> None:
     scene.create()
     scene.move("segment:raw", "training")
     stream, clock = io.StringIO(), Clock()

@@ -1,4 +1,4 @@
-"""A row as a person reads it."""
+"""A row as text."""
 
 from __future__ import annotations
 
@@ -26,11 +26,13 @@ if TYPE_CHECKING:
         (-2.0, [-3.0, -1.0], "-2.00 % (control failed: 95 % interval -3.00 to -1.00 %)"),
     ],
 )
-def test_an_overhead_says_what_it_is_worth(pct: float | None, interval: list[float] | None, expected: str) -> None:
+def test_an_overhead_is_shown_with_its_uncertainty(
+    pct: float | None, interval: list[float] | None, expected: str
+) -> None:
     assert overhead_text(pct, interval) == expected
 
 
-def test_a_published_row_reads_unknown_where_nothing_was_published(scene: Scene) -> None:
+def test_unpublished_fields_of_a_published_row_are_unknown(scene: Scene) -> None:
     view = scene.reader.run(scene.reader.resolve("pub-lora-7b-30k"))
     assert view.row is not None
     text = row_text(view, view.row)
@@ -41,7 +43,7 @@ def test_a_published_row_reads_unknown_where_nothing_was_published(scene: Scene)
     assert "published    2026-05-21" in text
 
 
-def test_every_published_row_can_be_laid_out(scene: Scene) -> None:
+def test_every_published_row_can_be_shown(scene: Scene) -> None:
     runs = scene.reader.runs(source=("published",))
     assert len(runs) == 17
     for run in runs:
@@ -69,7 +71,7 @@ def test_both_verdicts_show_every_check_with_its_reason(scene: Scene) -> None:
     assert "ok      attestation_verified  tier software" in text
 
 
-def test_a_run_that_goes_on_is_marked_provisional_and_not_judged(scene: Scene) -> None:
+def test_an_unfinished_run_is_provisional_and_has_no_verdict(scene: Scene) -> None:
     scene.create()
     scene.move("run", "running")
     scene.move("segment:raw", "training")
@@ -77,12 +79,12 @@ def test_a_run_that_goes_on_is_marked_provisional_and_not_judged(scene: Scene) -
     scene.train("protected", [2.5] * 4, step_seconds=0.011)
     view = scene.view()
     text = row_text(view, live_row(view))
-    assert "running, not judged yet" in text
+    assert "running, no verdict yet" in text
     assert "provisional; no interval from a single pair" in text
     assert "100.0 steps/s" in text
 
 
-def test_the_text_fits_eighty_columns_but_for_long_reasons(scene: Scene) -> None:
+def test_the_text_fits_eighty_columns_except_long_reasons(scene: Scene) -> None:
     scene.create()
     scene.finish(clean=True, rawSteps=1800, protectedSteps=1800, rawElapsedSec=15.2, planDigest="a" * 64)
     view = scene.view()

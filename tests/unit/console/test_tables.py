@@ -1,4 +1,4 @@
-"""The console's tables: states, keys, themes, live checks, what is imported when."""
+"""The console's tables: states, keys, themes, provisional checks; and what it imports at start."""
 
 from __future__ import annotations
 
@@ -25,42 +25,45 @@ STORED = {
 
 
 @pytest.mark.parametrize("subject", STORED)
-def test_every_stored_state_has_a_shape_and_its_own_word(subject: str) -> None:
-    looks = state_styles.LOOKS[subject]
-    assert set(looks) == set(get_args(STORED[subject]))
-    assert all(len(look.shape) == 1 and look.word for look in looks.values())
-    assert len({look.word for look in looks.values()}) == len(looks)
+def test_every_stored_state_has_a_shape_and_a_unique_word(subject: str) -> None:
+    styles = state_styles.STATE_STYLES[subject]
+    assert set(styles) == set(get_args(STORED[subject]))
+    assert all(len(style.shape) == 1 and style.word for style in styles.values())
+    assert len({style.word for style in styles.values()}) == len(styles)
 
 
-def test_what_nobody_knows_looks_unknown_and_never_fine() -> None:
+def test_an_unknown_state_looks_unknown_and_never_good() -> None:
     assert (
-        state_styles.look("attestation", None) == state_styles.look("attestation", "brand_new") == state_styles.UNKNOWN
+        state_styles.state_style("attestation", None)
+        == state_styles.state_style("attestation", "brand_new")
+        == state_styles.UNKNOWN
     )
     assert state_styles.UNKNOWN.tone != "good"
-    assert state_styles.clean_look(None).tone != "good"
+    assert state_styles.verdict_style(None).tone != "good"
 
 
 def test_good_and_bad_differ_by_shape_as_well_as_colour() -> None:
-    for looks in state_styles.LOOKS.values():
-        good = {look.shape for look in looks.values() if look.tone == "good"}
-        bad = {look.shape for look in looks.values() if look.tone == "bad"}
+    for styles in state_styles.STATE_STYLES.values():
+        good = {style.shape for style in styles.values() if style.tone == "good"}
+        bad = {style.shape for style in styles.values() if style.tone == "bad"}
         assert not good & bad
 
 
-def test_no_key_is_one_that_terminals_and_tmux_take() -> None:
-    taken = {f"ctrl+{letter}" for letter in "basjmhi"}
-    assert not taken & {name for key in bindings.KEYS for name in key.keys.split(",")}
+def test_no_key_is_used_by_terminals_or_tmux() -> None:
+    reserved = {f"ctrl+{letter}" for letter in "basjmhi"}
+    assert not reserved & {name for key in bindings.KEYS for name in key.keys.split(",")}
 
 
-def test_a_key_means_one_thing_on_a_screen() -> None:
+def test_a_key_has_one_meaning_on_a_screen() -> None:
     for section in bindings.SECTIONS:
         names = [n for key in bindings.KEYS if key.section in (section, bindings.TABLES) for n in key.keys.split(",")]
         assert len(names) == len(set(names)), section
     assert len(bindings.BY_ID) == len(bindings.KEYS)
 
 
-def test_every_key_says_what_it_does_and_belongs_to_a_section_of_the_help() -> None:
-    assert all(key.help and key.shown and key.section in bindings.SECTIONS for key in bindings.KEYS)
+def test_every_key_has_a_section_and_a_help_text_that_fits_its_column() -> None:
+    assert all(key.shown and key.section in bindings.SECTIONS for key in bindings.KEYS)
+    assert all(0 < len(key.help) < 40 for key in bindings.KEYS)
 
 
 def test_arrows_and_letters_both_move() -> None:
@@ -68,13 +71,13 @@ def test_arrows_and_letters_both_move() -> None:
     assert {"down", "j"} <= set(bindings.BY_ID["table.down"].keys.split(","))
 
 
-def test_read_only_refuses_exactly_what_starts_or_changes_something() -> None:
+def test_read_only_refuses_exactly_the_actions_that_change_something() -> None:
     assert bindings.writing_actions() == {"demo", "resume", "cancel", "keep", "release"}
 
 
 def test_every_theme_has_every_tone() -> None:
     names = {name: set(tones) for name, tones in theme.TONES.items()}
-    assert set(names) == set(theme.THEME_ORDER) == {made.name for made in theme.THEMES}
+    assert set(names) == set(theme.THEME_ORDER) == {shipped.name for shipped in theme.THEMES}
     assert names[theme.DARK] == names[theme.LIGHT] == names[theme.MONO]
 
 
@@ -85,19 +88,19 @@ def test_the_monochrome_theme_has_no_colour() -> None:
         assert style.background is None
 
 
-def test_themes_go_around_in_a_circle() -> None:
+def test_the_first_theme_follows_the_last() -> None:
     seen = [theme.DARK]
     for _ in theme.THEME_ORDER:
         seen.append(theme.next_theme(seen[-1]))
     assert seen == [*theme.THEME_ORDER, theme.DARK]
 
 
-def test_live_checks_have_the_names_of_the_final_verdict() -> None:
+def test_provisional_checks_have_the_names_of_the_final_verdict() -> None:
     assert list(GROUPS["lifecycle"]) == list(LIFECYCLE)
     assert list(GROUPS["model_artifact"]) == list(ARTIFACT)
 
 
-def test_the_first_frame_waits_for_no_heavy_import() -> None:
+def test_the_first_frame_needs_no_heavy_import() -> None:
     heavy = (
         "plotext",
         "torch",
