@@ -16,7 +16,6 @@ import msgspec
 
 import engine
 from engine.errors import MissingExtraError, ProviderError
-from engine.providers import processes
 from engine.providers.local import files
 from engine.providers.local.sshd import HOST
 from engine.providers.protocol import (
@@ -34,6 +33,7 @@ from engine.providers.protocol import (
 )
 from engine.remote.bundle import site_paths, worker_distributions
 from engine.remote.launch import Launched
+from engine.remote.programs import processes
 from engine.remote.programs.launcher import ENVIRONMENT
 from engine.remote.session import SshSession
 from engine.system.files import write_private

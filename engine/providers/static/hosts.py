@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Final
 import asyncssh
 
 from engine.errors import RemoteError
-from engine.providers import processes
 from engine.remote.connect import mismatch, pinned_key, shown_host_key
 from engine.remote.host_lock import free_lock
+from engine.remote.programs import processes
 
 if TYPE_CHECKING:
     from engine.providers.settings import HostSettings

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.providers.processes import MARK, of_folder, terminate
-from engine.system.processes import ProcessStat, live_process
+from engine.remote.programs.processes import MARK, Process, live_process, of_folder, terminate
 
 SLEEP = "import time; time.sleep(600)"
 IGNORES_SIGTERM = (
@@ -25,7 +24,7 @@ class Started:
     def __init__(self) -> None:
         self.all: list[subprocess.Popen[bytes]] = []
 
-    def __call__(self, *command: str, mark: Path | None = None, cwd: Path | None = None) -> ProcessStat:
+    def __call__(self, *command: str, mark: Path | None = None, cwd: Path | None = None) -> Process:
         env = {**os.environ, **({MARK: str(mark)} if mark else {})}
         made = subprocess.Popen(command, env=env, cwd=cwd, stdout=subprocess.PIPE, start_new_session=True)
         self.all.append(made)
@@ -52,7 +51,7 @@ def _pids(folder: Path, launched: set[tuple[int, int]] | None = None) -> set[int
     return {process.pid for process in of_folder(folder, launched or set())}
 
 
-def _wait_for_program(process: ProcessStat) -> None:
+def _wait_for_program(process: Process) -> None:
     """Wait until the child has executed its program: before that its command line is the parent's."""
     while Path(f"/proc/{process.pid}/cmdline").read_bytes() == Path("/proc/self/cmdline").read_bytes():
         time.sleep(0.005)
@@ -91,7 +90,7 @@ def test_a_bundle_is_recognised_by_its_run_folder_or_by_its_supervisors_session(
 
 def test_the_caller_and_its_ancestors_never_belong(tmp_path: Path) -> None:
     program = (
-        "import os, sys\nfrom pathlib import Path\nfrom engine.providers.processes import of_folder\n"
+        "import os, sys\nfrom pathlib import Path\nfrom engine.remote.programs.processes import of_folder\n"
         f"print([process.pid for process in of_folder(Path({str(tmp_path)!r}))])\n"
     )
     done = subprocess.run(

@@ -1,6 +1,7 @@
 """The processes of a local allocation: identified by mark and session, and signalled through a pidfd.
 
-A pidfd together with the start time makes sure that a reused pid is never signalled.
+A pidfd together with the start time makes sure that a reused pid is never signalled. A static host runs this text on
+its own, so it imports nothing of ours: what it repeats of `engine.system.processes` is on purpose.
 """
 
 from __future__ import annotations
@@ -9,19 +10,45 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
-
-from engine.system.processes import PROC, ProcessStat, is_alive, live_process
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
+PROC: Final = Path("/proc")
 MARK: Final = "GLASSHOUSE_ALLOCATION"
 POLL_SECONDS: Final = 0.02
 _BUNDLE: Final = b"/proc/self/fd/"
+_ENDED: Final = frozenset({b"Z", b"X"})
 
 
-def of_folder(folder: Path, launched: Collection[tuple[int, int]] = ()) -> list[ProcessStat]:
+class Process(NamedTuple):
+    """One live process; `start` in clock ticks since boot makes the pid unique."""
+
+    pid: int
+    parent: int
+    session: int
+    start: int
+
+
+def live_process(pid: int) -> Process | None:
+    """The live process `pid`; None when there is none, and for a zombie."""
+    try:
+        fields = (PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    if fields[0] in _ENDED:
+        return None
+    return Process(pid=pid, parent=int(fields[1]), session=int(fields[3]), start=int(fields[19]))
+
+
+def is_alive(pid: int, start: int) -> bool:
+    """True while the process with this pid and start time runs."""
+    process = live_process(pid)
+    return process is not None and process.start == start
+
+
+def of_folder(folder: Path, launched: Collection[tuple[int, int]] = ()) -> list[Process]:
     """Every process of the allocation in `folder`, with its descendants; never the caller or its ancestors.
 
     A process belongs to the allocation when the variable `MARK` in its environment names the folder; or when it runs a
@@ -40,7 +67,7 @@ def of_folder(folder: Path, launched: Collection[tuple[int, int]] = ()) -> list[
     return [table[pid] for pid in sorted(chosen)]
 
 
-def terminate(processes: Iterable[ProcessStat], grace: float, patience: float = 5.0) -> list[ProcessStat]:
+def terminate(processes: Iterable[Process], grace: float, patience: float = 5.0) -> list[Process]:
     """SIGTERM, then SIGKILL after `grace` seconds; returns those that are still alive `patience` seconds later."""
     left = [process for process in processes if _signal(process, signal.SIGTERM)]
     left = _wait(left, grace)
@@ -49,14 +76,14 @@ def terminate(processes: Iterable[ProcessStat], grace: float, patience: float = 
     return _wait(left, patience)
 
 
-def _all() -> Iterator[ProcessStat]:
+def _all() -> Iterator[Process]:
     for entry in PROC.iterdir():
         process = live_process(int(entry.name)) if entry.name.isdecimal() else None
         if process is not None:
             yield process
 
 
-def _with_ancestors(table: dict[int, ProcessStat], pid: int) -> set[int]:
+def _with_ancestors(table: dict[int, Process], pid: int) -> set[int]:
     """`pid` and its ancestors."""
     pids: set[int] = set()
     while pid in table and pid not in pids:
@@ -65,7 +92,7 @@ def _with_ancestors(table: dict[int, ProcessStat], pid: int) -> set[int]:
     return pids
 
 
-def _belongs(process: ProcessStat, folder: Path, sessions: set[int]) -> bool:
+def _belongs(process: Process, folder: Path, sessions: set[int]) -> bool:
     path = os.fsencode(folder)
     if MARK.encode() + b"=" + path in _words(process, "environ"):
         return True
@@ -75,14 +102,14 @@ def _belongs(process: ProcessStat, folder: Path, sessions: set[int]) -> bool:
     return process.session in sessions or any(word.startswith(path + b"/") for word in command)
 
 
-def _words(process: ProcessStat, name: str) -> list[bytes]:
+def _words(process: Process, name: str) -> list[bytes]:
     try:
         return (PROC / str(process.pid) / name).read_bytes().split(b"\0")
     except OSError:  # it has ended, belongs to another user, or is not readable
         return []
 
 
-def _signal(process: ProcessStat, number: signal.Signals) -> bool:
+def _signal(process: Process, number: signal.Signals) -> bool:
     """Send a signal to exactly this process; False when it has ended."""
     try:
         descriptor = os.pidfd_open(process.pid)
@@ -99,7 +126,7 @@ def _signal(process: ProcessStat, number: signal.Signals) -> bool:
     return True
 
 
-def _wait(processes: list[ProcessStat], seconds: float) -> list[ProcessStat]:
+def _wait(processes: list[Process], seconds: float) -> list[Process]:
     until = time.monotonic() + seconds
     left = processes
     while (left := [process for process in left if is_alive(process.pid, process.start)]) and (
