@@ -26,7 +26,7 @@ USER = getpass.getuser()
 def _tool() -> str:
     found = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     if found is None:
-        pytest.skip("openssh-server is not installed")
+        pytest.skip("sshd is missing: install the package openssh-server")
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # what its service makes
     return found

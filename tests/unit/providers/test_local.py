@@ -26,6 +26,7 @@ from engine.providers.protocol import Lease, LedgerEntry, Provider, Scope, Spec,
 from engine.providers.settings import load_settings
 from engine.remote.session import SshSession
 from engine.system.processes import is_alive, live_process
+from tests.needs import LOCAL_EXTRA
 
 PACKAGES = Path(engine.__file__).parent.parent
 
@@ -131,6 +132,7 @@ def test_without_the_extra_preflight_names_what_to_install(tmp_path: Path) -> No
 
 
 def test_preflight_imports_no_torch(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason=LOCAL_EXTRA)
     code = (
         "import sys\nfrom pathlib import Path\nimport engine.providers\n"
         "assert 'asyncssh' not in sys.modules\n"
