@@ -118,8 +118,8 @@ def test_without_the_extra_preflight_names_what_to_install(tmp_path: Path) -> No
         f"import sys; sys.path += [{str(PACKAGES)!r}, {str(bare)!r}]\n"
         "from pathlib import Path\n"
         "from engine.errors import GlasshouseError\n"
-        "from engine.providers import preflight\n"
-        "try:\n    preflight('local', Path('/nowhere'))\n"
+        "from engine.providers import preflight\nfrom engine.providers.settings import Settings\n"
+        "try:\n    preflight('local', Path('/nowhere'), Settings())\n"
         "except GlasshouseError as error:\n    print(error.code, error.exit_code, error.message, error.hint)\n"
         "print([name for name in ('torch', 'transformers', 'peft', 'textual') if name in sys.modules])\n"
     )
@@ -134,9 +134,10 @@ def test_without_the_extra_preflight_names_what_to_install(tmp_path: Path) -> No
 def test_preflight_imports_no_torch(tmp_path: Path) -> None:
     pytest.importorskip("torch", reason=LOCAL_EXTRA)
     code = (
-        "import sys\nfrom pathlib import Path\nimport engine.providers\n"
+        "import sys\nfrom pathlib import Path\n"
+        "import engine.providers\nfrom engine.providers.settings import Settings\n"
         "assert 'asyncssh' not in sys.modules\n"
-        f"engine.providers.preflight('local', Path({str(tmp_path)!r}))\n"
+        f"engine.providers.preflight('local', Path({str(tmp_path)!r}), Settings())\n"
         "print([name for name in ('torch', 'transformers', 'peft', 'textual') if name in sys.modules])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGES)
