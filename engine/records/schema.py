@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from typing import Any, Final
 
@@ -18,6 +19,9 @@ def artifact_schema() -> dict[str, Any]:
     fields.
     """
     (_, bundle), parts = msgspec.json.schema_components((Row, Bundle), ref_template="#/$defs/{name}")
+    for part in parts.values():
+        if "description" in part:
+            part["description"] = inspect.cleandoc(part["description"])  # a docstring is indented before Python 3.13
     fields = dict(parts.pop("Row"))
     fields["properties"] |= {"format": {"const": FORMAT}, "bundle": bundle}
     fields["required"] = ["format", *fields["required"], "bundle"]

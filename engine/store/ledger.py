@@ -189,10 +189,10 @@ def of_run(connection: sqlite3.Connection, run: int) -> AllocationView | None:
         iter(
             _read(
                 connection,
-                """WHERE allocations.run = ?1 OR EXISTS (
-                    SELECT 1 FROM allocation_runs WHERE allocation = allocations.id AND allocation_runs.run = ?1)""",
-                (run,),
-                order="allocations.run IS NOT ?1,",
+                """WHERE allocations.run = :run OR EXISTS (
+                    SELECT 1 FROM allocation_runs WHERE allocation = allocations.id AND allocation_runs.run = :run)""",
+                {"run": run},
+                order="allocations.run IS NOT :run,",
             )
         ),
         None,
@@ -205,7 +205,7 @@ def read(connection: sqlite3.Connection, *, open_only: bool = False) -> list[All
 
 
 def _read(
-    connection: sqlite3.Connection, where: str, parameters: tuple[object, ...] = (), order: str = ""
+    connection: sqlite3.Connection, where: str, parameters: tuple[object, ...] | dict[str, object] = (), order: str = ""
 ) -> list[AllocationView]:
     """Entries, newest first. What is not settled yet is priced by its age."""
     rows = connection.execute(

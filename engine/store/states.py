@@ -64,10 +64,10 @@ def move(db: sqlite3.Connection, run: int, run_id: str, subject: str, state: str
         raise StoreError(f"Run {run_id} has ended: {present}.", "Start a new run.", code="run_final")
     if subject == "run":
         db.execute(
-            """UPDATE runs SET state = ?1, reason = ?2,
-                started_at = iif(started_at IS NULL AND ?1 <> 'queued', ?3, started_at),
-                finished_at = iif(?4, ifnull(finished_at, ?3), NULL) WHERE key = ?5""",
-            (state, reason, at, state in FINAL_RUN_STATES, run),
+            """UPDATE runs SET state = :state, reason = :reason,
+                started_at = iif(started_at IS NULL AND :state <> 'queued', :at, started_at),
+                finished_at = iif(:final, ifnull(finished_at, :at), NULL) WHERE key = :run""",
+            {"state": state, "reason": reason, "at": at, "final": state in FINAL_RUN_STATES, "run": run},
         )
     elif subject in _COLUMNS:
         db.execute(f"UPDATE runs SET {_COLUMNS[subject][0]} = ? WHERE key = ?", (state, run))  # noqa: S608

@@ -37,7 +37,7 @@ def test_a_home_without_permissions_is_refused(cli: CommandLine) -> None:
     account: list[str] = []
     if os.geteuid() == 0:
         if shutil.which("setpriv") is None:
-            pytest.skip("needs an account without privileges")
+            pytest.skip("root may write everywhere: run as another user, or install setpriv (util-linux)")
         account = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"]
     with tempfile.TemporaryDirectory() as folder:
         locked = Path(folder)
@@ -142,7 +142,9 @@ def test_without_the_extra_local_the_demo_says_what_to_install(cli: CommandLine)
 def test_a_full_disk_is_reported_and_nothing_stays_half_written(cli: CommandLine) -> None:
     probe = ["unshare", "-rm", "sh", "-c", "mount -t tmpfs -o size=16k none /mnt"]
     if shutil.which("unshare") is None or subprocess.run(probe, capture_output=True, check=False).returncode:
-        pytest.skip("needs its own mount namespace")
+        pytest.skip(
+            "no mount namespace can be made: install unshare (util-linux) and allow user namespaces, or run as root"
+        )
     script = (
         "mount -t tmpfs -o size=16k none /mnt && head -c 12k /dev/zero > /mnt/ballast; "
         '"$@"; code=$?; find /mnt/home -type f -size +0 >&2; exit $code'

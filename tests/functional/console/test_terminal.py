@@ -32,7 +32,7 @@ TIMEOUT_SECONDS = 90.0
 WELCOME = "Nothing has run here yet"
 
 needs_tmux = pytest.mark.skipif(
-    shutil.which("tmux") is None, reason="tmux is not installed: no real terminal to test on"
+    shutil.which("tmux") is None, reason="there is no real terminal to test on: install the package tmux"
 )
 
 

@@ -24,12 +24,12 @@ USER = getpass.getuser()
 
 
 def _tool() -> str:
-    path = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
-    if path is None:
-        pytest.skip("openssh-server is not installed")
+    found = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if found is None:
+        pytest.skip("sshd is missing: install the package openssh-server")
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # as its service does
-    return path
+    return found
 
 
 @dataclass

@@ -35,6 +35,7 @@ from engine.store.reader import Reader
 from engine.store.writer import Writer
 from tests.functional.providers.openssh import USER, Sshd, openssh
 from tests.functional.providers.wheels import NAMES, VERSION, Index, package_index
+from tests.needs import LOCAL_EXTRA
 
 LIMITS = LinkLimits(connect=30, login=30, command=60, retry_first=0.02, retry_most=0.1, give_up=60)
 RUN = "0123456789ab"
@@ -230,7 +231,7 @@ async def test_a_driver_too_old_for_the_locks_cuda_is_reported_before_the_instal
     index: Index, tmp_path: Path
 ) -> None:
     if shutil.which("nvidia-smi") is not None:
-        pytest.skip("this machine has a GPU driver")
+        pytest.skip("this machine has a real nvidia-smi, which would answer: run on a machine without one")
     tool = tmp_path / "bin" / "nvidia-smi"
     tool.parent.mkdir()
     tool.write_text("#!/bin/sh\necho '| NVIDIA-SMI 550.1  Driver Version: 550.1   CUDA Version: 12.4 |'\n")
@@ -248,7 +249,7 @@ async def test_a_driver_too_old_for_the_locks_cuda_is_reported_before_the_instal
 
 
 async def test_an_image_must_hold_the_locked_versions(sshd: Sshd, link: Reconnecting, tmp_path: Path) -> None:
-    pytest.importorskip("torch")
+    pytest.importorskip("torch", reason=LOCAL_EXTRA)
     lease = _lease(sshd, tmp_path, environment="image")
     ready = await prepare(link, lease, lock=lock_of(worker_lock()))
     assert (ready.python, ready.installed) == (sys.executable, False)

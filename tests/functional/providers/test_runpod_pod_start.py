@@ -36,9 +36,13 @@ IMAGE_START = (
 
 def _why_not() -> str:
     if os.geteuid() != 0 or not NAMESPACE[0]:
-        return "a pod's own processes and /etc/ssh need root and unshare"
-    attempt = subprocess.run([*NAMESPACE, "true"], capture_output=True, check=False)
-    return "" if attempt.returncode == 0 else "this machine does not allow namespaces"
+        return "a pod's own processes and /etc/ssh need root and unshare: run as root, with util-linux installed"
+    tried = subprocess.run([*NAMESPACE, "true"], capture_output=True, check=False)
+    return (
+        ""
+        if tried.returncode == 0
+        else "no new namespaces are allowed here: run where root may make them (CAP_SYS_ADMIN)"
+    )
 
 
 pytestmark = pytest.mark.skipif(bool(_why_not()), reason=_why_not() or "can run")

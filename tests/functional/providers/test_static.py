@@ -225,7 +225,7 @@ async def test_an_unreachable_host_is_unknown_and_its_release_raises(sshd: Sshd,
 def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A real agent without keys."""
     if shutil.which("ssh-agent") is None:
-        pytest.skip("ssh-agent is not installed")
+        pytest.skip("ssh-agent is missing: install the package openssh-client")
     path = str(tmp_path / "agent")
     process = subprocess.Popen(["ssh-agent", "-D", "-a", path], stdout=subprocess.PIPE)
     assert process.stdout is not None

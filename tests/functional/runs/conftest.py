@@ -26,6 +26,7 @@ from tests.fake_runpod.client import FakeRunPod
 from tests.functional.runs.pod import Patches, Pod, reference_of, with_small_training
 from tests.functional.runs.renter import Renter
 from tests.functional.runs.support import Operator, short_plan
+from tests.needs import LOCAL_EXTRA
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -37,7 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if "finished" in getattr(item, "fixturenames", ()):
                 item.add_marker(pytest.mark.xdist_group("finished"))
             if missing:
-                item.add_marker(pytest.mark.skip(reason="needs the local extra: torch is not installed"))
+                item.add_marker(pytest.mark.skip(reason=LOCAL_EXTRA))
 
 
 @pytest.fixture(scope="session")

@@ -197,11 +197,11 @@ def dumps(folder: Path) -> set[Path]:
 def test_no_process_of_a_segment_leaves_a_core_dump(small_pod: Callable[..., Pod], tmp_path: Path) -> None:
     pattern = Path("/proc/sys/kernel/core_pattern").read_text().strip()
     if "/" in pattern or pattern.startswith("|"):
-        pytest.skip(f"core dumps go to {pattern}, where others may write them as well")
+        pytest.skip(f"core dumps go to {pattern!r}: set /proc/sys/kernel/core_pattern to core to have this run")
     crash = [sys.executable, "-I", "-S", "-c", "import os; os.abort()"]
     subprocess.run(crash, cwd=tmp_path, check=False, preexec_fn=as_a_user_who_may_dump)
     if not dumps(tmp_path):
-        pytest.skip("this machine writes no core dumps")
+        pytest.skip("a crash here writes no core dump: allow them (ulimit -c unlimited) to have this run")
     before = dumps(Path("/"))  # where a segment's processes stand
     pod = small_pod()
     pod.launch(as_a_user_who_may_dump)

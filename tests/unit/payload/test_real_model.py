@@ -15,10 +15,11 @@ from engine.payload.shape import read_config
 from engine.payload.tokenize import ChatEncoder
 from engine.plan import preset
 from engine.system.resources import data_path
+from tests.needs import LOCAL_EXTRA
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-peft = pytest.importorskip("peft")
+torch = pytest.importorskip("torch", reason=LOCAL_EXTRA)
+transformers = pytest.importorskip("transformers", reason=LOCAL_EXTRA)
+peft = pytest.importorskip("peft", reason=LOCAL_EXTRA)
 
 pytestmark = pytest.mark.training
 

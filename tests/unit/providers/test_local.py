@@ -26,6 +26,7 @@ from engine.providers.protocol import Lease, LedgerEntry, Provider, Scope, Spec,
 from engine.providers.settings import load_settings
 from engine.remote.session import SshSession
 from engine.system.processes import is_alive, live_process
+from tests.needs import LOCAL_EXTRA
 
 PACKAGES = Path(engine.__file__).parent.parent
 
@@ -117,8 +118,7 @@ def test_without_the_extra_preflight_names_what_to_install(tmp_path: Path) -> No
         f"import sys; sys.path += [{str(PACKAGES)!r}, {str(bare)!r}]\n"
         "from pathlib import Path\n"
         "from engine.errors import GlasshouseError\n"
-        "from engine.providers import preflight\n"
-        "from engine.providers.settings import Settings\n"
+        "from engine.providers import preflight\nfrom engine.providers.settings import Settings\n"
         "try:\n    preflight('local', Path('/nowhere'), Settings())\n"
         "except GlasshouseError as error:\n    print(error.code, error.exit_code, error.message, error.hint)\n"
         "print([name for name in ('torch', 'transformers', 'peft', 'textual') if name in sys.modules])\n"
@@ -132,9 +132,10 @@ def test_without_the_extra_preflight_names_what_to_install(tmp_path: Path) -> No
 
 
 def test_preflight_imports_no_torch(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason=LOCAL_EXTRA)
     code = (
-        "import sys\nfrom pathlib import Path\nimport engine.providers\n"
-        "from engine.providers.settings import Settings\n"
+        "import sys\nfrom pathlib import Path\n"
+        "import engine.providers\nfrom engine.providers.settings import Settings\n"
         "assert 'asyncssh' not in sys.modules\n"
         f"engine.providers.preflight('local', Path({str(tmp_path)!r}), Settings())\n"
         "print([name for name in ('torch', 'transformers', 'peft', 'textual') if name in sys.modules])\n"

@@ -9,15 +9,19 @@ import zipfile
 from importlib import metadata
 from pathlib import Path
 
+import pytest
+
 import engine
 from engine.remote.bundle import LOCK_NAME, MODULES, ROOMS, build_bundle, bundle_digest, worker_lock
 from engine.wire import canonical, parse
+from tests.needs import LOCAL_EXTRA
 
 PACKAGE = Path(engine.__file__).parent
 PRINT_DIGEST = "from engine.remote.bundle import *; print(bundle_digest(build_bundle()))"
 
 
 def _digest_in_process(packages: Path, cwd: Path, umask: int, **env: str) -> str:
+    pytest.importorskip("torch", reason=LOCAL_EXTRA)
     done = subprocess.run(
         [sys.executable, "-c", PRINT_DIGEST],
         cwd=cwd,

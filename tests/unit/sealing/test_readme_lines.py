@@ -20,6 +20,7 @@ from engine.plan import preset
 from engine.sealing.adapter import AdapterBinding, seal_adapter
 from engine.sealing.memory import random_key
 from engine.sealing.operator_keys import OperatorKeys
+from tests.needs import LOCAL_EXTRA
 
 SEALED, OPENED = "adapter.sealed", "adapter_model.safetensors"
 
@@ -84,8 +85,9 @@ def test_the_readme_code_opens_no_damaged_adapter(folder: Path, damage: str) -> 
 
 @pytest.mark.training
 def test_the_adapter_that_the_readme_code_opens_loads_in_peft(folder: Path, payload: Payload, trained: bytes) -> None:
-    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    peft = pytest.importorskip("peft")
+    torch, transformers, peft = (
+        pytest.importorskip(name, reason=LOCAL_EXTRA) for name in ("torch", "transformers", "peft")
+    )
     exec(readme_code(), {})  # noqa: S102
     config, adapter_config = payload.files["config.json"], payload.files["adapter_config.json"]
     assert isinstance(config, bytes)

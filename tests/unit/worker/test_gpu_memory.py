@@ -47,14 +47,14 @@ class Driver:
 @pytest.fixture
 def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Driver:
     if device_files():
-        pytest.skip("this machine has a driver of its own")
+        pytest.skip("this machine has a real NVIDIA driver, which would answer: run on a machine without one")
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     return Driver(tmp_path)
 
 
 def test_without_a_driver_nothing_is_present() -> None:
     if device_files() or shutil.which("nvidia-smi"):
-        pytest.skip("this machine has a driver")
+        pytest.skip("this machine has an NVIDIA driver: run on a machine without one")
     assert memory_used() is None
     assert device_after(None, known_gpu=False).present is False
 
@@ -119,7 +119,7 @@ int nvmlDeviceGetComputeRunningProcesses_v3(void *handle, unsigned *count, void 
 def test_the_library_is_spoken_to_as_its_header_says(tmp_path: Path) -> None:
     compiler = shutil.which("cc")
     if compiler is None:
-        pytest.skip("there is no C compiler to make a library with")
+        pytest.skip("cc is missing, with which a stand-in for NVML is built: install the package gcc")
     source = tmp_path / "nvml.c"
     source.write_text(LIBRARY)
     subprocess.run([compiler, "-shared", "-fPIC", "-o", tmp_path / gpu_memory.LIBRARY, source], check=True)

@@ -18,8 +18,9 @@ import pytest
 from engine.plan import Model, dump_plan, preset
 from engine.wire import sha256_hex
 from engine.worker.job import Job
+from tests.needs import LOCAL_EXTRA
 
-pytest.importorskip("huggingface_hub")
+pytest.importorskip("huggingface_hub", reason=LOCAL_EXTRA)
 CONTENT = os.urandom(4096)
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_canaryCanaryCanaryCanaryCanary"

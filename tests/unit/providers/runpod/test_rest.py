@@ -23,6 +23,7 @@ from engine.providers.runpod.api import rest, rest_wire
 from engine.providers.runpod.api.protocol import Order
 from engine.providers.runpod.api.rest import RestApi
 from engine.providers.settings import RunPodLimits
+from tests import needs
 from tests.unit.providers.runpod.conftest import KEY, PATIENCE, SHORT
 from tests.unit.providers.runpod.dialect import Rest, State
 from tests.unit.providers.runpod.server import Answer, Server
@@ -41,7 +42,7 @@ def api(server: Server) -> RestApi:
 
 def validator(schema: str) -> jsonschema.Draft202012Validator:
     if not OPENAPI.exists():
-        pytest.skip(f"RunPod's OpenAPI document is not at {OPENAPI}")
+        pytest.skip(needs.OPENAPI)
     document: Any = msgspec.json.decode(OPENAPI.read_bytes())
     registry: Registry[Any] = Registry().with_resource(
         "urn:runpod", Resource.from_contents(document, default_specification=DRAFT202012)

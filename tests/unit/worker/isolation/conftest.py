@@ -71,7 +71,7 @@ def landlock_abi() -> int:
     try:
         return landlock.abi()
     except OSError as error:
-        pytest.skip(f"this kernel has no Landlock: {error.strerror}")
+        pytest.skip(f"this kernel has no Landlock ({error.strerror}): run on Linux 5.13 or newer with lsm=landlock")
 
 
 @pytest.fixture

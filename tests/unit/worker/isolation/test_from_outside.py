@@ -77,7 +77,10 @@ def attacked(script: Script, kind: str) -> dict[str, str]:
 def test_the_same_user_cannot_attach_to_a_hardened_process_or_open_its_memory(script: Script) -> None:
     control = attacked(script, "control")
     if control["ptrace"] != "done":
-        pytest.skip(f"this machine lets nobody attach (yama or a container's filter): {control}")
+        pytest.skip(
+            f"nobody may attach to a process here, hardened or not ({control}): "
+            "allow ptrace (sysctl kernel.yama.ptrace_scope=0; in a container, CAP_SYS_PTRACE too)"
+        )
     assert control == dict.fromkeys(control, "done")
     hardened = attacked(script, "hardened")
     assert hardened == dict.fromkeys(hardened, "EACCES") | {"ptrace": "EPERM"}
@@ -104,9 +107,9 @@ def dumped(script: Script, kind: str, folder: Path) -> bool:
 
 def test_a_hardened_process_leaves_no_core_dump(script: Script, tmp_path: Path) -> None:
     if resource.getrlimit(resource.RLIMIT_CORE)[1] == 0:
-        pytest.skip("core dumps are off for this whole session")
+        pytest.skip("core dumps are off for this whole session: start it with ulimit -c unlimited")
     if not dumped(script, "control", tmp_path / "control"):
-        pytest.skip("this machine writes no core dumps")
+        pytest.skip("a crash here writes no core dump: set /proc/sys/kernel/core_pattern to core to have this run")
     assert not dumped(script, "hardened", tmp_path / "hardened")
 
 

@@ -157,7 +157,7 @@ def test_every_control_is_reported_as_it_is_seen(script: Script, places: Places,
 
 def test_without_seccomp_landlock_alone_refuses_tcp(script: Script, places: Places, landlock_abi: int) -> None:
     if landlock_abi < 4:
-        pytest.skip(f"Landlock ABI {landlock_abi} does not know TCP")
+        pytest.skip(f"Landlock ABI {landlock_abi} does not know TCP: run on Linux 6.7 or newer")
     found = tried(script, places, skip=("seccomp", "network_namespace"))
     assert found["outcome"]["tcp"] == "EACCES"
     assert found["outcome"]["fork"] == "done"
@@ -167,7 +167,7 @@ def test_a_network_namespace_of_its_own_reaches_nobody(script: Script, places: P
     found = tried(script, places, skip=("seccomp", "landlock_fs", "landlock_tcp"))
     seen = found["observed"]["network_namespace"]
     if seen["value"] != "enforced":
-        pytest.skip(f"no namespace of its own here: {seen}")
+        pytest.skip(f"no network namespace can be made ({seen}): run as root, or allow user namespaces")
     assert found["outcome"]["tcp"] == "ENETUNREACH"
     assert found["outcome"]["udp"] == "ENETUNREACH"
 
@@ -225,7 +225,9 @@ print(json.dumps({name: seen.as_dict() for name, seen in hardening.harden(harden
 @pytest.mark.parametrize(("limit", "value"), [(65536, "failed:ENOMEM"), (8 << 30, "failed:memlock_limit")])
 def test_a_user_without_privileges_gets_less_and_hears_it(script: Script, limit: int, value: str) -> None:
     if not may_set_memlock(limit):
-        pytest.skip("a memory lock limit of this size cannot be set here")
+        pytest.skip(
+            f"the hard limit of locked memory is below {limit} bytes: raise it (ulimit -H -l unlimited, as root)"
+        )
     observed = json.loads(script(WITHOUT_MEANS, str(limit)).communicate(timeout=120)[0])
     assert observed["mlockall"]["value"] == value
     assert observed["network_namespace"]["value"] == "not_attempted"
@@ -252,7 +254,7 @@ except PermissionError:
 @pytest.mark.usefixtures("landlock_abi")
 def test_a_named_device_can_be_opened_and_sent_ioctl_later(script: Script) -> None:
     if not Path("/dev/ptmx").exists():
-        pytest.skip("this machine has no /dev/ptmx")
+        pytest.skip("/dev/ptmx is missing: mount devpts, as every usual system and container does")
     given = json.loads(script(DEVICES, "given").communicate(timeout=120)[0])
     withheld = json.loads(script(DEVICES, "withheld").communicate(timeout=120)[0])
     assert (given, withheld) == (["enforced", "done"], ["enforced", "refused"])

@@ -9,6 +9,7 @@ import pytest
 from engine.worker.isolation.binding import BIND_NOW
 from engine.worker.isolation.wipe import sweep_stack
 from engine.worker.key_process import ENVIRONMENT
+from tests.needs import LOCAL_EXTRA
 
 if TYPE_CHECKING:
     from tests.unit.worker.isolation.conftest import Script
@@ -202,7 +203,7 @@ def test_buffers_are_overwritten_as_they_are_freed(script: Script) -> None:
     _, control = json.loads(script(FREED, "plain").communicate(timeout=120)[0])
     works, left = json.loads(script(FREED, "perturbed", env=dict(ENVIRONMENT)).communicate(timeout=120)[0])
     if not works:
-        pytest.skip("this C library cannot overwrite what is freed")
+        pytest.skip("this C library cannot overwrite what is freed: run on a system with glibc")
     assert control > 5
     assert left == 0
 
@@ -269,7 +270,7 @@ print(json.dumps({"outcomes": outcomes, "freed": sorted(freed), "mkl": torch.bac
 
 @pytest.mark.training
 def test_a_hardened_torch_process_is_clean_in_20_of_20_wipes(script: Script) -> None:
-    pytest.importorskip("torch")
+    pytest.importorskip("torch", reason=LOCAL_EXTRA)
     found = json.loads(script(TRAINED).communicate(timeout=300)[0])
     assert len(found["outcomes"]) == 20
     (first, _), (last, _) = found["outcomes"][0], found["outcomes"][-1]
