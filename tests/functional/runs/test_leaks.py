@@ -25,7 +25,7 @@ Leak = tuple[str, str, str]  # the file that is patched, the line that the leak 
 KEYPROC, TRAINER, PROTECTED = (f"engine/worker/{name}.py" for name in ("key_process", "trainer", "protected"))
 KEYS = "        for index, entry in enumerate(manifest.files):\n"
 PRIVATE = "        return [\n            *patterns.key_items(patterns.RELEASE_KEY"
-WIPING = '        detail = secrets.wipe(workload, trainer)\n        self.channel.send({"msg": "wiped"'
+WIPING = '        detail = secret_patterns.wipe(workload, trainer)\n        self.channel.send({"msg": "wiped"'
 SEALING = "        folder = self._context.outbox / KIND\n"
 
 LEAKS: dict[str, tuple[Leak, str, str]] = {
@@ -74,7 +74,7 @@ def test_a_stray_copy_in_memory_is_found_where_it_lies(what: str, small_pod: Cal
 # The row is passed by value: a call lays it on the stack, where it stays when the call has returned.
 ON_STACK = """\
         row = bytes(workload.row)
-        detail = secrets.wipe(workload, trainer)
+        detail = secret_patterns.wipe(workload, trainer)
         import ctypes
         from engine.worker.isolation._libc import libc
         class Argument(ctypes.Structure):
@@ -85,7 +85,7 @@ ON_STACK = """\
 
 
 def test_a_copy_on_the_stack_is_told_apart_from_one_on_the_heap(small_pod: Callable[..., Pod]) -> None:
-    line = "        detail = secrets.wipe(workload, trainer)\n"
+    line = "        detail = secret_patterns.wipe(workload, trainer)\n"
     pod = small_pod({TRAINER: lambda text: text.replace(line, ON_STACK)})
     receipt = pod.run()
     assert pod.verdict() == ("unverified", {"zeroization_hits", "zeroization_stack_hits"})
