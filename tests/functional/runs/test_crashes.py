@@ -120,7 +120,7 @@ def test_killed_after_the_release_the_rest_is_wiped_and_nothing_is_proven(state:
 
 def test_a_trainer_that_is_let_go_wipes_itself_before_it_ends(small_pod: Callable[..., Pod]) -> None:
     tell = '(Path(self.setup["scratch"]) / "wiping").touch()'
-    line = "                from engine.worker.training import secrets\n\n                with contextlib"
+    line = "                from engine.worker.training import secret_patterns\n\n                with contextlib"
     patch = {TRAINER: lambda text: text.replace(line, f"                {tell}\n{line}")}
     pod = small_pod(patch, target=Target(seconds=60.0))
     pod.launch()
