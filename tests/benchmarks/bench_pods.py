@@ -20,6 +20,7 @@ from typing import Final
 
 import asyncssh
 
+from engine.remote.bundle import site_paths
 from engine.remote.endpoint import Endpoint
 from engine.remote.session import SshSession
 from engine.remote.transfer import upload
@@ -154,7 +155,7 @@ def main() -> None:
         try:
             os.environ.update(fake.environment())
             (folder / "home").mkdir(mode=0o700)
-            renter = Renter(folder / "home", fake)
+            renter = Renter(folder / "home", fake, site_paths())
             renter.configure()
             first_steps(renter, rounds)
         finally:

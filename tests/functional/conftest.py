@@ -1,4 +1,4 @@
-"""A fake RunPod for each test that asks for one."""
+"""A fake RunPod for each test that asks for one, and an installation whose training needs no torch."""
 
 from __future__ import annotations
 
@@ -48,3 +48,23 @@ def swept_runpod(_lasting_runpod: FakeRunPod) -> Iterator[FakeRunPod]:
     _lasting_runpod.reset()
     yield _lasting_runpod
     assert _lasting_runpod.defects() == []
+
+
+@pytest.fixture(scope="session")
+def small_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the worker imports beside torch and its like: small enough to be measured in a moment."""
+    from tests.functional.runs.small_tree import copy_site
+
+    target = tmp_path_factory.mktemp("site")
+    copy_site(target)
+    return target
+
+
+@pytest.fixture(scope="session")
+def small_tree(small_site: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An installation whose training needs no torch and whose workers have that site."""
+    from tests.functional.runs.small_tree import copy_engine
+
+    tree = tmp_path_factory.mktemp("tree")
+    copy_engine(tree, small_site)
+    return tree

@@ -70,7 +70,7 @@ class CommandLine:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
             env=self.environment(env),
             check=False,
         )

@@ -19,12 +19,13 @@ import pytest
 from engine.store.reader import Reader
 from tests.functional import canaries
 from tests.functional.command_line.conftest import CommandLine
+from tests.functional.runs.support import LONG, Operator
 
 pytestmark = pytest.mark.training
 of_own = pytest.mark.xdist_group("own")
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], Any], seconds: float = 300) -> None:
     """Wait until `condition` holds."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -191,7 +192,7 @@ def test_ctrl_c_cancels_cleans_up_and_exits_130(cli: CommandLine) -> None:
     reader = Reader(cli.home)
     wait_for(lambda: any(s.steps > 0 for s in reader.run(run_id).segments))
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 130, out + err
     row = json.loads(out)
     assert (row["state"], row["clean"], row["runtimeState"]) == ("cancelled", False, "zeroized")
@@ -200,8 +201,12 @@ def test_ctrl_c_cancels_cleans_up_and_exits_130(cli: CommandLine) -> None:
     assert cli("runs", "--json").err == ""
 
 
-def test_a_run_whose_runner_is_killed_is_mentioned_and_resume_finishes_it(cli: CommandLine) -> None:
-    started = cli("run", "--preset", "demo", "--segments", "raw", "--steps", "300", "--detach", "--json")
+def test_a_run_whose_runner_is_killed_is_mentioned_and_resume_finishes_it(
+    cli: CommandLine, small_tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(small_tree))
+    steps = ("--segments", "raw", "--steps", str(LONG.steps))
+    started = cli("run", "--preset", "demo", *steps, "--detach", "--json")
     run_id = started.document["id"]
     assert started.document["state"] == "queued"
     reader = Reader(cli.home)
@@ -211,6 +216,7 @@ def test_a_run_whose_runner_is_killed_is_mentioned_and_resume_finishes_it(cli: C
     assert f"`glasshouse resume {run_id}`" in cli("runs", "--json").err
     done = cli("resume", "--json")
     assert done.document == {"resumed": [{"id": run_id}], "failed": []}
+    Operator(cli.home).hurry(run_id)
     watched = cli("watch", run_id, "--json")
     assert watched.code == 0, watched.out + watched.err
-    assert (watched.document["rawSteps"], watched.document["clean"]) == (300, True)
+    assert (watched.document["rawSteps"], watched.document["clean"]) == (LONG.steps, True)

@@ -43,8 +43,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def reference_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the measured environment is kept between homes, so that it is measured once a session."""
-    return tmp_path_factory.mktemp("reference") / CACHE
+    """Where the measured environment is kept between homes, and between the processes of the suite."""
+    return _shared(tmp_path_factory) / f"torch-{CACHE}"
+
+
+def _shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of all the suite's processes."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+def _put(source: Path, target: Path) -> None:
+    """A copy that nobody sees half."""
+    if source.exists() and not target.exists():
+        part = target.with_name(f"{target.name}.{os.getpid()}")
+        shutil.copy(source, part)
+        part.replace(target)
+
+
+@pytest.fixture(scope="session")
+def small_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `reference_cache`, of the small site, which each process of the suite has for itself."""
+    return tmp_path_factory.mktemp("small-reference") / CACHE
 
 
 def _operator(home: Path, cache: Path) -> Iterator[Operator]:
@@ -53,8 +73,7 @@ def _operator(home: Path, cache: Path) -> Iterator[Operator]:
         shutil.copy(cache, home / CACHE)
     operator = Operator(home)
     yield operator
-    if (home / CACHE).exists() and not cache.exists():
-        shutil.copy(home / CACHE, cache)
+    _put(home / CACHE, cache)
     operator.check_artifacts()
     for process in psutil.process_iter(["cmdline"]):
         if str(home) in " ".join(process.info["cmdline"] or ()) and process.pid != os.getpid():
@@ -62,8 +81,17 @@ def _operator(home: Path, cache: Path) -> Iterator[Operator]:
 
 
 @pytest.fixture
-def operator(tmp_path: Path, reference_cache: Path) -> Iterator[Operator]:
-    """A fresh home."""
+def operator(
+    tmp_path: Path, small_tree: Path, small_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Operator]:
+    """A fresh home. Whatever is started for it trains without torch, and is the shipped code otherwise."""
+    monkeypatch.setenv("PYTHONPATH", str(small_tree))
+    yield from _operator(tmp_path / "home", small_cache)
+
+
+@pytest.fixture
+def torch_operator(tmp_path: Path, reference_cache: Path) -> Iterator[Operator]:
+    """A fresh home of the shipped code, with its real training: for what is about that."""
     yield from _operator(tmp_path / "home", reference_cache)
 
 
@@ -73,25 +101,35 @@ def finished(tmp_path_factory: pytest.TempPathFactory, reference_cache: Path) ->
     for operator in _operator(tmp_path_factory.mktemp("finished") / "home", reference_cache):
         run_id = operator.start(short_plan(challenge="a buyer's text"))
         view = operator.finish(run_id)
-        if (operator.home / CACHE).exists() and not reference_cache.exists():
-            shutil.copy(operator.home / CACHE, reference_cache)
+        _put(operator.home / CACHE, reference_cache)
         yield operator, view
 
 
 @pytest.fixture
-def renter(operator: Operator, fake_runpod: FakeRunPod, monkeypatch: pytest.MonkeyPatch) -> Iterator[Renter]:
-    """An operator who rents from the fake, and has lost track of nothing when the test ends."""
-    for name, value in fake_runpod.environment().items():
+def renter(
+    operator: Operator, small_site: Path, fake_runpod: FakeRunPod, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Renter]:
+    """An operator who rents from the fake, and has lost track of nothing when the test ends; trains without torch."""
+    yield from _renter(Renter(operator.home, fake_runpod, (str(small_site),)), monkeypatch)
+
+
+@pytest.fixture
+def torch_renter(
+    torch_operator: Operator, fake_runpod: FakeRunPod, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Renter]:
+    """As `renter`, with the real training."""
+    yield from _renter(Renter(torch_operator.home, fake_runpod, site_paths()), monkeypatch)
+
+
+def _renter(made: Renter, monkeypatch: pytest.MonkeyPatch) -> Iterator[Renter]:
+    for name, value in made.fake.environment().items():
         monkeypatch.setenv(name, value)
-    made = Renter(operator.home, fake_runpod)
     made.configure()
     yield made
     made.check_ledger()
 
 
 SHORT = Target(steps=10)
-KEY_PACKAGES = ("cffi", "cryptography", "joserfc", "msgspec", "pycparser", "rfc8785", "securesystemslib")
-KEY_MODULES = ("_cffi_backend*", "typing_extensions.py")
 
 
 @pytest.fixture(scope="session")
@@ -101,23 +139,9 @@ def worker_bundle() -> bytes:
 
 
 @pytest.fixture(scope="session")
-def key_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what the worker imports beside torch and its like: small enough to be measured in a moment."""
-    target = tmp_path_factory.mktemp("site")
-    for installed in map(Path, site_paths()):
-        for name in KEY_PACKAGES:
-            if (installed / name).is_dir():
-                shutil.copytree(installed / name, target / name, symlinks=True)
-        for pattern in KEY_MODULES:
-            for module in installed.glob(pattern):
-                shutil.copy(module, target)
-    return target
-
-
-@pytest.fixture(scope="session")
-def key_reference(key_site: Path) -> str:
-    """The digest of an environment that has the copy alone."""
-    return reference_of([key_site])
+def small_reference(small_site: Path) -> str:
+    """The digest of an environment that has the small site alone."""
+    return reference_of([small_site])
 
 
 @pytest.fixture
@@ -137,7 +161,9 @@ def pods() -> Iterator[Callable[..., Pod]]:
 
 
 @pytest.fixture
-def small_pod(pods: Callable[..., Pod], worker_bundle: bytes, key_site: Path, key_reference: str) -> Callable[..., Pod]:
+def small_pod(
+    pods: Callable[..., Pod], worker_bundle: bytes, small_site: Path, small_reference: str
+) -> Callable[..., Pod]:
     """`small_pod(patches, ...)`: a pod whose trainer needs no torch, with entries of its bundle patched."""
 
     def begin(
@@ -145,7 +171,7 @@ def small_pod(pods: Callable[..., Pod], worker_bundle: bytes, key_site: Path, ke
     ) -> Pod:
         bundle = with_small_training(worker_bundle, patches)
         plan = short_plan("protected", target=target)
-        return pods(bundle, sites or [key_site], plan, **{"reference": key_reference, **more})
+        return pods(bundle, sites or [small_site], plan, **{"reference": small_reference, **more})
 
     return begin
 

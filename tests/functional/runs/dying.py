@@ -1,12 +1,14 @@
-"""A runner that kills itself right after it committed something: `dying.py POINT --home DIR --run ID`.
+"""A runner that stops itself: `dying.py SIGNAL POINT --home DIR --run ID`. SIGKILL ends it, SIGSTOP holds it.
 
-Points: `evidence:KIND`, `event:NAME` (of the allocation's log), `state:SUBJECT:STATE`, and `next`: whatever state of
-the run, its parts or its allocation is entered that was never entered before.
+Points right after something was committed: `evidence:KIND`, `event:NAME` (of the allocation's log),
+`state:SUBJECT:STATE`, and `next`: whatever state of the run, its parts or its allocation is entered that was never
+entered before. Right before a function that is awaited: `call:MODULE:NAME`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import signal
 import sqlite3
@@ -20,19 +22,23 @@ from engine.store.home import database_path
 from engine.store.writer import Writer
 
 
-def _die_after(method: str, is_the_point: Callable[..., bool]) -> None:
+def _stop() -> None:
+    os.kill(os.getpid(), SIGNAL)
+
+
+def _stop_after(method: str, is_the_point: Callable[..., bool]) -> None:
     real = getattr(Writer, method)
 
     def wrapped(self: Writer, run_id: str, *args: Any, **fields: Any) -> Any:
         result = real(self, run_id, *args, **fields)
         if is_the_point(*args):
-            os.kill(os.getpid(), signal.SIGKILL)
+            _stop()
         return result
 
     setattr(Writer, method, wrapped)
 
 
-def _die_at_the_next_state(home: str, run_id: str) -> None:
+def _stop_at_the_next_state(home: str, run_id: str) -> None:
     """After the commit of any state that this run, or its allocation, has not been in."""
     path = database_path(Path(home))
 
@@ -55,20 +61,34 @@ def _die_at_the_next_state(home: str, run_id: str) -> None:
         def wrapped(self: Writer, *args: Any, real: Any = real, **fields: Any) -> Any:
             result = real(self, *args, **fields)
             if entered() - before:
-                os.kill(os.getpid(), signal.SIGKILL)
+                _stop()
             return result
 
         setattr(Writer, method, wrapped)
 
 
+def _stop_before(module: str, name: str) -> None:
+    place = importlib.import_module(module)
+    real = getattr(place, name)
+
+    async def wrapped(*args: Any, **more: Any) -> Any:
+        _stop()
+        return await real(*args, **more)
+
+    setattr(place, name, wrapped)
+
+
 if __name__ == "__main__":
+    SIGNAL = signal.Signals[sys.argv.pop(1)]
     how, *what = sys.argv.pop(1).split(":")
     if how == "next":
-        _die_at_the_next_state(sys.argv[2], sys.argv[4])
+        _stop_at_the_next_state(sys.argv[2], sys.argv[4])
+    elif how == "call":
+        _stop_before(*what)
     elif how == "evidence":
-        _die_after("evidence", lambda kind, body: kind == what[0])
+        _stop_after("evidence", lambda kind, body: kind == what[0])
     elif how == "event":
-        _die_after("ingest", lambda events, offset: any(event.event == what[0] for event in events))
+        _stop_after("ingest", lambda events, offset: any(event.event == what[0] for event in events))
     else:
-        _die_after("transition", lambda subject, state, reason="": [subject, state] == what)
+        _stop_after("transition", lambda subject, state, reason="": [subject, state] == what)
     raise SystemExit(main())

@@ -62,11 +62,15 @@ DROP_ALL: Final = 24  # PR_CAPBSET_DROP
 Patches = Mapping[str, Callable[[str], str]]
 
 
+def small_modules() -> dict[str, str]:
+    """The modules of a worker whose trainer needs no torch."""
+    modules = {f"{TRAINING}/{name}.py": "from engine.worker.training.small import *\n" for name in SMALL_MODULES}
+    return {**modules, f"{TRAINING}/small.py": Path(small.__file__).read_text()}
+
+
 def with_small_training(bundle: bytes, patches: Patches | None = None) -> bytes:
     """A bundle whose trainer needs no torch, with other entries patched as text."""
-    replaced = {f"{TRAINING}/{name}.py": "from engine.worker.training.small import *\n" for name in SMALL_MODULES}
-    replaced[f"{TRAINING}/small.py"] = Path(small.__file__).read_text()
-    return patched(bundle, patches or {}, replaced)
+    return patched(bundle, patches or {}, small_modules())
 
 
 def patched(bundle: bytes, patches: Patches, replaced: Mapping[str, str] | None = None) -> bytes:

@@ -9,10 +9,14 @@ import gc
 import hashlib
 import mmap
 import os
+import signal
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from engine.measure.digest import tensor_digest
+from engine.measure.safetensors_header import plan_layout
+from engine.measure.stepchain import StepChain
 from engine.worker.isolation import patterns
 from engine.worker.isolation.wipe import sweep_heap, sweep_python, sweep_stack, trim
 
@@ -21,6 +25,8 @@ TOKENS = "tokens.safetensors"
 WEIGHTS = "weights.safetensors"
 FILES = (TOKENS, WEIGHTS)
 WINDOW = 64
+ADAPTER = "base_model.model.lora_B.weight"
+VALUES = 1024
 
 
 @dataclass
@@ -56,8 +62,19 @@ class Trainer:
         self.optimizer = workload.moments
 
 
+_NOISE = os.memfd_create("small")
+_hurry: list[bool] = []
+
+
 def pin(noise_seed: int) -> None:
-    """Nothing to pin."""
+    """What is learnt follows from the seed alone, so that two segments learn the same: finite numbers.
+
+    From here on SIGUSR1 has the training hurry to its end, so that a test can hold it for as long as it likes.
+    """
+    signal.signal(signal.SIGUSR1, lambda *_: _hurry.append(True))
+    noise = bytearray(hashlib.shake_256(noise_seed.to_bytes(16, "little")).digest(8 * VALUES))
+    noise[3::4] = bytes(byte & 0xBF for byte in noise[3::4])
+    os.pwrite(_NOISE, noise, 0)
 
 
 def recorded(device: str, dtype: str) -> dict[str, Any]:
@@ -72,20 +89,25 @@ def import_architecture(model_type: str) -> None:
 def load(plan: Any, files: dict[str, int]) -> Workload:
     """Map the payload read-only."""
     made = Workload({name: mmap.mmap(fd, 0, prot=mmap.PROT_READ) for name, fd in files.items()})
-    made.trainable["lora"] = bytearray(4096)
+    made.trainable[ADAPTER] = bytearray(4 * VALUES)
     return made
+
+
+def _window(data: memoryview) -> int:
+    """Where a window of a file begins that is no header and no padding."""
+    for start in range(len(data) // 2, len(data) - WINDOW, 8):
+        if patterns.usable(data[start : start + WINDOW // 2]):
+            return start
+    raise ValueError("the file has no window that a scan could look for")
 
 
 def _fill(workload: Workload) -> None:
     """Plaintext and what is learnt from it, without a copy that nobody wipes."""
     with memoryview(workload.maps[TOKENS]) as tokens, memoryview(workload.row) as row:
-        row[:] = tokens[:WINDOW]
-    for offset, buffer in ((0, workload.trainable["lora"]), (4096, workload.moments)):
-        os.preadv(_RANDOM, [buffer], offset)
-
-
-_RANDOM = os.memfd_create("small")
-os.write(_RANDOM, os.urandom(8192))
+        start = _window(tokens)
+        row[:] = tokens[start : start + WINDOW]
+    for offset, buffer in ((0, workload.trainable[ADAPTER]), (4 * VALUES, workload.moments)):
+        os.preadv(_NOISE, [buffer], offset)
 
 
 def warm_up(trainer: Trainer, reporter: Any) -> None:
@@ -94,28 +116,36 @@ def warm_up(trainer: Trainer, reporter: Any) -> None:
 
 
 def measure(trainer: Trainer, reporter: Any, *, with_evidence: bool) -> Outcome:
-    """Steps of five milliseconds, until the target or a stop; each is reported with the time it took."""
-    target = trainer.plan.target
+    """Steps of five milliseconds or, in a hurry, of none; each is reported with the time it took."""
+    target, every = trainer.plan.target, trainer.plan.training.checkpoint_every
+    losses: list[float] = []
     nanos: list[int] = []
+    chain = StepChain()
     told, stop = 0, None
     while stop is None:
         began = time.perf_counter_ns()
-        time.sleep(0.005)
+        if not _hurry:
+            time.sleep(0.005)
         nanos.append(time.perf_counter_ns() - began)
+        losses.append(4.0 - len(nanos) % 64 / 64)
+        chain.add(losses[-1], nanos[-1])
         if target.steps is not None and len(nanos) >= target.steps:
             stop = "step_budget"
-        elif target.seconds is not None and sum(nanos) > target.seconds * 1e9:
+        elif target.seconds is not None and sum(nanos) >= target.seconds * 1e9:
             stop = "target_seconds"
-        if stop is not None or len(nanos) % 10 == 0:
-            reporter.progress(told, [1.0] * (len(nanos) - told), nanos[told:])
+        at_checkpoint = len(nanos) % every == 0
+        if stop is not None or at_checkpoint or len(nanos) % (500 if _hurry else 10) == 0:
+            reporter.progress(told, losses[told:], nanos[told:])
             told = len(nanos)
+            if at_checkpoint:
+                reporter.checkpoint(told, digest(trainer.workload.trainable), chain.head() if with_evidence else None)
             stop = stop or reporter.should_stop()
-    return Outcome(len(nanos), sum(nanos), stop, 1.0)
+    return Outcome(len(nanos), sum(nanos), stop, losses[-1], chain.head() if with_evidence else None)
 
 
 def digest(trainable: dict[str, bytearray]) -> str:
-    """SHA-256 of the adapter."""
-    return hashlib.sha256(trainable["lora"]).hexdigest()
+    """As of the real adapter."""
+    return tensor_digest((name, "F32", (VALUES,), memoryview(data)) for name, data in trainable.items())
 
 
 def is_finite(trainable: dict[str, bytearray]) -> bool:
@@ -124,11 +154,14 @@ def is_finite(trainable: dict[str, bytearray]) -> bool:
 
 
 def write(trainable: dict[str, bytearray], metadata: str, fd: int) -> int:
-    """The adapter's bytes into its memfd."""
-    os.ftruncate(fd, len(trainable["lora"]))
-    with mmap.mmap(fd, 0) as target, memoryview(target) as view:
-        view[:] = trainable["lora"]
-        return len(view)
+    """The adapter as safetensors into its memfd."""
+    header, places, size = plan_layout(dict.fromkeys(trainable, ("F32", (VALUES,))), metadata)
+    os.ftruncate(fd, size)
+    with mmap.mmap(fd, size) as target, memoryview(target) as view:
+        view[: len(header)] = header
+        for name, data in trainable.items():
+            view[places[name].start : places[name].end] = data
+    return size
 
 
 def rehearse(plan: Any, model_type: str) -> None:
@@ -146,10 +179,11 @@ def write_patterns(
     """Windows of row, weights, adapter and moments."""
     target = mmap.mmap(fd, patterns.STORE_BYTES)
     with target, memoryview(target) as view, memoryview(workload.maps[WEIGHTS]) as weights:
+        start = _window(weights)
         items = [
             (patterns.CANARY_ROW, memoryview(workload.row)[:32]),
-            (patterns.WEIGHTS, weights[100:132]),
-            (patterns.ADAPTER, memoryview(workload.trainable["lora"])[64:96]),
+            (patterns.WEIGHTS, weights[start : start + 32]),
+            (patterns.ADAPTER, memoryview(workload.trainable[ADAPTER])[64:96]),
             (patterns.MOMENTS, memoryview(optimizer)[512:544]),
         ]
         found = patterns.write(view, items)
@@ -160,7 +194,7 @@ def write_patterns(
 
 def wipe(workload: Workload, trainer: Trainer) -> dict[str, Any]:
     """Overwrite, drop, unmap, sweep."""
-    os.pwrite(_RANDOM, bytes(8192), 0)
+    os.pwrite(_NOISE, bytes(8 * VALUES), 0)
     for buffer in (workload.row, workload.moments, *workload.trainable.values()):
         memoryview(buffer)[:] = bytes(len(buffer))
     unmapped = len(workload.maps)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import psutil
@@ -24,7 +25,9 @@ from engine.store.reader import Reader
 from engine.store.views import FINAL_RUN_STATES, RunView
 from engine.store.writer import Writer
 
-RUN_SECONDS = 240.0
+RUN_SECONDS = 300.0
+LONG: Final = Target(steps=20_000)
+"""For the small training: a hundred seconds and more, unless it is told to hurry."""
 DYING = Path(__file__).with_name("dying.py")
 
 
@@ -37,9 +40,7 @@ def short_plan(segments: Segments = "pair", *, steps: int = 60, **changes: Any) 
 
 
 class Operator:
-    """A home, and what a person does with it. `runner_word` is on the command line of each runner."""
-
-    runner_word = "engine.runner"
+    """A home, and what a person does with it."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -60,9 +61,24 @@ class Operator:
 
     def die_at(self, point: str, monkeypatch: pytest.MonkeyPatch, go: Callable[[], Any]) -> Any:
         """Have the runner that `go` starts kill itself at a point; see `dying.py`."""
+        return self._stop_at("SIGKILL", point, monkeypatch, go)
 
+    def hold_at(self, point: str, monkeypatch: pytest.MonkeyPatch, go: Callable[[], Any]) -> Any:
+        """Have it stand still there, until `held` lets it go on."""
+        return self._stop_at("SIGSTOP", point, monkeypatch, go)
+
+    @contextlib.contextmanager
+    def held(self, run_id: str) -> Iterator[None]:
+        """Wait until the runner stands still; it goes on at the end of the block."""
+        self.until(lambda: [p.status() for p in self.processes(run_id, DYING.name)] == [psutil.STATUS_STOPPED])
+        (runner,) = self.processes(run_id, DYING.name)
+        yield
+        runner.resume()
+
+    @staticmethod
+    def _stop_at(name: str, point: str, monkeypatch: pytest.MonkeyPatch, go: Callable[[], Any]) -> Any:
         def spawn(home: Path, run_id: str) -> int:
-            command = [sys.executable, str(DYING), point, "--home", str(home), "--run", run_id]
+            command = [sys.executable, str(DYING), name, point, "--home", str(home), "--run", run_id]
             logs = home / "logs"
             logs.mkdir(exist_ok=True)
             with (logs / f"runner-{run_id}.log").open("ab") as log:
@@ -94,13 +110,29 @@ class Operator:
                     pytest.fail(f"run {run_id} is still {view.summary.state}: {self.log_of(run_id)}")
                 time.sleep(0.05)
 
+    def until(self, done: Callable[[], object], seconds: float = RUN_SECONDS) -> None:
+        """Wait for something that another process does."""
+        end = time.monotonic() + seconds
+        while not done():
+            if time.monotonic() > end:
+                pytest.fail("\n".join(f"{path}: {path.read_text()[-2000:]}" for path in (self.home / "logs").iterdir()))
+            time.sleep(0.05)
+
     def finish(self, run_id: str) -> RunView:
         """Wait for the run's end, and for its runner's."""
         view = self.wait(run_id, lambda view: view.row is not None)
-        until = time.monotonic() + 60
-        while self.processes(run_id, self.runner_word) and time.monotonic() < until:
-            time.sleep(0.05)
+        self.until(lambda: not self.processes(run_id, "--run"))
         return view
+
+    def trainer(self, run_id: str) -> psutil.Process:
+        """The trainer of a run on the local allocation."""
+        (supervisor,) = self.processes(run_id, "supervisor --dir")
+        (trainer,) = (child for child in supervisor.children(recursive=True) if "trainer" in child.cmdline())
+        return trainer
+
+    def hurry(self, run_id: str) -> None:
+        """Have the small training take its remaining steps at once."""
+        self.trainer(run_id).send_signal(signal.SIGUSR1)
 
     def log_of(self, run_id: str) -> str:
         """The runner's own log file."""
@@ -141,7 +173,7 @@ class Operator:
 
     def runner(self, run_id: str) -> psutil.Process:
         """The runner's process."""
-        (process,) = self.processes(run_id, self.runner_word)
+        (process,) = self.processes(run_id, "--run")
         return process
 
 

@@ -7,17 +7,15 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
-from engine.plan import Target
 from engine.store.reader import Reader
-from tests.functional.runs.support import Operator, segment_state, short_plan
+from tests.functional.runs.support import LONG, RUN_SECONDS, Operator, segment_state, short_plan
 
 
 def test_cancelling_in_protected_training_still_zeroizes_and_proves_it(operator: Operator) -> None:
-    run_id = operator.start(short_plan("protected", target=Target(seconds=60.0)))
+    run_id = operator.start(short_plan("protected", target=LONG))
     operator.wait(run_id, lambda view: segment_state(view, "protected") == "training")
     operator.cancel(run_id)
     view = operator.finish(run_id)
@@ -31,16 +29,19 @@ def test_cancelling_in_protected_training_still_zeroizes_and_proves_it(operator:
 
 
 @pytest.mark.parametrize("killed", ["before", "after"])
-def test_cancelling_outlives_the_runner_and_still_zeroizes(operator: Operator, killed: str) -> None:
-    run_id = operator.start(short_plan("protected", target=Target(seconds=60.0)))
-    operator.wait(run_id, lambda view: segment_state(view, "protected") == "training")
+def test_cancelling_outlives_the_runner_and_still_zeroizes(
+    operator: Operator, killed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    point = "event:train.started" if killed == "before" else "event:train.finished"
+    plan = short_plan("protected", target=LONG)
+    run_id: str = operator.die_at(point, monkeypatch, lambda: operator.start(plan))
     if killed == "before":
-        operator.kill_runner(run_id)
+        operator.wait(run_id, lambda view: view.summary.orphaned)
         operator.cancel(run_id)
     else:
+        operator.wait(run_id, lambda view: segment_state(view, "protected") == "training")
         operator.cancel(run_id)
-        time.sleep(0.5)
-        operator.kill_runner(run_id)
+        operator.wait(run_id, lambda view: view.summary.orphaned)
     operator.resume(run_id)
     view = operator.finish(run_id)
     assert view.row is not None, operator.log_of(run_id)
@@ -50,10 +51,12 @@ def test_cancelling_outlives_the_runner_and_still_zeroizes(operator: Operator, k
     assert operator.processes(run_id) == []
 
 
-def test_cancelling_before_the_release_needs_no_key(operator: Operator) -> None:
-    run_id = operator.start(short_plan("protected", steps=5))
-    operator.wait(run_id, lambda view: segment_state(view, "protected") == "launching")
-    operator.cancel(run_id)
+def test_cancelling_before_the_release_needs_no_key(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = short_plan("protected", steps=5)
+    run_id: str = operator.hold_at("event:segment.state", monkeypatch, lambda: operator.start(plan))
+    with operator.held(run_id):
+        assert segment_state(operator.view(run_id), "protected") == "launching"
+        operator.cancel(run_id)
     view = operator.finish(run_id)
     assert view.row is not None
     assert view.row["state"] == "cancelled"
@@ -64,23 +67,17 @@ def test_cancelling_before_the_release_needs_no_key(operator: Operator) -> None:
 def test_ctrl_c_in_a_headless_run_cancels_zeroizes_and_exits_130(operator: Operator) -> None:
     command = [sys.executable, "-m", "glasshouse_tui.cli", "--home", str(operator.home), "run", "--preset", "demo"]
     process = subprocess.Popen(
-        [*command, "--segments", "protected", "--seconds", "60", "--json"],
+        [*command, "--segments", "protected", "--steps", str(LONG.steps), "--json"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )  # fmt: skip
-    run_id = ""
-    until = time.monotonic() + 120
-    while time.monotonic() < until:
-        if (operator.home / "glasshouse.db").exists():
-            with Reader(operator.home) as reader:
-                runs = reader.runs()
-            if runs:
-                run_id = runs[0].id
-                break
-        time.sleep(0.2)
+    operator.until((operator.home / "glasshouse.db").exists)
+    with Reader(operator.home) as reader:
+        operator.until(reader.runs)
+        run_id = reader.runs()[0].id
     operator.wait(run_id, lambda view: segment_state(view, "protected") == "training")
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=RUN_SECONDS)
     assert process.returncode == 130, err.decode()
     assert json.loads(out)["state"] == "cancelled"
     assert operator.view(run_id).summary.runtime_state == "zeroized"

@@ -128,7 +128,7 @@ ROW = 'self.stray = bytearray(workload.tokens["input_ids"][last_row].numpy().tob
 
 
 def test_a_whole_run_that_leaks_is_never_called_zeroized(
-    operator: Operator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    torch_operator: Operator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree = tmp_path / "tree"
     package = Path(engine.__file__).parent
@@ -138,13 +138,13 @@ def test_a_whole_run_that_leaks_is_never_called_zeroized(
     for path, patch in patches.items():
         (tree / path).write_text(patch((tree / path).read_text()))
     monkeypatch.setenv("PYTHONPATH", str(tree))
-    run_id = operator.start(short_plan("protected", steps=10))
-    view = operator.finish(run_id)
+    run_id = torch_operator.start(short_plan("protected", steps=10))
+    view = torch_operator.finish(run_id)
     assert view.row is not None
     assert (view.row["runtimeState"], view.row["keyState"]) == ("unverified", "released")
     assert view.row["clean"] is False
     assert {check for check, status in checks_of(view).items() if status == "failed"} == {"zeroization_proven"}
-    with Reader(operator.home) as reader:
+    with Reader(torch_operator.home) as reader:
         (reason,) = [t.reason for t in reader.run(run_id).transitions if t.state == "unverified"]
         envelope = reader.receipts(run_id)["zeroization"]
     assert reason == "zeroization_hits"

@@ -77,9 +77,9 @@ def test_another_bundle_that_does_run_is_measured_and_refused(small_pod: Callabl
 
 
 @pytest.fixture
-def own_site(key_site: Path, tmp_path: Path) -> Path:
+def own_site(small_site: Path, tmp_path: Path) -> Path:
     """A copy of the installed packages that a test may change."""
-    return shutil.copytree(key_site, tmp_path / "site", symlinks=True)
+    return shutil.copytree(small_site, tmp_path / "site", symlinks=True)
 
 
 def flip_a_letter(path: Path) -> None:
@@ -90,7 +90,7 @@ def flip_a_letter(path: Path) -> None:
 
 
 def test_one_byte_of_an_installed_package_is_seen_and_no_key_is_given(
-    small_pod: Callable[..., Pod], own_site: Path, key_site: Path
+    small_pod: Callable[..., Pod], own_site: Path, small_site: Path
 ) -> None:
     flip_a_letter(own_site / "joserfc" / "jws.py")
     pod = small_pod(sites=[own_site])

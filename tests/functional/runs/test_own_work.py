@@ -16,7 +16,7 @@ from engine.payload.build import build_payload
 from engine.plan import Data, Model, Target, load_plan, preset
 from engine.store.reader import Reader
 from engine.system.resources import data_path
-from tests.functional.runs.support import Operator, short_plan
+from tests.functional.runs.support import LONG, Operator, segment_state, short_plan
 
 SAMPLES = [
     {"messages": [{"role": "user", "content": f"What is {n} plus {n}?"}, {"role": "assistant", "content": str(2 * n)}]}
@@ -56,19 +56,16 @@ def test_a_pair_protected_first_by_seconds_is_clean_with_unequal_steps(operator:
         assert row[f"{kind}StopReason"] == "target_seconds"
         assert row[f"{kind}ElapsedSec"] >= 2.0
     assert row["clean"] is True, [check for check in row["checks"] if check["status"] == "failed"]
-    with Reader(operator.home) as reader:
-        for kind in ("raw", "protected"):
-            series = reader.series(view.summary.id, kind)  # type: ignore[arg-type]
-            assert sum(series.nanos[:-1]) / 1e9 < 2.0 <= sum(series.nanos) / 1e9
 
 
 def test_private_data_on_a_local_model_runs_protected_and_its_adapter_loads_in_peft(
-    operator: Operator, data_file: Path, model_folder: Path, tmp_path: Path
+    torch_operator: Operator, data_file: Path, model_folder: Path, tmp_path: Path
 ) -> None:
     plan = short_plan(
         "protected", steps=10, model=Model(source="folder", name="my-model"),
         data=Data(source="file", name="mine.jsonl", public=False),
     )  # fmt: skip
+    operator = torch_operator
     run_id = operator.start(plan, data_file=data_file, model_folder=model_folder)
     row = operator.finish(run_id).row
     assert row is not None
@@ -124,12 +121,13 @@ def test_a_bad_line_is_named_and_nothing_is_left_behind(operator: Operator, data
 
 
 def test_data_changed_after_the_start_fails_the_run(operator: Operator, data_file: Path) -> None:
-    blocker = operator.start(short_plan("raw", target=Target(seconds=3.0)))
-    operator.wait(blocker, lambda view: view.summary.state == "running")
+    blocker = operator.start(short_plan("raw", target=LONG))
+    operator.wait(blocker, lambda view: segment_state(view, "raw") == "training")
     run_id = operator.start(
         short_plan("raw", steps=3, data=Data(source="file", name="mine.jsonl")), data_file=data_file
     )
     data_file.write_text(data_file.read_text() + json.dumps(SAMPLES[0]) + "\n")
+    operator.hurry(blocker)
     row = operator.finish(run_id).row
     assert row is not None
     assert row["state"] == "failed"
@@ -137,9 +135,21 @@ def test_data_changed_after_the_start_fails_the_run(operator: Operator, data_fil
     operator.finish(blocker)
 
 
-def test_an_injected_overhead_shows_and_is_never_clean(operator: Operator) -> None:
-    row = operator.finish(operator.start(short_plan(steps=150, inject_overhead_pct=100.0))).row
+def test_an_injected_overhead_shows_and_is_never_clean_and_each_segment_stops_at_its_seconds(
+    torch_operator: Operator,
+) -> None:
+    plan = short_plan(target=Target(seconds=2.0), inject_overhead_pct=100.0)
+    view = torch_operator.finish(torch_operator.start(plan))
+    row = view.row
     assert row is not None
     assert row["clean"] is False
     assert [check["name"] for check in row["checks"] if check["status"] == "failed"] == ["nothing_injected"]
-    assert row["overheadPct"] > 10.0
+    rates = {kind: row[f"{kind}Steps"] / row[f"{kind}ElapsedSec"] for kind in ("raw", "protected")}
+    assert row["overheadPct"] == pytest.approx((1 - rates["protected"] / rates["raw"]) * 100, abs=0.01)
+    with Reader(torch_operator.home) as reader:
+        raw, protected = (reader.series(view.summary.id, kind).nanos for kind in ("raw", "protected"))
+    # The fastest step of either: what else this machine does at the time may hide the rest of the difference.
+    assert min(protected) > 1.4 * min(raw)
+    for kind, nanos in (("raw", raw), ("protected", protected)):
+        assert row[f"{kind}StopReason"] == "target_seconds"
+        assert sum(nanos[:-1]) / 1e9 < 2.0 <= sum(nanos) / 1e9

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import pytest
 
-from engine.plan import Data, Target
+from engine.plan import Data
 from engine.runner.folder import RunFolder
 from engine.store.reader import Reader
 from engine.store.views import RunView
 from engine.store.writer import Writer
-from tests.functional.runs.support import Operator, segment_state, short_plan
+from tests.functional.runs.support import LONG, Operator, segment_state, short_plan
 
 
 def _training(view: RunView, kind: str) -> bool:
@@ -22,18 +21,26 @@ def _training(view: RunView, kind: str) -> bool:
 
 
 def test_killing_the_ssh_server_twice_loses_no_step(operator: Operator) -> None:
-    run_id = operator.start(short_plan("protected", target=Target(seconds=6.0)))
+    run_id = operator.start(short_plan("protected", target=LONG))
+    operator.wait(run_id, lambda view: _training(view, "protected"))
+    server = "engine.providers.local.sshd"
     for _ in range(2):
-        operator.wait(run_id, lambda view: _training(view, "protected"))
-        (server,) = operator.processes(run_id, "engine.providers.local.sshd")
-        server.send_signal(signal.SIGKILL)
-        server.wait(60)
-        time.sleep(1.0)
+        (first,) = operator.processes(run_id, server)
+        first.send_signal(signal.SIGKILL)
+        first.wait(60)
+        operator.until(lambda: operator.processes(run_id, server))
+        known = _steps(operator.view(run_id))
+        operator.wait(run_id, lambda view, known=known: _steps(view) > known + 100)  # type: ignore[misc]
+    operator.hurry(run_id)
     view = operator.finish(run_id)
     assert view.row is not None, operator.log_of(run_id)
     assert view.row["clean"] is True, [check for check in view.row["checks"] if check["status"] == "failed"]
-    assert view.row["protectedStopReason"] == "target_seconds"
-    assert view.row["protectedElapsedSec"] >= 6.0
+    assert view.row["protectedStopReason"] == "step_budget"
+    assert view.row["protectedSteps"] == LONG.steps
+
+
+def _steps(view: RunView) -> int:
+    return sum(segment.steps for segment in view.segments)
 
 
 def test_a_runner_that_dies_at_one_commit_after_another_leaves_nothing_undone(
@@ -81,7 +88,7 @@ def _leave_a_folder_of_an_ended_run(operator: Operator, run_id: str) -> None:
 def test_a_runner_that_dies_in_cleaning_does_not_make_a_failure_a_success(
     operator: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = short_plan("raw", target=Target(seconds=60.0))
+    plan = short_plan("raw", target=LONG)
     run_id: str = operator.die_at("state:run:cleaning", monkeypatch, lambda: operator.start(plan))
     operator.wait(run_id, lambda view: _training(view, "raw"))
     (supervisor,) = operator.processes(run_id, "supervisor --dir")
@@ -94,7 +101,7 @@ def test_a_runner_that_dies_in_cleaning_does_not_make_a_failure_a_success(
 
 
 def test_a_machine_with_an_unattended_supervisor_is_not_free(operator: Operator) -> None:
-    first = operator.start(short_plan("raw", target=Target(seconds=20.0)))
+    first = operator.start(short_plan("raw", target=LONG))
     operator.wait(first, lambda view: _training(view, "raw"))
     operator.kill_runner(first)
     second = operator.start(short_plan("raw", steps=5))
@@ -102,6 +109,7 @@ def test_a_machine_with_an_unattended_supervisor_is_not_free(operator: Operator)
     assert waiting.summary.state == "queued"
     assert first in waiting.summary.reason
     operator.resume(first)
+    operator.hurry(first)
     one, two = operator.finish(first), operator.finish(second)
     assert one.row is not None
     assert two.row is not None
@@ -112,12 +120,9 @@ def test_a_machine_with_an_unattended_supervisor_is_not_free(operator: Operator)
 
 
 def test_a_trainer_killed_in_the_protected_segment_is_never_called_zeroized(operator: Operator) -> None:
-    run_id = operator.start(short_plan("protected", target=Target(seconds=60.0)))
+    run_id = operator.start(short_plan("protected", target=LONG))
     operator.wait(run_id, lambda view: _training(view, "protected"))
-    supervisors = operator.processes(run_id, "supervisor --dir")
-    trainers = [c for p in supervisors for c in p.children(recursive=True) if "trainer" in c.cmdline()]
-    assert len(trainers) == 1
-    trainers[0].send_signal(signal.SIGKILL)
+    operator.trainer(run_id).send_signal(signal.SIGKILL)
     view = operator.finish(run_id)
     assert view.row is not None
     assert view.row["state"] == "failed"
@@ -129,7 +134,7 @@ def test_a_trainer_killed_in_the_protected_segment_is_never_called_zeroized(oper
 
 
 def test_a_supervisor_killed_ends_in_an_honest_failure(operator: Operator) -> None:
-    run_id = operator.start(short_plan("protected", target=Target(seconds=60.0)))
+    run_id = operator.start(short_plan("protected", target=LONG))
     operator.wait(run_id, lambda view: _training(view, "protected"))
     (supervisor,) = operator.processes(run_id, "supervisor --dir")
     supervisor.send_signal(signal.SIGKILL)
@@ -143,11 +148,9 @@ def test_a_supervisor_killed_ends_in_an_honest_failure(operator: Operator) -> No
 
 
 def test_a_run_whose_private_folder_is_gone_ends_in_an_honest_failure(operator: Operator) -> None:
-    run_id = operator.start(short_plan("raw", target=Target(seconds=60.0)))
+    run_id = operator.start(short_plan("raw", target=LONG))
     operator.wait(run_id, lambda view: _training(view, "raw"))
-    runner = operator.runner(run_id)
-    runner.send_signal(signal.SIGKILL)
-    runner.wait(60)
+    operator.kill_runner(run_id)
     shutil.rmtree(operator.home / "runs" / run_id)
     operator.resume(run_id)
     view = operator.finish(run_id)
@@ -161,19 +164,21 @@ def test_a_run_whose_private_folder_is_gone_ends_in_an_honest_failure(operator: 
 def test_a_second_runner_for_one_run_is_turned_away(operator: Operator) -> None:
     from engine.errors import UsageError
 
-    run_id = operator.start(short_plan("raw", target=Target(seconds=5.0)))
-    operator.wait(run_id, lambda view: view.summary.state == "running")
+    run_id = operator.start(short_plan("raw", target=LONG))
+    operator.wait(run_id, lambda view: _training(view, "raw"))
     with pytest.raises(UsageError) as caught:
         operator.resume(run_id)
     assert caught.value.code == "run_locked"
+    operator.hurry(run_id)
     operator.finish(run_id)
 
 
 def test_two_runs_on_one_machine_never_time_each_other(operator: Operator) -> None:
-    first = operator.start(short_plan("raw", target=Target(seconds=3.0)))
-    operator.wait(first, lambda view: view.summary.state == "running")
+    first = operator.start(short_plan("raw", target=LONG))
+    operator.wait(first, lambda view: _training(view, "raw"))
     second = operator.start(short_plan("raw", steps=5))
     assert operator.wait(second, lambda view: view.summary.reason != "").summary.state == "queued"
+    operator.hurry(first)
     one, two = operator.finish(first), operator.finish(second)
     assert one.summary.finished_at is not None
     begun = [t.at for t in two.transitions if t.subject == "run" and t.state == "allocating"]

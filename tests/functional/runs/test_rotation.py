@@ -11,14 +11,15 @@ from engine.attestation.statements import read_predicate
 from engine.sealing.adapter import open_adapter
 from engine.sealing.operator_keys import OperatorKeys
 from engine.store.reader import Reader
-from tests.functional.runs.support import Operator, checks_of, segment_state, short_plan
+from tests.functional.runs.support import LONG, Operator, checks_of, segment_state, short_plan
 
 
 def test_keys_rotate_under_a_run_and_its_row_and_adapter_stay_the_homes_own(operator: Operator) -> None:
-    run_id = operator.start(short_plan("protected", steps=40))
+    run_id = operator.start(short_plan("protected", target=LONG))
     operator.wait(run_id, lambda view: segment_state(view, "protected") == "training")
     old = OperatorKeys.load(operator.home / "keys")
     rotate_keys(operator.home / "keys")
+    operator.hurry(run_id)
     view = operator.finish(run_id)
     assert view.row is not None, operator.log_of(run_id)
     assert view.plan_digest is not None

@@ -1,23 +1,27 @@
-"""Somebody on the allocation's disk changes what a real protected run leaves there, at three of its last stages."""
+"""Somebody on the allocation's disk changes what a protected run leaves there, at three of its last stages."""
 
 from __future__ import annotations
 
-from tests.functional.runs.support import Operator, checks_of, segment_state, short_plan
+import pytest
+
+from tests.functional.runs.support import LONG, Operator, checks_of, segment_state, short_plan
 
 
 def test_scratch_adapter_and_end_tampered_with_in_one_run_are_each_told_by_a_check_of_its_own(
-    operator: Operator,
+    operator: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_id = operator.start(short_plan("protected", steps=10))
-    operator.wait(run_id, lambda view: segment_state(view, "protected") not in {"pending", "launching"})
+    plan = short_plan("protected", target=LONG)
+    run_id: str = operator.hold_at("state:run:collecting", monkeypatch, lambda: operator.start(plan))
+    operator.wait(run_id, lambda view: segment_state(view, "protected") == "training")
     folder = operator.remote_folder(run_id)
     (folder / "scratch" / "left-over").write_bytes(b"a copy of something")
     (folder / "inbox" / "end.json").write_text('{"runnerHead":"%s"}' % ("0" * 64))
-    operator.wait(run_id, lambda view: segment_state(view, "protected") == "zeroizing")
-    sealed = folder / "outbox" / "protected" / "adapter.sealed"
-    content = bytearray(sealed.read_bytes())
-    content[-1] ^= 1
-    sealed.write_bytes(content)
+    operator.hurry(run_id)
+    with operator.held(run_id):
+        sealed = folder / "outbox" / "protected" / "adapter.sealed"
+        content = bytearray(sealed.read_bytes())
+        content[-1] ^= 1
+        sealed.write_bytes(content)
     view = operator.finish(run_id)
     assert view.row is not None
     assert view.row["clean"] is False
