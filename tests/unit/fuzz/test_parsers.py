@@ -17,7 +17,7 @@ from tests.fuzz.strategies import inputs
 from tests.fuzz.targets import targets
 
 TARGETS = targets()
-EXAMPLES = int(os.environ.get("GLASSHOUSE_FUZZ_EXAMPLES", "40"))
+EXAMPLES = int(os.environ.get("GLASSHOUSE_FUZZ_EXAMPLES", "25"))
 REPEATABLE = settings(
     max_examples=EXAMPLES, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
 )
