@@ -6,6 +6,7 @@ are the training (`small.py`) and what the worker needs beside it, so that its e
 
 from __future__ import annotations
 
+import compileall
 import json
 import re
 import shutil
@@ -33,6 +34,7 @@ def copy_site(target: Path) -> None:
         for found in installed.glob("*.dist-info/METADATA"):
             (target / found.parent.name).mkdir()
             shutil.copy(found, target / found.parent.name)
+    compileall.compile_dir(target, maxlevels=0, quiet=1)  # or each process of each segment would compile these
 
 
 def copy_engine(tree: Path, site: Path) -> None:
