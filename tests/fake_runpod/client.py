@@ -21,8 +21,8 @@ T = TypeVar("T")
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 LOG: Final = "fake.log"
-_ENDING_SECONDS: Final = 20.0
-_ADMIN_SECONDS: Final = 30.0
+_ENDING_SECONDS: Final = 120.0
+_ADMIN_SECONDS: Final = 120.0
 
 
 class FakeRunPod:

@@ -22,7 +22,7 @@ from tests.functional.providers.openssh import USER, Sshd, openssh
 
 SPEC = Spec(name="glasshouse-other-run-1", host="box")
 OTHER = "another-run"
-PATIENCE = 60.0
+PATIENCE = 300.0
 
 
 @pytest.fixture

@@ -113,7 +113,7 @@ async def test_what_was_asked_for_by_a_runner_that_died_is_ended_when_its_time_i
     tmp_path: Path, pods: Pods, writer: Writer
 ) -> None:
     writer.allocation_intent("a", "runpod", "late", RUN, **with_intent(-1.0))
-    writer.allocation_intent("b", "runpod", "early", RUN, **with_intent(60.0))
+    writer.allocation_intent("b", "runpod", "early", RUN, **with_intent(3600.0))
     pods.there = {"late", "early"}
     assert await _watches(tmp_path, lambda: _states(tmp_path)["late"] == "gone")
     assert pods.there == {"early"}

@@ -169,7 +169,7 @@ print(*(key.state for key in TrustedKeys.from_home(folder).keys.values()))
 def test_the_first_rotation_may_happen_between_two_reads(tmp_path: Path) -> None:
     OperatorKeys.ensure(tmp_path)
     done = subprocess.run(
-        [sys.executable, "-c", BETWEEN, str(tmp_path)], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", BETWEEN, str(tmp_path)], capture_output=True, text=True, check=True, timeout=300
     )
     assert done.stdout.split() == ["current", "retired"]
 

@@ -207,7 +207,7 @@ def test_folder_that_may_not_be_written_is_unwritable_and_reads_as_empty(open_fo
     home.mkdir()
     (home / "notes.txt").write_text("mine")
     home.chmod(0o555)
-    out, err = child(USE_WITHOUT_PRIVILEGES, home).communicate(timeout=60)
+    out, err = child(USE_WITHOUT_PRIVILEGES, home).communicate(timeout=300)
     home.chmod(0o700)
     assert (out.split(), err) == (["store_unwritable", "usable"], "")
 
@@ -216,7 +216,7 @@ def test_database_in_a_folder_that_may_not_be_written_is_unwritable(open_folder:
     home = open_folder / "home"
     Writer(home).close()
     home.chmod(0o500)
-    out, err = child(USE_WITHOUT_PRIVILEGES, home).communicate(timeout=60)
+    out, err = child(USE_WITHOUT_PRIVILEGES, home).communicate(timeout=300)
     home.chmod(0o700)
     assert (out.split(), err) == (["store_unwritable", "store_unwritable"], "")
 
@@ -237,7 +237,7 @@ Reader(Path(sys.argv[1])).runs(("mine", "published"))
 Reader(Path(sys.argv[1]) / "empty").runs()
 print(*sorted(sys.modules))
 """
-    out, err = child(code, home).communicate(timeout=60)
+    out, err = child(code, home).communicate(timeout=300)
     assert err == ""
     heavy = {"sqlite_utils", "numpy", "torch", "transformers", "asyncssh", "textual", "runpod", "click", "asyncio"}
     assert heavy & set(out.split()) == set()
