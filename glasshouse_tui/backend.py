@@ -81,7 +81,7 @@ def cancel(home: Path, run_id: str) -> None:
 
 def row_json(home: Path, run_id: str) -> str:
     """The run's row as indented JSON; for an unfinished run, the fields known so far."""
-    from engine.records import live_row
+    from engine.records.row import live_row
     from engine.store.reader import Reader
 
     with Reader(home) as reader:

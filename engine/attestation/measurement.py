@@ -277,11 +277,6 @@ def list_environment(roots: Sequence[Path], interpreter: Path) -> Listing:
         raise _unreadable(error) from error
 
 
-def environment_digest(roots: Sequence[Path], interpreter: Path) -> EnvironmentMeasurement:
-    """List and measure in one call; takes seconds per GiB. Raises `RefusedError` (`environment_unreadable`)."""
-    return list_environment(roots, interpreter).measure()
-
-
 def listed_environment(sites: tuple[str, ...]) -> Listing:
     """The listing of this interpreter, its standard library and the third-party folders `sites`, in that order."""
     return list_environment([*stdlib_roots(), *map(Path, sites)], Path(sys.executable))

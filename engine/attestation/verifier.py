@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -101,21 +101,6 @@ class AttestationResult(msgspec.Struct, frozen=True, kw_only=True):
     def reason_codes(self) -> tuple[str, ...]:
         """The codes of every rule that failed, in the order of the rules."""
         return tuple(check.code for check in self.checks if check.status == "failed")
-
-    def as_ear(self) -> dict[str, Any]:
-        """The result with the names of an EAT Attestation Result."""
-        return {
-            "eat_profile": EAR_PROFILE,
-            "ear.verifier-id": {"developer": "glasshouse", "build": self.verifier_id},
-            "jti": self.result_id,
-            "submods": {
-                "worker": {
-                    "ear.status": self.status,
-                    "ear.trustworthiness-vector": self.trust_vector,
-                    "ear.appraisal-policy-id": f"{self.policy_id}@{self.policy_sha256}",
-                }
-            },
-        }
 
 
 def result_digest(result: AttestationResult) -> str:

@@ -134,13 +134,3 @@ def read_data(path: Path) -> DataFile:
     if not samples:
         raise DataError(f"The data file {path} contains no samples.", _SHAPES, code="data_empty")
     return DataFile(samples, hasher.hexdigest())
-
-
-def read_samples(path: Path) -> list[Sample]:
-    """The samples of a JSONL file, in order; raises `DataError`."""
-    return list(read_data(path).samples)
-
-
-def data_digest(path: Path) -> str:
-    """SHA-256 in hex of a data file, which is checked as by `read_data`."""
-    return read_data(path).digest

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable
-from typing import Final, Literal
+from typing import Final
 
 from engine.events import (
     PackageOpened,
@@ -18,13 +18,12 @@ from engine.events import (
     TrainStarted,
 )
 from engine.measure.stepchain import step_chain
-from engine.plan import Target
+from engine.records import rules
 from engine.records.facts import Facts
-from engine.store.views import Check, CheckStatus, SegmentView
+from engine.records.rules import Group, Outcome
+from engine.store.views import Check
 
-Outcome = tuple[CheckStatus, str]
 Checker = Callable[[Facts], Outcome]
-Group = Literal["lifecycle", "model_artifact"]
 
 
 def verdicts(facts: Facts) -> tuple[Check, ...]:
@@ -33,7 +32,10 @@ def verdicts(facts: Facts) -> tuple[Check, ...]:
 
 
 def _run(group: Group, table: dict[str, Checker], facts: Facts) -> list[Check]:
-    outcomes = {name: _outcome(check, facts) for name, check in table.items()}
+    outcomes = {
+        name: rules.not_applicable(applies, facts.plan.segments) or _outcome(table[name], facts)
+        for name, applies in rules.NAMES[group].items()
+    }
     return [Check(name=name, group=group, status=status, reason=reason) for name, (status, reason) in outcomes.items()]
 
 
@@ -50,35 +52,7 @@ def is_clean(checks: tuple[Check, ...]) -> bool:
     return all(check.status in {"passed", "not_applicable"} for check in checks)
 
 
-def _protected(facts: Facts) -> bool:
-    return facts.plan.segments != "raw"
-
-
-def _pair(facts: Facts) -> bool:
-    return facts.plan.segments == "pair"
-
-
-def _no_protected() -> Outcome:
-    return "not_applicable", "the plan has no protected segment"
-
-
-def _no_pair() -> Outcome:
-    return "not_applicable", "the plan has one segment only"
-
-
-def _attestation(facts: Facts) -> Outcome:
-    if not _protected(facts):
-        return _no_protected()
-    state = facts.view.summary.attestation
-    if state == "verified":
-        return "passed", f"evidence met the policy (tier {facts.view.tier}, EAR {facts.view.ear_status})"
-    codes = ", ".join(facts.view.reason_codes) or "no evidence"
-    return "failed", f"attestation is {state}: {codes}"
-
-
 def _released_after(facts: Facts) -> Outcome:
-    if not _protected(facts):
-        return _no_protected()
     results, granted = facts.runner(ResultReached), facts.runner(ReleaseGranted)
     if not granted:
         return "failed", "no key was released"
@@ -91,8 +65,6 @@ def _released_after(facts: Facts) -> Outcome:
 
 
 def _trained_after(facts: Facts) -> Outcome:
-    if not _protected(facts):
-        return _no_protected()
     opened, started = facts.pod(PackageOpened), facts.pod(TrainStarted, "protected")
     granted = facts.runner(ReleaseGranted)
     if not opened or not started or not granted:
@@ -119,27 +91,19 @@ def _chains(facts: Facts) -> Outcome:
     return "passed", f"{len(facts.runner_log)} and {len(facts.pod_log)} events, each linked to the one before"
 
 
+def _attestation(facts: Facts) -> Outcome:
+    return rules.attestation(facts.view)
+
+
 def _zeroized(facts: Facts) -> Outcome:
-    if not _protected(facts):
-        return _no_protected()
-    state, faults = facts.view.summary.runtime_state, facts.wipe_faults()
-    if state == "zeroized" and not faults:
-        return "passed", "the scan found the secrets before the wipe and none after it"
-    return "failed", f"the runtime is {state}: {', '.join(faults)}".removesuffix(": ")
+    return rules.zeroization(facts.view, facts.wipe_faults())
 
 
 def _raw_completed(facts: Facts) -> Outcome:
-    if facts.plan.segments == "protected":
-        return "not_applicable", "the plan has no raw segment"
-    raw = facts.segment("raw")
-    if raw is not None and raw.state == "done":
-        return "passed", f"{raw.steps} steps, to its end"
-    return "failed", f"the raw segment is {raw.state if raw else 'absent'}"
+    return rules.raw_completed(facts.view)
 
 
 def _same_allocation(facts: Facts) -> Outcome:
-    if not _pair(facts):
-        return _no_pair()
     seen = facts.identities()
     if len(seen) < 2:
         return "failed", "the allocation was not identified in both segments"
@@ -149,19 +113,10 @@ def _same_allocation(facts: Facts) -> Outcome:
 
 
 def _gone(facts: Facts) -> Outcome:
-    proof = facts.gone()
-    cleanup = facts.view.summary.cleanup
-    if cleanup == "not_ours":
-        return "not_applicable", "the host is not ours to end"
-    if cleanup == "kept":
-        return "pending", "the allocation is kept"
-    if proof and proof.listings == 0 and not facts.pod_log:
+    proof, cleanup = facts.gone(), facts.view.summary.cleanup
+    if cleanup not in {"not_ours", "kept"} and proof and proof.listings == 0 and not facts.pod_log:
         return "not_applicable", "nothing was acquired"
-    if cleanup == "gone" and proof and proof.count == 0 and proof.listings:
-        return "passed", f"absent in {proof.listings} successful listings"
-    if cleanup in {"active", "terminating"}:
-        return "pending", f"the allocation is {cleanup}"
-    return "failed", f"the allocation is {cleanup}"
+    return rules.allocation_gone(facts.view, proof.listings if proof and proof.count == 0 else None)
 
 
 def _finite(facts: Facts) -> Outcome:
@@ -181,32 +136,11 @@ def _finite(facts: Facts) -> Outcome:
 
 
 def _planned_stop(facts: Facts) -> Outcome:
-    wanted = "step_budget" if facts.plan.target.steps is not None else "target_seconds"
-    for kind in facts.plan.kinds():
-        segment = facts.segment(kind)
-        if segment is None or segment.stop_reason != wanted:
-            return "failed", f"the {kind} segment stopped by {segment.stop_reason if segment else 'nothing'}"
-        if not _reached(facts.plan.target, segment):
-            return "failed", f"the {kind} segment says {wanted}, but its {segment.steps} steps do not reach the target"
-    return "passed", f"stopped by {wanted}"
-
-
-def _reached(target: Target, segment: SegmentView) -> bool:
-    """Whether the measured steps are what the stop reason claims."""
-    if target.steps is not None:
-        return segment.steps == target.steps
-    return target.seconds is not None and round((segment.elapsed_sec or 0.0) * 1e9) >= round(target.seconds * 1e9)
+    return rules.planned_stop(facts.view, facts.plan.target)
 
 
 def _distinct(facts: Facts) -> Outcome:
-    if not _pair(facts):
-        return _no_pair()
-    raw, protected = facts.segment("raw"), facts.segment("protected")
-    first = raw.adapter_sha256 if raw else None
-    second = protected.adapter_sha256 if protected else None
-    if first is None or second is None:
-        return "failed", "an adapter is missing"
-    return ("failed", "the artifacts are one file") if first == second else ("passed", "two artifacts")
+    return rules.adapters_distinct(facts.view)
 
 
 def _collected(facts: Facts) -> Outcome:
@@ -230,8 +164,6 @@ def _bits(losses: tuple[float, ...], count: int) -> bytes:
 
 
 def _same_losses(facts: Facts) -> Outcome:
-    if not _pair(facts):
-        return _no_pair()
     raw, protected = facts.series["raw"].losses, facts.series["protected"].losses
     common = min(len(raw), len(protected))
     if common == 0:
@@ -243,8 +175,6 @@ def _same_losses(facts: Facts) -> Outcome:
 
 
 def _same_tensors(facts: Facts) -> Outcome:
-    if not _pair(facts):
-        return _no_pair()
     raw, protected = facts.segment("raw"), facts.segment("protected")
     if raw is None or protected is None or not raw.steps or not protected.steps:
         return "failed", "a segment has no steps"
@@ -265,8 +195,6 @@ def _same_tensors(facts: Facts) -> Outcome:
 
 
 def _evidence_of_steps(facts: Facts) -> Outcome:
-    if not _protected(facts):
-        return _no_protected()
     finished = facts.pod(TrainFinished, "protected")
     series = facts.series["protected"]
     if not finished or not finished[-1].body.step_chain:

@@ -63,12 +63,12 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         return next((segment for segment in self.view.segments if segment.kind == kind), None)
 
     def pod(self, kind: type[BodyT], segment: str | None = None) -> list[Logged[BodyT]]:
-        """The allocation's events of a form, of one segment if given."""
+        """The allocation's events of a form, of one segment if given; raises `ValueError` for one in another form."""
         logged = _logged(self.pod_log, kind)
         return [one for one in logged if segment is None or getattr(one.body, "segment", None) == segment]
 
     def runner(self, kind: type[BodyT]) -> list[Logged[BodyT]]:
-        """The runner's events of a form."""
+        """The runner's events of a form; raises `ValueError` for one in another form."""
         return _logged(self.runner_log, kind)
 
     def has(self, chain: Chain, name: str) -> bool:
@@ -77,7 +77,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
     def identities(self) -> dict[str, Machine]:
         """By segment, the machine as it was when the segment began."""
-        states = (one.body for one in self.pod(SegmentState))
+        states = bodies(self.pod_log, SegmentState)
         return {state.segment: state.identity for state in states if state.identity is not None}
 
     def collected(self) -> dict[str, AdapterCollected]:
@@ -86,8 +86,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
     def gone(self) -> AllocationGone | None:
         """What the provider listed after the release; None before that was counted."""
-        logged = self.runner(AllocationGone)
-        return logged[-1].body if logged else None
+        proofs = bodies(self.runner_log, AllocationGone)
+        return proofs[-1] if proofs else None
 
     def is_closed(self) -> bool:
         """Whether the attester signed its log up to its end: what came after the wipe's receipt too."""
@@ -123,18 +123,21 @@ def wipe_faults(proof: Zeroization, done: ZeroizeDone) -> tuple[str, ...]:
 
 
 def _logged(log: list[Event], kind: type[BodyT]) -> list[Logged[BodyT]]:
-    """Events of a form. One of that name in another form is left out: a log that has one is never whole."""
-    name, logged = name_of(kind), []
-    for event in log:
-        if event.event == name:
-            with contextlib.suppress(ValueError):
-                logged.append(Logged(event.seq, event.prev, event.hash, read_body(event, kind)))
-    return logged
+    name = name_of(kind)
+    return [Logged(event.seq, event.prev, event.hash, read_body(event, kind)) for event in log if event.event == name]
 
 
 def bodies(log: list[Event], kind: type[BodyT]) -> list[BodyT]:
-    """The bodies of a log's events of a form."""
-    return [one.body for one in _logged(log, kind)]
+    """The bodies of a log's events of a form.
+
+    One in another form is left out: a check fails because of it, and a row can still be made of the rest.
+    """
+    name, found = name_of(kind), []
+    for event in log:
+        if event.event == name:
+            with contextlib.suppress(ValueError):
+                found.append(read_body(event, kind))
+    return found
 
 
 def is_whole(run_id: str, log: list[Event]) -> bool:

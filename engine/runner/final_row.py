@@ -12,8 +12,8 @@ from engine.errors import GlasshouseError, UsageError
 from engine.measure.stepchain import step_chain
 from engine.plan import load_plan, plan_digest
 from engine.providers.protocol import EmptyProof
-from engine.records import build_row
 from engine.records.facts import Facts, gather
+from engine.records.row import build_row
 from engine.runner.allocation import record_gone
 from engine.runner.end_allocation import outcome_of
 from engine.runner.folder import RunFolder, left_behind

@@ -21,7 +21,7 @@ KeyState = Literal["withheld", "released", "destroyed"]
 RuntimeState = Literal["pending", "running", "zeroizing", "zeroized", "unverified"]
 CleanupState = Literal["active", "kept", "terminating", "gone", "leaked", "not_ours"]
 LedgerState = Literal["intent", "created", "ready", "kept", "releasing", "gone", "leaked", "not_ours"]
-RequestKind = Literal["cancel", "cleanup", "keep"]
+RequestKind = Literal["cancel", "keep"]
 CheckStatus = Literal["passed", "failed", "not_applicable", "pending"]
 Source = Literal["mine", "published"]
 

@@ -74,7 +74,7 @@ def row_of(view: RunView) -> dict[str, Any]:
     """The recorded row of a final run; for an unfinished one, the fields known so far."""
     if view.row is not None:
         return view.row
-    from engine.records import live_row
+    from engine.records.row import live_row
 
     return live_row(view)
 

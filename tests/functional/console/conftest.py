@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from engine.plan import Data, Model, Plan, ProviderRequest, Target
-from engine.records import live_row
+from engine.records.row import live_row
 from engine.store.deadline import Deadline
 from engine.store.reader import Reader
 from engine.store.views import PROTECTED_STAGES, RAW_STAGES, Check

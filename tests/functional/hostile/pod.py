@@ -27,8 +27,8 @@ from engine.attestation.zeroization import Zeroization, zeroization_receipt
 from engine.plan import load_plan
 from engine.providers.protocol import Lease
 from engine.providers.settings import load_settings
-from engine.records import build_row
 from engine.records.facts import gather
+from engine.records.row import build_row
 from engine.remote.launch import Launched
 from engine.remote.reconnect import Reconnecting
 from engine.runner.context import RunContext

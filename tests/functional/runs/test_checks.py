@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from engine.plan import Target
-from engine.records import build_row
 from engine.records.facts import Facts, gather
+from engine.records.row import build_row
 from engine.store.reader import Reader
 from engine.store.views import Check, RunView, Series
 from engine.wire import (

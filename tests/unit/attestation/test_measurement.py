@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.attestation.measurement import bundle_digest, environment_digest, list_environment, stdlib_roots
+from engine.attestation.measurement import bundle_digest, list_environment, stdlib_roots
 from engine.errors import RefusedError
 
 INTERPRETER = Path(sys.executable)
@@ -31,7 +31,7 @@ def site(tmp_path: Path) -> Path:
 
 
 def digest(*roots: Path) -> str:
-    return environment_digest(roots, INTERPRETER).digest
+    return list_environment(roots, INTERPRETER).measure().digest
 
 
 def test_the_digest_is_the_same_when_repeated_and_after_a_move(site: Path, tmp_path: Path) -> None:
@@ -40,8 +40,8 @@ def test_the_digest_is_the_same_when_repeated_and_after_a_move(site: Path, tmp_p
 
 
 def test_what_was_measured_is_counted(site: Path) -> None:
-    measured = environment_digest([site], INTERPRETER)
-    alone = environment_digest([], INTERPRETER)
+    measured = list_environment([site], INTERPRETER).measure()
+    alone = list_environment([], INTERPRETER).measure()
     assert measured.files - alone.files == 3
     assert measured.bytes - alone.bytes == 3 * 1024 * 1024 + 6 + 8
     assert (measured.links, measured.skipped) == (1, 0)
@@ -84,12 +84,12 @@ def test_any_change_to_what_runs_changes_the_digest(what: str, site: Path) -> No
 
 
 def test_caches_that_this_interpreter_never_loads_are_not_measured(site: Path) -> None:
-    before = environment_digest([site], INTERPRETER)
+    before = list_environment([site], INTERPRETER).measure()
     caches = site / "package" / "__pycache__"
     tag = sys.implementation.cache_tag
     for name in ("module.cpython-27.pyc", f"module.{tag}-pytest-9.0.0.pyc", f"{CACHE}.139812", "README"):
         (caches / name).write_bytes(b"foreign")
-    after = environment_digest([site], INTERPRETER)
+    after = list_environment([site], INTERPRETER).measure()
     assert after.digest == before.digest
     assert after.skipped == 4
 
@@ -138,11 +138,11 @@ def copied_interpreter(tmp_path: Path) -> Path:
 
 def test_a_file_that_redirects_the_interpreters_imports_is_measured(site: Path, tmp_path: Path) -> None:
     python = copied_interpreter(tmp_path)
-    before = environment_digest([site], python).digest
+    before = list_environment([site], python).measure().digest
     normal = subprocess.run([python, "-I", "-S", "-c", "import sys; print(sys.path)"], capture_output=True, check=True)
     for name in ("python._pth", "python3._pth"):
         python.with_name(name).write_text("/elsewhere\n")
-    assert environment_digest([site], python).digest != before
+    assert list_environment([site], python).measure().digest != before
     redirected = subprocess.run([python, "-I", "-S", "-c", "1"], capture_output=True, check=False)
     assert normal.stdout
     assert redirected.returncode != 0, "this interpreter no longer reads such a file"
@@ -198,11 +198,11 @@ def test_the_fingerprint_covers_the_interpreter_and_its_pyvenv_cfg(name: str, si
 
 
 def test_special_files_are_counted_and_never_opened(site: Path) -> None:
-    before = environment_digest([site], INTERPRETER)
+    before = list_environment([site], INTERPRETER).measure()
     os.mkfifo(site / "pipe")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(site / "s"))
-        after = environment_digest([site], INTERPRETER)
+        after = list_environment([site], INTERPRETER).measure()
     assert after.digest == before.digest
     assert after.skipped == 2
 
@@ -215,19 +215,19 @@ def test_the_order_of_roots_matters_as_in_the_import_path(site: Path, tmp_path: 
 
 
 def test_a_root_inside_another_is_measured_once(site: Path) -> None:
-    alone = environment_digest([], INTERPRETER).files
-    assert environment_digest([site, site / "package"], INTERPRETER).files - alone == 3
+    alone = list_environment([], INTERPRETER).measure().files
+    assert list_environment([site, site / "package"], INTERPRETER).measure().files - alone == 3
     assert digest(site, site / "package") != digest(site)
 
 
 def test_the_interpreter_is_part_of_the_measurement(site: Path, tmp_path: Path) -> None:
     other = tmp_path / "python"
     other.write_bytes(b"another interpreter")
-    assert environment_digest([site], other).digest != digest(site)
+    assert list_environment([site], other).measure().digest != digest(site)
 
 
 def test_the_standard_library_is_measured_without_its_site_packages() -> None:
-    measured = environment_digest(stdlib_roots(), INTERPRETER)
+    measured = list_environment(stdlib_roots(), INTERPRETER).measure()
     sources = sum(1 for root in stdlib_roots() for _ in root.rglob("*.py"))
     foreign = sum(
         1 for root in stdlib_roots() for name in ("site-packages", "dist-packages") for _ in (root / name).rglob("*.py")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engine.records import live_row
+from engine.records.row import live_row
 from engine.store.reader import Reader
 from engine.store.views import Check
 from glasshouse_tui.commands.row_text import overhead_text, row_text

@@ -9,9 +9,9 @@ from typing import get_args
 import pytest
 
 from engine.records.checks import ARTIFACT, LIFECYCLE
+from engine.records.rules import NAMES
 from engine.store import views
 from glasshouse_tui import bindings, state_styles, theme
-from glasshouse_tui.provisional_checks import GROUPS
 
 STORED = {
     "run": views.RunState,
@@ -96,8 +96,8 @@ def test_the_first_theme_follows_the_last() -> None:
 
 
 def test_provisional_checks_have_the_names_of_the_final_verdict() -> None:
-    assert list(GROUPS["lifecycle"]) == list(LIFECYCLE)
-    assert list(GROUPS["model_artifact"]) == list(ARTIFACT)
+    assert list(NAMES["lifecycle"]) == list(LIFECYCLE)
+    assert list(NAMES["model_artifact"]) == list(ARTIFACT)
 
 
 def test_the_first_frame_needs_no_heavy_import() -> None:

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load
 
 from engine.payload.build import Payload, build_payload
-from engine.payload.samples import read_samples
+from engine.payload.samples import read_data
 from engine.payload.shape import read_config
 from engine.payload.tokenize import ChatEncoder
 from engine.plan import preset
@@ -59,7 +59,7 @@ def test_the_weights_load_strictly_and_the_loss_is_that_of_an_untrained_model(pa
 def test_the_tokenizer_loads_and_its_template_gives_our_ids() -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(data_path("tiny_model")))
     assert (tokenizer.pad_token_id, tokenizer.eos_token_id) == (0, 2)
-    samples = read_samples(data_path("sample_corpus.jsonl"))[:200]
+    samples = read_data(data_path("sample_corpus.jsonl")).samples[:200]
     shape = read_config(data_path("tiny_model", "config.json").read_bytes())[1]
     tokens = ChatEncoder(data_path("tiny_model", "tokenizer.json"), shape).encode(samples, 64)
     for sample, ids, length in zip(samples, tokens.input_ids, tokens.lengths, strict=True):

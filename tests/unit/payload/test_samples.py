@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from engine.errors import DataError
-from engine.payload.samples import MAX_LINE_BYTES, Message, Sample, data_digest, read_data, read_samples
+from engine.payload.samples import MAX_LINE_BYTES, Message, Sample, read_data
 from engine.system.resources import data_path
 
 CHAT = {"messages": [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Yes."}]}
@@ -25,26 +25,26 @@ def written(folder: Path, *lines: Any) -> Path:
 
 def refusal(path: Path) -> DataError:
     with pytest.raises(DataError) as caught:
-        read_samples(path)
+        read_data(path)
     assert caught.value.exit_code == 2
     assert caught.value.hint
     return caught.value
 
 
 def test_a_chat_and_a_prompt_with_its_completion_are_the_same_sample(tmp_path: Path) -> None:
-    first, second = read_samples(written(tmp_path, CHAT, PAIR))
+    first, second = read_data(written(tmp_path, CHAT, PAIR)).samples
     assert first == second == Sample((Message("user", "Hi?"), Message("assistant", "Yes.")))
 
 
 def test_blank_lines_a_missing_last_newline_and_a_byte_order_mark_are_allowed(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(CHAT).encode() + b"\n\n  \r\n" + json.dumps(PAIR).encode())
-    assert len(read_samples(path)) == 2
+    assert len(read_data(path).samples) == 2
 
 
 def test_the_digest_is_that_of_the_file(tmp_path: Path) -> None:
     path = written(tmp_path, CHAT, b"", PAIR)
-    assert data_digest(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert read_data(path).digest == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def chat(*turns: tuple[str, Any]) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def test_a_bad_line_is_reported_with_its_number(tmp_path: Path, line: Any, code:
 
 def test_a_line_over_one_mebibyte_is_refused_before_it_is_read_whole(tmp_path: Path) -> None:
     fits = json.dumps({"prompt": "a", "completion": "x" * (MAX_LINE_BYTES - 100)}).encode()
-    assert len(read_samples(written(tmp_path, fits))) == 1
+    assert len(read_data(written(tmp_path, fits)).samples) == 1
     error = refusal(written(tmp_path, CHAT, b"x" * (MAX_LINE_BYTES + 1)))
     assert (error.code, "Line 2" in error.message) == ("data_line_too_long", True)
 

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from engine.errors import DataError
-from engine.payload.samples import Message, Sample, read_samples
+from engine.payload.samples import Message, Sample, read_data
 from engine.payload.shape import ModelShape, read_config
 from engine.payload.synthetic import stand_in
 from engine.payload.tokenize import IGNORED, ChatEncoder, Tokens
@@ -95,7 +95,7 @@ def test_ids_above_the_models_vocabulary_are_refused() -> None:
 
 
 def test_nearly_all_of_the_corpus_fits_the_presets_length() -> None:
-    tokens = ChatEncoder(TOKENIZER, shape()).encode(read_samples(data_path("sample_corpus.jsonl")), 64)
+    tokens = ChatEncoder(TOKENIZER, shape()).encode(read_data(data_path("sample_corpus.jsonl")).samples, 64)
     assert (tokens.dropped, tokens.truncated) == (0, 0)
 
 
@@ -137,7 +137,7 @@ def stand_in_of(*samples: Sample, seed: int = 7) -> tuple[Tokens, Tokens]:
 
 
 def test_a_stand_in_has_the_shape_of_the_real_samples() -> None:
-    real, made = stand_in_of(*read_samples(data_path("sample_corpus.jsonl"))[:100])
+    real, made = stand_in_of(*read_data(data_path("sample_corpus.jsonl")).samples[:100])
     assert (made.lengths == real.lengths).all()
     assert ((made.labels == IGNORED) == (real.labels == IGNORED)).all()
     learned = made.labels != IGNORED
@@ -156,7 +156,7 @@ def test_a_stand_in_depends_on_shape_and_seed_alone() -> None:
 
 
 def test_a_stand_in_has_control_tokens_at_marks_and_padding_only() -> None:
-    real, made = stand_in_of(*read_samples(data_path("sample_corpus.jsonl"))[:100])
+    real, made = stand_in_of(*read_data(data_path("sample_corpus.jsonl")).samples[:100])
     drawn = (np.arange(64) < real.lengths[:, None]) & ~real.marks
     assert not np.isin(made.input_ids[drawn], (PAD, OPEN, CLOSE)).any()
     assert (made.input_ids[drawn] == real.input_ids[drawn]).mean() < 0.01

@@ -16,7 +16,7 @@ def test_requests_reach_their_runner_in_order_until_answered(reader: Reader, wri
     first = writer.request("run-a", "keep", {"minutes": 30})
     second = writer.request("run-a", "cancel")
     writer.request("run-b", "cancel")
-    writer.request(None, "cleanup", {"allocation": "alloc-1"})
+    writer.request(None, "keep", {"allocation": "alloc-1"})
     pending = writer.pending_requests("run-a")
     assert [(request.id, request.kind, request.detail) for request in pending] == [
         (first, "keep", {"minutes": 30}), (second, "cancel", {}),
@@ -24,7 +24,7 @@ def test_requests_reach_their_runner_in_order_until_answered(reader: Reader, wri
     assert pending == reader.pending_requests("run-a")
     writer.complete_request(first, "kept")
     assert [request.id for request in writer.pending_requests("run-a")] == [second]
-    assert [(request.run_id, request.kind) for request in reader.pending_requests(None)] == [(None, "cleanup")]
+    assert [(request.run_id, request.kind) for request in reader.pending_requests(None)] == [(None, "keep")]
 
 
 def test_same_request_twice_is_one_until_it_is_answered(writer: Writer, plan: Plan) -> None:
@@ -41,7 +41,7 @@ def test_ended_run_cannot_be_cancelled_but_cleaned_up(writer: Writer, plan: Plan
     with pytest.raises(StoreError) as caught:
         writer.request("run-a", "cancel")
     assert caught.value.code == "run_final"
-    writer.request("run-a", "cleanup")
+    writer.request("run-a", "keep")
 
 
 def test_settings_are_kept_replaced_and_removed(reader: Reader, writer: Writer) -> None:
