@@ -1,4 +1,4 @@
-"""The JSON Schema of the public artifact, made from its structs: `python -m engine.records.schema > FILE`."""
+"""Renders the JSON Schema of the public artifact from its structs: `python data/make_artifact_schema.py > FILE`."""
 
 from __future__ import annotations
 
