@@ -1,0 +1,104 @@
+"""How a run ends: its state and reason, what it cost, and what of its folder stays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from engine.errors import RunError
+from engine.plan import preset
+from engine.runner.final_row import SIGNING_FILES, clear_folder, cost_of, destroy_leftovers, ending_of, store_row
+from engine.runner.folder import RunFolder
+from engine.store.reader import Reader
+from engine.store.views import AllocationView
+from engine.store.writer import Writer
+
+RUN = "0123456789ab"
+CANCELLED = RunError("The run was cancelled.", code="cancelled")
+BROKEN = RunError("It broke.", code="broken")
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> Iterator[Writer]:
+    with Writer(tmp_path) as made:
+        made.create_run(RUN, preset("demo"))
+        yield made
+
+
+@pytest.fixture
+def reader(tmp_path: Path, writer: Writer) -> Iterator[Reader]:
+    with Reader(tmp_path) as made:
+        yield made
+
+
+def entry(**changes: object) -> AllocationView:
+    made = AllocationView(
+        id="a", provider="runpod", name="a", gpu_model=None, state="gone", ledger_state="gone",
+        created_at="2026-11-01T00:00:00.000Z", released_at="2026-11-01T01:00:00.000Z", price_per_hour=3.0, spent=None,
+        run_id=RUN, run_state=None,
+    )  # fmt: skip
+    return msgspec.structs.replace(made, **changes)
+
+
+@pytest.mark.parametrize(
+    ("error", "cancelled", "segments", "expected"),
+    [
+        (None, False, ("done", "done"), ("finished", "")),
+        (CANCELLED, True, ("failed", "failed"), ("cancelled", "cancelled: The run was cancelled.")),
+        (BROKEN, True, ("done", "done"), ("failed", "broken: It broke.")),
+        (None, True, ("done", "failed"), ("cancelled", "cancelled: The run was cancelled.")),
+        (None, False, ("done", "failed"), ("failed", "oom: out of memory")),
+        (None, False, ("done", "training"), ("failed", "segment_failed: the protected segment training")),
+    ],
+)
+def test_the_ending_is_the_error_then_the_cancellation_then_the_failed_segment(
+    writer: Writer, reader: Reader, error: RunError | None, cancelled: bool, segments: tuple[str, str],
+    expected: tuple[str, str],
+) -> None:  # fmt: skip
+    for kind, state in zip(("raw", "protected"), segments, strict=True):
+        writer.transition(RUN, f"segment:{kind}", state, "oom: out of memory" if state == "failed" else "")
+    assert ending_of(reader.run(RUN), error, cancelled=cancelled) == expected
+
+
+def test_what_a_run_cost_counts_from_when_it_had_the_allocation(reader: Reader) -> None:
+    summary = reader.run(RUN).summary
+    assert cost_of(None, summary) == 0.0
+    assert cost_of(entry(price_per_hour=None), summary) is None
+    assert cost_of(entry(), summary) == pytest.approx(3.0)
+    taken_up = msgspec.structs.replace(summary, started_at="2026-11-01T00:30:00.000Z")
+    assert cost_of(entry(), taken_up) == pytest.approx(1.5)
+
+
+def test_a_run_without_keys_gets_a_row_and_no_receipt(writer: Writer, reader: Reader) -> None:
+    store_row(writer, reader, RUN, None, state="failed", reason="broken: It broke.", cost_usd=0.0)
+    view = reader.run(RUN)
+    assert view.row is not None
+    assert (view.summary.state, view.row["clean"], view.row["state"]) == ("failed", False, "failed")
+    assert reader.receipts(RUN) == {}
+
+
+def test_what_the_row_is_signed_with_stays_while_the_allocation_does(
+    tmp_path: Path, writer: Writer, reader: Reader
+) -> None:
+    folder = RunFolder(tmp_path, RUN)
+    folder.create()
+    for name in (*SIGNING_FILES, "content_keys.sealed", "release.bin"):
+        folder.write(name, b"x")
+    writer.allocation_intent("a", "runpod", "a", RUN)
+    writer.finish(RUN, {}, [], state="failed")
+    clear_folder(folder, reader)
+    assert {path.name for path in folder.path.iterdir()} == set(SIGNING_FILES)
+    destroy_leftovers(tmp_path, reader)
+    assert folder.path.exists()
+    writer.allocation_state("a", "gone")
+    destroy_leftovers(tmp_path, reader)
+    assert not folder.path.exists()
+
+
+def test_the_folder_of_a_run_that_goes_on_is_never_a_leftover(tmp_path: Path, reader: Reader) -> None:
+    RunFolder(tmp_path, RUN).create()
+    destroy_leftovers(tmp_path, reader)
+    assert RunFolder(tmp_path, RUN).path.exists()
