@@ -24,8 +24,8 @@ class Cancelled(RunError):
 class Context:
     """One run's folder, job, log, inbox and the attester's signing key.
 
-    `memory` holds descriptors of the supervisor's own mem and smaps, opened before it was hardened; `enforcement` is the
-    observed state of its own controls.
+    `memory` holds descriptors of the supervisor's own mem and smaps, opened before it was hardened; `enforcement` is
+    the observed state of its own controls.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Context:
         return time.monotonic() - self._began > self.job.limits.lease
 
     def give_up_if_cancelled(self) -> None:
-        """Raise `Cancelled` once the runner requested a stop, and `RunError` (`lease_expired`) once the lease is over."""
+        """Raise `Cancelled` once the runner requested a stop, `RunError` (`lease_expired`) once the lease is over."""
         if self.inbox.cancelled():
             raise Cancelled("The run was cancelled.")
         if self.lease_over():

@@ -84,7 +84,7 @@ def _by_library() -> DeviceMemory:
             memory = _Memory()
             _require_ok(nvml.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory)))
             count = ctypes.c_uint(0)
-            # Called with an empty buffer: success means no process, "too small" sets `count` to the number of processes.
+            # With an empty buffer, success means no process; "too small" sets `count` to the number of processes.
             answer = int(nvml.nvmlDeviceGetComputeRunningProcesses_v3(handle, ctypes.byref(count), None))
             if answer not in (_OK, _TOO_SMALL):
                 raise _NotReported

@@ -1,4 +1,4 @@
-"""Measures the environment once, as a segment will, so that the operator can pin it before anything of a run is staged."""
+"""Measures the environment once, as a segment will, for the operator to pin before anything of a run is staged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The protected segment, as the supervisor sees it: no plaintext before the evidence is accepted, none after the wipe."""
+"""The protected segment in the supervisor: no plaintext before the evidence is accepted, none after the wipe."""
 
 from __future__ import annotations
 
@@ -281,7 +281,7 @@ class ProtectedSegment:
         )
 
     def _wipe_memory(self) -> None:
-        """Overwrite every plaintext file through the writable maps that only the supervisor has, the adapter and patterns."""
+        """Overwrite the payload through the writable maps that only the supervisor has, then adapter and patterns."""
         for mapping in self._maps.values():
             memfd.wipe_map(mapping)
         for fd in (self._adapter_fd, self._patterns_fd):

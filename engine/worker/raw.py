@@ -51,7 +51,7 @@ def run(context: Context) -> None:
 
 
 def open_payload(folder: Path, digests: dict[str, str]) -> dict[str, int]:
-    """Descriptors of the clear payload's files; raises `RunError` (`payload_changed`) when one differs from its digest."""
+    """Descriptors of the clear payload's files; raises `RunError` (`payload_changed`) if a digest differs."""
     descriptors: dict[str, int] = {}
     for name, expected in digests.items():
         fd = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)

@@ -52,8 +52,8 @@ class Supervisor:
             (folder / name).mkdir(mode=0o700, exist_ok=True)
         bundle = Bundle(sites)
         memory = procfs.self_memory()
-        # It holds writable maps of the plaintext, so no other process of this user may read its memory. The controls that
-        # would keep it from starting children are skipped.
+        # It holds writable maps of the plaintext, so no other process of this user may read its memory. The
+        # controls that would keep it from starting children are skipped.
         enforcement = harden(Options(skip=frozenset(CONTROLS) - KEPT))
         attester = Ed25519PrivateKey.generate()
         self.context = Context(

@@ -114,7 +114,7 @@ class TrainerRole:
             self._wipe(workload, trainer, outcome.last_row)
 
     def _expect(self, command: str) -> dict[str, Any]:
-        """Wait for one command; any other ends the process. Stops that arrive late, before `write_adapter`, are ignored."""
+        """Wait for one command; any other ends the process. Stops that arrive before `write_adapter` are ignored."""
         received, _ = self.channel.recv()
         while command == "write_adapter" and received.get("cmd") == "stop":
             received, _ = self.channel.recv()
@@ -197,7 +197,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def failure(error: Exception, kind: str) -> dict[str, str]:
-    """The error as sent to the supervisor. A protected trainer's error text may hold plaintext: only its type is sent."""
+    """The error for the supervisor. A protected trainer's error text may hold plaintext: only its type is sent."""
     if isinstance(error, GlasshouseError):
         return error.as_dict()
     name = type(error).__name__

@@ -70,7 +70,7 @@ class Prover:
         self.child.ask({"cmd": "patterns"}, "patterns", SCAN_SECONDS, [fd])
 
     def scan(self, moment: Moment, targets: list[str]) -> None:
-        """Search the named targets for every pattern handed over so far, before or after their wipe; logged as `zeroize.scan`."""
+        """Search the named targets for every pattern so far, before or after their wipe; logs `zeroize.scan`."""
         if SUPERVISOR in targets:
             self._renew_supervisor()
         answer = self.child.ask({"cmd": "scan", "label": moment, "targets": targets}, "scan", SCAN_SECONDS)
@@ -91,7 +91,7 @@ class Prover:
         )
 
     def _renew_supervisor(self) -> None:
-        """Hand over the memfds that this process holds now: one that is not mapped would be missed in a scan of its memory."""
+        """Hand over the memfds that this process holds now: a scan of its memory misses those that are not mapped."""
         self.drop(SUPERVISOR)
         self.watch(SUPERVISOR, [*(os.dup(fd) for fd in self._context.memory), *procfs.own_memfds(self._watched)])
 

@@ -40,7 +40,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> SealedPackage:
 
 @dataclass
 class Supervisor:
-    """The supervisor's part: a key process, a scanner, and the targets with the maps that it keeps."""
+    """The supervisor's side: a key process, a scanner, and the targets with the maps that it keeps."""
 
     role: Role
     key: KeyClient
@@ -196,9 +196,7 @@ def test_a_tampered_package_is_refused_and_leaves_zeros(
 
 
 @pytest.mark.parametrize("wrong", ["info", "key", "ciphertext", "count"])
-def test_a_release_that_is_not_for_this_key_and_evidence_is_refused(
-    supervise: Any, package: SealedPackage, wrong: str
-) -> None:
+def test_a_release_for_another_key_or_evidence_is_refused(supervise: Any, package: SealedPackage, wrong: str) -> None:
     run: Supervisor = supervise("open")
     opening = Opening(package)
     info = info_for(package)
@@ -298,7 +296,7 @@ def test_an_adapter_is_sealed_to_the_operator_and_its_key_is_gone(attempt: int, 
         (b"\x07" + bytes(31), "other", "adapter_binding_invalid"),
     ],
 )
-def test_an_adapter_for_nobody_is_not_sealed(
+def test_an_adapter_with_an_invalid_recipient_or_binding_is_not_sealed(
     supervise: Any, tmp_path: Path, recipient: bytes, segment: str, code: str
 ) -> None:
     run: Supervisor = supervise("seal")
