@@ -86,9 +86,13 @@ class Attestation:
     """One protected segment's evidence and release. `give_up` is called while waiting and may raise."""
 
     def __init__(
-        self, context: Context, environment: EnvironmentMeasurement, enforcement: Reports, cnf: str,
+        self,
+        context: Context,
+        environment: EnvironmentMeasurement,
+        enforcement: Reports,
+        cnf: str,
         give_up: Callable[[], None],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._context = context
         self._give_up = give_up
         self._cnf = base64.b64decode(cnf)

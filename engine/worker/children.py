@@ -46,16 +46,24 @@ class Child:
         self.start = start_time(process.pid) or 0
 
     def expect(
-        self, kind: str, seconds: float, *, meanwhile: Callable[[], None] | None = None,
+        self,
+        kind: str,
+        seconds: float,
+        *,
+        meanwhile: Callable[[], None] | None = None,
         others: Callable[[dict[str, Any]], None] | None = None,
-    ) -> dict[str, Any]:  # fmt: skip
+    ) -> dict[str, Any]:
         """Wait for the message `kind`; others go to `others`; `meanwhile` runs between polls and may raise."""
         return self.expect_with(kind, seconds, meanwhile=meanwhile, others=others)[0]
 
     def expect_with(
-        self, kind: str, seconds: float, *, meanwhile: Callable[[], None] | None = None,
+        self,
+        kind: str,
+        seconds: float,
+        *,
+        meanwhile: Callable[[], None] | None = None,
         others: Callable[[dict[str, Any]], None] | None = None,
-    ) -> tuple[dict[str, Any], list[int]]:  # fmt: skip
+    ) -> tuple[dict[str, Any], list[int]]:
         """Like `expect`, with the descriptors that came with the message."""
         until = time.monotonic() + seconds
         while True:
@@ -144,9 +152,15 @@ def _start(
     base |= {name: os.environ[name] for name in INHERITED if name in os.environ}
     with log.open("ab") as sink:
         return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, env={**base, **BIND_NOW, **env}, cwd="/",
-            pass_fds=[bundle.fd, *fds], close_fds=True,
-        )  # fmt: skip
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=sink,
+            env={**base, **BIND_NOW, **env},
+            cwd="/",
+            pass_fds=[bundle.fd, *fds],
+            close_fds=True,
+        )
 
 
 def spawn_on_pipes(

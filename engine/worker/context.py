@@ -29,9 +29,16 @@ class Context:
     """
 
     def __init__(
-        self, folder: Path, job: Job, bundle: Bundle, log: EventLog, attester: Ed25519PrivateKey, identity: Machine,
-        memory: tuple[int, int], enforcement: dict[str, dict[str, str]],
-    ) -> None:  # fmt: skip
+        self,
+        folder: Path,
+        job: Job,
+        bundle: Bundle,
+        log: EventLog,
+        attester: Ed25519PrivateKey,
+        identity: Machine,
+        memory: tuple[int, int],
+        enforcement: dict[str, dict[str, str]],
+    ) -> None:
         self.folder = folder
         self.job = job
         self.plan = job.parsed_plan()

@@ -127,8 +127,11 @@ def _query_tool(query: str) -> list[str] | None:
     try:
         result = subprocess.run(
             [tool, query, "--format=csv,noheader,nounits"],
-            capture_output=True, text=True, timeout=_TOOL_SECONDS, check=False,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            timeout=_TOOL_SECONDS,
+            check=False,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return result.stdout.split() if result.returncode == 0 else None

@@ -36,9 +36,12 @@ def fetch(job: Job, folder: Path) -> dict[str, int]:
     for number, file in enumerate(sorted(job.hub_weights), start=1):
         try:
             path = hf_hub_download(
-                name, file, revision=job.hub_revision, token=None if local else False,
+                name,
+                file,
+                revision=job.hub_revision,
+                token=None if local else False,
                 cache_dir=None if local else folder.parent / FOLDER / "hub",
-            )  # fmt: skip
+            )
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
             close(descriptors)
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -24,8 +24,11 @@ def gpu() -> Gpu | None:
         return None
     result = subprocess.run(
         [tool, "--query-gpu=uuid,name,driver_version", "--format=csv,noheader"],
-        capture_output=True, text=True, timeout=30, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
     if result.returncode != 0 or not result.stdout.strip():
         return None
     parts = [part.strip() for part in result.stdout.splitlines()[0].split(",")]

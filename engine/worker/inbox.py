@@ -53,6 +53,7 @@ class Inbox:
             give_up()
             time.sleep(POLL_SECONDS)
         raise RunError(
-            f"The runner did not send {names[0]} within {seconds:.0f} s.", "Resume the run with `glasshouse resume`.",
+            f"The runner did not send {names[0]} within {seconds:.0f} s.",
+            "Resume the run with `glasshouse resume`.",
             code="runner_silent",
-        )  # fmt: skip
+        )

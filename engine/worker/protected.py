@@ -149,10 +149,13 @@ class ProtectedSegment:
 
     def _spawn_keyproc(self, task: str) -> Child:
         child = spawn_on_socket(
-            self._context.bundle, f"keyproc {task}", ["--wait", str(self._context.job.limits.lease)], fds=[],
+            self._context.bundle,
+            f"keyproc {task}",
+            ["--wait", str(self._context.job.limits.lease)],
+            fds=[],
             env=KEY_ENVIRONMENT,
             log=self._context.folder / f"{KIND}.log",
-        )  # fmt: skip
+        )
         self._children.append(child)
         _, fds = child.expect_with("memory", KEY_SECONDS)
         self.prover.watch(f"keyproc {task}", fds)
@@ -221,18 +224,22 @@ class ProtectedSegment:
         job = self._context.job
         binding = AdapterBinding(job.run_id, KIND, job.manifest_digest or "", attestation.nonce_digest)
         bound = {
-            "runId": job.run_id, "segment": KIND, "manifestSha256": binding.manifest_sha256,
+            "runId": job.run_id,
+            "segment": KIND,
+            "manifestSha256": binding.manifest_sha256,
             "nonceSha256": binding.nonce_sha256,
-        }  # fmt: skip
+        }
         written = self.trainer.write_adapter(bound)
         folder = self._context.outbox / KIND
         folder.mkdir(mode=0o700)
         out = os.open(folder / "adapter.sealed", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             command = {
-                "cmd": "adapter", "recipient": job.recipient_public_key,
-                "binding": msgspec.to_builtins(binding), "size": written["size"],
-            }  # fmt: skip
+                "cmd": "adapter",
+                "recipient": job.recipient_public_key,
+                "binding": msgspec.to_builtins(binding),
+                "size": written["size"],
+            }
             sealed = self._through_keys(self._sealer, command, [self._adapter_fd, out], "sealed")
         finally:
             os.close(out)

@@ -59,10 +59,13 @@ class TrainerProcess:
         setup_fd = memfd.from_bytes("setup", canonical(setup))
         try:
             self._child = spawn_on_pipes(
-                self._context.bundle, "trainer", ["--setup", str(setup_fd)],
+                self._context.bundle,
+                "trainer",
+                ["--setup", str(setup_fd)],
                 fds=[setup_fd, self._adapter_fd, *self._files.values(), *fds],
-                env=numerics.ENVIRONMENT, log=self._context.folder / f"{self._kind}.log",
-            )  # fmt: skip
+                env=numerics.ENVIRONMENT,
+                log=self._context.folder / f"{self._kind}.log",
+            )
         finally:
             os.close(setup_fd)
 

@@ -57,9 +57,15 @@ class Supervisor:
         enforcement = harden(Options(skip=frozenset(CONTROLS) - KEPT))
         attester = Ed25519PrivateKey.generate()
         self.context = Context(
-            folder, job, bundle, EventLog(folder, job.run_id), attester, identity.observe(folder), memory,
+            folder,
+            job,
+            bundle,
+            EventLog(folder, job.run_id),
+            attester,
+            identity.observe(folder),
+            memory,
             {name: seen.as_dict() for name, seen in enforcement.items() if name in KEPT},
-        )  # fmt: skip
+        )
         self.context.log.add(
             LaunchAccepted(
                 attester_key=base64.b64encode(attester.public_key().public_bytes_raw()).decode(),

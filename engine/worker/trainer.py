@@ -153,9 +153,12 @@ class TrainerRole:
 
         self._expect("patterns")
         counts = secret_patterns.write_patterns(
-            workload, trainer.optimizer, last_row, int(self.setup["patternsFd"]),
+            workload,
+            trainer.optimizer,
+            last_row,
+            int(self.setup["patternsFd"]),
             secret_weights=bool(self.setup["secretWeights"]),
-        )  # fmt: skip
+        )
         self.channel.send({"msg": "patterns", "counts": counts})
         self._expect("wipe")
         detail = secret_patterns.wipe(workload, trainer)

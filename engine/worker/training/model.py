@@ -209,7 +209,13 @@ class Rehearsal(msgspec.Struct, frozen=True):
                 code="architecture_unsupported",
             )
         return {
-            "model_type": "qwen2", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-            "num_key_value_heads": 1, "intermediate_size": 32, "vocab_size": 64, "tie_word_embeddings": True,
+            "model_type": "qwen2",
+            "hidden_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "intermediate_size": 32,
+            "vocab_size": 64,
+            "tie_word_embeddings": True,
             "use_cache": False,
-        }  # fmt: skip
+        }

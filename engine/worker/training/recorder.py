@@ -13,7 +13,7 @@ RING: Final = 1024
 
 
 class Recorder(Protocol):
-    """Records the steps of a measured window. Each time runs from the end of the previous step: evidence is included."""
+    """Records the steps of a measured window. Each time runs from the end of the previous step, evidence included."""
 
     elapsed_ns: int
     nonfinite_at: int | None

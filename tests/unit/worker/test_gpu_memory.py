@@ -126,6 +126,8 @@ def test_nvml_is_called_as_its_header_declares(tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-c", "from engine.worker import gpu_memory; print(gpu_memory._by_library())"],
         env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path), "PYTHONPATH": str(Path(engine.__file__).parents[1])},
-        capture_output=True, check=True, text=True,
-    )  # fmt: skip
+        capture_output=True,
+        check=True,
+        text=True,
+    )
     assert result.stdout.strip() == str(DeviceMemory(used=33 << 32, processes=3))

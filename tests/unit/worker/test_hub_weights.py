@@ -74,10 +74,22 @@ def hub() -> Iterator[tuple[str, list[str | None]]]:
 def _job(digest: str) -> bytes:
     plan = msgspec.structs.replace(preset("demo"), model=Model(source="hub", name="a/model", revision=REVISION))
     job = Job(
-        run_id="run", allocation_id="pod", plan=dump_plan(plan), plan_digest="", policy={}, policy_digest="",
-        manifest_digest=None, payload_files={}, hub_weights={"model.safetensors": digest}, hub_revision=REVISION,
-        model_type="qwen2", noise_seed=1, run_public_key="", recipient_public_key="", ssh_host_key_digest="",
-    )  # fmt: skip
+        run_id="run",
+        allocation_id="pod",
+        plan=dump_plan(plan),
+        plan_digest="",
+        policy={},
+        policy_digest="",
+        manifest_digest=None,
+        payload_files={},
+        hub_weights={"model.safetensors": digest},
+        hub_revision=REVISION,
+        model_type="qwen2",
+        noise_seed=1,
+        run_public_key="",
+        recipient_public_key="",
+        ssh_host_key_digest="",
+    )
     return msgspec.json.encode(job)
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tests.unit.worker.isolation.conftest import Script
 
 # Root becomes a normal user, without capabilities that would bypass the protection. A change of user clears the
-# dumpable flag too, so the flag is set again: the control must fail to protect for the comparison to mean something.
+# dumpable flag too, so it is set again: only then is the unhardened control unprotected.
 AS_A_USER = r"""
 import contextlib, ctypes, errno, json, os, sys
 from pathlib import Path

@@ -137,8 +137,18 @@ def test_a_hardened_process_can_work_and_do_nothing_else(script: Script, places:
     assert outcome.pop("link_outside") in {"EACCES", "EXDEV"}
     files = dict.fromkeys(("write_outside", "read_outside", "list_outside"), "EACCES")
     calls = (
-        "tcp", "udp", "unix", "exec", "spawn", "fork", "ptrace", "process_vm_readv", "memfd", "unshare", "dumpable",
-    )  # fmt: skip
+        "tcp",
+        "udp",
+        "unix",
+        "exec",
+        "spawn",
+        "fork",
+        "ptrace",
+        "process_vm_readv",
+        "memfd",
+        "unshare",
+        "dumpable",
+    )
     assert outcome == WORK | files | dict.fromkeys(calls, "EPERM")
     assert not (places.outside / "out").exists()
 

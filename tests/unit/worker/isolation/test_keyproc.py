@@ -196,7 +196,9 @@ def test_a_tampered_package_is_refused_and_leaves_zeros(
 
 
 @pytest.mark.parametrize("wrong", ["info", "key", "ciphertext", "count"])
-def test_a_release_for_another_key_or_evidence_is_refused(supervise: Any, package: SealedPackage, wrong: str) -> None:
+def test_a_release_that_is_not_for_this_key_and_evidence_is_refused(
+    supervise: Any, package: SealedPackage, wrong: str
+) -> None:
     run: Supervisor = supervise("open")
     opening = Opening(package)
     info = info_for(package)

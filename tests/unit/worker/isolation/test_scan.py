@@ -143,8 +143,14 @@ def test_own_memory_is_read_whole_or_counted_by_class(me: Target) -> None:
     assert report["unread_other"] == []
     assert report["bytes_read"] > 4 << 20
     assert set(report["skipped"]) <= {
-        "clean_file", "vvar", "vvar_vclock", "vsyscall", "guard", "device", "memfd_secret",
-    }  # fmt: skip
+        "clean_file",
+        "vvar",
+        "vvar_vclock",
+        "vsyscall",
+        "guard",
+        "device",
+        "memfd_secret",
+    }
     assert report["skipped"]["clean_file"]["bytes"] > 1 << 20
     assert report["hits"]["key"] >= 1
 
