@@ -43,37 +43,37 @@ _CODE: Final = re.compile("[a-z][a-z0-9_]{0,63}")
 class EnvironmentMeasuring:
     """Measures the environment in a thread, while the processes of the segment import from it.
 
-    Made before the first of them is started: what they load was listed before, and `result` refuses when anything
-    was touched since, so that no file can be exchanged for the import and put back for the measurement.
+    Create it before the first of them starts, so that every file they load is listed beforehand. `result` refuses if
+    anything was touched since: no file can be swapped for the import and restored for the measurement.
     """
 
     def __init__(self, sites: tuple[str, ...]) -> None:
         self._sites = sites
         listing = listed_environment(sites)
         self._fingerprint = listing.fingerprint
-        self._found: EnvironmentMeasurement | None = None
+        self._measurement: EnvironmentMeasurement | None = None
         self._error: GlasshouseError | None = None
         self._thread = threading.Thread(target=self._measure, args=(listing,), name="measuring")
         self._thread.start()
 
     def _measure(self, listing: Listing) -> None:
         try:
-            self._found = listing.measure()
+            self._measurement = listing.measure()
         except GlasshouseError as error:
             self._error = error
 
     def result(self) -> EnvironmentMeasurement:
-        """Wait for it; raises `RefusedError` (`environment_unreadable`, `environment_changed`).
+        """Wait for the measurement; raises `RefusedError` (`environment_unreadable`, `environment_changed`).
 
-        Call it when every process of the segment has imported what it needs.
+        Call it once every process of the segment has finished its imports.
         """
         self._thread.join()
-        if self._found is None:
+        if self._measurement is None:
             raise self._error or RefusedError("The environment was not measured.", code="environment_unreadable")
         if listed_environment(self._sites).fingerprint != self._fingerprint:
             raise refusal("environment_changed")
-        trim()  # this process is scanned later on, and the listings were large
-        return self._found
+        trim()  # the listings were large, and the scan of this process takes longer with every free page
+        return self._measurement
 
 
 def lock_of(bundle: bytes) -> str:
@@ -83,12 +83,16 @@ def lock_of(bundle: bytes) -> str:
 
 
 class Attestation:
-    """One protected segment's evidence and release. `give_up` is called while it waits, and may raise."""
+    """One protected segment's evidence and release. `give_up` is called while waiting and may raise."""
 
     def __init__(
-        self, context: Context, environment: EnvironmentMeasurement, enforcement: Reports, cnf: str,
+        self,
+        context: Context,
+        environment: EnvironmentMeasurement,
+        enforcement: Reports,
+        cnf: str,
         give_up: Callable[[], None],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._context = context
         self._give_up = give_up
         self._cnf = base64.b64decode(cnf)
@@ -125,7 +129,9 @@ class Attestation:
             job.policy_digest,
             job.recipient_public_key,
         ):
-            raise RefusedError("The challenge is about another job.", code="challenge_mismatch")
+            raise RefusedError(
+                "The challenge was issued for another job than the staged one.", code="challenge_mismatch"
+            )
         self.runner_head = challenge.runner_head
         self.nonce_digest = hashlib.sha256(challenge.nonce_bytes).hexdigest()
         context.log.add(ChallengeTaken(runner_head=challenge.runner_head, nonce_sha256=self.nonce_digest))
@@ -170,13 +176,13 @@ class Attestation:
         }
 
     def await_release(self) -> dict[str, str]:
-        """The release's ciphertext and info, once its receipt stands; raises `RefusedError` when it was denied."""
+        """The release's ciphertext and info, once its receipt is verified; raises `RefusedError` if it was denied."""
         context, job = self._context, self._context.job
         name = context.inbox.wait_for_one(("release.json", "denied.json"), job.limits.release, give_up=self._give_up)
         message = context.inbox.take(name) or {}
         if name == "denied.json":
-            told = message.get("codes")
-            codes = [str(code) for code in told[:16] if _CODE.fullmatch(str(code))] if isinstance(told, list) else []
+            sent = message.get("codes")
+            codes = [str(code) for code in sent[:16] if _CODE.fullmatch(str(code))] if isinstance(sent, list) else []
             context.log.add(DenialTaken(codes=codes))
             raise RefusedError(
                 f"The verifier refused the evidence: {', '.join(codes) or 'no reason given'}.",
@@ -193,7 +199,9 @@ class Attestation:
             sha256_hex(sealed),
             self._cnf.hex(),
         ):
-            raise RefusedError("The release does not fit this evidence.", code="release_other_result")
+            raise RefusedError(
+                "The release was made for other evidence than this segment sent.", code="release_other_result"
+            )
         self.runner_head = str(message.get("runnerHead"))
         return {"ciphertext": ciphertext, "info": str(message.get("info"))}
 

@@ -1,8 +1,8 @@
 """Framed messages between the processes of one allocation, over an inherited socketpair or a pair of pipes.
 
 A frame is a big-endian header (body length, number of descriptors) and a body of canonical JSON. Descriptors
-travel beside the first byte (SCM_RIGHTS) and only over a socket. Secrets never travel in a message: they lie
-in memfds.
+travel beside the first byte (SCM_RIGHTS) and only over a socket. Secrets are never part of a message: they
+stay in memfds.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Channel:
     """One end of a message channel.
 
     `Channel(fd)` takes a connected stream socket; `Channel(read_fd, write_fd)` takes the ends of two pipes
-    and carries no descriptors. The channel owns what it is given and makes it non-blocking. Every failure is
-    a `RunError` with one of the codes above; after `channel_timeout` of a `recv` the channel can be used on.
+    and carries no descriptors. The channel owns these descriptors and makes them non-blocking. Every failure is
+    a `RunError` with one of the codes above; after a `channel_timeout` in `recv` the channel stays usable.
     """
 
     def __init__(self, fd: int, write_fd: int | None = None) -> None:
@@ -66,7 +66,7 @@ class Channel:
         if len(body) > MAX_MESSAGE_BYTES or len(fds) > MAX_DESCRIPTORS:
             raise RunError("A message between processes is too large.", code=OVERSIZE)
         if fds and self._socket is None:
-            raise RunError("Descriptors travel over a socket only.", code=INVALID)
+            raise RunError("Descriptors can be sent over a socket only.", code=INVALID)
         deadline = _deadline(timeout)
         view = memoryview(_HEADER.pack(len(body), len(fds)) + body)
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
@@ -88,21 +88,21 @@ class Channel:
         """The next message and its descriptors (close-on-exec, the caller's to close), within `timeout` s."""
         deadline = _deadline(timeout)
         while True:
-            taken = self._take()
-            if taken is not None:
-                return taken
+            received = self._take()
+            if received is not None:
+                return received
             self._wait(self._read_fd, select.POLLIN, deadline)
             self._fill()
 
     def request(
         self, message: dict[str, Any], fds: Sequence[int] = (), *, timeout: float | None = None
     ) -> tuple[dict[str, Any], list[int]]:
-        """Send a message and return the answer; the limit counts for each way."""
+        """Send a message and return the answer; the limit applies to each direction."""
         self.send(message, fds, timeout=timeout)
         return self.recv(timeout)
 
     def close(self) -> None:
-        """Close both ends, and the descriptors of a message that nobody took."""
+        """Close both ends, and the descriptors of messages that were not received."""
         if self._closed:
             return
         self._closed = True
@@ -146,7 +146,7 @@ class Channel:
                 received.frombytes(payload[: len(payload) - len(payload) % received.itemsize])
                 self._descriptors.extend(received)
         if flags & socket.MSG_CTRUNC or len(self._descriptors) > 2 * MAX_DESCRIPTORS:
-            raise RunError("A message brought more descriptors than the limit.", code=OVERSIZE)
+            raise RunError("A message carries more descriptors than allowed.", code=OVERSIZE)
         return data
 
     def _take(self) -> tuple[dict[str, Any], list[int]] | None:
@@ -170,7 +170,7 @@ class Channel:
             raise RunError("A message between processes is not JSON.", code=INVALID) from error
         if not isinstance(message, dict):
             _close_all(fds)
-            raise RunError("A message between processes is not an object.", code=INVALID)
+            raise RunError("A message between processes is not a JSON object.", code=INVALID)
         return message, fds
 
 

@@ -30,13 +30,13 @@ class Bundle:
         self.sites = tuple(sites)
 
     def content(self) -> bytes:
-        """The bytes that run."""
+        """The bundle's bytes."""
         size = os.fstat(self.fd).st_size
         return os.pread(self.fd, size, 0)
 
 
 class Child:
-    """A running child and its channel. Messages of kind `error` become a `RunError` with the child's code."""
+    """A running child and its channel. A message of kind `error` is raised as a `RunError` with the child's code."""
 
     def __init__(self, role: str, process: subprocess.Popen[bytes], channel: Channel) -> None:
         self.role = role
@@ -46,17 +46,25 @@ class Child:
         self.start = start_time(process.pid) or 0
 
     def expect(
-        self, kind: str, seconds: float, *, meanwhile: Callable[[], None] | None = None,
+        self,
+        kind: str,
+        seconds: float,
+        *,
+        meanwhile: Callable[[], None] | None = None,
         others: Callable[[dict[str, Any]], None] | None = None,
-    ) -> dict[str, Any]:  # fmt: skip
+    ) -> dict[str, Any]:
         """Wait for the message `kind`; others go to `others`; `meanwhile` runs between polls and may raise."""
         return self.expect_with(kind, seconds, meanwhile=meanwhile, others=others)[0]
 
     def expect_with(
-        self, kind: str, seconds: float, *, meanwhile: Callable[[], None] | None = None,
+        self,
+        kind: str,
+        seconds: float,
+        *,
+        meanwhile: Callable[[], None] | None = None,
         others: Callable[[dict[str, Any]], None] | None = None,
-    ) -> tuple[dict[str, Any], list[int]]:  # fmt: skip
-        """As `expect`, with the descriptors beside the message."""
+    ) -> tuple[dict[str, Any], list[int]]:
+        """Like `expect`, with the descriptors that came with the message."""
         until = time.monotonic() + seconds
         while True:
             if meanwhile is not None:
@@ -68,7 +76,9 @@ class Child:
                     raise self._died() from error
                 if time.monotonic() > until:
                     raise RunError(
-                        f"The {self.role} gave no {kind!r} within {seconds:.0f} s.", code="worker_stuck"
+                        f"The {self.role} did not send {kind!r} within {seconds:.0f} s.",
+                        "Look at the last lines of the run's log.",
+                        code="worker_stuck",
                     ) from error
                 continue
             if message.get("msg") == kind:
@@ -95,8 +105,8 @@ class Child:
         how = f"by signal {-status}" if status is not None and status < 0 else f"with status {status}"
         code = "out_of_memory" if status == -9 else "worker_died"
         return RunError(
-            f"The {self.role} ended {how} before its work was done.",
-            "The log of the run has its last lines.",
+            f"The {self.role} ended {how} before it had finished.",
+            "Look at the last lines of the run's log.",
             code=f"{self.role.split(' ')[0]}_{code}",
         )
 
@@ -107,7 +117,7 @@ class Child:
             return None
 
     def finish(self, seconds: float = EXIT_SECONDS) -> int | None:
-        """Wait for the child's own end; kill it when it does not come. Returns its status."""
+        """Wait for the child to exit; kill it if it does not. Returns its exit status."""
         status = self._wait(seconds)
         if status is None:
             self.kill()
@@ -121,12 +131,12 @@ class Child:
             raise self._died()
 
     def end_by(self, until: float) -> None:
-        """Wait for the child's own end until this moment of the monotonic clock, then kill it."""
+        """Wait for the child to exit until this time of the monotonic clock, then kill it."""
         self._wait(max(0.0, until - time.monotonic()))
         self.kill()
 
     def kill(self) -> None:
-        """End the child now, whatever it does."""
+        """Kill the child now, if it still runs."""
         if self.process.poll() is None:
             self.process.kill()
             self._wait(EXIT_SECONDS)
@@ -142,15 +152,21 @@ def _start(
     base |= {name: os.environ[name] for name in INHERITED if name in os.environ}
     with log.open("ab") as sink:
         return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, env={**base, **BIND_NOW, **env}, cwd="/",
-            pass_fds=[bundle.fd, *fds], close_fds=True,
-        )  # fmt: skip
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=sink,
+            env={**base, **BIND_NOW, **env},
+            cwd="/",
+            pass_fds=[bundle.fd, *fds],
+            close_fds=True,
+        )
 
 
 def spawn_on_pipes(
     bundle: Bundle, role: str, arguments: Sequence[str], *, fds: Sequence[int], env: Mapping[str, str], log: Path
 ) -> Child:
-    """Start the bundle in a role that speaks over two pipes, and so can neither send nor receive descriptors."""
+    """Start the bundle in a role that communicates over two pipes, and so can neither send nor receive descriptors."""
     ours_read, theirs_write = os.pipe()
     theirs_read, ours_write = os.pipe()
     ends = ["--read", str(theirs_read), "--write", str(theirs_write)]
@@ -165,7 +181,7 @@ def spawn_on_pipes(
 def spawn_on_socket(
     bundle: Bundle, role: str, arguments: Sequence[str], *, fds: Sequence[int], env: Mapping[str, str], log: Path
 ) -> Child:
-    """Start the bundle in a role that speaks over a socketpair, with descriptors beside its messages."""
+    """Start the bundle in a role that communicates over a socketpair, with descriptors beside its messages."""
     ours, theirs = pair()
     with theirs:
         end = theirs.fileno()

@@ -16,7 +16,7 @@ from engine.worker.job import Job
 
 
 class Cancelled(RunError):
-    """The runner asked to stop."""
+    """The runner requested a stop."""
 
     default_code = "cancelled"
 
@@ -24,14 +24,21 @@ class Cancelled(RunError):
 class Context:
     """One run's folder, job, log, inbox and the attester's signing key.
 
-    `memory` are descriptors of the supervisor's own mem and smaps, opened before it was hardened; `enforcement` is what
-    was observed of its own controls.
+    `memory` holds descriptors of the supervisor's own mem and smaps, opened before it was hardened; `enforcement` is
+    the observed state of its own controls.
     """
 
     def __init__(
-        self, folder: Path, job: Job, bundle: Bundle, log: EventLog, attester: Ed25519PrivateKey, identity: Machine,
-        memory: tuple[int, int], enforcement: dict[str, dict[str, str]],
-    ) -> None:  # fmt: skip
+        self,
+        folder: Path,
+        job: Job,
+        bundle: Bundle,
+        log: EventLog,
+        attester: Ed25519PrivateKey,
+        identity: Machine,
+        memory: tuple[int, int],
+        enforcement: dict[str, dict[str, str]],
+    ) -> None:
         self.folder = folder
         self.job = job
         self.plan = job.parsed_plan()
@@ -51,7 +58,7 @@ class Context:
 
     @property
     def outbox(self) -> Path:
-        """Where the runner collects."""
+        """The folder that the runner collects results from."""
         return self.folder / "outbox"
 
     def lease_over(self) -> bool:
@@ -59,8 +66,8 @@ class Context:
         return time.monotonic() - self._began > self.job.limits.lease
 
     def give_up_if_cancelled(self) -> None:
-        """Raise `Cancelled` once the runner asked to stop, or the lease is over."""
+        """Raise `Cancelled` once the runner requested a stop, `RunError` (`lease_expired`) once the lease is over."""
         if self.inbox.cancelled():
             raise Cancelled("The run was cancelled.")
         if self.lease_over():
-            raise RunError("The lease of this run is over.", code="lease_expired")
+            raise RunError("The lease of this run has expired.", code="lease_expired")

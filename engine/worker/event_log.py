@@ -30,16 +30,16 @@ class EventLog:
 
     @property
     def fd(self) -> int:
-        """The open file, for whoever must know which descriptors are ours."""
+        """The descriptor of the open log file."""
         return self._fd
 
     def add(self, body: Body) -> Event:
         """Append one event."""
-        made = self._chain.append(name_of(type(body)), fields_of(body))
-        line = to_line(made)
+        event = self._chain.append(name_of(type(body)), fields_of(body))
+        line = to_line(event)
         while line:
             line = line[os.write(self._fd, line) :]
-        return made
+        return event
 
     def state(
         self,
@@ -50,17 +50,17 @@ class EventLog:
         code: str | None = None,
         stop_reason: StopReason | None = None,
     ) -> None:
-        """Append a segment's change of state, stamped with seconds on the supervisor's monotonic clock."""
+        """Append a state change of a segment, stamped with seconds on the supervisor's monotonic clock."""
         at = round(time.monotonic() - self._began, 6)
         self.add(
             SegmentState(segment=segment, state=state, at=at, identity=identity, code=code, stop_reason=stop_reason)
         )
 
     def failed(self, segment: SegmentKind, code: str, message: str, *, stop_reason: StopReason | None = None) -> None:
-        """A segment's end by failure: the sentence as a line for a person, the code in the published state."""
+        """Record that a segment failed: the sentence as a line for people, the code in the published state."""
         self.note(message, code=code)
         self.state(segment, "failed", code=code, stop_reason=stop_reason)
 
     def note(self, text: str, *, code: str | None = None) -> None:
-        """Append a line for a person."""
+        """Append a line for people to read."""
         self.add(LogLine(text=text[:MAX_TEXT], code=code))

@@ -1,6 +1,6 @@
-"""What the driver says of the accelerators' memory: bytes in use and compute processes, by NVML or `nvidia-smi`.
+"""The accelerators' memory as the driver reports it: bytes in use and compute processes, by NVML or `nvidia-smi`.
 
-NVML is loaded by ctypes, so that nothing needs to be installed. What the driver does not say is unknown, never zero.
+NVML is loaded by ctypes, so that nothing needs to be installed. What the driver does not report is unknown, never zero.
 """
 
 from __future__ import annotations
@@ -37,25 +37,25 @@ class _Memory(ctypes.Structure):
     _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
 
 
-class _Silent(Exception):
-    """The driver does not say."""
+class _NotReported(Exception):
+    """The driver does not report this value."""
 
 
 def memory_used() -> DeviceMemory | None:
-    """What is in use now; None without a driver, or where it does not say."""
+    """The memory in use now; None without a driver, or where it does not report it."""
     if not device_files() and shutil.which("nvidia-smi") is None:
         return None
     try:
         return _by_library()
-    except (OSError, AttributeError, _Silent):
+    except (OSError, AttributeError, _NotReported):
         return _by_tool()
 
 
 def device_after(before: DeviceMemory | None, *, known_gpu: bool, settle: float = SETTLE_SECONDS) -> Device:
     """The accelerators once every process has ended, against the baseline taken before the first was started.
 
-    `settle`: seconds that the driver is given to free what they had. A driver that has fallen silent is no proof that
-    there is no device: present, and the rest unknown.
+    `settle`: seconds that the driver is given to free their memory. A driver that stopped answering does not prove that
+    there is no device: it counts as present, and everything else as unknown.
     """
     after = memory_used()
     until = time.monotonic() + settle
@@ -77,17 +77,17 @@ def device_after(before: DeviceMemory | None, *, known_gpu: bool, settle: float 
 
 def _by_library() -> DeviceMemory:
     nvml = ctypes.CDLL(LIBRARY)
-    _checked(nvml.nvmlInit_v2())
+    _require_ok(nvml.nvmlInit_v2())
     try:
         used = processes = 0
         for handle in _handles(nvml):
             memory = _Memory()
-            _checked(nvml.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory)))
+            _require_ok(nvml.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory)))
             count = ctypes.c_uint(0)
-            # Without room for any it answers 0 when there is none, and else how many it would list.
+            # With an empty buffer, success means no process; "too small" sets `count` to the number of processes.
             answer = int(nvml.nvmlDeviceGetComputeRunningProcesses_v3(handle, ctypes.byref(count), None))
             if answer not in (_OK, _TOO_SMALL):
-                raise _Silent
+                raise _NotReported
             used += int(memory.used)
             processes += int(count.value)
         return DeviceMemory(used, processes)
@@ -97,21 +97,21 @@ def _by_library() -> DeviceMemory:
 
 def _handles(nvml: Any) -> Iterator[ctypes.c_void_p]:
     count = ctypes.c_uint(0)
-    _checked(nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)))
+    _require_ok(nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)))
     for index in range(count.value):
         handle = ctypes.c_void_p()
-        _checked(nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(index), ctypes.byref(handle)))
+        _require_ok(nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(index), ctypes.byref(handle)))
         yield handle
 
 
-def _checked(answer: int) -> None:
+def _require_ok(answer: int) -> None:
     if answer != _OK:
-        raise _Silent
+        raise _NotReported
 
 
 def _by_tool() -> DeviceMemory | None:
-    memory = _asked("--query-gpu=memory.used")
-    processes = _asked("--query-compute-apps=pid")
+    memory = _query_tool("--query-gpu=memory.used")
+    processes = _query_tool("--query-compute-apps=pid")
     if memory is None or processes is None:
         return None
     try:
@@ -120,15 +120,18 @@ def _by_tool() -> DeviceMemory | None:
         return None
 
 
-def _asked(query: str) -> list[str] | None:
+def _query_tool(query: str) -> list[str] | None:
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return None
     try:
-        found = subprocess.run(
+        result = subprocess.run(
             [tool, query, "--format=csv,noheader,nounits"],
-            capture_output=True, text=True, timeout=_TOOL_SECONDS, check=False,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            timeout=_TOOL_SECONDS,
+            check=False,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.split() if found.returncode == 0 else None
+    return result.stdout.split() if result.returncode == 0 else None

@@ -1,4 +1,4 @@
-"""What the runner sends: small JSON files that appear whole in `inbox/`."""
+"""Messages from the runner: small JSON files that are moved into `inbox/` once they are complete."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ POLL_SECONDS: Final = 0.05
 
 
 class Inbox:
-    """Reads messages by name. A link or an oversized file is not a message."""
+    """Reads messages by name. Symbolic links are ignored, oversized files refused."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -27,23 +27,23 @@ class Inbox:
             return None
         if path.stat().st_size > MAX_MESSAGE:
             raise RunError(f"The message {name} is too large.", code="inbox_invalid")
-        found = parse(path.read_bytes())
-        if not isinstance(found, dict):
-            raise RunError(f"The message {name} is not an object.", code="inbox_invalid")
-        return found
+        message = parse(path.read_bytes())
+        if not isinstance(message, dict):
+            raise RunError(f"The message {name} is not a JSON object.", code="inbox_invalid")
+        return message
 
     def cancelled(self) -> bool:
-        """True once the runner asked to stop."""
+        """True once the runner requested a stop."""
         return (self._folder / "cancel.json").exists()
 
     def wait(self, name: str, seconds: float, *, give_up: Callable[[], None]) -> dict[str, Any]:
-        """Wait for a message; raises as `wait_for_one`."""
+        """Wait for a message; raises like `wait_for_one`."""
         return self.take(self.wait_for_one((name,), seconds, give_up=give_up)) or {}
 
     def wait_for_one(self, names: Sequence[str], seconds: float, *, give_up: Callable[[], None]) -> str:
         """Wait for the first of several messages and return its name.
 
-        `give_up` may raise to end the wait; raises `RunError` (`runner_silent`) in the end.
+        `give_up` may raise to end the wait; raises `RunError` (`runner_silent`) when `seconds` have passed.
         """
         until = time.monotonic() + seconds
         while time.monotonic() < until:
@@ -53,6 +53,7 @@ class Inbox:
             give_up()
             time.sleep(POLL_SECONDS)
         raise RunError(
-            f"The runner sent no {names[0]} within {seconds:.0f} s.", "Resume the run with `glasshouse resume`.",
+            f"The runner did not send {names[0]} within {seconds:.0f} s.",
+            "Resume the run with `glasshouse resume`.",
             code="runner_silent",
-        )  # fmt: skip
+        )

@@ -16,7 +16,7 @@ JOB_VERSION: Final = 1
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
-    """How long the supervisor waits, in seconds, before it gives a step up."""
+    """How long the supervisor waits, in seconds, before it gives up on a step."""
 
     launch: float = 600.0
     challenge: float = 900.0
@@ -28,7 +28,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
     """One run as the allocation sees it. Keys are raw public keys in base64; digests are SHA-256 in hex.
 
-    `allocation_id` is the digest of the provider's id for it, for the evidence names it and is published.
+    `allocation_id` is the digest of the provider's id, not the id itself: the evidence contains it and is published.
 
     `payload_files` are the clear payload's names with their SHA-256, empty without a raw segment.
     `hub_weights` are public weight files by name and SHA-256 that the allocation fetches itself.

@@ -1,19 +1,19 @@
 """The key process: short-lived, hardened, and the only one on the allocation that ever holds a content key.
 
 `open` makes the key that the evidence attests, receives the release, decrypts the package into memfds, wipes
-and ends before training starts. `seal` encrypts the trained adapter under a fresh key. Both show their keys
-to the scanner once (the positive control) and wait for the scan that must find none. Start it with
+and exits before training starts. `seal` encrypts the trained adapter under a fresh key. Both hand their keys
+to the scanner once (the positive control: it must find them) and wait for the scan that must find none. Start it with
 `ENVIRONMENT`: only then does the C library overwrite every buffer that is freed.
 
-Messages (`cmd` comes, `msg` goes), each step in this order:
+Messages (`cmd` is received, `msg` is sent), in this order:
     msg memory            with descriptors of its own mem and smaps, before hardening
     msg ready             enforcement, wiping, and for `open` the public key
     cmd package | adapter with descriptors, see `_open` and `_seal`
-    msg keys_live         patterns: how many of each class lie in the patterns memfd
+    msg keys_live         patterns: how many of each class are in the patterns memfd
     cmd proceed
     msg opened | sealed   after the wipe
     cmd exit
-A failure wipes, zeroes the targets, answers `msg error` (code, message, hint) and ends with status 1.
+On a failure it wipes, zeroes the targets, sends `msg error` (code, message, hint) and exits with status 1.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class _Secrets:
 
 @dataclass(slots=True)
 class _Targets:
-    """The writable maps that plaintext is decrypted into; zeroed unless the package opened whole."""
+    """The writable maps that plaintext is decrypted into; zeroed unless the whole package was opened."""
 
     maps: list[mmap.mmap] = field(default_factory=list)
     keep: bool = False
@@ -94,7 +94,7 @@ class _Targets:
 
 
 class _KeyProcess:
-    """One task, from hand-over to exit."""
+    """One task, from the hand-over of its memory descriptors to its exit."""
 
     def __init__(self, channel: Channel, wait: float) -> None:
         self.channel = channel
@@ -126,14 +126,16 @@ class _KeyProcess:
         self._command("exit")
 
     def _command(self, name: str, descriptors: int = 0) -> tuple[dict[str, Any], list[int]]:
-        """The next command, which must be `name` and bring at least `descriptors` descriptors."""
+        """The next command, which must be `name` with at least `descriptors` descriptors."""
         message, fds = self.channel.recv(self.wait)
         if message.get("cmd") != name or len(fds) < descriptors:
-            raise RunError(f"The key process was told something else than {name}.", code="worker_protocol")
+            raise RunError(
+                f"The key process expected the command {name} and received another one.", code="worker_protocol"
+            )
         return message, fds
 
     def _show(self, fd: int, items: Callable[[], list[patterns.Item]]) -> None:
-        """Lay the keys into the patterns memfd, say that they are live, and wait to go on."""
+        """Write the keys into the patterns memfd, report that they are live, and wait for `proceed`."""
         with memfd.opened(memfd.map_writable(fd)) as view:
             counts = patterns.write(view, items())
         os.close(fd)
@@ -169,12 +171,12 @@ class _KeyProcess:
     def _release(self, message: dict[str, Any], manifest: Manifest) -> None:
         private, info = self.secrets.private, _decoded(message, "info")
         if private is None:
-            raise RunError("There is no key to open a release with.", code="worker_protocol")
+            raise RunError("This key process has no key that could open a release.", code="worker_protocol")
         keys = open_release(_decoded(message, "ciphertext"), private, info)
         self.secrets.buffers.append(keys)
         check_released(manifest, info)
         if len(keys) != len(manifest.files) * KEY_BYTES:
-            raise RunError("The release does not hold one key for each file.", code="release_wrong_size")
+            raise RunError("The release does not hold one key per file.", code="release_wrong_size")
 
     def _release_items(self) -> list[patterns.Item]:
         private = self.secrets.private
@@ -218,7 +220,7 @@ class _KeyProcess:
 
 
 def _rehearse() -> None:
-    """Use the libraries once on dummy keys, so that nothing is left to import when files are closed."""
+    """Use the libraries once on dummy keys, so that nothing is left to import once no file can be opened."""
     private = X25519PrivateKey.generate()
     public = private.public_key().public_bytes_raw()
     key = random_key()
@@ -247,12 +249,12 @@ def _binding(message: dict[str, Any]) -> AdapterBinding:
 
 
 def _attempt(process: _KeyProcess, task: str) -> dict[str, str] | None:
-    """Run the task; on failure what to answer. No traceback outlives this call, and with it no key."""
+    """Run the task; on failure, the error to send. No traceback outlives this call: it would keep keys alive."""
     try:
         process.run(task)
     except GlasshouseError as error:
         return error.as_dict()
-    except Exception as error:  # whatever it is, it must end in a wipe, and its text may hold a secret
+    except Exception as error:  # any error must end in a wipe, and its text may hold a secret
         failed = RunError(f"The key process failed ({type(error).__name__}).", code="keyproc_failed")
         return failed.as_dict()
     return None
@@ -274,6 +276,6 @@ def main(argv: Sequence[str]) -> int:
         if failure is None:
             return 0
         process.secrets.wipe()
-        with contextlib.suppress(RunError):  # nobody may be left to hear it
+        with contextlib.suppress(RunError):  # the supervisor may be gone
             channel.send({"msg": "error", **failure}, timeout=5.0)
         return 1

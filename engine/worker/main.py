@@ -1,4 +1,4 @@
-"""The bundle's entry: one role a process."""
+"""The bundle's entry point: one role per process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def main() -> int:
     """`ROLE ... --site PATH...`: third-party code comes from the named folders only, after the bundle's own."""
     argv = sys.argv[1:]
     if not argv or argv[0] not in ROLES:
-        sys.stderr.write(f"a role is one of: {', '.join(ROLES)}\n")
+        sys.stderr.write(f"The first argument must be one of these roles: {', '.join(ROLES)}\n")
         return 2
     sys.path.extend(site for site in _sites(argv) if site not in sys.path)
     module = importlib.import_module(ROLES[argv[0]])

@@ -1,4 +1,4 @@
-"""Measures the environment once, as a segment will: what the operator pins before anything of a run is there."""
+"""Measures the environment once, as a segment will, for the operator to pin before anything of a run is staged."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--site", action="append", default=[])
     options = parser.parse_args(argv)
     try:
-        found = listed_environment(tuple(options.site)).measure()
+        measurement = listed_environment(tuple(options.site)).measure()
     except GlasshouseError as error:
         sys.stderr.write(f"{error.code}: {error.message}\n")
         return 1
-    sys.stdout.write(canonical({"digest": found.digest, "files": found.files, "bytes": found.bytes}).decode())
+    sys.stdout.write(
+        canonical({"digest": measurement.digest, "files": measurement.files, "bytes": measurement.bytes}).decode()
+    )
     return 0

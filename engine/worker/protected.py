@@ -1,4 +1,4 @@
-"""The protected segment, as the supervisor sees it: nothing is readable before the evidence passed, nor after."""
+"""The protected segment in the supervisor: no plaintext before the evidence is accepted, none after the wipe."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ KEY_SECONDS: Final = 3600.0
 PAYLOAD: Final = "payload"
 TRAINER: Final = "trainer"
 POLL_SECONDS: Final = 0.2
-WIPE_SECONDS: Final = 10.0  # for a process that is let go to wipe what it holds
+WIPE_SECONDS: Final = 10.0  # for a process whose channel was closed to wipe what it holds
 
 
 def run(context: Context) -> None:
-    """Run the protected segment to its end; whatever happens, what the supervisor can wipe is wiped."""
+    """Run the protected segment to its end; on any error, everything that the supervisor can wipe is wiped."""
     segment = ProtectedSegment(context)
     try:
         segment.run()
@@ -84,10 +84,9 @@ class ProtectedSegment:
         return self._trainer
 
     def run(self) -> None:
-        """Launch, attest, be released to, train, seal, wipe, prove."""
+        """Launch, attest, receive the keys, train, seal, wipe, prove."""
         log, job = self._context.log, self._context.job
-        seen = identity.observe(self._context.folder)
-        log.state(KIND, "launching", identity=seen)
+        log.state(KIND, "launching", identity=identity.observe(self._context.folder))
         manifest = read_manifest(self._context.folder / "package")
         if manifest_digest(manifest) != job.manifest_digest:
             raise RefusedError("The staged manifest is not the one that was sent.", code="manifest_mismatch")
@@ -130,7 +129,7 @@ class ProtectedSegment:
             theirs.close()
             self._prover = Prover(self._context, self._device)
             self.prover.watch_memfds(PAYLOAD, [*self._memfds.values(), self._adapter_fd])
-            # Both now: whatever runs in this segment is loaded before the environment counts as measured.
+            # Both start now, so that all code of this segment is loaded before the environment counts as measured.
             self._opener = self._spawn_keyproc("open")
             self._sealer = self._spawn_keyproc("seal")
             ready = self._opener.expect("ready", KEY_SECONDS)
@@ -150,24 +149,27 @@ class ProtectedSegment:
 
     def _spawn_keyproc(self, task: str) -> Child:
         child = spawn_on_socket(
-            self._context.bundle, f"keyproc {task}", ["--wait", str(self._context.job.limits.lease)], fds=[],
+            self._context.bundle,
+            f"keyproc {task}",
+            ["--wait", str(self._context.job.limits.lease)],
+            fds=[],
             env=KEY_ENVIRONMENT,
             log=self._context.folder / f"{KIND}.log",
-        )  # fmt: skip
+        )
         self._children.append(child)
         _, fds = child.expect_with("memory", KEY_SECONDS)
         self.prover.watch(f"keyproc {task}", fds)
         return child
 
     def _give_up_if_over(self) -> None:
-        """Raise when the run is over, or a process of the segment has died: it must not be released to then."""
+        """Raise if the run is over or a process of the segment has died: it must get no keys then."""
         self._context.give_up_if_cancelled()
         for child in (self.trainer.child, self._opener):
             child.require_alive()
         self._require_helpers()
 
     def _require_helpers(self) -> None:
-        """Raise when a process has died without which nothing could be sealed or proven in the end."""
+        """Raise if the sealer or the scanner has died: without them nothing could be sealed or proven."""
         for child in (self._sealer, self.prover.child):
             child.require_alive()
 
@@ -180,14 +182,14 @@ class ProtectedSegment:
                 return handover.recv(POLL_SECONDS)[1]
             except RunError as error:
                 if error.code != TIMEOUT:
-                    # It ended instead; its own channel says why.
+                    # The trainer exited; its own channel has the reason, which `expect` raises.
                     self.trainer.child.expect("hardened", POLL_SECONDS)
                     raise
                 if time.monotonic() > until:
                     raise
 
     def _open(self, manifest: Manifest, attestation: Attestation, release: dict[str, str]) -> None:
-        """Have the key process open the package into the memfds, and prove that it kept no key."""
+        """Let the key process open the package into the memfds, and prove that it kept no key."""
         folder = self._context.folder / "package"
         with contextlib.ExitStack() as stack:
             manifest_fd = os.open(folder / "manifest.json", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -200,13 +202,13 @@ class ProtectedSegment:
         attestation.completed(opened)
 
     def _through_keys(self, child: Child, command: dict[str, Any], fds: list[int], done: str) -> dict[str, Any]:
-        """One task of a key process, with its keys scanned for while they live and after they were wiped."""
+        """Run one task of a key process, scanning for its keys while they are live and after they were wiped."""
         store = memfd.create("key patterns", patterns.STORE_BYTES)
         try:
             child.ask(command, "keys_live", KEY_SECONDS, [fds[0], store, *fds[1:]])
             self.prover.take_patterns(store)
         finally:
-            memfd.wipe(store)  # the scanner empties it, unless one of the two has died
+            memfd.wipe(store)  # the scanner has zeroed it already, unless one of the two died
             os.close(store)
         self.prover.scan("before", [child.role])
         answer = child.ask({"cmd": "proceed"}, done, KEY_SECONDS)
@@ -222,18 +224,22 @@ class ProtectedSegment:
         job = self._context.job
         binding = AdapterBinding(job.run_id, KIND, job.manifest_digest or "", attestation.nonce_digest)
         bound = {
-            "runId": job.run_id, "segment": KIND, "manifestSha256": binding.manifest_sha256,
+            "runId": job.run_id,
+            "segment": KIND,
+            "manifestSha256": binding.manifest_sha256,
             "nonceSha256": binding.nonce_sha256,
-        }  # fmt: skip
+        }
         written = self.trainer.write_adapter(bound)
         folder = self._context.outbox / KIND
         folder.mkdir(mode=0o700)
         out = os.open(folder / "adapter.sealed", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             command = {
-                "cmd": "adapter", "recipient": job.recipient_public_key,
-                "binding": msgspec.to_builtins(binding), "size": written["size"],
-            }  # fmt: skip
+                "cmd": "adapter",
+                "recipient": job.recipient_public_key,
+                "binding": msgspec.to_builtins(binding),
+                "size": written["size"],
+            }
             sealed = self._through_keys(self._sealer, command, [self._adapter_fd, out], "sealed")
         finally:
             os.close(out)
@@ -266,10 +272,10 @@ class ProtectedSegment:
         self._conclude(self.prover)
 
     def _conclude(self, prover: Prover, *failures: str) -> None:
-        """Sign what was seen and put it into the log, with the reasons for which it proves nothing."""
+        """Sign the scan results and log them, with the reasons for which they prove no wipe, if any."""
         context = self._context
-        found = prover.finish(nonce_digest=self._nonce_digest, adapter_digest=self._adapter_digest)
-        reasons = [*zeroization_faults(found), *stack_faults(found), *prover.failures, *failures]
+        proof = prover.finish(nonce_digest=self._nonce_digest, adapter_digest=self._adapter_digest)
+        reasons = [*zeroization_faults(proof), *stack_faults(proof), *prover.failures, *failures]
         self._done = True
         procfs.clear(context.scratch)
         context.log.add(
@@ -277,23 +283,23 @@ class ProtectedSegment:
                 segment=KIND,
                 state="unverified" if reasons else "zeroized",
                 reasons=reasons,
-                receipt=msgspec.convert(zeroization_receipt(found, context.attester), Envelope),
+                receipt=msgspec.convert(zeroization_receipt(proof, context.attester), Envelope),
             )
         )
 
     def _wipe_memory(self) -> None:
-        """Overwrite every plaintext file through the maps that only the supervisor has, the adapter and patterns."""
+        """Overwrite the payload through the writable maps that only the supervisor has, then adapter and patterns."""
         for mapping in self._maps.values():
             memfd.wipe_map(mapping)
         for fd in (self._adapter_fd, self._patterns_fd):
             memfd.wipe(fd)
 
     def abandon(self, code: str) -> None:
-        """After a failure: end the processes, wipe what can be wiped, and say that nothing is proven."""
+        """After a failure: end the processes, wipe what can be wiped, and log that nothing is proven."""
         holds_secrets = self._released and not self._done
         children = [*self._children, *([] if self._trainer is None else self._trainer.started)]
         for child in children:
-            # What has lost its supervisor wipes what it holds and ends.
+            # A process that loses its supervisor's channel wipes what it holds and exits.
             child.channel.close()
         until = time.monotonic() + (WIPE_SECONDS if holds_secrets else 0.0)
         for child in children:
@@ -303,7 +309,7 @@ class ProtectedSegment:
             return
         for child in children:
             self._prover.ended(child)
-        with contextlib.suppress(RunError):  # it may be the scanner that died
+        with contextlib.suppress(RunError):  # the scanner itself may have died
             self._prover.scan("after", [SUPERVISOR, PAYLOAD])
         self._conclude(self._prover, f"abandoned_{code}")
 

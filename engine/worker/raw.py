@@ -20,8 +20,7 @@ KIND: Final[SegmentKind] = "raw"
 def run(context: Context) -> None:
     """Run the raw segment to its end; raises `RunError` when it cannot finish."""
     log = context.log
-    seen = identity.observe(context.folder)
-    log.state(KIND, "launching", identity=seen)
+    log.state(KIND, "launching", identity=identity.observe(context.folder))
     files = {
         **open_payload(context.folder / "raw", context.job.payload_files),
         **hub_weights.fetch(context.job, context.folder),
@@ -52,14 +51,14 @@ def run(context: Context) -> None:
 
 
 def open_payload(folder: Path, digests: dict[str, str]) -> dict[str, int]:
-    """Descriptors of the clear payload's files; raises `RunError` (`payload_changed`) when one is not as staged."""
-    found: dict[str, int] = {}
+    """Descriptors of the clear payload's files; raises `RunError` (`payload_changed`) if a digest differs."""
+    descriptors: dict[str, int] = {}
     for name, expected in digests.items():
         fd = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        found[name] = fd
+        descriptors[name] = fd
         with os.fdopen(os.dup(fd), "rb") as file:
             actual = hashlib.file_digest(file, "sha256").hexdigest()
         os.lseek(fd, 0, os.SEEK_SET)
         if actual != expected:
-            raise RunError(f"The staged file {name} is not what was sent.", code="payload_changed")
-    return found
+            raise RunError(f"The staged file {name} differs from the one that was sent.", code="payload_changed")
+    return descriptors

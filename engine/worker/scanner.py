@@ -1,4 +1,4 @@
-"""The scanner: a hardened process of its own that looks for given byte patterns in the memory of the others.
+"""The scanner: a separate hardened process that looks for given byte patterns in the memory of the others.
 
 It holds a copy of what it looks for, in one buffer that it zeroes at the end; it is not a target itself.
 
@@ -8,10 +8,10 @@ Commands (`cmd`), each answered by one message (`msg`):
         smaps, then memfds            -> target
     memfds: name; descriptors: memfds -> memfds: memfds of a known target, or of a new one without memory
     drop: name                        -> dropped: its descriptors are closed
-    patterns; descriptor: a memfd     -> patterns: how many of each class were taken; the memfd is zeroed
-    scan: label, targets              -> scan: label, seconds, targets {name: report}
-    end                               -> ended: how many patterns were wiped; the process ends with status 0
-A command that fails is answered by `error` (code, message, hint), and the scanner goes on.
+    patterns; descriptor: a memfd     -> patterns: how many of each class were stored; the memfd is zeroed
+    scan: label, targets              -> scan: label, milliseconds, targets {name: report}
+    end                               -> ended: how many patterns were wiped; the process exits with status 0
+A command that fails is answered by `error` (code, message, hint), and the scanner keeps running.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Scanner:
         }
 
     def answer(self, command: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-        """Do one command; an error is part of the answer."""
+        """Run one command; an error becomes the answer."""
         handler = self._handlers.get(str(command.get("cmd")), _unknown)
         try:
             return handler(command, fds)
@@ -94,14 +94,14 @@ class Scanner:
 
     def _drop(self, command: dict[str, Any], _: list[int]) -> dict[str, Any]:
         name = str(command.get("name"))
-        self._known(name).close()
+        self._target(name).close()
         del self._targets[name]
         return {"msg": "dropped", "name": name}
 
     def _add_patterns(self, _: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-        """Take the patterns and zero the memfd, whether they were sound or not."""
+        """Store the patterns and zero the memfd, also when they are refused."""
         if len(fds) != 1:
-            raise RunError("Patterns come in one memfd.", code="worker_protocol")
+            raise RunError("Patterns must arrive in exactly one memfd.", code="worker_protocol")
         try:
             mapping = memfd.map_writable(fds[0])
             with memfd.opened(mapping) as view:
@@ -115,7 +115,7 @@ class Scanner:
 
     def _scan(self, command: dict[str, Any], _: list[int]) -> dict[str, Any]:
         names = command.get("targets") or sorted(self._targets)
-        targets = [self._known(str(name)) for name in names]
+        targets = [self._target(str(name)) for name in names]
         began = time.monotonic_ns()
         reports = Scan(self._store).run(targets)
         self._scans += 1
@@ -123,14 +123,14 @@ class Scanner:
         label = str(command.get("label"))
         return {"msg": "scan", "label": label, "milliseconds": milliseconds, "targets": reports}
 
-    def _known(self, name: str) -> Target:
+    def _target(self, name: str) -> Target:
         if name not in self._targets:
             raise RunError(f"The scanner has no target {name}.", code=_UNKNOWN)
         return self._targets[name]
 
 
 def main(argv: Sequence[str]) -> int:
-    """`--channel FD`: a connected socket inherited from the supervisor; ends with status 1 when it closes
+    """`--channel FD`: a connected socket inherited from the supervisor; exits with status 1 if it closes
     early.
     """
     parser = argparse.ArgumentParser("scanner")

@@ -1,4 +1,4 @@
-"""What both segments do with their trainer: launch, load, warm up, train, write the adapter."""
+"""How both segments drive their trainer: launch, load, warm up, train, write the adapter."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class TrainerProcess:
         return [] if self._child is None else [self._child]
 
     def launch(self, extra: Mapping[str, Any], fds: Sequence[int] = ()) -> None:
-        """Start the process. It imports, and stops before any payload is read."""
+        """Start the process. It imports, and waits before any payload is read."""
         setup = {
             "kind": self._kind,
             "plan": msgspec.to_builtins(self._context.plan),
@@ -59,17 +59,20 @@ class TrainerProcess:
         setup_fd = memfd.from_bytes("setup", canonical(setup))
         try:
             self._child = spawn_on_pipes(
-                self._context.bundle, "trainer", ["--setup", str(setup_fd)],
+                self._context.bundle,
+                "trainer",
+                ["--setup", str(setup_fd)],
                 fds=[setup_fd, self._adapter_fd, *self._files.values(), *fds],
-                env=numerics.ENVIRONMENT, log=self._context.folder / f"{self._kind}.log",
-            )  # fmt: skip
+                env=numerics.ENVIRONMENT,
+                log=self._context.folder / f"{self._kind}.log",
+            )
         finally:
             os.close(setup_fd)
 
     def load_and_train(self, watch: Callable[[], None] = lambda: None) -> TrainFinished:
         """Drive the trainer through loading, warm-up and the measured window; returns how it finished.
 
-        `watch` is called a few times a second, and may raise to give the segment up.
+        `watch` is called a few times a second, and may raise to abort the segment.
         """
         log, kind = self._context.log, self._kind
 
@@ -90,7 +93,7 @@ class TrainerProcess:
         return finished
 
     def write_adapter(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
-        """Have the adapter written to its descriptor; returns size and SHA-256 of the artifact."""
+        """Let the trainer write the adapter to its descriptor; returns size and SHA-256 of the artifact."""
         command = {"cmd": "write_adapter", "metadata": canonical(metadata).decode()}
         return self.child.ask(command, "adapter", WRITE_SECONDS)
 
@@ -99,7 +102,7 @@ class TrainerProcess:
         return self.child.ask({"cmd": command}, answer, seconds)
 
     def exit(self) -> int | None:
-        """Let the trainer end; returns its status."""
+        """Let the trainer exit; returns its status."""
         self.child.channel.send({"cmd": "exit"})
         return self.child.finish()
 
@@ -115,7 +118,7 @@ class TrainerProcess:
             self._context.log.add(self._body(TrainCheckpoint, message))
 
     def _body(self, kind: type[BodyT], message: dict[str, Any]) -> BodyT:
-        """An event's body from the trainer's message; the trainer is held to the published form too."""
+        """An event's body from the trainer's message; the trainer's messages too must match the published schema."""
         fields = {name: value for name, value in message.items() if name != "msg"}
         try:
             return msgspec.convert({"segment": self._kind, **fields}, kind, strict=True)

@@ -1,4 +1,4 @@
-"""The supervisor: survives every disconnect, runs the segments in order, and writes the allocation's log."""
+"""The supervisor: survives disconnects of the runner, runs the segments in order, and writes the allocation's log."""
 
 from __future__ import annotations
 
@@ -52,13 +52,20 @@ class Supervisor:
             (folder / name).mkdir(mode=0o700, exist_ok=True)
         bundle = Bundle(sites)
         memory = procfs.self_memory()
-        # It holds writable maps of the plaintext, so nobody of the same user may look in; it must still start children.
+        # It holds writable maps of the plaintext, so no other process of this user may read its memory. The
+        # controls that would keep it from starting children are skipped.
         enforcement = harden(Options(skip=frozenset(CONTROLS) - KEPT))
         attester = Ed25519PrivateKey.generate()
         self.context = Context(
-            folder, job, bundle, EventLog(folder, job.run_id), attester, identity.observe(folder), memory,
+            folder,
+            job,
+            bundle,
+            EventLog(folder, job.run_id),
+            attester,
+            identity.observe(folder),
+            memory,
             {name: seen.as_dict() for name, seen in enforcement.items() if name in KEPT},
-        )  # fmt: skip
+        )
         self.context.log.add(
             LaunchAccepted(
                 attester_key=base64.b64encode(attester.public_key().public_bytes_raw()).decode(),
@@ -72,7 +79,7 @@ class Supervisor:
         )
 
     def run(self) -> int:
-        """Run every segment, then wait for the runner to have collected; returns the exit status."""
+        """Run every segment, then wait until the runner has collected the results; returns the exit status."""
         kinds = self.context.job.kinds()
         failed: SegmentKind | None = None
         for kind in kinds:
@@ -89,11 +96,11 @@ class Supervisor:
         shutil.rmtree(self.context.folder / "raw", ignore_errors=True)
         return 0 if failed is None else 1
 
-    def _close_log(self, told: object, failed: SegmentKind | None) -> None:
+    def _close_log(self, last_head: object, failed: SegmentKind | None) -> None:
         """End the log with the attester's signature over all of it, linked to the runner's last head."""
         from engine.attestation.receipts import Closing, closing_receipt
 
-        runner_head = told if isinstance(told, str) and is_digest(told) else None
+        runner_head = last_head if isinstance(last_head, str) and is_digest(last_head) else None
         closing = Closing(
             run_id=self.context.job.run_id, pod_head=self.context.log.head, runner_head=runner_head, closed=utc_now()
         )
@@ -114,19 +121,19 @@ class Supervisor:
             log.failed(kind, error.code, error.message, stop_reason=stop)
         except OSError as error:
             name = error.strerror or "an operating system error"
-            log.failed(kind, "os_error", f"The machine refused: {name}.", stop_reason="error")
+            log.failed(kind, "os_error", f"The operating system reported an error: {name}.", stop_reason="error")
         except Exception as error:
-            # The run must end with a closed log; the traceback is for supervisor.log.
+            # The run must end with a closed log; stderr, and so the traceback, goes to supervisor.log.
             traceback.print_exc()
-            told = f"The supervisor met an error of its own ({type(error).__name__})."
-            log.failed(kind, "internal_error", told, stop_reason="error")
+            text = f"The supervisor met an internal error ({type(error).__name__}); supervisor.log has the traceback."
+            log.failed(kind, "internal_error", text, stop_reason="error")
         else:
             return True
         return False
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
-    """An exception, so that the segment's own clean-up runs; a second signal does not break into that."""
+    """Raise `SystemExit`, so that the segment's own clean-up runs; a second signal must not interrupt it."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(143)
 

@@ -1,4 +1,4 @@
-"""The trainer: one process per segment. It speaks with the supervisor over pipes and never holds a key.
+"""The trainer: one process per segment. It communicates with the supervisor over pipes and never holds a key.
 
 A protected trainer hands its own memory descriptors over before it is hardened, and sees plaintext only afterwards.
 """
@@ -28,7 +28,7 @@ MAX_TEXT: Final = 500
 
 
 class _Reporter:
-    """Sends the loop's news to the supervisor and hears whether to stop."""
+    """Reports the loop's progress to the supervisor and receives requests to stop."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -87,7 +87,7 @@ class TrainerRole:
             if self.kind == "protected":
                 from engine.worker.training import secret_patterns
 
-                with contextlib.suppress(Exception):  # what is being told is the first error
+                with contextlib.suppress(Exception):  # the original error is the one to report
                     secret_patterns.wipe(workload, trainer)
             raise
         self._expect("exit")
@@ -114,13 +114,13 @@ class TrainerRole:
             self._wipe(workload, trainer, outcome.last_row)
 
     def _expect(self, command: str) -> dict[str, Any]:
-        """Wait for one command; a stop that comes between stages ends the process."""
+        """Wait for one command; any other ends the process. Stops that arrive before `write_adapter` are ignored."""
         received, _ = self.channel.recv()
         while command == "write_adapter" and received.get("cmd") == "stop":
             received, _ = self.channel.recv()
         if received.get("cmd") != command:
             raise GlasshouseError(
-                f"The supervisor sent {received.get('cmd')!r} where {command!r} was due.", code="worker_stopped"
+                f"The supervisor sent {received.get('cmd')!r} where {command!r} was expected.", code="worker_stopped"
             )
         return received
 
@@ -153,9 +153,12 @@ class TrainerRole:
 
         self._expect("patterns")
         counts = secret_patterns.write_patterns(
-            workload, trainer.optimizer, last_row, int(self.setup["patternsFd"]),
+            workload,
+            trainer.optimizer,
+            last_row,
+            int(self.setup["patternsFd"]),
             secret_weights=bool(self.setup["secretWeights"]),
-        )  # fmt: skip
+        )
         self.channel.send({"msg": "patterns", "counts": counts})
         self._expect("wipe")
         detail = secret_patterns.wipe(workload, trainer)
@@ -190,18 +193,18 @@ def main(argv: Sequence[str]) -> int:
     except Exception as error:
         if setup["kind"] == "raw":
             traceback.print_exc()
-        with contextlib.suppress(RunError):  # nobody may be left to hear it
+        with contextlib.suppress(RunError):  # the supervisor may be gone
             channel.send({"msg": "error", **failure(error, setup["kind"])})
         return 1
     return 0
 
 
 def failure(error: Exception, kind: str) -> dict[str, str]:
-    """What the supervisor is told. A protected trainer's error text may hold plaintext: only its type goes out."""
+    """The error for the supervisor. A protected trainer's error text may hold plaintext: only its type is sent."""
     if isinstance(error, GlasshouseError):
         return error.as_dict()
     name = type(error).__name__
     if isinstance(error, MemoryError) or name == "OutOfMemoryError":
-        return {"code": "out_of_memory", "message": "The trainer ran out of memory.", "hint": "Take a smaller batch."}
+        return {"code": "out_of_memory", "message": "The trainer ran out of memory.", "hint": "Use a smaller batch."}
     text = f"{name}: {str(error)[:MAX_TEXT]}" if kind == "raw" else name
     return {"code": "trainer_failed", "message": f"The training failed ({text}).", "hint": ""}

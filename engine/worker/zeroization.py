@@ -1,4 +1,4 @@
-"""Proving the wipe: a scanner process looks for the secrets before it and after it; the counts go into the receipt."""
+"""Proving the wipe: a scanner process searches for the secrets before and after it; the counts go into the receipt."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ METHODS: Final = (
     "payload and adapter memfds overwritten and unmapped",
     "buffers of the maths library freed, free heap and stack below the wipe swept",
 )
-# Beside `zeroization_hits`: a register saved on the stack has another cause than what was freed unwiped.
+# Beside `zeroization_hits`: a hit on the stack (a saved register) has another cause than memory freed without a wipe.
 STACK_HITS: Final = "zeroization_stack_hits"
 Moment = Literal["before", "after"]
 
 
-def stack_faults(found: Zeroization) -> tuple[str, ...]:
-    """The reason code for secrets that were still on a main thread's stack; empty where there were none."""
-    return (STACK_HITS,) if any(scan.where.get("stack") for scan in found.after.values()) else ()
+def stack_faults(proof: Zeroization) -> tuple[str, ...]:
+    """The reason code for secrets that were still on a main thread's stack; empty if there were none."""
+    return (STACK_HITS,) if any(scan.where.get("stack") for scan in proof.after.values()) else ()
 
 
 class Prover:
-    """The scanner of one protected segment, what it saw, and the processes that must be gone."""
+    """The scanner of one protected segment, its reports, and the processes that must be gone."""
 
     def __init__(self, context: Context, baseline: DeviceMemory | None) -> None:
         self._context = context
@@ -66,18 +66,18 @@ class Prover:
         self._watched |= {procfs.file_of(fd) for fd in fds}
 
     def take_patterns(self, fd: int) -> None:
-        """Hand over what to look for; the scanner empties the memfd."""
+        """Hand over the patterns to search for; the scanner zeroes the memfd."""
         self.child.ask({"cmd": "patterns"}, "patterns", SCAN_SECONDS, [fd])
 
     def scan(self, moment: Moment, targets: list[str]) -> None:
-        """Look for every pattern so far in the named targets, before or after their wipe; logged as `zeroize.scan`."""
+        """Search the named targets for every pattern so far, before or after their wipe; logs `zeroize.scan`."""
         if SUPERVISOR in targets:
             self._renew_supervisor()
-        seen = self.child.ask({"cmd": "scan", "label": moment, "targets": targets}, "scan", SCAN_SECONDS)
-        found = msgspec.convert(seen["targets"], dict[str, Scan], strict=True)
-        self._scans[moment] |= found
+        answer = self.child.ask({"cmd": "scan", "label": moment, "targets": targets}, "scan", SCAN_SECONDS)
+        scans = msgspec.convert(answer["targets"], dict[str, Scan], strict=True)
+        self._scans[moment] |= scans
         totals: dict[str, int] = {}
-        for report in found.values():
+        for report in scans.values():
             for name, count in report.hits.items():
                 totals[name] = totals.get(name, 0) + count
         self._context.log.add(
@@ -85,26 +85,26 @@ class Prover:
                 moment=moment,
                 targets=targets,
                 hits=totals,
-                bytes_read=sum(report.bytes_read for report in found.values()),
-                milliseconds=seen["milliseconds"],
+                bytes_read=sum(report.bytes_read for report in scans.values()),
+                milliseconds=answer["milliseconds"],
             )
         )
 
     def _renew_supervisor(self) -> None:
-        """Hand over the memfds that this process holds by now: one that is not mapped is in no map of its memory."""
+        """Hand over the memfds that this process holds now: a scan of its memory misses those that are not mapped."""
         self.drop(SUPERVISOR)
         self.watch(SUPERVISOR, [*(os.dup(fd) for fd in self._context.memory), *procfs.own_memfds(self._watched)])
 
     def drop(self, name: str) -> None:
-        """Forget a target that has ended, so that the scan keeps no memory alive."""
+        """Forget a target that has exited, so that the scanner's descriptors keep no memory alive."""
         self.child.ask({"cmd": "drop", "name": name}, "dropped", SCAN_SECONDS)
 
     def ended(self, child: Child) -> None:
-        """Remember a process that must be gone, by pid and start time."""
+        """Record a process that must be gone at the end, by pid and start time."""
         self._ended.append((child.role, child.pid, child.start))
 
     def finish(self, *, nonce_digest: str, adapter_digest: str | None) -> Zeroization:
-        """End the scanner and put together what was seen. What it proves is judged by whoever reads it."""
+        """End the scanner and assemble its results. What they prove is for the reader to judge."""
         context = self._context
         try:
             self.child.ask({"cmd": "end"}, "ended", END_SECONDS)

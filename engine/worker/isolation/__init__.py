@@ -1,1 +1,1 @@
-"""What fences a worker process off and proves that secrets left its memory; free of torch."""
+"""Isolates a worker process and proves that secrets left its memory; free of torch."""

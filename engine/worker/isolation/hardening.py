@@ -1,9 +1,9 @@
-"""Fencing a worker process off: every control is tried, then reported as it is observed to be.
+"""Hardening a worker process: every control is applied, then reported as observed.
 
-Nothing is raised for a control that a machine lacks: the policy judges the report. The caller has done its
-imports and its rehearsal, has opened what it needs, and has one task. CUDA: make the context first and name
-`/dev/nvidia*` in `device_paths`, which may then be opened and sent ioctl later on too; what is open already
-is not restricted.
+A control that a machine lacks raises nothing: the policy judges the report. By the time of the call, the caller has
+finished its imports and its rehearsal, has opened every file it needs, and has one task. CUDA: create the context
+first and name `/dev/nvidia*` in `device_paths`, so that they may be opened and sent ioctl later too; files that are
+open already are not restricted.
 """
 
 from __future__ import annotations
@@ -60,28 +60,28 @@ _MISSING: Final = frozenset({errno.ENOSYS, errno.EOPNOTSUPP})
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One control: `enforced`, `absent`, `not_attempted` or `failed:<errno name, or what was seen>`."""
+    """One control: `enforced`, `absent`, `not_attempted` or `failed:<errno name, or what was observed>`."""
 
     value: str
     detail: str = ""
 
     @property
     def enforced(self) -> bool:
-        """Whether the control was seen to hold."""
+        """Whether the control was observed to hold."""
         return self.value == ENFORCED
 
     def as_dict(self) -> dict[str, str]:
-        """`{"value", "detail"}`, as it stands in the evidence."""
+        """`{"value", "detail"}`, as in the evidence."""
         return {"value": self.value, "detail": self.detail}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What a role may still do once it is fenced off.
+    """What a role may still do once it is hardened.
 
     `scratch` is the only folder it may write to; `read_paths` it may read; `device_paths` it may open, read,
-    write and send ioctl. `secret_maps` are left out of core dumps beside all anonymous memory. `lock_memory`
-    keeps pages from swap. `skip` names controls that are left out, and reported so.
+    write and send ioctl. `secret_maps` are left out of core dumps, as is all anonymous memory. `lock_memory`
+    keeps pages from swap. `skip` names controls that are not applied, and reported so.
     """
 
     scratch: Path | None = None
@@ -96,29 +96,29 @@ class Options:
 def device_files(folder: Path = DEVICES) -> tuple[Path, ...]:
     """The NVIDIA driver's device files, for `Options.device_paths`; empty where there is no driver.
 
-    `nvidiactl`, `nvidia0` and its like, `nvidia-uvm`, `nvidia-uvm-tools`, `nvidia-modeset`, the folder `nvidia-caps`.
+    `nvidiactl`, `nvidia0` (one per GPU), `nvidia-uvm`, `nvidia-uvm-tools`, `nvidia-modeset`, the folder `nvidia-caps`.
     """
     return tuple(sorted(folder.glob("nvidia*")))
 
 
 def harden(options: Options) -> dict[str, Observation]:
     """Apply every control to this process in the order that works; reports every name of `CONTROLS`."""
-    fence = _Fence(options)
+    controls = _Controls(options)
     steps: dict[str, Callable[[], Observation]] = {
-        "single_task": fence.single_task,
+        "single_task": controls.single_task,
         "no_core": _no_core,
         "no_dump": _no_dump,
         "no_new_privs": _no_new_privs,
         "yama": _yama,
-        "mlockall": fence.mlockall,
-        "dontdump": fence.dontdump,
-        "network_namespace": fence.network_namespace,
-        "landlock_fs": fence.landlock_fs,
-        "landlock_tcp": fence.landlock_tcp,
+        "mlockall": controls.mlockall,
+        "dontdump": controls.dontdump,
+        "network_namespace": controls.network_namespace,
+        "landlock_fs": controls.landlock_fs,
+        "landlock_tcp": controls.landlock_tcp,
         "seccomp": _seccomp,
     }
-    left_out = Observation(NOT_ATTEMPTED, "left out")
-    return {name: left_out if name in options.skip else _observed(step) for name, step in steps.items()}
+    skipped = Observation(NOT_ATTEMPTED, "skipped")
+    return {name: skipped if name in options.skip else _observed(step) for name, step in steps.items()}
 
 
 def _observed(step: Callable[[], Observation]) -> Observation:
@@ -130,7 +130,7 @@ def _observed(step: Callable[[], Observation]) -> Observation:
         return Observation(f"failed:{errno_name(error)}", os.strerror(error.errno or 0))
 
 
-class _Fence:
+class _Controls:
     """The controls that depend on the options, on each other, or on files that Landlock closes."""
 
     def __init__(self, options: Options) -> None:
@@ -143,9 +143,9 @@ class _Fence:
 
     def mlockall(self) -> Observation:
         if not self._options.lock_memory:
-            return Observation(NOT_ATTEMPTED, "not asked for")
+            return Observation(NOT_ATTEMPTED, "not requested")
         unlimited = _has_capability(_CAP_IPC_LOCK) or _memlock_limit() == resource.RLIM_INFINITY
-        # Under a limit, locking what is mapped later would make later allocations fail.
+        # Under a limit, locking later maps too would make allocations fail.
         if libc.mlockall(_MCL_CURRENT | _MCL_ONFAULT | (_MCL_FUTURE if unlimited else 0)) != 0:
             raise last_error()
         locked = int(_status("VmLck").partition(" ")[0])
@@ -159,7 +159,9 @@ class _Fence:
         for address, size in (named | lasting).items():
             if libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), mmap.MADV_DONTDUMP) != 0:
                 error = last_error()
-                if address in named or error.errno != errno.ENOMEM:  # ENOMEM: the heap gave it back meanwhile
+                if (
+                    address in named or error.errno != errno.ENOMEM
+                ):  # ENOMEM: the heap returned it to the kernel in the meantime
                     raise error
         areas = smaps.own()
         marked = [area for area in areas if "dd" in area.flags]
@@ -170,7 +172,7 @@ class _Fence:
 
     def network_namespace(self) -> Observation:
         if not self._options.network_namespace:
-            return Observation(NOT_ATTEMPTED, "not asked for")
+            return Observation(NOT_ATTEMPTED, "not requested")
         if not _has_capability(_CAP_SYS_ADMIN):
             return Observation(NOT_ATTEMPTED, "no CAP_SYS_ADMIN")
         here = Path("/proc/self/ns/net")

@@ -1,7 +1,7 @@
-"""Landlock by system call: files and TCP denied but for what is listed.
+"""Landlock by system call: access to files and TCP denied, except for the listed paths.
 
-It binds only the calling thread and its later children, so it is applied while the process has one task. What
-was open before stays open, which is how a trainer keeps its payload, and CUDA its devices.
+It binds only the calling thread and its later children, so it is applied while the process has one task. Files
+that are open already stay open, which is how a trainer keeps its payload, and CUDA its devices.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ class _Ruleset(ctypes.Structure):
 
 
 def abi() -> int:
-    """The kernel's Landlock ABI, found by calling; raises `OSError` (ENOSYS, EOPNOTSUPP) without one."""
+    """The kernel's Landlock ABI version; raises `OSError` (ENOSYS, EOPNOTSUPP) where it has no Landlock."""
     return syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _VERSION_FLAG)
 
 
 def handled_fs(version: int) -> int:
-    """Every file right that ABI `version` knows, so that what no rule grants is denied."""
+    """Every file right of ABI `version`: whatever no rule grants is denied."""
     rights = (1 << 13) - 1
     if version >= 2:
         rights |= _REFER
@@ -70,8 +70,8 @@ def restrict(
 ) -> None:
     """Deny this thread every path but `write` (read and write, no exec), `read`, and `devices` (with ioctl).
 
-    TCP bind and connect are denied from ABI 4 on, signals and abstract sockets to others from ABI 6 on.
-    Sets `no_new_privs`. Raises `OSError`; nothing is applied then.
+    TCP bind and connect are denied from ABI 4 on, signals and abstract sockets to other processes from ABI 6 on.
+    Sets `no_new_privs`. Raises `OSError` and then has applied nothing.
     """
     handled = handled_fs(version)
     ruleset = _Ruleset(

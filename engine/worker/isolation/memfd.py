@@ -1,7 +1,7 @@
-"""Anonymous memory files: plaintext that is never on a disk, and code that nobody can change.
+"""Anonymous memory files: plaintext that is never on a disk, and code that no process can change.
 
 A payload is sealed with `F_SEAL_FUTURE_WRITE`, never `F_SEAL_WRITE`: its owner keeps one writable map, made
-before the seal, and wipes through it, while everybody else can only map it read-only and sees the zeros.
+before the seal, and wipes through it, while every other process can only map it read-only and sees the zeros.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def map_readonly(fd: int, size: int | None = None) -> mmap.mmap:
 
 
 def from_bytes(name: str, data: bytes | bytearray | memoryview, *, inheritable: bool = False) -> int:
-    """A memfd that holds `data`, with its offset at 0."""
+    """A memfd with the content `data`, its offset at 0."""
     view = memoryview(data).cast("B")
     fd = create(name, len(view), inheritable=inheritable)
     written = 0
@@ -70,12 +70,12 @@ def from_bytes(name: str, data: bytes | bytearray | memoryview, *, inheritable: 
 
 
 def seal_payload(fd: int) -> None:
-    """Forbid new writers, writes and any change of size; maps that are writable already stay so."""
+    """Forbid new writable maps, writes and any change of size; existing writable maps stay writable."""
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, PAYLOAD_SEALS)
 
 
 def seal_code(fd: int) -> None:
-    """Forbid every change for good; raises `OSError` (EBUSY) while a writable map lives."""
+    """Forbid every change, irrevocably; raises `OSError` (EBUSY) while a writable map exists."""
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, CODE_SEALS)
 
 
@@ -103,7 +103,7 @@ def wipe(fd: int) -> None:
 
 
 def close_map(mapping: mmap.mmap) -> None:
-    """Unmap; a map of which an exception's traceback still holds views goes when that is dropped."""
+    """Unmap; if an exception's traceback still holds views of the map, it is unmapped when that is dropped."""
     with contextlib.suppress(BufferError):
         mapping.close()
 
@@ -131,7 +131,7 @@ class _Buffer(ctypes.Structure):
 
 
 def address_of(mapping: mmap.mmap) -> int:
-    """Where a map, writable or not, lies in this process."""
+    """The address of a map, writable or not, in this process."""
     buffer = _Buffer()
     get = ctypes.pythonapi.PyObject_GetBuffer
     get.argtypes = (ctypes.py_object, ctypes.POINTER(_Buffer), ctypes.c_int)

@@ -1,7 +1,7 @@
-"""What a scan looks for, and the memfd layout in which it travels: `GHP1`, a count, then each pattern.
+"""The patterns that a scan searches for, and their layout in a memfd: `GHP1`, a count, then each pattern.
 
-A pattern is its class and length, then its bytes. The writer lays them straight into a shared map, without a
-Python copy; the scanner takes them and zeroes the map.
+A pattern is its class and length, then its bytes. The writer puts them directly into a shared map, without a
+Python copy; the scanner copies them into its own store and zeroes the map.
 """
 
 from __future__ import annotations
@@ -52,18 +52,18 @@ def key_items(name: str, key: memoryview) -> Iterator[Item]:
 
 
 def write(target: memoryview, items: Iterable[Item]) -> dict[str, int]:
-    """Lay patterns into a writable map; returns how many of each class; raises `RunError` (`pattern_*`)."""
+    """Write patterns into a writable map; returns how many of each class; raises `RunError` (`pattern_*`)."""
     counts: Counter[str] = Counter()
     at = _HEAD.size
     for name, data in items:
         if not _CLASS.fullmatch(name):
-            raise RunError("A pattern's class has no valid name.", code="pattern_invalid")
+            raise RunError("A pattern's class has an invalid name.", code="pattern_invalid")
         if not usable(data):
             raise RunError(f"A pattern of class {name} is too short or too uniform.", code="pattern_weak")
         label = name.encode()
         end = at + _ITEM.size + len(label) + len(data)
         if end > len(target) or counts.total() == MAX_PATTERNS:
-            raise RunError("The patterns do not fit.", code="pattern_overflow")
+            raise RunError("The patterns do not fit into their memory file.", code="pattern_overflow")
         _ITEM.pack_into(target, at, len(label), len(data))
         at += _ITEM.size
         target[at : at + len(label)] = label

@@ -1,4 +1,4 @@
-"""What /proc says about a process: who it is, how many tasks it has, what it holds, whether it is gone."""
+"""A process as /proc shows it: its identity, its tasks, the files it holds, whether it is gone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BLOCK: Final = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A process that a reused pid cannot stand in for; `start` is in clock ticks since boot."""
+    """A process, unambiguous even if its pid is reused; `start` is in clock ticks since boot."""
 
     pid: int
     start: int
@@ -30,15 +30,15 @@ def start_time(pid: int) -> int | None:
 
 def identity(pid: int | None = None) -> Identity:
     """Pid and start time of `pid`, by default of this process; raises `ProcessLookupError`."""
-    wanted = os.getpid() if pid is None else pid
-    start = start_time(wanted)
+    pid = os.getpid() if pid is None else pid
+    start = start_time(pid)
     if start is None:
-        raise ProcessLookupError(wanted)
-    return Identity(wanted, start)
+        raise ProcessLookupError(pid)
+    return Identity(pid, start)
 
 
 def gone(pid: int, start: int) -> bool:
-    """Whether the process with this pid *and* start time has ended; a zombie has no memory, so it has."""
+    """Whether the process with this pid *and* start time has ended; a zombie has no memory left and counts as ended."""
     return start_ticks(pid) != start
 
 
@@ -46,7 +46,7 @@ def self_memory() -> tuple[int, int]:
     """Descriptors of this process's own `mem` and `smaps`, opened before hardening to be handed to the
     scanner.
 
-    They go on working after it, for later maps too; the caller closes them once they are sent.
+    They stay usable after hardening, for later maps too; the caller closes them once they are sent.
     """
     memory = os.open("/proc/self/mem", os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -67,7 +67,7 @@ def deleted_open_files(pid: int) -> list[str] | None:
     None when its descriptors may not be listed (another user's process, or one that is not dumpable); an
     empty list for a process that is gone.
     """
-    found = []
+    files = []
     try:
         descriptors = list(Path(f"/proc/{pid}/fd").iterdir())
     except (FileNotFoundError, ProcessLookupError):
@@ -83,29 +83,29 @@ def deleted_open_files(pid: int) -> list[str] | None:
             return None
         if target.endswith(" (deleted)"):
             name = target.removesuffix(" (deleted)")
-            found.append(f"memfd:{name[7:]}" if name.startswith("/memfd:") else f"disk:{name}")
-    return sorted(found)
+            files.append(f"memfd:{name[7:]}" if name.startswith("/memfd:") else f"disk:{name}")
+    return sorted(files)
 
 
 def file_of(fd: int) -> tuple[int, int]:
-    """Which file is open: device and inode."""
-    seen = os.fstat(fd)
-    return seen.st_dev, seen.st_ino
+    """The open file's identity: device and inode."""
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
 
 
-def own_memfds(apart: Collection[tuple[int, int]]) -> list[int]:
-    """Duplicates of every memfd that this process holds open, one for each file that is not in `apart`.
+def own_memfds(known: Collection[tuple[int, int]]) -> list[int]:
+    """Duplicates of every memfd that this process holds open, one per file that is not in `known`.
 
     The caller closes them.
     """
-    found: dict[tuple[int, int], int] = {}
+    duplicates: dict[tuple[int, int], int] = {}
     for entry in list(Path("/proc/self/fd").iterdir()):
         with contextlib.suppress(OSError):  # the listing's own descriptor is closed by now
             if str(entry.readlink()).startswith("/memfd:"):
                 file = file_of(int(entry.name))
-                if file not in found and file not in apart:
-                    found[file] = os.dup(int(entry.name))
-    return list(found.values())
+                if file not in duplicates and file not in known:
+                    duplicates[file] = os.dup(int(entry.name))
+    return list(duplicates.values())
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -114,7 +114,7 @@ def leftovers(folder: Path) -> list[str]:
 
 
 def clear(folder: Path) -> None:
-    """Overwrite and remove everything inside a scratch folder; what resists stays, and is left to the provider."""
+    """Overwrite and remove everything inside a scratch folder; whatever cannot be removed is left."""
     for path in sorted(folder.rglob("*"), reverse=True) if folder.is_dir() else []:
         with contextlib.suppress(OSError):
             if path.is_dir() and not path.is_symlink():
@@ -137,9 +137,9 @@ def _overwrite(path: Path) -> None:
 
 
 def deleted_files_held(folder: Path) -> tuple[int, int]:
-    """How many deleted disk files are held open, and how many processes would not say.
+    """How many deleted disk files are held open, and for how many processes they cannot be listed.
 
-    This process counts with every such file, each other one of this machine with those that lay in `folder`.
+    Of this process every such file counts, of each other process of this machine those that were in `folder`.
     """
     held = unseen = 0
     prefix = f"disk:{folder}/"
@@ -147,11 +147,11 @@ def deleted_files_held(folder: Path) -> tuple[int, int]:
         if not entry.name.isdecimal():
             continue
         pid = int(entry.name)
-        found = deleted_open_files(pid)
-        if found is None:
+        files = deleted_open_files(pid)
+        if files is None:
             unseen += 1
         elif pid == os.getpid():
-            held += sum(name.startswith("disk:") for name in found)
+            held += sum(name.startswith("disk:") for name in files)
         else:
-            held += sum(name.startswith(prefix) for name in found)
+            held += sum(name.startswith(prefix) for name in files)
     return held, unseen

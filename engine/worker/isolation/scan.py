@@ -1,7 +1,7 @@
 """Searching a process's memory, and the memfds it can reach, for byte patterns.
 
 Memory is read through descriptors that the target opened and handed over. Every area is read, or counted
-under the class for which it is not; what is left is listed, so that a verdict cannot rest on it.
+under the class for which it is skipped; any other unread area is listed, so that no verdict of zeroized rests on it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from engine.worker.isolation._libc import libc
 
 WINDOW_BYTES: Final = 1024 * 1024
 PAGE_BYTES: Final = 4096
-MAX_ROUNDS: Final = 4  # of reading what a target mapped while it was read
-MAX_MISSED_PAGES: Final = 4096  # in a row, before the rest of an area is given up
+MAX_ROUNDS: Final = 4  # of reading areas that a target mapped while it was read
+MAX_MISSED_PAGES: Final = 4096  # in a row, before the rest of an area is skipped
 DESCRIPTOR: Final = "descriptor"  # class of a map whose memfd is read by descriptor in the same scan
 
 _MIN_ANCHOR: Final = 8
@@ -52,9 +52,9 @@ class Target:
 
 @dataclass(slots=True)
 class Report:
-    """What one scan of one target saw.
+    """The result of one scan of one target.
 
-    `where` counts hits by kind of area. Only with an empty `unread_other` does zero prove anything.
+    `where` counts hits by kind of area. Zero hits prove something only if `unread_other` is empty.
     """
 
     state: str = "read"
@@ -73,7 +73,7 @@ class Report:
         counts[1] += size
 
     def as_dict(self, classes: Iterable[str]) -> dict[str, Any]:
-        """JSON; `hits` names every class that was looked for, with 0 where there was none."""
+        """JSON; `hits` names every class that was searched for, with 0 for no hit."""
         return {
             "state": self.state,
             "bytes_read": self.bytes_read,
@@ -87,7 +87,7 @@ class Report:
 
 
 class PatternStore:
-    """The scanner's own copy of what it looks for, in one buffer that `wipe` zeroes."""
+    """The scanner's own copy of the patterns, in one buffer that `wipe` zeroes."""
 
     def __init__(self) -> None:
         self._buffer = bytearray(patterns.STORE_BYTES)
@@ -101,10 +101,10 @@ class PatternStore:
         """
         counts: Counter[str] = Counter()
         whole = memoryview(self._buffer)
-        found = list(patterns.read(source))
-        if self._used + sum(len(data) for _, data in found) > len(whole):
-            raise RunError("The patterns do not fit.", code="pattern_overflow")
-        for name, data in found:
+        items = list(patterns.read(source))
+        if self._used + sum(len(data) for _, data in items) > len(whole):
+            raise RunError("The scanner has no room for more patterns.", code="pattern_overflow")
+        for name, data in items:
             end = self._used + len(data)
             whole[self._used : end] = data
             self.items.append((name, whole[self._used : end]))
@@ -128,7 +128,7 @@ class PatternStore:
 
 @dataclass(slots=True)
 class _Group:
-    """Patterns that begin alike, and the bytes to search for: the shortest one without its trailing zeros."""
+    """Patterns with a common prefix, and the bytes to search for: the shortest one without its trailing zeros."""
 
     address: int
     size: int
@@ -136,7 +136,7 @@ class _Group:
 
 
 class Search:
-    """Counts patterns in a stream of bytes that passes through one window, across the window's edges too."""
+    """Counts patterns in a stream of bytes that is read through one window, including those across window borders."""
 
     def __init__(self, store: PatternStore) -> None:
         self._longest = max((len(data) for _, data in store.items), default=0)
@@ -146,7 +146,7 @@ class Search:
         self._kept = 0
 
     def restart(self) -> None:
-        """The next bytes do not follow the last ones."""
+        """Forget the last bytes: the next ones are not contiguous with them."""
         self._kept = 0
 
     def space(self, size: int) -> memoryview:
@@ -192,13 +192,13 @@ class Search:
         window = self._window
         base = self._address
         for group in self._groups:
-            found = _memmem(base + start, stop - start, group.address, group.size)
-            while found:
-                at = found - base
+            hit = _memmem(base + start, stop - start, group.address, group.size)
+            while hit:
+                at = hit - base
                 for name, data in group.members:
                     if fresh < at + len(data) <= stop and window.startswith(data, at):
                         hits[name] += 1
-                found = _memmem(found + 1, base + stop - found - 1, group.address, group.size)
+                hit = _memmem(hit + 1, base + stop - hit - 1, group.address, group.size)
 
 
 class Scan:
@@ -225,7 +225,7 @@ class Scan:
         return report
 
     def _memory(self, memory: int, maps: int, described: set[tuple[int, int]], report: Report) -> None:
-        """Read every area, then what was mapped meanwhile, until nothing new appears."""
+        """Read every area, then those mapped in the meantime, until nothing new appears."""
         areas = smaps.read(maps)
         if not areas:
             report.state = "gone"
@@ -256,7 +256,7 @@ class Scan:
             except OSError:
                 count = 0
             if count > 0:
-                self._found(self._search.feed(count), area.kind, report)
+                self._record(self._search.feed(count), area.kind, report)
                 report.bytes_read += count
                 missed = 0
             else:
@@ -282,13 +282,13 @@ class Scan:
             if count <= 0:
                 report.unread_other.append({"why": "short", "kind": DESCRIPTOR, "bytes": size - at})
                 break
-            self._found(self._search.feed(count), DESCRIPTOR, report)
+            self._record(self._search.feed(count), DESCRIPTOR, report)
             report.bytes_read += count
             at += count
         report.descriptors_read += 1
 
     @staticmethod
-    def _found(hits: Counter[str], kind: str, report: Report) -> None:
+    def _record(hits: Counter[str], kind: str, report: Report) -> None:
         report.hits += hits
         if hits:
             report.where[kind] += hits.total()
@@ -325,7 +325,7 @@ def _unread(why: str, area: smaps.Area, size: int) -> dict[str, Any]:
 
 
 def _by_prefix(items: Sequence[patterns.Item]) -> list[_Group]:
-    """Patterns grouped under the shortest that begins them: a key and its first half cost one search."""
+    """Patterns grouped under the shortest pattern that is their prefix: a key and its first half cost one search."""
     groups: list[_Group] = []
     for item in sorted(items, key=lambda item: len(item[1])):
         data = item[1]

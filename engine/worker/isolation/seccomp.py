@@ -1,8 +1,8 @@
-"""A system-call filter in raw BPF: what a process that holds plaintext must never do again.
+"""A system-call filter in raw BPF: system calls that a process with plaintext must never make again.
 
-Denied calls fail with EPERM, so that a library that merely tries goes on. `clone` without CLONE_THREAD is
-denied and `clone3` does not exist, so that threads start and processes do not. ioctl is never denied: CUDA
-lives on it.
+Denied calls fail with EPERM, so that a library that only tries one continues. `clone` without CLONE_THREAD is
+denied and `clone3` fails with ENOSYS (its flags are in memory, where a filter cannot read them), so that threads
+can be started and processes cannot. ioctl is never denied: CUDA needs it.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def program(machine: str) -> list[Instruction]:
 
 
 def install() -> int:
-    """Filter every thread of this process, for good; returns how many calls are denied; raises `OSError`."""
+    """Filter every thread of this process, irrevocably; returns how many calls are denied; raises `OSError`."""
     machine = platform.machine()
     steps = program(machine)
     code = b"".join(struct.pack("=HBBI", *step) for step in steps)

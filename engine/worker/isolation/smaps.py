@@ -1,4 +1,4 @@
-"""The memory map of a process as the kernel counts it, and which of its areas a scan may leave out."""
+"""The memory map of a process as the kernel reports it, and which of its areas a scan may skip."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ class Area:
     def skip_class(self) -> str | None:
         """The class for which the area is not read at all; None when it must be read.
 
-        A file map is clean when no page of it was written or copied; memory files never count as clean. A
-        guard is unreadable to its own process and holds no page. Device maps are those the kernel flags so.
+        A file map is clean if no page of it was written or copied; memory files never count as clean. A
+        guard is unreadable to its own process and holds no page. Device maps are those that the kernel flags as such.
         """
         if self.name in _KERNEL_PAGES:
             return _KERNEL_PAGES[self.name]
@@ -79,7 +79,7 @@ class Area:
 
     @property
     def unreadable_class(self) -> str | None:
-        """The class of pages that were tried and refused; None when there is no good reason."""
+        """The class of pages that could not be read; None if there is no legitimate reason."""
         if "gu" in self.flags:
             return GUARD
         if self.name.startswith(("/secretmem", "secretmem")):
@@ -130,7 +130,7 @@ def read(fd: int) -> list[Area]:
 
 
 def own() -> list[Area]:
-    """The areas of this process; raises `OSError` once files are denied."""
+    """The areas of this process; raises `OSError` once Landlock denies opening files."""
     fd = os.open("/proc/self/smaps", os.O_RDONLY | os.O_CLOEXEC)
     try:
         return read(fd)

@@ -1,8 +1,8 @@
-"""Overwriting what a process has freed: heap chunks of the C library, blocks of the interpreter, maths
-buffers, the stack below its caller.
+"""Overwriting memory that a process has freed: heap chunks of the C library, blocks of the interpreter, maths
+buffers, the stack below the caller.
 
-Freed memory keeps its bytes until it is used again. A sweep takes every free chunk, zeroes it and gives it
-back. It reaches the main arena and the main stack: run it in the main thread of a process whose other threads
+Freed memory keeps its bytes until it is used again. A sweep takes every free chunk, zeroes it and frees it
+again. It reaches the main arena and the main stack: run it in the main thread of a process whose other threads
 handled no secrets.
 """
 
@@ -49,7 +49,8 @@ _PAGE: Final = os.sysconf("SC_PAGESIZE")
 # Offset of the stack pointer in a ucontext_t (getcontext(3)).
 _STACK_POINTER: Final = {"x86_64": 160, "aarch64": 432}.get(platform.machine())
 _CONTEXT: Final = ctypes.create_string_buffer(8192)  # 968 bytes on x86-64, 4560 on aarch64
-# Called alike, from the same depth, both have the same stack pointer: memset must not reach what is live beneath it.
+# With the same signature, called from the same depth, both have the same stack pointer: memset must not overwrite its
+# own live frame.
 _memset: Final = libc.memset
 _getcontext: Final = getattr(libc, "getcontext", None)
 for _function in filter(None, (_memset, _getcontext)):
@@ -59,14 +60,14 @@ for _function in filter(None, (_memset, _getcontext)):
 _RETURN_MARGIN: Final = 64
 _mincore: Final = libc.mincore
 _mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
-# One size for each way in which the C library copies: by 16 to 64 bytes, in loops, by string instructions.
+# One size per way in which the C library copies: by 16 to 64 bytes, in loops, by string instructions.
 _COPY_SIZES: Final = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 65536)
 _ZEROS: Final = ctypes.create_string_buffer(_COPY_SIZES[-1])
 _SINK: Final = ctypes.create_string_buffer(_COPY_SIZES[-1])
 
 
 class _Held:
-    """Chunks taken from the heap, zeroed, and chained through their own first word: nothing else is
+    """Chunks taken from the heap, zeroed, and linked through their own first word: nothing else is
     allocated.
     """
 
@@ -91,7 +92,7 @@ class _Held:
         return True
 
     def release(self) -> None:
-        """Give everything back."""
+        """Free every chunk."""
         while self.head:
             following = ctypes.c_size_t.from_address(self.head).value
             ctypes.c_size_t.from_address(self.head).value = 0
@@ -102,8 +103,8 @@ class _Held:
 def sweep_heap() -> int:
     """Zero every free chunk of the main arena; returns the bytes zeroed.
 
-    Chunks are taken from large to small, so that each free stretch is filled by halves, up to where the heap
-    ended; the per-thread cache comes last, class by class, when nothing is left to refill it from.
+    Chunks are taken from large to small, so that each free stretch is filled by halves, up to the former end of
+    the heap; the per-thread cache comes last, class by class, when nothing is left to refill it from.
     """
     held = _Held()
     limit = int(_sbrk(0) or 0)
@@ -122,9 +123,9 @@ def sweep_heap() -> int:
 def sweep_python(bytes_per_class: int = PYTHON_BYTES_PER_CLASS) -> int:
     """Zero free blocks of the interpreter's own allocator; returns the bytes zeroed.
 
-    Every size class takes `bytes_per_class`, all held until the last has its share: free pools serve any class.
-    A class that has its share leaves a pool half carved, and what it does not carve keeps its bytes; so each takes
-    one pool more when no old pool is free any longer.
+    Every size class allocates `bytes_per_class`, and all blocks are held until the last class is done, because a free
+    pool can serve any class. A class that stops in the middle of a pool leaves old bytes in its unused rest; so each
+    class then allocates one more pool's worth, when no old pool is free any longer.
     """
     blocks: list[bytes] = []
     for share in (bytes_per_class, _PYTHON_POOL):
@@ -137,10 +138,10 @@ def sweep_stack() -> int:
     """Zero the main thread's stack below the caller, then the vector registers that copies go through; returns the
     bytes of stack zeroed, 0 where the C library does not report the stack pointer.
 
-    Not covered: frames that are live, and what they left unwritten of older frames, so call it from no deeper than
-    where secrets were handled (a Python function called by another adds no depth); registers that only a maths
-    kernel uses, which reach memory by a signal's frame alone in a process bound at start; stacks of other threads,
-    for which it raises `RuntimeError`. Needs no file, so that it works behind Landlock.
+    Not covered: live frames, and bytes of older frames in them that they have not overwritten, so call it from no
+    deeper than where secrets were handled (a Python function called by another adds no depth); registers that only a
+    maths kernel uses, which reach memory only in a signal's frame if the process was bound at its start; stacks of
+    other threads, for which it raises `RuntimeError`. Opens no file, so that it works behind Landlock.
     """
     if threading.get_native_id() != os.getpid():
         raise RuntimeError("only the main thread's stack can be swept")
@@ -156,7 +157,7 @@ def sweep_stack() -> int:
 
 
 def _stack_pointer() -> int:
-    """The stack pointer in a call of the C library from here, or from the caller; 0 where it is not known."""
+    """The stack pointer in a call of the C library from here, or from the caller; 0 if unknown."""
     if _getcontext is None or _STACK_POINTER is None:
         return 0
     _getcontext(_CONTEXT, 0, 0)
@@ -168,23 +169,23 @@ def _is_mapped(page: int) -> bool:
 
 
 def trim() -> bool:
-    """Give free pages back to the kernel; True when some were, False also where the C library cannot."""
-    give_back = getattr(libc, "malloc_trim", None)
-    return give_back is not None and bool(give_back(0))
+    """Give free pages back to the kernel; True if there were any, False also if the C library cannot."""
+    malloc_trim = getattr(libc, "malloc_trim", None)
+    return malloc_trim is not None and bool(malloc_trim(0))
 
 
 def perturb_frees() -> bool:
     """Have the C library overwrite memory as it is freed; False where it cannot.
 
-    Only with `GLIBC_TUNABLES=glibc.malloc.tcache_count=0` in the process's environment does it see every
-    free.
+    Only with `GLIBC_TUNABLES=glibc.malloc.tcache_count=0` in the process's environment is this
+    applied to every free: otherwise small chunks go to the per-thread cache unchanged.
     """
-    option = getattr(libc, "mallopt", None)
-    return option is not None and bool(option(_M_PERTURB, _PERTURB_BYTE))
+    mallopt = getattr(libc, "mallopt", None)
+    return mallopt is not None and bool(mallopt(_M_PERTURB, _PERTURB_BYTE))
 
 
 def free_math_buffers() -> str:
-    """Free the packed panels that the maths library keeps: `freed`, or `absent` where torch brings no such
+    """Free the packed panels that the maths library keeps: `freed`, or `absent` if torch includes no such
     library.
 
     Imports nothing and opens no file, so that it works behind Landlock.
@@ -200,11 +201,11 @@ def free_math_buffers() -> str:
 
 def _math_libraries() -> list[Any]:
     torch = sys.modules.get("torch")
-    found: list[Any] = [libc]
+    libraries: list[Any] = [libc]
     if torch is not None and torch.__file__:
         path = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
         try:
-            found.append(ctypes.CDLL(str(path), mode=_RTLD_NOLOAD))
+            libraries.append(ctypes.CDLL(str(path), mode=_RTLD_NOLOAD))
         except OSError:
-            return found
-    return found
+            return libraries
+    return libraries

@@ -1,4 +1,4 @@
-"""The trained adapter: its tensor digest, and its file written straight into a map."""
+"""The trained adapter: its tensor digest, and its file, written directly into a map."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _bytes_of(tensor: Any) -> memoryview:
 
 
 def digest(trainable: Mapping[str, Any]) -> str:
-    """`tensor_digest` of the adapter as it stands: equal in both segments when they did the same work."""
+    """`tensor_digest` of the adapter as it is now: equal in both segments if they did the same work."""
     items = []
     for name, parameter in trainable.items():
         tensor = _on_host(parameter)

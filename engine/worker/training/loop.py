@@ -17,7 +17,7 @@ REPORT_EVERY_NS: Final = 500_000_000
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What a measured window came to. `step_chain` is None in a raw segment; `last_row` indexes the samples."""
+    """The result of a measured window. `step_chain` is None in a raw segment; `last_row` indexes the samples."""
 
     steps: int
     elapsed_ns: int
@@ -28,7 +28,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reporter(Protocol):
-    """Where the loop sends what it has; called between steps, inside the measured window."""
+    """Receives the loop's progress; called between steps, inside the measured window."""
 
     def progress(self, first: int, losses: list[float], nanos: list[int]) -> None:
         """Steps `first ..` of the measured window are done."""
@@ -82,7 +82,7 @@ class Trainer:
 
 
 def warm_up(trainer: Trainer, reporter: Reporter) -> None:
-    """Run the plan's warm-up steps, uncounted, unless asked to stop."""
+    """Run the plan's warm-up steps, which are not counted; ends early on a request to stop."""
     for _ in range(trainer.plan.training.warmup_steps):
         float(trainer.step().item())
         if reporter.should_stop() is not None:
@@ -134,7 +134,7 @@ def measure(trainer: Trainer, reporter: Reporter, *, with_evidence: bool) -> Out
 
 
 class _Flusher:
-    """Sends completed steps on at intervals and asks whether to stop."""
+    """Reports completed steps at intervals and checks for requests to stop."""
 
     def __init__(self, recorder: Recorder, reporter: Reporter) -> None:
         self._recorder = recorder
@@ -145,14 +145,14 @@ class _Flusher:
         self.asked_to_stop: StopReason | None = None
 
     def when_due(self) -> None:
-        """Flush and ask when the interval has passed, however often checkpoints flush in between."""
+        """Flush and check for a stop once the interval has passed, however often checkpoints flush in between."""
         if time.perf_counter_ns() >= self._due:
             self.now(all_steps=False)
             self.asked_to_stop = self._reporter.should_stop()
             self._due = time.perf_counter_ns() + REPORT_EVERY_NS
 
     def now(self, *, all_steps: bool) -> None:
-        """Flush what is complete, or everything."""
+        """Report the completed steps; with `all_steps`, wait until all are complete."""
         losses, nanos = self._recorder.drain(all_steps=all_steps)
         if losses:
             self._reporter.progress(self.sent, losses, nanos)

@@ -33,7 +33,7 @@ class Mapped:
 
 
 class Workload:
-    """Everything that a training step touches. `trainable` maps peft key names to parameters, in name order."""
+    """Everything that a training step uses. `trainable` maps peft key names to parameters, in name order."""
 
     def __init__(
         self, model: Any, trainable: dict[str, Any], tokens: dict[str, Any], device: str, dtype: str, maps: list[Mapped]
@@ -75,15 +75,15 @@ def empty_model(config: Mapping[str, Any]) -> Any:
         from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
         from transformers.models.qwen2.modeling_qwen2 import Qwen2ForCausalLM
 
-        made = Qwen2Config(**settings)
-        made._attn_implementation = "sdpa"
+        qwen_config = Qwen2Config(**settings)
+        qwen_config._attn_implementation = "sdpa"
         with no_init_weights():
-            return Qwen2ForCausalLM(made)
+            return Qwen2ForCausalLM(qwen_config)
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    made = AutoConfig.for_model(**settings)
+    auto_config = AutoConfig.for_model(**settings)
     with no_init_weights():
-        return AutoModelForCausalLM.from_config(made, attn_implementation="sdpa")
+        return AutoModelForCausalLM.from_config(auto_config, attn_implementation="sdpa")
 
 
 def add_lora(model: Any, plan: Plan) -> Any:
@@ -92,7 +92,7 @@ def add_lora(model: Any, plan: Plan) -> Any:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        made = get_peft_model(
+        peft_model = get_peft_model(
             model,
             LoraConfig(
                 r=plan.lora.r,
@@ -104,14 +104,14 @@ def add_lora(model: Any, plan: Plan) -> Any:
                 init_lora_weights=False,
             ),
         )
-    made.train()
-    return made
+    peft_model.train()
+    return peft_model
 
 
 def load(plan: Plan, files: Mapping[str, int]) -> Workload:
     """Build the workload from payload files given as name -> descriptor.
 
-    Raises `SealingError` (`payload_incomplete`) when the files do not fit the model.
+    Raises `SealingError` (`payload_incomplete`) if the files do not match the model.
     """
     import torch
 
@@ -157,7 +157,7 @@ def _place_weights(model: Any, shards: list[Mapped], dtype: Any) -> None:
             tensor = _tensor(shard, spec)
             if tensor.shape != parameter.shape:
                 raise SealingError(
-                    f"The weight {name} has another shape than the model's config says.",
+                    f"The shape of the weight {name} differs from the model's config.",
                     "Check that config.json and the weights belong together.",
                     code="payload_incomplete",
                 )
@@ -184,7 +184,7 @@ def _place_adapter(model: Any, start: Mapped, device: str) -> dict[str, Any]:
     specs = dict(_specs(start))
     if set(specs) != set(trainable):
         raise SealingError(
-            "The adapter's start does not fit the model's LoRA layers.",
+            "The initial adapter does not match the model's LoRA layers.",
             "Check the LoRA targets of the plan.",
             code="payload_incomplete",
         )
@@ -204,12 +204,18 @@ class Rehearsal(msgspec.Struct, frozen=True):
         """A config small enough to build in milliseconds."""
         if self.model_type != "qwen2":
             raise RunError(
-                f"No rehearsal is known for the architecture {self.model_type!r}.",
-                "Protected segments run Qwen2 models for now.",
+                f"Protected segments do not support the architecture {self.model_type!r}.",
+                "Use a Qwen2 model, or plan a raw segment only.",
                 code="architecture_unsupported",
             )
         return {
-            "model_type": "qwen2", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-            "num_key_value_heads": 1, "intermediate_size": 32, "vocab_size": 64, "tie_word_embeddings": True,
+            "model_type": "qwen2",
+            "hidden_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "intermediate_size": 32,
+            "vocab_size": 64,
+            "tie_word_embeddings": True,
             "use_cache": False,
-        }  # fmt: skip
+        }

@@ -1,4 +1,4 @@
-"""What decides the bits of a training step, pinned the same for both segments and recorded."""
+"""The settings that determine a training step bit by bit: pinned alike for both segments, and recorded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ENVIRONMENT: Final = {
     "OPENBLAS_NUM_THREADS": "1",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
     "PYTHONHASHSEED": "0",
-    # One arena for every thread: the sweep of the heap reaches the main one alone.
+    # One arena for all threads: the heap sweep reaches only the main arena.
     "MALLOC_ARENA_MAX": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_OFFLINE": "1",

@@ -13,7 +13,7 @@ RING: Final = 1024
 
 
 class Recorder(Protocol):
-    """Takes the steps of a measured window. Each time runs from the end of the step before, evidence included."""
+    """Records the steps of a measured window. Each time runs from the end of the previous step, evidence included."""
 
     elapsed_ns: int
     nonfinite_at: int | None
@@ -22,14 +22,14 @@ class Recorder(Protocol):
         """Open the window; synchronises the device."""
 
     def step(self, loss: Any) -> None:
-        """Take in the loss tensor of the step that was just issued."""
+        """Record the loss tensor of the step that was just issued."""
 
     def drain(self, *, all_steps: bool) -> tuple[list[float], list[int]]:
         """Losses and nanoseconds of the steps that completed since the last drain."""
 
 
 class HostRecorder:
-    """Reads each loss at once: on a CPU the step is done by then."""
+    """Reads each loss at once: on a CPU the step is complete when it returns."""
 
     def __init__(self, chain: StepChain | None) -> None:
         self._chain = chain
@@ -82,7 +82,7 @@ class CudaRecorder:
     def start(self) -> None:
         import torch
 
-        # Pinned, so that the copy needs no wait; reading it does not touch the stream.
+        # Pinned memory, so that the copy is asynchronous; reading it does not involve the stream.
         self._ring = torch.zeros(RING, dtype=torch.float32, pin_memory=True)
         torch.cuda.synchronize()
         self._before = torch.cuda.Event(enable_timing=True)

@@ -12,7 +12,7 @@ from engine.worker.training import adapter, loop, secret_patterns
 from engine.worker.training.model import Rehearsal, Workload, add_lora, choose_device, empty_model
 
 
-class _Quiet:
+class _SilentReporter:
     def progress(self, first: int, losses: list[float], nanos: list[int]) -> None:
         pass
 
@@ -54,9 +54,9 @@ def rehearse(plan: Plan, model_type: str) -> None:
         training=msgspec.structs.replace(plan.training, warmup_steps=1, checkpoint_every=1),
     )
     trainer = loop.Trainer(workload, short)
-    quiet = _Quiet()
-    loop.warm_up(trainer, quiet)
-    loop.measure(trainer, quiet, with_evidence=True)
+    reporter = _SilentReporter()
+    loop.warm_up(trainer, reporter)
+    loop.measure(trainer, reporter, with_evidence=True)
     fd = os.memfd_create("rehearsal")
     adapter.write(workload.trainable, "rehearsal", fd)
     adapter.is_finite(workload.trainable)

@@ -1,4 +1,4 @@
-"""What the scan looks for in a trainer, and how the trainer wipes it."""
+"""The patterns that a scan searches for in a trainer, and how the trainer wipes its secrets."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ TRAINED_TENSORS: Final = 8
 FROZEN_TENSORS: Final = 4
 
 
-class _Scratch:
-    """Host copies that patterns are taken from, zeroed afterwards."""
+class _HostCopies:
+    """Copies in host memory that patterns are taken from, zeroed afterwards."""
 
     def __init__(self) -> None:
         self._tensors: list[Any] = []
 
     def view(self, tensor: Any, *, copied: bool = False) -> memoryview:
-        """The bytes of a tensor; a copy on the host is remembered when one was made."""
+        """The bytes of a tensor; if that took a copy on the host, it is kept for `wipe`."""
         import torch
 
         host = tensor.detach().to("cpu").contiguous()
@@ -43,7 +43,7 @@ class _Scratch:
 
 
 def _window(data: memoryview, where: float) -> memoryview | None:
-    """A window near the relative place `where` that is no padding; None when there is none."""
+    """A window near the relative position `where` that is not padding; None if there is none."""
     last = len(data) - WINDOW
     if last < 0:
         return None
@@ -55,7 +55,7 @@ def _window(data: memoryview, where: float) -> memoryview | None:
 
 
 def _candidates(
-    workload: Workload, optimizer: Any, last_row: int, secret_weights: bool, scratch: _Scratch
+    workload: Workload, optimizer: Any, last_row: int, secret_weights: bool, scratch: _HostCopies
 ) -> Iterator[tuple[str, memoryview | None]]:
     import torch
 
@@ -80,19 +80,19 @@ def _candidates(
 def write_patterns(
     workload: Workload, optimizer: Any, last_row: int, fd: int, *, secret_weights: bool
 ) -> dict[str, int]:
-    """Lay windows of the last trained row, of weights that came in the package, of the adapter and of the moments
+    """Write windows of the last trained row, of weights that came in the package, of the adapter and of the moments
     into the patterns memfd; returns how many of each class."""
-    scratch = _Scratch()
+    scratch = _HostCopies()
     try:
         with mmap.mmap(fd, patterns.STORE_BYTES) as target, memoryview(target) as view:
-            found = _candidates(workload, optimizer, last_row, secret_weights, scratch)
-            return patterns.write(view, ((name, data) for name, data in found if data is not None))
+            candidates = _candidates(workload, optimizer, last_row, secret_weights, scratch)
+            return patterns.write(view, ((name, data) for name, data in candidates if data is not None))
     finally:
         scratch.wipe()
 
 
 def zero_in_place(trainer: Any) -> None:
-    """Overwrite parameters, gradients and moments where they lie; dropping alone would leave them on the heap."""
+    """Overwrite parameters, gradients and moments in place; only dropping them would leave their bytes on the heap."""
     import torch
 
     with torch.no_grad():
@@ -106,7 +106,7 @@ def zero_in_place(trainer: Any) -> None:
 
 
 def wipe(workload: Workload, trainer: Any) -> dict[str, Any]:
-    """The wipe ladder: zero in place, drop, unmap, free the maths library's buffers, sweep heap and stack, trim."""
+    """The wipe, in order: zero in place, drop, unmap, free the maths library's buffers, sweep heap and stack, trim."""
     import torch
 
     began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The accelerator's memory as a driver tells it: here a tool and a library of the test's own, since there is no GPU."""
+"""The accelerators' memory as a driver reports it: here a fake tool and a fake library, since there is no GPU."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ esac
 
 
 class Driver:
-    """A folder with an `nvidia-smi` that says what it is told to say."""
+    """A folder with a fake `nvidia-smi` that prints given values."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.says("3", "4")
+        self.reports("3", "4")
         tool = folder / "nvidia-smi"
         tool.write_text(TOOL)
         tool.chmod(0o700)
 
-    def says(self, *used: str, pids: tuple[str, ...] = ()) -> None:
+    def reports(self, *used: str, pids: tuple[str, ...] = ()) -> None:
         """MiB in use of each GPU, and the processes on them."""
         (self.folder / "used").write_text("".join(f"{one}\n" for one in used))
         (self.folder / "pids").write_text("".join(f"{one}\n" for one in pids))
 
-    def falls_silent(self) -> None:
-        """From now on it fails."""
+    def fail(self) -> None:
+        """Let every further call fail."""
         (self.folder / "silent").touch()
 
 
@@ -64,32 +64,32 @@ def test_all_accelerators_are_added_up() -> None:
     assert memory_used() == DeviceMemory(used=7 << 20, processes=0)
 
 
-def test_memory_that_came_back_is_at_its_baseline(driver: Driver) -> None:
+def test_freed_memory_is_at_its_baseline(driver: Driver) -> None:
     before = memory_used()
-    driver.says("3", "2")
-    found = device_after(before, known_gpu=True, settle=0.0)
-    assert (found.present, found.at_baseline, found.compute_processes) == (True, True, 0)
-    assert (found.bytes_before, found.bytes_after) == (7 << 20, 5 << 20)
+    driver.reports("3", "2")
+    device = device_after(before, known_gpu=True, settle=0.0)
+    assert (device.present, device.at_baseline, device.compute_processes) == (True, True, 0)
+    assert (device.bytes_before, device.bytes_after) == (7 << 20, 5 << 20)
 
 
-def test_memory_or_a_process_that_stays_is_told(driver: Driver) -> None:
+def test_memory_or_a_process_that_remains_is_reported(driver: Driver) -> None:
     before = memory_used()
-    driver.says("3", "900", pids=("77",))
-    found = device_after(before, known_gpu=True, settle=0.3)
-    assert (found.at_baseline, found.compute_processes, found.bytes_after) == (False, 1, 903 << 20)
+    driver.reports("3", "900", pids=("77",))
+    device = device_after(before, known_gpu=True, settle=0.3)
+    assert (device.at_baseline, device.compute_processes, device.bytes_after) == (False, 1, 903 << 20)
 
 
-def test_a_driver_that_falls_silent_is_unknown_and_not_absent(driver: Driver) -> None:
+def test_after_a_driver_stops_answering_memory_is_unknown_and_the_device_present(driver: Driver) -> None:
     before = memory_used()
-    driver.falls_silent()
-    found = device_after(before, known_gpu=False, settle=0.0)
-    assert (found.present, found.at_baseline, found.compute_processes) == (True, None, None)
+    driver.fail()
+    device = device_after(before, known_gpu=False, settle=0.0)
+    assert (device.present, device.at_baseline, device.compute_processes) == (True, None, None)
 
 
-def test_without_a_baseline_nothing_is_at_it(driver: Driver) -> None:
-    driver.says("[N/A]")
+def test_without_a_baseline_the_comparison_is_unknown(driver: Driver) -> None:
+    driver.reports("[N/A]")
     assert memory_used() is None
-    driver.says("3", "4")
+    driver.reports("3", "4")
     assert device_after(None, known_gpu=True, settle=0.0).at_baseline is None
 
 
@@ -116,16 +116,18 @@ int nvmlDeviceGetComputeRunningProcesses_v3(void *handle, unsigned *count, void 
 """
 
 
-def test_the_library_is_spoken_to_as_its_header_says(tmp_path: Path) -> None:
+def test_nvml_is_called_as_its_header_declares(tmp_path: Path) -> None:
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("cc is missing, with which a stand-in for NVML is built: install the package gcc")
     source = tmp_path / "nvml.c"
     source.write_text(LIBRARY)
     subprocess.run([compiler, "-shared", "-fPIC", "-o", tmp_path / gpu_memory.LIBRARY, source], check=True)
-    told = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", "from engine.worker import gpu_memory; print(gpu_memory._by_library())"],
         env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path), "PYTHONPATH": str(Path(engine.__file__).parents[1])},
-        capture_output=True, check=True, text=True,
-    )  # fmt: skip
-    assert told.stdout.strip() == str(DeviceMemory(used=33 << 32, processes=3))
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    assert result.stdout.strip() == str(DeviceMemory(used=33 << 32, processes=3))

@@ -1,4 +1,4 @@
-"""Weights of a hub model, fetched from a hub on loopback in a process of their own."""
+"""Weights of a hub model, downloaded in a subprocess from a hub on loopback."""
 
 from __future__ import annotations
 
@@ -74,10 +74,22 @@ def hub() -> Iterator[tuple[str, list[str | None]]]:
 def _job(digest: str) -> bytes:
     plan = msgspec.structs.replace(preset("demo"), model=Model(source="hub", name="a/model", revision=REVISION))
     job = Job(
-        run_id="run", allocation_id="pod", plan=dump_plan(plan), plan_digest="", policy={}, policy_digest="",
-        manifest_digest=None, payload_files={}, hub_weights={"model.safetensors": digest}, hub_revision=REVISION,
-        model_type="qwen2", noise_seed=1, run_public_key="", recipient_public_key="", ssh_host_key_digest="",
-    )  # fmt: skip
+        run_id="run",
+        allocation_id="pod",
+        plan=dump_plan(plan),
+        plan_digest="",
+        policy={},
+        policy_digest="",
+        manifest_digest=None,
+        payload_files={},
+        hub_weights={"model.safetensors": digest},
+        hub_revision=REVISION,
+        model_type="qwen2",
+        noise_seed=1,
+        run_public_key="",
+        recipient_public_key="",
+        ssh_host_key_digest="",
+    )
     return msgspec.json.encode(job)
 
 
@@ -86,14 +98,14 @@ def _fetch(home: Path, run: Path, address: str, digest: str, **more: str) -> dic
     (home / ".cache" / "huggingface" / "token").write_text(TOKEN)
     env = {"HOME": str(home), "PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     env |= {"HF_ENDPOINT": address, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1", **more}
-    told = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", SCRIPT, _job(digest).decode(), str(run)], env=env, capture_output=True, check=True
     )
-    found: dict[str, str] = json.loads(told.stdout)
-    return found
+    files: dict[str, str] = json.loads(result.stdout)
+    return files
 
 
-def test_the_weights_lie_beside_the_run_and_no_token_was_sent(
+def test_the_weights_are_cached_beside_the_run_and_no_token_is_sent(
     hub: tuple[str, list[str | None]], tmp_path: Path
 ) -> None:
     address, credentials = hub
@@ -109,7 +121,7 @@ def test_the_weights_lie_beside_the_run_and_no_token_was_sent(
     assert [one.name for one in (tmp_path / ".cache" / "huggingface").iterdir()] == ["token"]
 
 
-def test_weights_of_another_digest_are_refused_and_a_file_that_the_hub_lacks_is_told(
+def test_a_wrong_digest_and_a_file_missing_on_the_hub_are_refused(
     hub: tuple[str, list[str | None]], tmp_path: Path
 ) -> None:
     run = tmp_path / "root" / "run"

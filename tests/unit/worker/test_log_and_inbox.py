@@ -35,34 +35,34 @@ def test_the_log_is_private(tmp_path: Path) -> None:
     assert (tmp_path / EVENTS_FILE).stat().st_mode & 0o777 == 0o600
 
 
-def test_a_message_is_taken_when_it_is_there(tmp_path: Path) -> None:
+def test_a_message_is_read_once_it_exists(tmp_path: Path) -> None:
     inbox = Inbox(tmp_path)
     assert inbox.take("end.json") is None
     (tmp_path / "end.json").write_text(json.dumps({"a": 1}))
     assert inbox.take("end.json") == {"a": 1}
 
 
-def test_a_link_is_no_message(tmp_path: Path) -> None:
+def test_a_symbolic_link_is_ignored(tmp_path: Path) -> None:
     (tmp_path / "real").write_text("{}")
     (tmp_path / "end.json").symlink_to(tmp_path / "real")
     assert Inbox(tmp_path).take("end.json") is None
 
 
 @pytest.mark.parametrize("content", [b"[]", b"x" * (MAX_MESSAGE + 1)])
-def test_a_message_that_is_no_small_object_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_message_that_is_too_large_or_not_an_object_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "end.json").write_bytes(content)
     with pytest.raises(RunError) as caught:
         Inbox(tmp_path).take("end.json")
     assert caught.value.code == "inbox_invalid"
 
 
-def test_waiting_ends_with_a_typed_error(tmp_path: Path) -> None:
+def test_a_wait_that_times_out_raises_runner_silent(tmp_path: Path) -> None:
     with pytest.raises(RunError) as caught:
         Inbox(tmp_path).wait("end.json", 0.1, give_up=lambda: None)
     assert caught.value.code == "runner_silent"
 
 
-def test_waiting_hears_a_cancel(tmp_path: Path) -> None:
+def test_a_cancel_ends_the_wait(tmp_path: Path) -> None:
     inbox = Inbox(tmp_path)
     os.close(os.open(tmp_path / "cancel.json", os.O_CREAT))
 

@@ -1,4 +1,4 @@
-"""When the loop asks whether to stop."""
+"""When the loop checks for a request to stop."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _Recorder:
 
 class _Reporter:
     def __init__(self) -> None:
-        self.asked = 0
+        self.checks = 0
 
     def progress(self, first: int, losses: list[float], nanos: list[int]) -> None:
         pass
@@ -33,11 +33,11 @@ class _Reporter:
         pass
 
     def should_stop(self) -> StopReason | None:
-        self.asked += 1
+        self.checks += 1
         return "cancelled"
 
 
-def test_checkpoints_that_come_faster_than_reports_do_not_put_off_the_question(monkeypatch: Any) -> None:
+def test_frequent_checkpoints_do_not_delay_the_check_for_a_stop(monkeypatch: Any) -> None:
     monkeypatch.setattr(loop, "REPORT_EVERY_NS", 2_000_000)
     reporter = _Reporter()
     flush = loop._Flusher(_Recorder(), reporter)
@@ -46,5 +46,5 @@ def test_checkpoints_that_come_faster_than_reports_do_not_put_off_the_question(m
         flush.when_due()
         if flush.asked_to_stop is not None:
             break
-    assert reporter.asked == 1
+    assert reporter.checks == 1
     assert flush.last_loss == 1.0

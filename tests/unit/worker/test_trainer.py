@@ -1,4 +1,4 @@
-"""What a trainer tells of its own failure."""
+"""The error that a trainer reports when it fails."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from engine.errors import RunError
 from engine.worker.trainer import failure
 
 
-def test_a_protected_trainer_tells_the_type_of_an_error_and_not_its_text() -> None:
-    told = failure(KeyError("a token of the payload"), "protected")
-    assert told["code"] == "trainer_failed"
-    assert "KeyError" in told["message"]
-    assert "payload" not in told["message"]
+def test_a_protected_trainer_reports_the_type_of_an_error_and_not_its_text() -> None:
+    reported = failure(KeyError("a token of the payload"), "protected")
+    assert reported["code"] == "trainer_failed"
+    assert "KeyError" in reported["message"]
+    assert "payload" not in reported["message"]
 
 
-def test_a_raw_trainer_tells_what_went_wrong_in_bounds() -> None:
-    told = failure(RuntimeError("mat1 and mat2 shapes cannot be multiplied" + "x" * 5000), "raw")
-    assert "mat1 and mat2" in told["message"]
-    assert len(told["message"]) < 1000
+def test_a_raw_trainer_reports_the_start_of_the_error_text() -> None:
+    reported = failure(RuntimeError("mat1 and mat2 shapes cannot be multiplied" + "x" * 5000), "raw")
+    assert "mat1 and mat2" in reported["message"]
+    assert len(reported["message"]) < 1000
 
 
 @pytest.mark.parametrize("kind", ["raw", "protected"])

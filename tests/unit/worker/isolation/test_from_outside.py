@@ -1,4 +1,4 @@
-"""What another process of the same user can do to a hardened one, against one that is not."""
+"""What another process of the same user can do to a hardened process, compared with an unhardened one."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from engine.worker.isolation import hardening
 if TYPE_CHECKING:
     from tests.unit.worker.isolation.conftest import Script
 
-# Root becomes a normal user, for whom no capability opens what is closed; a change of user alone closes it too,
-# so that it is opened again before the comparison.
+# Root becomes a normal user, without capabilities that would bypass the protection. A change of user clears the
+# dumpable flag too, so it is set again: only then is the unhardened control unprotected.
 AS_A_USER = r"""
 import contextlib, ctypes, errno, json, os, sys
 from pathlib import Path

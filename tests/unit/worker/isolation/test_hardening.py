@@ -97,7 +97,7 @@ class Places:
         self.udp.settimeout(60)
 
     def given(self, *, harden: bool, skip: tuple[str, ...] = ()) -> str:
-        """What the script is told."""
+        """The script's arguments, as JSON."""
         return json.dumps(
             {
                 "scratch": str(self.scratch),
@@ -119,12 +119,12 @@ def places(tmp_path: Path) -> Iterator[Places]:
 
 
 def tried(script: Script, places: Places, *, harden: bool = True, skip: tuple[str, ...] = ()) -> dict[str, Any]:
-    said, _ = script(TRY_EVERYTHING, places.given(harden=harden, skip=skip)).communicate(timeout=120)
-    found: dict[str, Any] = json.loads(said)
+    output, _ = script(TRY_EVERYTHING, places.given(harden=harden, skip=skip)).communicate(timeout=120)
+    found: dict[str, Any] = json.loads(output)
     return found
 
 
-def test_a_process_that_is_not_hardened_can_do_it_all(script: Script, places: Places) -> None:
+def test_an_unhardened_process_can_make_every_attempt(script: Script, places: Places) -> None:
     outcome = tried(script, places, harden=False)["outcome"]
     nothing_there = {"exec": "ENOENT", "ptrace": "ESRCH"}
     assert outcome == dict.fromkeys(outcome, "done") | nothing_there
@@ -132,18 +132,28 @@ def test_a_process_that_is_not_hardened_can_do_it_all(script: Script, places: Pl
 
 
 @pytest.mark.usefixtures("landlock_abi")
-def test_a_hardened_process_works_on_and_can_do_nothing_else(script: Script, places: Places) -> None:
+def test_a_hardened_process_can_work_and_do_nothing_else(script: Script, places: Places) -> None:
     outcome = tried(script, places)["outcome"]
     assert outcome.pop("link_outside") in {"EACCES", "EXDEV"}
     files = dict.fromkeys(("write_outside", "read_outside", "list_outside"), "EACCES")
     calls = (
-        "tcp", "udp", "unix", "exec", "spawn", "fork", "ptrace", "process_vm_readv", "memfd", "unshare", "dumpable",
-    )  # fmt: skip
+        "tcp",
+        "udp",
+        "unix",
+        "exec",
+        "spawn",
+        "fork",
+        "ptrace",
+        "process_vm_readv",
+        "memfd",
+        "unshare",
+        "dumpable",
+    )
     assert outcome == WORK | files | dict.fromkeys(calls, "EPERM")
     assert not (places.outside / "out").exists()
 
 
-def test_every_control_is_reported_as_it_is_seen(script: Script, places: Places, landlock_abi: int) -> None:
+def test_every_control_is_reported_as_observed(script: Script, places: Places, landlock_abi: int) -> None:
     observed = tried(script, places)["observed"]
     assert tuple(observed) == hardening.CONTROLS
     sure = ("single_task", "no_core", "no_dump", "no_new_privs", "dontdump", "landlock_fs", "seccomp")
@@ -163,7 +173,7 @@ def test_without_seccomp_landlock_alone_refuses_tcp(script: Script, places: Plac
     assert found["outcome"]["fork"] == "done"
 
 
-def test_a_network_namespace_of_its_own_reaches_nobody(script: Script, places: Places) -> None:
+def test_a_separate_network_namespace_reaches_no_address(script: Script, places: Places) -> None:
     found = tried(script, places, skip=("seccomp", "landlock_fs", "landlock_tcp"))
     seen = found["observed"]["network_namespace"]
     if seen["value"] != "enforced":
@@ -172,7 +182,7 @@ def test_a_network_namespace_of_its_own_reaches_nobody(script: Script, places: P
     assert found["outcome"]["udp"] == "ENETUNREACH"
 
 
-def test_a_control_that_is_left_out_is_reported_and_not_applied(script: Script, places: Places) -> None:
+def test_a_skipped_control_is_reported_and_not_applied(script: Script, places: Places) -> None:
     found = tried(script, places, skip=("seccomp", "landlock_fs", "no_dump"))
     for name in ("seccomp", "landlock_fs", "landlock_tcp", "no_dump"):
         assert found["observed"][name]["value"] == "not_attempted"
@@ -223,7 +233,7 @@ print(json.dumps({name: seen.as_dict() for name, seen in hardening.harden(harden
 
 @pytest.mark.usefixtures("landlock_abi")
 @pytest.mark.parametrize(("limit", "value"), [(65536, "failed:ENOMEM"), (8 << 30, "failed:memlock_limit")])
-def test_a_user_without_privileges_gets_less_and_hears_it(script: Script, limit: int, value: str) -> None:
+def test_controls_that_an_unprivileged_user_lacks_are_reported(script: Script, limit: int, value: str) -> None:
     if not may_set_memlock(limit):
         pytest.skip(
             f"the hard limit of locked memory is below {limit} bytes: raise it (ulimit -H -l unlimited, as root)"

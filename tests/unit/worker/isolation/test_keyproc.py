@@ -40,7 +40,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> SealedPackage:
 
 @dataclass
 class Supervisor:
-    """The supervisor's part: a key process, a scanner, and the targets with the maps that it keeps."""
+    """The supervisor's side: a key process, a scanner, and the targets with the maps that it keeps."""
 
     role: Role
     key: KeyClient
@@ -298,7 +298,7 @@ def test_an_adapter_is_sealed_to_the_operator_and_its_key_is_gone(attempt: int, 
         (b"\x07" + bytes(31), "other", "adapter_binding_invalid"),
     ],
 )
-def test_an_adapter_for_nobody_is_not_sealed(
+def test_an_adapter_with_an_invalid_recipient_or_binding_is_not_sealed(
     supervise: Any, tmp_path: Path, recipient: bytes, segment: str, code: str
 ) -> None:
     run: Supervisor = supervise("seal")

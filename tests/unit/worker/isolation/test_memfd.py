@@ -17,7 +17,7 @@ def fd() -> Iterator[int]:
     os.close(made)
 
 
-def test_a_memfd_has_its_exact_size_and_is_not_inherited_unless_asked(fd: int) -> None:
+def test_a_memfd_has_its_exact_size_and_is_not_inherited_unless_requested(fd: int) -> None:
     assert memfd.size_of(fd) == 8192
     assert not os.get_inheritable(fd)
     other = memfd.create("other", 1, inheritable=True)
@@ -57,7 +57,7 @@ def test_sealed_code_can_never_change_again() -> None:
     os.close(code)
 
 
-def test_code_is_not_sealed_while_somebody_can_write_it(fd: int) -> None:
+def test_code_is_not_sealed_while_a_writable_map_exists(fd: int) -> None:
     kept = memfd.map_writable(fd)
     with pytest.raises(OSError) as caught:
         memfd.seal_code(fd)

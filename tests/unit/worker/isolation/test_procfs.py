@@ -9,7 +9,7 @@ from pathlib import Path
 from engine.worker.isolation import procfs
 
 
-def test_a_process_is_itself_by_pid_and_start_time_together() -> None:
+def test_a_process_is_identified_by_pid_and_start_time_together() -> None:
     child = subprocess.Popen(["sleep", "30"])
     seen = procfs.identity(child.pid)
     assert not procfs.gone(seen.pid, seen.start)
@@ -104,7 +104,7 @@ def test_deleted_files_of_other_processes_count_where_they_lay_in_the_folder(tmp
         assert procfs.deleted_files_held(tmp_path / "run")[0] == before + 1
 
 
-def test_own_memfds_are_found_once_and_only_those_that_nobody_knows() -> None:
+def test_own_memfds_are_listed_once_and_without_the_known_ones() -> None:
     known, stray = os.memfd_create("known"), os.memfd_create("stray")
     again = os.dup(stray)
     found = procfs.own_memfds({procfs.file_of(known)})

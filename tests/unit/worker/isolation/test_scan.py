@@ -46,7 +46,7 @@ ROW = b"".join(number.to_bytes(8, "little") for number in (901, 17, 4021, 5, 88,
 
 @pytest.mark.parametrize("at", [0, 1, WINDOW_BYTES - 1, WINDOW_BYTES - 16, WINDOW_BYTES, WINDOW_BYTES + 4080])
 @pytest.mark.parametrize("around", ["zeros", "noise"])
-def test_a_pattern_is_found_once_wherever_it_lies(at: int, around: str) -> None:
+def test_a_pattern_is_found_once_at_any_offset(at: int, around: str) -> None:
     size = 2 * WINDOW_BYTES
     data = bytearray(bytes(size) if around == "zeros" else noise(2, size))
     data[at : at + 32] = KEY
@@ -55,7 +55,7 @@ def test_a_pattern_is_found_once_wherever_it_lies(at: int, around: str) -> None:
 
 @pytest.mark.parametrize(("before", "after"), [(24, 0), (0, 24), (24, 24)])
 @pytest.mark.parametrize("pages", [1, 256])
-def test_zeros_of_a_pattern_may_lie_in_a_page_of_zeros(before: int, after: int, pages: int) -> None:
+def test_a_pattern_whose_zeros_are_in_a_page_of_zeros_is_found(before: int, after: int, pages: int) -> None:
     pattern = bytes(before) + KEY + bytes(after)
     for at in (pages * 4096 - before, (pages + 1) * 4096 - before - len(KEY)):
         data = bytearray(2 * WINDOW_BYTES)
@@ -80,7 +80,7 @@ def test_a_search_counts_like_a_plain_count_in_any_pieces() -> None:
         assert searched(store, plain, pieces) == expected
 
 
-def test_bytes_that_do_not_follow_each_other_make_no_hit() -> None:
+def test_bytes_that_are_not_contiguous_make_no_hit() -> None:
     search = Search(store_of(("key", KEY)))
     for part in (KEY[:16], KEY[16:]):
         search.space(16)[:] = part
@@ -101,7 +101,7 @@ def test_the_window_and_the_store_are_zero_after_their_wipe() -> None:
 
 
 @pytest.mark.parametrize("weak", [b"short", bytes(64), b"ab" * 20, noise(4, 5000)])
-def test_a_pattern_that_would_mean_nothing_is_refused(weak: bytes) -> None:
+def test_a_pattern_too_short_long_or_uniform_is_refused(weak: bytes) -> None:
     items: list[Item] = [("key", memoryview(weak))]
     with pytest.raises(RunError) as caught:
         patterns.write(memoryview(bytearray(8192)), items)
@@ -143,13 +143,19 @@ def test_own_memory_is_read_whole_or_counted_by_class(me: Target) -> None:
     assert report["unread_other"] == []
     assert report["bytes_read"] > 4 << 20
     assert set(report["skipped"]) <= {
-        "clean_file", "vvar", "vvar_vclock", "vsyscall", "guard", "device", "memfd_secret",
-    }  # fmt: skip
+        "clean_file",
+        "vvar",
+        "vvar_vclock",
+        "vsyscall",
+        "guard",
+        "device",
+        "memfd_secret",
+    }
     assert report["skipped"]["clean_file"]["bytes"] > 1 << 20
     assert report["hits"]["key"] >= 1
 
 
-def test_an_area_that_cannot_be_read_is_listed_and_not_passed_over(me: Target, tmp_path: Path) -> None:
+def test_an_unreadable_area_is_listed_as_unread(me: Target, tmp_path: Path) -> None:
     path = tmp_path / "cut"
     path.write_bytes(bytes(8192))
     with path.open("r+b") as file:

@@ -14,7 +14,7 @@ from tests.unit.worker.isolation.clients import ScannerClient
 if TYPE_CHECKING:
     from tests.unit.worker.isolation.conftest import Script, Start
 
-# A process that makes a secret, hands its memory and the pattern over, hardens itself, and follows orders.
+# A process that creates a secret, hands over its memory and the pattern, hardens itself, and follows commands.
 HOLDER = r"""
 import os, sys
 from engine.sealing.memory import random_key, wipe
@@ -55,13 +55,13 @@ SECRET = os.urandom(32)
 
 
 def peak_kib(pid: int) -> int:
-    """The most memory that a process held at once."""
+    """The peak resident memory of a process."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0])
 
 
 class Holder:
-    """The process that holds a secret, from our side."""
+    """The process that holds a secret, as the test sees it."""
 
     def __init__(self, script: Script) -> None:
         ours, theirs = pair()
@@ -73,7 +73,7 @@ class Holder:
         assert message == {"msg": "held"}
 
     def do(self, order: str) -> None:
-        """One order, done when this returns."""
+        """Run one command, to its end."""
         assert self.channel.request({"cmd": order}, timeout=120.0)[0] == {"msg": "done"}
 
 

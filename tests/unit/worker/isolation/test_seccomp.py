@@ -19,7 +19,7 @@ IOCTL = {"x86_64": 16, "aarch64": 29}
 
 
 def verdict(machine: str, number: int, argument: int = 0, arch: int | None = None) -> int:
-    """What the kernel would answer: the filter run over seccomp_data by a BPF interpreter."""
+    """The kernel's answer: the filter run over seccomp_data by a BPF interpreter."""
     arch = seccomp.AUDIT_ARCH[machine] if arch is None else arch
     data = struct.pack("<IIQ6Q", number, arch, 0, argument, 0, 0, 0, 0, 0)
     steps = seccomp.program(machine)
@@ -48,7 +48,7 @@ def test_every_listed_call_is_denied(machine: str) -> None:
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-def test_work_goes_on(machine: str) -> None:
+def test_ordinary_calls_are_allowed(machine: str) -> None:
     for number in (GETPID[machine], READ[machine], IOCTL[machine]):
         assert verdict(machine, number) == RET_ALLOW
 
@@ -79,7 +79,7 @@ def test_x32_calls_kill_the_process() -> None:
     assert verdict("x86_64", x32 | GETPID["x86_64"]) == RET_KILL_PROCESS
 
 
-def test_an_unknown_machine_is_reported_and_not_guessed() -> None:
+def test_an_unknown_machine_is_refused() -> None:
     with pytest.raises(OSError) as caught:
         seccomp.program("riscv64")
     assert caught.value.errno == errno.EOPNOTSUPP

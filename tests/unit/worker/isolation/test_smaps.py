@@ -44,7 +44,7 @@ def test_memory_that_only_looks_like_a_file_is_read() -> None:
         assert only(entry(f"7f0000000000-7f0000001000 rw-s 00000000 00:01 77 {name}")).skip_class is None
 
 
-def test_pages_that_nobody_can_read_have_their_own_classes() -> None:
+def test_kernel_and_device_pages_have_their_own_classes() -> None:
     for name, expected in (("[vvar]", "vvar"), ("[vvar_vclock]", "vvar_vclock"), ("[vsyscall]", "vsyscall")):
         assert only(entry(f"7f0000000000-7f0000001000 r--p 00000000 00:00 0 {name}")).skip_class == expected
     for flags in ("rd wr io", "rd wr pf"):
@@ -79,7 +79,7 @@ def test_kinds_hold_no_path() -> None:
         assert only(entry(f"7f0000000000-7f0000001000 rw-p 00000000 00:00 0 {name}")).kind == kind
 
 
-def test_the_areas_of_this_process_are_as_they_are(tmp_path: Path) -> None:
+def test_the_areas_of_this_process_are_classified(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(bytes(8192))
     fd = memfd.create("own", 4096)

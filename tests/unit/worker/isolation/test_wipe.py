@@ -38,7 +38,7 @@ class Secret:
         wipe(laid)
 
     def report(self):
-        # From a process of its own, as the scanner is: what it reads lies in its window for a while, not in ours.
+        # In a separate process, as with the scanner: its window holds copies of what it reads, which must not be here.
         read, write = os.pipe()
         try:
             child = os.fork()
@@ -176,7 +176,7 @@ print(json.dumps([before, secret.count()]))
 
 @pytest.mark.parametrize("taken", [0, 500, 1000, 1500])
 def test_freed_objects_of_the_interpreter_are_overwritten(script: Script, taken: int) -> None:
-    """With much taken no pool is half used, so that the sweep has only free pools to carve."""
+    """With many blocks taken, no pool is half used, and the sweep has only free pools to allocate from."""
     before, after = json.loads(script(DIRTY_INTERPRETER, str(taken)).communicate(timeout=120)[0])
     assert before > 10
     assert after == 0
@@ -209,8 +209,8 @@ def test_buffers_are_overwritten_as_they_are_freed(script: Script) -> None:
 
 
 def test_without_torch_there_are_no_math_buffers(script: Script) -> None:
-    said = script(COUNTING + "\nprint(free_math_buffers(), 'torch' in sys.modules)").communicate(timeout=120)[0]
-    assert said.split() == ["absent", "False"]
+    output = script(COUNTING + "\nprint(free_math_buffers(), 'torch' in sys.modules)").communicate(timeout=120)[0]
+    assert output.split() == ["absent", "False"]
 
 
 TRAINED = (
