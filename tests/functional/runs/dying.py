@@ -13,7 +13,7 @@ import os
 import signal
 import sqlite3
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +21,53 @@ from engine.runner.__main__ import main
 from engine.store.home import database_path
 from engine.store.writer import Writer
 
+_reached: list[bool] = []
+_held: list[bool] = []
+
 
 def _stop() -> None:
-    os.kill(os.getpid(), SIGNAL)
+    """Once: a runner that was let go on comes to such points again."""
+    if not _held:
+        _held.append(True)
+        os.kill(os.getpid(), SIGNAL)
 
 
-def _stop_after(method: str, is_the_point: Callable[..., bool]) -> None:
-    real = getattr(Writer, method)
+def _after_each(methods: Iterable[str], is_the_point: Callable[..., bool]) -> None:
+    """Stop once a call to one of the writer's methods, with these arguments, is committed."""
 
-    def wrapped(self: Writer, run_id: str, *args: Any, **fields: Any) -> Any:
-        result = real(self, run_id, *args, **fields)
-        if is_the_point(*args):
+    def stop_if_committed(writer: Writer) -> None:
+        if _reached and not writer._connection.in_transaction:
             _stop()
-        return result
 
-    setattr(Writer, method, wrapped)
+    for method in methods:
+        real = getattr(Writer, method)
+
+        def wrapped(self: Writer, *args: Any, real: Any = real, **fields: Any) -> Any:
+            result = real(self, *args, **fields)
+            if is_the_point(*args):
+                _reached.append(True)
+            stop_if_committed(self)
+            return result
+
+        setattr(Writer, method, wrapped)
+    transaction = Writer.transaction
+
+    @contextlib.contextmanager
+    def several(self: Writer) -> Iterator[None]:
+        with transaction(self):
+            yield
+        if is_the_point():
+            _reached.append(True)
+        stop_if_committed(self)
+
+    setattr(Writer, "transaction", several)  # noqa: B010
 
 
-def _stop_at_the_next_state(home: str, run_id: str) -> None:
+def _after(method: str, is_the_point: Callable[..., bool]) -> None:
+    _after_each([method], lambda *args: len(args) > 0 and is_the_point(*args[1:]))
+
+
+def _after_the_next_state(home: str, run_id: str) -> None:
     """After the commit of any state that this run, or its allocation, has not been in."""
     path = database_path(Path(home))
 
@@ -55,16 +84,8 @@ def _stop_at_the_next_state(home: str, run_id: str) -> None:
             )
 
     before = entered()
-    for method in ("transition", "allocation_intent", "allocation_state", "finish", "ingest"):
-        real = getattr(Writer, method)
-
-        def wrapped(self: Writer, *args: Any, real: Any = real, **fields: Any) -> Any:
-            result = real(self, *args, **fields)
-            if entered() - before:
-                _stop()
-            return result
-
-        setattr(Writer, method, wrapped)
+    methods = ("transition", "allocation_intent", "allocation_state", "finish", "ingest")
+    _after_each(methods, lambda *_: bool(entered() - before))
 
 
 def _stop_before(module: str, name: str) -> None:
@@ -82,13 +103,13 @@ if __name__ == "__main__":
     SIGNAL = signal.Signals[sys.argv.pop(1)]
     how, *what = sys.argv.pop(1).split(":")
     if how == "next":
-        _stop_at_the_next_state(sys.argv[2], sys.argv[4])
+        _after_the_next_state(sys.argv[2], sys.argv[4])
     elif how == "call":
         _stop_before(*what)
     elif how == "evidence":
-        _stop_after("evidence", lambda kind, body: kind == what[0])
+        _after("evidence", lambda kind, body: kind == what[0])
     elif how == "event":
-        _stop_after("ingest", lambda events, offset: any(event.event == what[0] for event in events))
+        _after("ingest", lambda events, offset: any(event.event == what[0] for event in events))
     else:
-        _stop_after("transition", lambda subject, state, reason="": [subject, state] == what)
+        _after("transition", lambda subject, state, reason="": [subject, state] == what)
     raise SystemExit(main())
