@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from types import SimpleNamespace
 from typing import Any
 
-from engine.plan import StopReason
+import msgspec
+import pytest
+
+from engine.plan import Plan, StopReason, Target, preset
 from engine.worker.training import loop
 
 
@@ -48,3 +53,48 @@ def test_frequent_checkpoints_do_not_delay_the_check_for_a_stop(monkeypatch: Any
             break
     assert reporter.checks == 1
     assert flush.last_loss == 1.0
+
+
+class _Loss:
+    def item(self) -> float:
+        return 1.0
+
+
+class _Steps:
+    """A trainer whose step takes five milliseconds, whatever else the machine does."""
+
+    workload = SimpleNamespace(device="cpu", trainable={})
+    last_row = 0
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+
+    def step(self) -> _Loss:
+        time.sleep(0.005)
+        return _Loss()
+
+
+class _Listener(_Reporter):
+    def __init__(self) -> None:
+        super().__init__()
+        self.nanos: list[int] = []
+
+    def progress(self, first: int, losses: list[float], nanos: list[int]) -> None:
+        self.nanos += nanos
+
+    def should_stop(self) -> StopReason | None:
+        return None
+
+
+@pytest.mark.parametrize("injected", [0.0, 100.0])
+def test_an_injected_overhead_lengthens_each_protected_step(injected: float) -> None:
+    plan = msgspec.structs.replace(preset("demo"), target=Target(steps=20), inject_overhead_pct=injected)
+    fastest = {}
+    for protected in (False, True):
+        listener = _Listener()
+        made: Any = _Steps(plan)
+        outcome = loop.measure(made, listener, with_evidence=protected)
+        assert (outcome.steps, outcome.stop_reason) == (20, "step_budget")
+        fastest[protected] = min(listener.nanos)
+    assert fastest[True] >= 5_000_000 * (1 + injected / 100)
+    assert fastest[False] >= 5_000_000
