@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import click
 
-from engine.plan import Order, Segments, preset, presets
+from engine.plan import PROVIDERS, Order, Segments, preset, presets
 from glasshouse_tui.commands.base import Session, Subcommand, open_reader, session_of
 from glasshouse_tui.commands.follow import exit_code, start_and_follow
 from glasshouse_tui.commands.output import emit_json, emit_text, on_terminal
@@ -109,7 +109,7 @@ def _preset_names(_context: click.Context, _parameter: click.Parameter, typed: s
     "--policy", metavar="FILE", type=click.Path(path_type=Path), help="An appraisal policy stricter than the default."
 )
 @click.option("--label", metavar="TEXT", help="Name of the run in lists and exports.")
-@click.option("--provider", metavar="local/static/runpod", help="This machine, your own SSH host, or a rented pod.")
+@click.option("--provider", metavar="/".join(PROVIDERS), help="This machine, your own SSH host, or a rented pod.")
 @click.option("--gpu", metavar="A,B", help="Acceptable GPUs, best first.")
 @click.option("--allocation", metavar="ID", help="A kept allocation to run on, or the name of a static host.")
 @click.option("--max-price", type=float, metavar="USD", help="Ceiling for the hourly price.")
