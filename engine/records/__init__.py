@@ -1,4 +1,4 @@
-"""Rows and their verdicts, computed from what the store holds and from nothing else."""
+"""Rows and their verdicts, computed from the contents of the store alone."""
 
 from engine.records.row import build_row, live_row
 
