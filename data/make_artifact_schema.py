@@ -15,8 +15,9 @@ _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 
 
 def artifact_schema() -> dict[str, Any]:
-    """The schema: the row's fields, `format` and `bundle` on top; a row that nobody signed has no bundle and may lack
-    fields.
+    """The schema: the row's fields, `format` and `bundle` at the top level.
+
+    An unsigned row has no bundle and may lack fields.
     """
     (_, bundle), parts = msgspec.json.schema_components((Row, Bundle), ref_template="#/$defs/{name}")
     for part in parts.values():
@@ -37,14 +38,14 @@ def artifact_schema() -> dict[str, Any]:
         "oneOf": [{"$ref": "#/$defs/Signed"}, {"$ref": "#/$defs/Published"}],
         "$defs": {
             "Signed": fields | {"title": "A row with its bundle"},
-            "Published": published | {"title": "A published row, of which nothing was signed"},
+            "Published": published | {"title": "A published row, which is not signed"},
             **dict(sorted(parts.items())),
         },
     }
 
 
 def rendered() -> bytes:
-    """The schema as the file `data/schemas/artifact.schema.json` holds it."""
+    """The content of the file `data/schemas/artifact.schema.json`."""
     return msgspec.json.format(msgspec.json.encode(artifact_schema()), indent=2) + b"\n"
 
 

@@ -1,8 +1,8 @@
-"""The bodies of events: one form per event name, which the writer, the ingest and the records share.
+"""The bodies of events: one type per event name, which writer, ingest and records share.
 
-A log holds nothing else: the allocation and the runner write these forms, the runner takes in nothing else, and an
-export publishes them, every field of them, but for the texts of `log` lines and the steps of `train.progress`, which it
-publishes as digests (`COMMITTED`; see `engine.wire.committed`).
+The allocation and the runner write no other events, and the runner accepts no others. An export publishes every field,
+except the texts of `log` lines and the steps of `train.progress`, of which it publishes digests (`COMMITTED`; see
+`engine.wire.committed`).
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ Segment = Literal["raw", "protected"]
 Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
 Code = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$(?!\n)")]
 Key = Annotated[str, Meta(pattern=r"^[A-Za-z0-9+/]{43}=$(?!\n)")]
-Token = Annotated[str, Meta(max_length=262_144)]  # what it is worth is the verifier's question
+Token = Annotated[str, Meta(max_length=262_144)]  # its validity is checked by the verifier
 Text = Annotated[str, Meta(max_length=256)]
 Count = Annotated[int, Meta(ge=0)]
 Base64 = Annotated[str, Meta(pattern=r"^[A-Za-z0-9+/]*={0,2}$(?!\n)")]
 
 
 class Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, rename="camel"):
-    """The body of an event. Fields that have a default are left out of the log where they have it."""
+    """The body of an event. Fields with their default value are left out of the log."""
 
 
 BodyT = TypeVar("BodyT", bound=Body)
 
-# What several events are made of
+# Parts of several events
 
 
 class Signature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -52,7 +52,7 @@ class Envelope(Body, frozen=True, kw_only=True):
 
 
 class Gpu(Body, frozen=True, kw_only=True):
-    """A GPU as its driver names it."""
+    """A GPU as reported by its driver."""
 
     uuid: Text
     name: Text
@@ -60,9 +60,9 @@ class Gpu(Body, frozen=True, kw_only=True):
 
 
 class Machine(Body, frozen=True, kw_only=True):
-    """What tells a machine from another: equal in both segments, or they did not run on one allocation.
+    """The identity of a machine: equal in both segments, or they did not run on the same allocation.
 
-    `pod_id` is the SHA-256 of the provider's id for the pod: the pod's own addresses are made from that id.
+    `pod_id` is the SHA-256 of the provider's id for the pod, not published itself: the pod's addresses derive from it.
     """
 
     nonce: Annotated[str, Meta(pattern=r"^[A-Za-z0-9+/]{22}==$(?!\n)")]
@@ -73,7 +73,7 @@ class Machine(Body, frozen=True, kw_only=True):
 
 
 class Control(Body, frozen=True, kw_only=True):
-    """What a process observed of one hardening control."""
+    """The state of one hardening control as a process observed it."""
 
     value: Text
     detail: Text
@@ -121,7 +121,7 @@ class ReleaseGranted(Body, frozen=True, kw_only=True):
 
 
 class AdapterCollected(Body, frozen=True, kw_only=True):
-    """`adapter.collected`: what the runner found the downloaded adapter to be. `code` says what is wrong with it."""
+    """`adapter.collected`: the runner's check of the downloaded adapter. `code` says what is wrong with it."""
 
     segment: Segment
     status: Literal["opened", "sealed", "wrong"]
@@ -139,7 +139,7 @@ class RunnerClosed(Body, frozen=True, kw_only=True):
 
 
 class AllocationGone(Body, frozen=True, kw_only=True):
-    """`allocation.gone`: what the provider's listings showed after the release; None where it could not be counted."""
+    """`allocation.gone`: what the provider's listings showed after the release; None if it could not be counted."""
 
     count: Count | None
     listings: Count
@@ -173,7 +173,7 @@ class SegmentState(Body, frozen=True, kw_only=True):
 
 
 class AntiDebugReady(Body, frozen=True, kw_only=True):
-    """`enclave.anti_debug_ready`: by process, its controls as it observed them."""
+    """`enclave.anti_debug_ready`: for each process, its controls as it observed them."""
 
     segment: Segment
     enforcement: dict[Code, dict[Code, Control]]
@@ -295,7 +295,7 @@ class ZeroizeScan(Body, frozen=True, kw_only=True):
 
 
 class ZeroizeDone(Body, frozen=True, kw_only=True):
-    """`zeroize.done`: the attester's receipt, and the reasons for which it proves nothing."""
+    """`zeroize.done`: the attester's receipt, and the reasons why it does not prove the wipe, if any."""
 
     segment: Segment
     state: Literal["zeroized", "unverified"]
@@ -312,23 +312,23 @@ class PodClosed(Body, frozen=True, kw_only=True):
 
 
 class LogLine(Body, frozen=True, kw_only=True, forbid_unknown_fields=False):
-    """`log` as it is sent: a line for a person, and the error code that it explains."""
+    """`log` as it is sent: a line of text for the user, and the error code that it explains."""
 
     text: str = ""
     code: str | None = None
 
 
-# What an export has in place of two of them
+# What an export contains in place of two of them
 
 
 class LogDigest(Body, frozen=True, kw_only=True):
-    """A `log` line by its digest alone."""
+    """Only the digest of a `log` line."""
 
     sha256: Digest
 
 
 class ProgressDigest(Body, frozen=True, kw_only=True):
-    """Which steps of the series a `train.progress` event brought, and their digest."""
+    """The range of a `train.progress` event's steps in the series, and their digest."""
 
     segment: Segment
     first: Count = msgspec.field(name="from")
@@ -368,29 +368,29 @@ POD: Final[dict[str, type[Body]]] = {
     wire.LOG: LogLine,
 }
 SENT: Final[dict[Chain, dict[str, type[Body]]]] = {"runner": RUNNER, "pod": POD}
-"""The form of each event as it is written and sent."""
+"""The body of each event as it is written and sent."""
 COMMITTED: Final[dict[Chain, dict[str, type[Body]]]] = {
     "runner": RUNNER,
     "pod": POD | {wire.TRAIN_PROGRESS: ProgressDigest, wire.LOG: LogDigest},
 }
-"""The form of each event as its hash covers it and an export publishes it."""
+"""The body of each event as its hash covers it and an export publishes it."""
 _NAMES: Final = {kind: name for table in SENT.values() for name, kind in table.items()}
 
 
 def name_of(kind: type[Body]) -> str:
-    """The event name of a form."""
+    """The event name for a type of body."""
     return _NAMES[kind]
 
 
 def fields_of(body: Body) -> dict[str, Any]:
-    """The body as it stands in the log."""
+    """The body as it is written to the log."""
     fields: dict[str, Any] = msgspec.to_builtins(body)
     return fields
 
 
 def read_body(event: Event, kind: type[BodyT]) -> BodyT:
-    """The body of an event of this form; raises `ValueError` where it has another."""
+    """The event's body as this type; raises `ValueError` if it is not valid."""
     try:
         return msgspec.convert(event.body, kind, strict=True)
     except msgspec.ValidationError as error:
-        raise ValueError(f"the body of {event.event} has another form") from error
+        raise ValueError(f"the body of {event.event} is not valid") from error

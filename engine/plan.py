@@ -40,7 +40,7 @@ class Lora(_Frozen, frozen=True, kw_only=True):
 
 
 class Training(_Frozen, frozen=True, kw_only=True):
-    """The loop's settings. `dtype` "auto" is bfloat16 where the device has it, else float32."""
+    """The training loop's settings. `dtype` "auto" is bfloat16 if the device supports it, else float32."""
 
     learning_rate: float = 1e-4
     batch: int = 1
@@ -54,16 +54,16 @@ class Training(_Frozen, frozen=True, kw_only=True):
 
 
 class Target(_Frozen, frozen=True, kw_only=True):
-    """When a segment stops: at the first step that crosses `seconds`, or after `steps`; one is set."""
+    """When a segment stops: at the first step that crosses `seconds`, or after `steps`; exactly one is set."""
 
     seconds: float | None = None
     steps: int | None = None
 
 
 class Model(_Frozen, frozen=True, kw_only=True):
-    """`tiny`: made from the seed. `folder`: a local folder, packed whole. `hub`: by id at a pinned revision.
+    """`tiny`: generated from the seed. `folder`: a complete local folder. `hub`: by id at a pinned revision.
 
-    `digest` covers the files that the payload is made from (`folder`), else None.
+    `digest` covers the files that the payload is built from (`folder`), else None.
     """
 
     source: Literal["tiny", "folder", "hub"]
@@ -87,7 +87,7 @@ class Data(_Frozen, frozen=True, kw_only=True):
 
 
 class ProviderKind(msgspec.Struct, frozen=True, kw_only=True):
-    """What the engine and its users need to know of a provider without loading it."""
+    """The properties of a provider that are needed without loading it."""
 
     name: str
     on_this_machine: bool = False
@@ -95,11 +95,11 @@ class ProviderKind(msgspec.Struct, frozen=True, kw_only=True):
     rents: bool = False
     """Allocations are created for a run and bill by the hour until they are terminated."""
     exclusive: bool = False
-    """One run at a time uses an allocation; the others wait, so that they do not disturb each other's times."""
+    """One run at a time uses an allocation; the others wait, so that they do not distort each other's timings."""
     deletes: bool = True
     """Releasing an allocation removes it, which is then proven. A static host stays."""
     console_url: str | None = None
-    """Where a person can terminate allocations without this program."""
+    """Where the user can terminate allocations without this program."""
 
 
 PROVIDERS: Final = {
@@ -139,7 +139,7 @@ class ProviderRequest(_Frozen, frozen=True, kw_only=True):
 
 
 class Plan(_Frozen, frozen=True, kw_only=True):
-    """What to run; frozen. `ours` names the settings that the published article does not state."""
+    """What to run; frozen. `ours` names the settings that the published article does not specify."""
 
     version: int = PLAN_VERSION
     label: str
@@ -183,15 +183,15 @@ def load_plan(raw: object) -> Plan:
     try:
         plan = msgspec.convert(raw, Plan, strict=True)
     except msgspec.ValidationError as error:
-        raise PlanError(f"This plan is not valid: {error}.", "Make the run again with `glasshouse run`.") from error
+        raise PlanError(f"This plan is not valid: {error}.", "Create the run again with `glasshouse run`.") from error
     return checked(plan)
 
 
 def _positive(name: str, value: float | None, *, flag: str, most: float = math.inf) -> None:
     if value is None:
         return
-    if isinstance(value, int) and abs(value) > MAX_SEED:  # beyond what a float can be asked about
-        raise PlanError(f"The {name} is no number that a run can have.", f"Give {flag} another number.")
+    if isinstance(value, int) and abs(value) > MAX_SEED:  # too large for the float functions below
+        raise PlanError(f"The {name} is out of range.", f"Give {flag} another number.")
     if not math.isfinite(value) or value <= 0:
         raise PlanError(f"The {name} must be greater than zero, not {value:g}.", f"Give {flag} a positive number.")
     if value > most:
@@ -213,9 +213,12 @@ def _check_training(training: Training) -> None:
     if training.max_length < 2:
         raise PlanError("A sample needs at least two tokens.", "Give --max-length 2 or more.")
     if not (0 <= training.warmup_steps <= MAX_STEPS and 1 <= training.checkpoint_every <= MAX_STEPS):
-        raise PlanError("Warm-up and checkpoint intervals are counts of steps.", "Use whole numbers from 0 and 1 up.")
+        raise PlanError(
+            "The warm-up steps or the checkpoint interval are out of range.",
+            "Use a warm-up of 0 steps or more, and an interval of 1 step or more.",
+        )
     if not (math.isfinite(training.weight_decay) and training.weight_decay >= 0):
-        raise PlanError("The weight decay is a number from zero up.", "Change the preset's weightDecay.")
+        raise PlanError("The weight decay must not be negative.", "Set the preset's weightDecay to zero or more.")
 
 
 def _check_lora(lora: Lora) -> None:
@@ -236,8 +239,8 @@ def _check_inputs(plan: Plan) -> None:
         )
     if plan.segments != "protected" and not (plan.data.public or plan.data.stand_in):
         raise PlanError(
-            "A raw segment holds its data in the clear on another's disk, and this is not declared public.",
-            "Use --segments protected, or --stand-in, or --public-data if it truly is public.",
+            "A raw segment stores its data unencrypted on the allocation, and this data is not declared public.",
+            "Use --segments protected, or --stand-in, or, if the data really is public, --public-data.",
             code="data_not_public",
         )
 
@@ -248,7 +251,7 @@ def _check_figures(plan: Plan) -> None:
     _positive("keep time", plan.provider.keep_for, flag="--keep-for", most=MAX_KEEP_MINUTES)
     _positive("margin", plan.margin_pct, flag="the preset's marginPct", most=100)
     if not 0 <= plan.inject_overhead_pct <= 100:
-        raise PlanError("An injected overhead lies between 0 and 100 percent.", "Change injectOverheadPct.")
+        raise PlanError("An injected overhead must be between 0 and 100 percent.", "Change injectOverheadPct.")
     if not 0 <= plan.seed <= MAX_SEED:
         raise PlanError(f"The seed {plan.seed} is out of range.", "Give --seed a number from 0 to 2^53 - 1.")
 
@@ -256,21 +259,23 @@ def _check_figures(plan: Plan) -> None:
 def checked(plan: Plan) -> Plan:
     """The same plan when its values make sense; raises `PlanError` with the flag to change."""
     if plan.version != PLAN_VERSION:
-        raise PlanError(f"Plan version {plan.version} is not known here.", "Update glasshouse.")
+        raise PlanError(f"This version of glasshouse does not know plan version {plan.version}.", "Update glasshouse.")
     _check_target(plan.target)
     _check_training(plan.training)
     _check_lora(plan.lora)
     _check_figures(plan)
     if plan.challenge is not None and not (0 < len(plan.challenge) <= 512 and plan.challenge.isprintable()):
-        raise PlanError("A challenge is a printable text of 1 to 512 characters.", "Change the text of --challenge.")
+        raise PlanError(
+            "A challenge must be a printable text of 1 to 512 characters.", "Change the text of --challenge."
+        )
     if not plan.label.strip() or len(plan.label) > 80 or not plan.label.isprintable():
-        raise PlanError("A label is a printable text of 1 to 80 characters.", "Give another --label.")
+        raise PlanError("A label must be a printable text of 1 to 80 characters.", "Give another --label.")
     _check_inputs(plan)
     try:
         plan_digest(plan)
     except WireError as error:
         raise PlanError(
-            "This plan holds a text or number that its digest cannot cover.", "Use valid UTF-8 text."
+            "This plan contains a text or number that canonical JSON cannot represent.", "Use valid UTF-8 text."
         ) from error
     return plan
 

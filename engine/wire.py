@@ -1,8 +1,8 @@
 """The vocabulary shared with the allocation: canonical JSON (RFC 8785), events and their hash chain.
 
 A log is a file of canonical JSON lines. Each line names its predecessor's hash, so that a dropped, reordered or edited
-line is noticed by whoever holds a later hash. Of a line for a person and of the steps in `train.progress` it covers a
-digest (`committed`), so that a chain can be checked without them.
+line is noticed by anyone who has a later hash. Of `log` lines and of the steps in `train.progress` the hash covers a
+digest only (`committed`), so that a chain can be checked without them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ GENESIS: Final = "0" * 64
 MAX_LINE_BYTES: Final = 256 * 1024
 MAX_LOG_BYTES: Final = 256 * 1024 * 1024
 
-# Event names. The first three are those of the published work.
+# Event names. The first three come from the published work.
 ANTI_DEBUG_READY: Final = "enclave.anti_debug_ready"
 MEASURED: Final = "enclave.measured"
 RELEASE_PLAN_COMPLETED: Final = "enclave.release_plan_completed"
@@ -76,25 +76,25 @@ def canonical(value: object) -> bytes:
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise WireError("A JSON object repeats a key.", code="json_duplicate_key")
-    return found
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise WireError("A JSON object contains the same key twice.", code="json_duplicate_key")
+    return result
 
 
 def _no_constants(name: str) -> Any:
-    raise WireError(f"JSON has no {name}.", code="json_not_finite")
+    raise WireError(f"{name} is not valid JSON.", code="json_not_finite")
 
 
 def _finite(text: str) -> float:
     value = float(text)
     if math.isinf(value):
-        raise WireError("A JSON number is beyond what can be held.", code="json_not_finite")
+        raise WireError("A JSON number is too large.", code="json_not_finite")
     return value
 
 
 def parse(text: bytes | str) -> Any:
-    """Parse JSON strictly: UTF-8 only, no duplicate keys, no half characters, no NaN or infinity (`1e999` included).
+    """Parse JSON strictly: UTF-8 only, no duplicate keys, no lone surrogates, no NaN or infinity (`1e999` included).
 
     Raises `WireError` (`json_invalid`, `json_duplicate_key`, `json_not_finite`).
     """
@@ -102,7 +102,9 @@ def parse(text: bytes | str) -> Any:
         plain = (text.encode("utf-8") if isinstance(text, str) else text).decode("utf-8")
         value = json.loads(plain, object_pairs_hook=_no_duplicates, parse_constant=_no_constants, parse_float=_finite)
         if "\\ud" in plain or "\\uD" in plain:
-            json.dumps(value, ensure_ascii=False).encode("utf-8")  # a lone surrogate is text for nobody else
+            json.dumps(value, ensure_ascii=False).encode(
+                "utf-8"
+            )  # raises for lone surrogates, which other JSON parsers refuse
     except (ValueError, RecursionError) as error:
         raise WireError("This is not JSON.", code="json_invalid") from error
     else:
@@ -130,10 +132,10 @@ def utc_now() -> str:
 
 
 def committed(event: str, body: dict[str, Any]) -> dict[str, Any]:
-    """What an event's hash covers of its body: all of it, but digests in place of what an export may leave out.
+    """The part of an event's body that its hash covers: all of it, with digests for what an export may leave out.
 
-    Those are a line for a person (`log`) and the steps of `train.progress`. So a chain can be checked, every name, time
-    and place in it, by somebody who has neither.
+    Those are `log` lines and the steps of `train.progress`. So the chain, with every name, time and position in it, can
+    be checked by somebody who has neither.
     """
     if event == LOG:
         return {"sha256": digest_of(body)}
@@ -144,7 +146,7 @@ def committed(event: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def event_hash(seq: int, prev: str, ts: str, event: str, run_id: str, covered: dict[str, Any]) -> str:
-    """SHA-256 in hex over an event; `covered` is its body as `committed` gives it."""
+    """SHA-256 in hex over an event; `covered` is its body as `committed` returns it."""
     return digest_of({"seq": seq, "prev": prev, "ts": ts, "event": event, "run_id": run_id, "body": covered})
 
 
@@ -158,7 +160,7 @@ def to_line(event: Event) -> bytes:
 
 
 class ChainWriter:
-    """Makes the events of one log, each linked to the one before."""
+    """Creates the events of one log, each linked to the previous one."""
 
     def __init__(self, run_id: str, *, head: str = GENESIS, next_seq: int = 0) -> None:
         self.run_id = run_id
@@ -169,14 +171,16 @@ class ChainWriter:
         """The next event; advances `head`."""
         ts = ts or utc_now()
         digest = _hash(self.next_seq, self.head, ts, event, self.run_id, body)
-        made = Event(seq=self.next_seq, prev=self.head, ts=ts, event=event, run_id=self.run_id, body=body, hash=digest)
+        created = Event(
+            seq=self.next_seq, prev=self.head, ts=ts, event=event, run_id=self.run_id, body=body, hash=digest
+        )
         self.head = digest
         self.next_seq += 1
-        return made
+        return created
 
 
 class ChainReader:
-    """Accepts the lines of one log in order and refuses the first that does not fit."""
+    """Accepts the lines of one log in order and refuses the first that does not continue the chain."""
 
     def __init__(self, run_id: str, *, head: str = GENESIS, next_seq: int = 0) -> None:
         self.run_id = run_id
@@ -191,12 +195,12 @@ class ChainReader:
         try:
             event = msgspec.convert(raw, Event, strict=True)
         except msgspec.ValidationError as error:
-            raise WireError("A log line is not an event.", code="log_line_invalid") from error
+            raise WireError("A log line is not a valid event.", code="log_line_invalid") from error
         self.check(event)
         return event
 
     def check(self, event: Event) -> None:
-        """Advance over an event that is parsed already; raises `WireError` when it does not follow."""
+        """Check a parsed event and advance; raises `WireError` if it does not continue the chain."""
         if event.run_id != self.run_id:
             raise WireError("A log line belongs to another run.", code="log_other_run")
         if event.seq != self.next_seq or event.prev != self.head:

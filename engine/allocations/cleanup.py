@@ -1,4 +1,4 @@
-"""Ending allocations from outside a run, with proof, and keeping one for the next run."""
+"""Terminates allocations from outside a run, with proof, and keeps one for the next run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OnPhase = Callable[[str], None]
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """What became of one allocation, with what was counted. `unknown`: the provider gave no certain answer."""
+    """The outcome for one allocation, with the listings' counts. `unknown`: the provider gave no certain answer."""
 
     id: str
     name: str
@@ -42,9 +42,9 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 def clean_up(home: Path, ids: Sequence[str] | None = None, on_phase: OnPhase | None = None) -> tuple[Ended, ...]:
-    """End allocations of ours and prove it: those named (the ledger's ids), or every open one that no runner has.
+    """Terminate allocations from the ledger and prove it: those with these ids, or every open one that is not in use.
 
-    Raises `UsageError` (`allocation_unknown`, `allocation_in_use`) before anything is ended.
+    Raises `UsageError` (`allocation_unknown`, `allocation_in_use`) before anything is terminated.
     """
     with Writer(home) as writer, Reader(home) as reader:
         return asyncio.run(_clean_up(home, writer, reader, _chosen(reader, ids), on_phase))
@@ -58,10 +58,10 @@ async def _clean_up(
     try:
         for entry in entries:
             if on_phase:
-                on_phase(f"ending {entry.name}")
+                on_phase(f"terminating {entry.name}")
             present = reader.allocation(entry.id)
             if present is not None and present.released_at is None and in_use(reader, present):
-                reason = "allocation_in_use: a run took it up, or was resumed on it, meanwhile."
+                reason = "allocation_in_use: a run started or resumed on it in the meantime."
                 ended.append(_ended(entry, "unknown", 0, None, reason))
                 continue
             provider = providers.setdefault(entry.provider, provider_for(entry.provider, home, load_settings(home)))
@@ -77,20 +77,21 @@ async def _clean_up(
 async def end_one(
     home: Path, writer: Writer, reader: Reader, provider: Provider, entry: AllocationView, *, overdue: bool = False
 ) -> Ended:
-    """End one allocation and settle the rows of the ended runs that it served; an orphan learns it when resumed.
+    """Terminate one allocation and update the rows of the ended runs that used it.
 
-    Meanwhile nobody resumes the run that has it. One that is `overdue` is ended whoever runs on it.
+    Its unfinished run is claimed meanwhile, so that it cannot be resumed; a later resumption finds the allocation
+    gone. An `overdue` allocation is terminated even when a run uses it.
     """
-    going_on = not overdue and entry.run_id is not None and entry.run_state not in FINAL_RUN_STATES
-    if going_on and entry.run_id is not None and not _claimed(writer, entry.run_id):
-        return _ended(entry, "unknown", 0, None, "allocation_in_use: its run was resumed meanwhile.")
+    unfinished = not overdue and entry.run_id is not None and entry.run_state not in FINAL_RUN_STATES
+    if unfinished and entry.run_id is not None and not _claimed(writer, entry.run_id):
+        return _ended(entry, "unknown", 0, None, "allocation_in_use: its run was resumed in the meantime.")
     try:
         proof = await end_allocation(writer, reader, provider, entry)
     except GlasshouseError as error:
         leaked = error.code != "create_unanswered"
         return _ended(entry, "leaked" if leaked else "unknown", 0, None, f"{error.code}: {error.message} {error.hint}")
     finally:
-        if going_on and entry.run_id is not None:
+        if unfinished and entry.run_id is not None:
             writer.release_runner(entry.run_id)
     settle_runs(home, writer, reader, entry, proof)
     return _ended(entry, outcome_of(proof), proof.listings, proof.others, proof.statement)
@@ -129,32 +130,32 @@ def _chosen(reader: Reader, ids: Sequence[str] | None) -> list[AllocationView]:
     entries = reader.allocations(open_only=True)
     if ids is None:
         return [entry for entry in entries if not in_use(reader, entry)]
-    chosen = [_named(entries, wanted) for wanted in ids]
+    chosen = [_only_match(entries, query) for query in ids]
     for entry in chosen:
         if in_use(reader, entry):
             raise UsageError(
-                f"{'A self-test' if entry.run_id is None else f'Run {entry.run_id}'} is at work on {entry.name}.",
-                "Interrupt it: that ends the allocation too."
+                f"{'A self-test' if entry.run_id is None else f'Run {entry.run_id}'} is using {entry.name}.",
+                "Interrupt the self-test: that terminates the allocation too."
                 if entry.run_id is None
-                else f"Cancel it with `glasshouse cancel {entry.run_id}`: that ends the allocation too.",
+                else f"Cancel the run with `glasshouse cancel {entry.run_id}`: that terminates the allocation too.",
                 code="allocation_in_use",
             )
     return chosen
 
 
-def _named(entries: Sequence[AllocationView], wanted: str) -> AllocationView:
-    found = matching(entries, wanted)
-    if len(found) != 1:
+def _only_match(entries: Sequence[AllocationView], query: str) -> AllocationView:
+    matches = matching(entries, query)
+    if len(matches) != 1:
         raise UsageError(
-            f"There is no open allocation {wanted} of ours." if not found else f"{wanted} is the beginning of several.",
-            "List them with `glasshouse allocations`; those of others are never ended here.",
+            f"This home has no open allocation {query}." if not matches else f"Several allocations match {query}.",
+            "List them with `glasshouse allocations`, then give the full id; foreign allocations are never terminated.",
             code="allocation_unknown",
         )
-    return found[0]
+    return matches[0]
 
 
 def in_use(reader: Reader, entry: AllocationView) -> bool:
-    """True when a living runner has the allocation, or a self-test, which claims it by its id."""
+    """True when a running runner uses the allocation, or a running self-test, which claims it by its id."""
     if entry.run_id is None:
         return reader.is_claimed(entry.id)
     if entry.run_state in FINAL_RUN_STATES:
@@ -163,9 +164,9 @@ def in_use(reader: Reader, entry: AllocationView) -> bool:
 
 
 def keep(home: Path, allocation_id: str, minutes: int) -> str:
-    """Keep an allocation for the next run: at the end of the run that has it, or for longer when it is kept already.
+    """Keep an allocation for the next run: after the run that uses it, or for longer if it is already kept.
 
-    Returns until when, in UTC; for one in use, the sentence of what will happen. Raises `UsageError`
+    Returns the end of that time in UTC; for an allocation in use, a phrase for the user. Raises `UsageError`
     (`allocation_unknown`, `keep_refused`).
     """
     if not 1 <= minutes <= MAX_KEEP_MINUTES:
@@ -175,10 +176,10 @@ def keep(home: Path, allocation_id: str, minutes: int) -> str:
             code="keep_refused",
         )
     with Writer(home) as writer, Reader(home) as reader:
-        entry = _named(reader.allocations(open_only=True), allocation_id)
+        entry = _only_match(reader.allocations(open_only=True), allocation_id)
         if entry.provider not in RENTED:
             raise UsageError(
-                f"{entry.name} is not rented, so there is nothing to keep.", "Start the next run.", code="keep_refused"
+                f"{entry.name} is not rented, so it need not be kept.", "Just start the next run.", code="keep_refused"
             )
         if entry.ledger_state == "kept":
             fields = with_keep(entry, minutes)
@@ -187,8 +188,8 @@ def keep(home: Path, allocation_id: str, minutes: int) -> str:
             return until
         if entry.run_id is None or not in_use(reader, entry):
             raise UsageError(
-                f"{entry.name} is {entry.state}, and nobody is running its run.",
-                f"Resume the run with `glasshouse resume {entry.run_id}`, or end it with `glasshouse cleanup`.",
+                f"{entry.name} is {entry.state}, and no running run uses it.",
+                f"Resume the run with `glasshouse resume {entry.run_id}`, or terminate it with `glasshouse cleanup`.",
                 code="keep_refused",
             )
         writer.request(entry.run_id, "keep", {"minutes": minutes})
@@ -196,7 +197,7 @@ def keep(home: Path, allocation_id: str, minutes: int) -> str:
 
 
 def release_in_background(home: Path, allocation_id: str) -> None:
-    """End an allocation in a process of its own; the ledger shows what becomes of it.
+    """Terminate an allocation in a separate process; the ledger shows the outcome.
 
     Raises `UsageError` as `clean_up`, and `RunError` (`tender_not_started`).
     """
@@ -214,14 +215,14 @@ def release_in_background(home: Path, allocation_id: str) -> None:
         )
     except OSError as error:
         raise RunError(
-            f"The process that would end the allocation cannot be started: {error.strerror}.",
-            "Use `glasshouse cleanup`.",
+            f"The process that terminates the allocation cannot be started: {error.strerror}.",
+            "Terminate it with `glasshouse cleanup`.",
             code="tender_not_started",
         ) from error
 
 
 def main(home: str, allocation_id: str) -> int:
-    """`python -m engine.allocations.cleanup HOME ID`: end one allocation."""
+    """`python -m engine.allocations.cleanup HOME ID`: terminate one allocation."""
     with contextlib.suppress(StoreError, UsageError):
         ended = clean_up(Path(home), [allocation_id])
         return 0 if all(one.outcome in {"gone", "not_ours"} for one in ended) else 1

@@ -1,6 +1,6 @@
-"""The live self-test: one cheap pod under a stated ceiling is rented, looked at, ended and proven gone.
+"""The live self-test: one cheap pod under a stated ceiling is rented, inspected, terminated and proven gone.
 
-It goes over the provider protocol and the ledger alone, as a run does. Whatever fails, the pod is ended and proven.
+It uses the provider protocol and the ledger only, as a run does. Whatever fails, the pod is terminated and proven gone.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from engine.store.writer import Writer
 from engine.system.shield import run_to_completion
 
 OWNER: Final = "selftest"
-"""Stands where a run's id does in the pod's name."""
+"""Takes the place of a run's id in the pod's name."""
 CHEAP: Final = (
     "NVIDIA RTX A2000", "NVIDIA RTX A4000", "NVIDIA RTX A4500", "NVIDIA RTX A5000", "NVIDIA L4",
     "NVIDIA GeForce RTX 3070", "NVIDIA GeForce RTX 3090", "NVIDIA GeForce RTX 4090",
 )  # fmt: skip
-"""What is acceptable where neither the operator nor the settings name a GPU."""
+"""The acceptable GPUs when neither the operator nor the settings name one."""
 NOT_ON_OFFER: Final = frozenset({"no_acceptable_gpu", "price_above_ceiling", "no_capacity"})
 LONGEST_SECONDS: Final = 1800.0
 LEAST_SECONDS: Final = 300.0
-"""A ceiling that ends the pod before this leaves no time to look at it."""
+"""A ceiling that terminates the pod before this leaves no time to inspect it."""
 DISK_GB: Final = 10
 WATCH_SECONDS: Final = 2.0
 GRACE_SECONDS: Final = 180.0
-"""How long after its deadline a pod may take to end itself."""
+"""How long after its deadline a pod may take to terminate itself."""
 ANSWER_SECONDS: Final = 60.0
 
-_LOOK: Final = r"""
+_INSPECT: Final = r"""
 cd "$HOME" || exit 9
 [ -n "$1" ] && [ -e "$1" ] && echo heartbeat
 for folder in /proc/[0-9]*; do
@@ -52,7 +52,7 @@ for folder in /proc/[0-9]*; do
 done
 env | grep -q '^GLASSHOUSE_' && echo secrets
 env | grep -q '^RUNPOD_API_KEY=' && echo key
-echo looked
+echo inspected
 """
 SWITCH: Final = ".glasshouse/deadman.py"
 """What the command line of the dead-man's switch on the pod contains."""
@@ -69,7 +69,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """What the whole showed. `passed`: every step did, and the pod is proven gone. `cost` in USD."""
+    """The result of the self-test. `passed`: every step passed, and the pod is proven gone. `cost` in USD."""
 
     passed: bool
     gone: bool
@@ -81,8 +81,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     steps: tuple[Step, ...]
 
 
-class Wish(msgspec.Struct, frozen=True, kw_only=True):
-    """What the operator allows. Prices in USD. `self_destruct`: seconds after which the pod is to end itself."""
+class LiveTestOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What the operator allows. Prices in USD. `self_destruct`: seconds after which the pod is to terminate itself."""
 
     max_cost: float
     max_price: float | None = None
@@ -101,18 +101,18 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-async def cheapest(provider: Provider, wish: Wish) -> tuple[Quote, tuple[str, ...]]:
-    """The lowest quote among what is acceptable, and the names that were quoted, cheapest first.
+async def cheapest(provider: Provider, options: LiveTestOptions) -> tuple[Quote, tuple[str, ...]]:
+    """The lowest quote for an acceptable GPU, and the names of all GPUs on offer, cheapest first.
 
-    Raises `ProviderError`: that of the last GPU where none is on offer, `ceiling_too_low` where the ceiling buys less
+    Raises `ProviderError`: the last GPU's error if none is on offer, `ceiling_too_low` if the ceiling buys less
     than `LEAST_SECONDS`.
     """
     await provider.preflight()
     quotes: list[tuple[float, str, Quote]] = []
     refusal: ProviderError | None = None
-    for gpu in wish.gpus:
+    for gpu in options.gpus:
         try:
-            quote = await provider.quote(wish.spec("quote", [gpu]))
+            quote = await provider.quote(options.spec("quote", [gpu]))
         except ProviderError as error:
             if error.code not in NOT_ON_OFFER:
                 raise
@@ -120,12 +120,12 @@ async def cheapest(provider: Provider, wish: Wish) -> tuple[Quote, tuple[str, ..
         else:
             quotes.append((quote.price_per_hour, gpu, quote))
     if not quotes:
-        raise refusal or ProviderError("No GPU is named.", "Name one with --gpu.", code="no_acceptable_gpu")
-    quotes.sort(key=lambda found: found[:2])
+        raise refusal or ProviderError("No acceptable GPU is named.", "Name one with --gpu.", code="no_acceptable_gpu")
+    quotes.sort(key=lambda entry: entry[:2])
     best = quotes[0][2]
-    if best.price_per_hour > 0 and wish.max_cost / best.price_per_hour * 3600 < LEAST_SECONDS:
+    if best.price_per_hour > 0 and options.max_cost / best.price_per_hour * 3600 < LEAST_SECONDS:
         raise ProviderError(
-            f"{wish.max_cost:g} USD buy less than {LEAST_SECONDS / 60:.0f} minutes of {best.gpu_model} at "
+            f"{options.max_cost:g} USD buy less than {LEAST_SECONDS / 60:.0f} minutes of {best.gpu_model} at "
             f"{best.price_per_hour:g} USD an hour.",
             "Give a higher --max-cost.",
             code="ceiling_too_low",
@@ -134,22 +134,22 @@ async def cheapest(provider: Provider, wish: Wish) -> tuple[Quote, tuple[str, ..
 
 
 class SelfTest:
-    """One self-test. `on_step` hears each step when it is over, `on_phase` what is waited for."""
+    """One self-test. `on_step` is called with each step once it is over, `on_phase` with what is being waited for."""
 
     def __init__(
         self,
         home: Path,
         provider: Provider,
-        wish: Wish,
+        options: LiveTestOptions,
         gpus: Sequence[str],
         *,
         on_step: Callable[[Step], None] = lambda _: None,
         on_phase: Callable[[str], None] | None = None,
     ) -> None:
-        """`gpus` as `cheapest` gave them."""
+        """`gpus` as `cheapest` returned them."""
         self._home = home
         self._provider = provider
-        self._wish = wish
+        self._options = options
         self._gpus = tuple(gpus)
         self._on_step = on_step
         self._on_phase = on_phase
@@ -158,18 +158,18 @@ class SelfTest:
         self._id = secrets.token_hex(6)
         self._name = allocation_name(self._install(), OWNER)
         self._lease: Lease | None = None
-        self._asked_at: float | None = None
+        self._requested_at: float | None = None
         self._steps: list[Step] = []
 
     async def run(self) -> Outcome:
-        """Go through every step; the pod is ended and proven even when this is cancelled meanwhile."""
-        # Nobody else ends what a living process has claimed; should this one die, the sentinel does at the deadline.
+        """Run every step; the pod is terminated and proven gone even when this is cancelled meanwhile."""
+        # Nobody else terminates what a running process has claimed; if it dies, the sentinel does at the deadline.
         self._writer.claim_allocation(self._id)
-        self._writer.allocation_intent(self._id, self._provider.name, self._name, None, **self._end_by_others())
+        self._writer.allocation_intent(self._id, self._provider.name, self._name, None, **self._latest_end())
         try:
             ensure_sentinel(self._home)
-            with contextlib.suppress(GlasshouseError):  # told as a step; what follows is ending it
-                await self._look()
+            with contextlib.suppress(GlasshouseError):  # reported as a failed step; the pod is terminated next
+                await self._inspect()
         finally:
             gone = await run_to_completion(self._end())
             self._writer.release_allocation(self._id)
@@ -178,17 +178,17 @@ class SelfTest:
             self._reader.close()
         return outcome
 
-    def _end_by_others(self) -> AllocationFields:
-        """What the pod's own switch is to do, the sentinel does not do before it."""
-        if self._wish.self_destruct is None:
+    def _latest_end(self) -> AllocationFields:
+        """The sentinel's deadline: after that of the pod's own switch, if that switch is to be tested."""
+        if self._options.self_destruct is None:
             return AllocationFields()
-        return with_end(LONGEST_SECONDS + self._wish.self_destruct + GRACE_SECONDS)
+        return with_end(LONGEST_SECONDS + self._options.self_destruct + GRACE_SECONDS)
 
-    async def _look(self) -> None:
+    async def _inspect(self) -> None:
         await self._step("rent", self._rent)
         await self._step("ready", self._ready)
         await self._step("login", self._log_in)
-        if self._wish.self_destruct is not None:
+        if self._options.self_destruct is not None:
             await self._step("self-destruct", self._watch)
 
     async def _end(self) -> bool:
@@ -216,70 +216,76 @@ class SelfTest:
             self._on_step(step)
 
     async def _rent(self) -> str:
-        self._asked_at = time.monotonic()
-        spec = self._wish.spec(self._name, self._gpus)
+        self._requested_at = time.monotonic()
+        spec = self._options.spec(self._name, self._gpus)
         try:
             lease = await self._provider.acquire(spec, OWNER, self._on_phase)
         except GlasshouseError as error:
             self._writer.allocation_state(self._id, "intent", f"{error.code}: {error.message}")
             raise
         self._keep(lease, "created")
-        return f"{lease.gpu_model}, pod {lease.allocation_id}, ends itself by {lease.deadline or 'no time of its own'}"
+        return (
+            f"{lease.gpu_model}, pod {lease.allocation_id}, terminates itself at {lease.deadline or 'no stated time'}"
+        )
 
     async def _ready(self) -> str:
         lease = await self._provider.wait_ready(self._leased(), self._on_phase)
         self._keep(lease, "ready")
-        return "an SSH server answers with the key that was handed in"
+        return "an SSH server answers with the pinned host key"
 
     async def _log_in(self) -> str:
         lease = self._leased()
         async with await self._provider.open_session(lease) as session:
-            done = await session.run(["sh", "-c", _LOOK, "look", lease.heartbeat or "", SWITCH], timeout=ANSWER_SECONDS)
-        seen = done.stdout.decode("utf-8", "replace").split()
-        if "looked" not in seen:
-            raise ProviderError(
-                "The pod could not be looked at.", "See its log at the provider.", code="pod_unreadable"
+            done = await session.run(
+                ["sh", "-c", _INSPECT, "inspect", lease.heartbeat or "", SWITCH], timeout=ANSWER_SECONDS
             )
-        if "switch" not in seen or (lease.heartbeat and "heartbeat" not in seen):
+        report = done.stdout.decode("utf-8", "replace").split()
+        if "inspected" not in report:
             raise ProviderError(
-                "The dead-man's switch is not armed on the pod.",
+                "The pod could not be inspected.", "See its log at the provider.", code="pod_unreadable"
+            )
+        if "switch" not in report or (lease.heartbeat and "heartbeat" not in report):
+            raise ProviderError(
+                "The dead-man's switch, which terminates a forgotten pod, is not running on the pod.",
                 "Do not rent with this image.",
                 code="switch_not_armed",
             )
-        if "secrets" in seen or "key" in seen:
+        if "secrets" in report or "key" in report:
             raise ProviderError(
-                "A login on the pod sees secrets in its environment.",
+                "The environment of a login on the pod contains secrets.",
                 "Do not rent with this image.",
                 code="secrets_in_environment",
             )
         return "pinned host key, dead-man's switch armed, no secret in the login's environment"
 
     async def _watch(self) -> str:
-        """Until the pod has ended itself with its own key."""
-        lease, seen = self._leased(), "unknown"
-        latest = time.monotonic() + (self._wish.self_destruct or 0.0) + GRACE_SECONDS
+        """Wait until the pod has terminated itself with its own key."""
+        lease, observation = self._leased(), "unknown"
+        latest = time.monotonic() + (self._options.self_destruct or 0.0) + GRACE_SECONDS
         while time.monotonic() < latest:
-            seen = await self._provider.observe(lease)
-            if seen == "gone":
+            observation = await self._provider.observe(lease)
+            if observation == "gone":
                 return "the pod terminated itself with its own key"
-            if seen == "stopped":
+            if observation == "stopped":
                 raise ProviderError(
-                    "The pod stopped itself and could not terminate itself: its disk would go on costing money.",
-                    "The local sentinel has to end such pods.",
+                    "The pod stopped itself but could not terminate itself: its disk would continue to cost money.",
+                    "Keep this machine on: only its local sentinel terminates such pods.",
                     code="self_destruct_stopped",
                 )
             await asyncio.sleep(WATCH_SECONDS)
         raise ProviderError(
-            f"The pod did not end itself; it is {seen}.", "The local sentinel has to.", code="self_destruct_failed"
+            f"The pod did not terminate itself; it is {observation}.",
+            "Keep this machine on: only its local sentinel terminates such pods.",
+            code="self_destruct_failed",
         )
 
     async def _prove(self) -> str:
         proof = await end_allocation(self._writer, self._reader, self._provider, self._entry())
         if proof.count != 0:
             raise ProviderError(
-                f"It is not proven gone: {proof.statement}.", "See `glasshouse allocations`.", code="leaked"
+                f"The pod is not proven gone: {proof.statement}.", "See `glasshouse allocations`.", code="leaked"
             )
-        others = "others were not counted" if proof.others is None else f"others untouched: {proof.others}"
+        others = "foreign pods were not counted" if proof.others is None else f"foreign pods, untouched: {proof.others}"
         return f"absent in {proof.listings} successful listings, {others}"
 
     def _keep(self, lease: Lease, state: Literal["created", "ready"]) -> None:
@@ -294,21 +300,21 @@ class SelfTest:
     def _entry(self) -> AllocationView:
         entry = self._reader.allocation(self._id)
         if entry is None:
-            raise RuntimeError("the ledger lost an entry")
+            raise RuntimeError("the ledger entry of this self-test is missing")
         return entry
 
     def _spent(self) -> float | None:
-        """The most that it can have cost by now."""
-        if self._lease is None or self._asked_at is None or self._lease.price_per_hour is None:
+        """The most that the pod can have cost by now."""
+        if self._lease is None or self._requested_at is None or self._lease.price_per_hour is None:
             return None
-        return round(self._lease.price_per_hour * (time.monotonic() - self._asked_at) / 3600, 6)
+        return round(self._lease.price_per_hour * (time.monotonic() - self._requested_at) / 3600, 6)
 
     def _install(self) -> str:
-        found = self._reader.setting(INSTALL)
-        if found is None:
-            found = secrets.token_hex(4)
-            self._writer.set_setting(INSTALL, found)
-        return found
+        install = self._reader.setting(INSTALL)
+        if install is None:
+            install = secrets.token_hex(4)
+            self._writer.set_setting(INSTALL, install)
+        return install
 
     def _outcome(self, *, gone: bool) -> Outcome:
         lease = self._lease

@@ -1,4 +1,4 @@
-"""What is rented: the ledger joined with what the providers list, and foreign allocations, which are only shown."""
+"""What is rented: the ledger joined with the providers' listings, and foreign allocations, which are only shown."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from engine.wire import utc_now
 
 
 class Listed(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """One allocation: the ledger's, joined with what its provider lists; or a foreign one, which is only shown.
+    """One allocation: from the ledger, joined with its provider's listing; or a foreign one, which is only shown.
 
-    `id` is the ledger's. `state` is the ledger's word, or `foreign`. `observation` is None when the provider was not
-    asked, or did not answer. Prices in USD, times in UTC.
+    `id` is the ledger's. `state` is the ledger's, or `foreign`. `observation` is None when the provider was not
+    queried, or did not answer. Prices in USD, times in UTC.
     """
 
     ours: bool
@@ -48,7 +48,7 @@ class Listed(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class Trouble(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """A provider that could not be asked, and why."""
+    """A provider that could not be queried, and why."""
 
     provider: str
     code: str
@@ -57,30 +57,30 @@ class Trouble(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class Overview(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """Everything that is open, or foreign, at one moment."""
+    """Everything that is open, or foreign, at one moment; with `ended` also what is gone."""
 
     at: str
     allocations: tuple[Listed, ...]
     troubles: tuple[Trouble, ...]
 
 
-def overview(home: Path, *, look: bool = True, ended: bool = False) -> Overview:
-    """What there is. `look` asks the providers; without it the ledger speaks alone. `ended`: also what is gone."""
+def overview(home: Path, *, query: bool = True, ended: bool = False) -> Overview:
+    """List allocations. `query`: ask the providers too, not only the ledger. `ended`: include those that are gone."""
     with Reader(home) as reader:
         entries = reader.allocations(open_only=not ended)
-        found, troubles = asyncio.run(_look(home, reader, entries)) if look else ({}, [])
-        if look:
-            found = {name: _taken_back(home, reader, name, seen) for name, seen in found.items()}
+        listings, troubles = asyncio.run(_query(home, reader, entries)) if query else ({}, [])
+        if query:
+            listings = {name: _reopen_returned(home, reader, name, listing) for name, listing in listings.items()}
             entries = reader.allocations(open_only=not ended)
-        listed = [_ours(entry, found.get(entry.provider)) for entry in entries]
-    foreign = [_foreign(provider, one) for provider, seen in found.items() for one in seen.foreign]
+        listed = [_ours(entry, listings.get(entry.provider)) for entry in entries]
+    foreign = [_foreign(provider, one) for provider, listing in listings.items() for one in listing.foreign]
     return Overview(at=utc_now(), allocations=(*listed, *foreign), troubles=tuple(troubles))
 
 
-async def _look(
+async def _query(
     home: Path, reader: Reader, entries: Sequence[AllocationView]
 ) -> tuple[dict[str, Reconciliation], list[Trouble]]:
-    found: dict[str, Reconciliation] = {}
+    listings: dict[str, Reconciliation] = {}
     troubles: list[Trouble] = []
     for name in _providers(entries):
         mine = [
@@ -91,7 +91,7 @@ async def _look(
         try:
             provider = provider_for(name, home, load_settings(home))
             try:
-                found[name] = await provider.reconcile(mine)
+                listings[name] = await provider.reconcile(mine)
                 if mine:
                     watch_on(home, name)
             finally:
@@ -99,16 +99,19 @@ async def _look(
         except GlasshouseError as error:
             if mine or error.code not in {"api_key_missing", "extra_missing"}:
                 troubles.append(Trouble(provider=name, code=error.code, message=error.message, hint=error.hint))
-    return found, troubles
+    return listings, troubles
 
 
-def _taken_back(home: Path, reader: Reader, provider: str, seen: Reconciliation) -> Reconciliation:
-    """What the provider lists, with what was believed gone and is listed again among what is ours: it bills."""
+def _reopen_returned(home: Path, reader: Reader, provider: str, listing: Reconciliation) -> Reconciliation:
+    """Reopen as leaked what the ledger calls gone and the provider lists again, since it costs money.
+
+    Returns the listing with those allocations among ours.
+    """
     ended = {one.name: one for one in reader.allocations() if one.provider == provider and one.released_at is not None}
-    back = tuple(one for one in seen.foreign if one.name in ended)
+    back = tuple(one for one in listing.foreign if one.name in ended)
     if not back:
-        return seen
-    reason = "it is listed again, although two listings lacked it"
+        return listing
+    reason = "the provider lists it again, although two earlier listings did not contain it"
     with Writer(home) as writer:
         for one in back:
             entry = ended[one.name]
@@ -117,19 +120,19 @@ def _taken_back(home: Path, reader: Reader, provider: str, seen: Reconciliation)
                 writer.transition(run_id, "cleanup", "leaked", reason)
     watch_on(home, provider)
     return msgspec.structs.replace(
-        seen, ours=(*seen.ours, *back), foreign=tuple(one for one in seen.foreign if one not in back)
+        listing, ours=(*listing.ours, *back), foreign=tuple(one for one in listing.foreign if one not in back)
     )
 
 
 def _providers(entries: Sequence[AllocationView]) -> list[str]:
-    """Whoever has something open, and whoever may have something that we do not know of."""
+    """The providers with an open ledger entry, and all that rent: they may list allocations that the ledger lacks."""
     return sorted({one.provider for one in entries if one.released_at is None} | RENTED)
 
 
-def _ours(entry: AllocationView, seen: Reconciliation | None) -> Listed:
-    listed = next((one for one in seen.ours if one.name == entry.name), None) if seen else None
-    observation = None if seen is None or entry.released_at else "gone" if listed is None else listed.observation
-    if seen is not None and listed is None and entry.name not in seen.gone and entry.released_at is None:
+def _ours(entry: AllocationView, listing: Reconciliation | None) -> Listed:
+    listed = next((one for one in listing.ours if one.name == entry.name), None) if listing else None
+    observation = None if listing is None or entry.released_at else "gone" if listed is None else listed.observation
+    if listing is not None and listed is None and entry.name not in listing.gone and entry.released_at is None:
         observation = "unknown"
     return Listed(
         ours=True,
@@ -151,22 +154,22 @@ def _ours(entry: AllocationView, seen: Reconciliation | None) -> Listed:
     )
 
 
-def _foreign(provider: str, found: ExistingAllocation) -> Listed:
+def _foreign(provider: str, existing: ExistingAllocation) -> Listed:
     spent = None
-    if found.since is not None and found.price_per_hour is not None:
-        age = datetime.now(UTC) - datetime.fromisoformat(found.since)
-        spent = round(found.price_per_hour * max(age.total_seconds(), 0.0) / 3600, 6)
+    if existing.since is not None and existing.price_per_hour is not None:
+        age = datetime.now(UTC) - datetime.fromisoformat(existing.since)
+        spent = round(existing.price_per_hour * max(age.total_seconds(), 0.0) / 3600, 6)
     return Listed(
         ours=False,
         id=None,
         provider=provider,
-        name=found.name,
-        allocation_id=found.allocation_id,
-        gpu_model=found.gpu_model,
+        name=existing.name,
+        allocation_id=existing.allocation_id,
+        gpu_model=existing.gpu_model,
         state="foreign",
-        observation=found.observation,
-        price_per_hour=found.price_per_hour,
-        since=found.since,
+        observation=existing.observation,
+        price_per_hour=existing.price_per_hour,
+        since=existing.since,
         spent=spent,
         run_id=None,
         run_state=None,

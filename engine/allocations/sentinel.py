@@ -1,8 +1,8 @@
-"""The local half of the dead-man's switch: one detached process a home that ends what is overdue.
+"""The local half of the dead-man's switch: one detached process per home that terminates overdue allocations.
 
-It holds the deadlines of rented allocations whatever becomes of runner, console and terminal, ends kept ones when
-their time is over, looks again for those that were asked for and never answered, tries again to end what leaked, and
-goes when nothing is rented any more.
+It enforces the deadlines of rented allocations even when runner, console and terminal are gone, terminates kept ones
+when their time is over, checks again for those whose request was never answered, retries the termination of leaked
+ones, and exits when nothing is rented any more.
 """
 
 from __future__ import annotations
@@ -36,44 +36,44 @@ from engine.wire import utc_now
 
 TICK_SECONDS: Final = 5.0
 AGAIN_SECONDS: Final = 120.0
-"""Between two attempts on one allocation that leaked or was never answered."""
+"""Between two attempts on an allocation that leaked or whose request was never answered."""
 BEAT_SECONDS: Final = 300.0
 IDLE_TICKS: Final = 6
 LOCK_SECONDS: Final = 1.0
-"""How long one that starts tries for the lock: somebody may be looking whether it is held."""
+"""How long a starting sentinel retries the lock: `ensure_sentinel` holds it for a moment to check it."""
 
 
 class Sentinel:
-    """Looks at the ledger every few seconds; asks a provider only when something is due."""
+    """Reads the ledger every few seconds; calls a provider only when something is due."""
 
     def __init__(self, home: Path) -> None:
         self._home = home
-        self._tried: dict[str, float] = {}
-        self._beaten: dict[str, float] = {}
+        self._attempted_at: dict[str, float] = {}
+        self._beat_at: dict[str, float] = {}
         self._work: dict[tuple[str, str], asyncio.Task[None]] = {}
-        """What goes on, by its kind and allocation: one that takes long keeps no other waiting."""
+        """Running tasks by kind and allocation, concurrent so that a slow one does not delay the others."""
         self._is_useless = False
 
     @property
     def is_useless(self) -> bool:
-        """True once its API key was of no use."""
+        """True once the provider rejected the API key, or the key belongs to another account."""
         return self._is_useless
 
     async def watch(self) -> None:
-        """Until nothing rented is open, the home is no more, or its API key is of no use."""
+        """Run until nothing rented is open, the home is deleted, or the API key is useless."""
         idle = 0
         while has_database(self._home) and not self._is_useless:
-            with _told():
-                idle = 0 if self._look() else idle + 1
+            with _logged_errors():
+                idle = 0 if self._check_all() else idle + 1
             if idle >= IDLE_TICKS:
                 return
             await asyncio.sleep(TICK_SECONDS)
 
-    def _look(self) -> bool:
+    def _check_all(self) -> bool:
         with Reader(self._home) as reader:
             entries = _open(reader)
             for entry in entries:
-                with _told():
+                with _logged_errors():
                     if self._is_due(reader, entry):
                         self._begin("end", entry, self._end(entry))
                     elif entry.ledger_state == "kept":
@@ -81,15 +81,15 @@ class Sentinel:
         return bool(entries) or any(not task.done() for task in self._work.values())
 
     def _begin(self, kind: str, entry: AllocationView, work: Coroutine[Any, Any, None]) -> None:
-        """Do it beside everything else, unless it is being done."""
+        """Start a task, unless the same one is still running."""
         earlier = self._work.get((kind, entry.id))
         if earlier is not None and not earlier.done():
             work.close()
             return
-        self._work[kind, entry.id] = asyncio.create_task(_telling(work))
+        self._work[kind, entry.id] = asyncio.create_task(_with_logged_errors(work))
 
     def _is_due(self, reader: Reader, entry: AllocationView) -> bool:
-        if time.monotonic() - self._tried.get(entry.id, float("-inf")) < AGAIN_SECONDS:
+        if time.monotonic() - self._attempted_at.get(entry.id, float("-inf")) < AGAIN_SECONDS:
             return False
         end, kept = entry.deadline, entry.keep_until
         if end is not None and end.left() <= 0:
@@ -99,7 +99,7 @@ class Sentinel:
         return not in_use(reader, entry) and _is_abandoned(reader, entry)
 
     async def _end(self, entry: AllocationView) -> None:
-        self._tried[entry.id] = time.monotonic()
+        self._attempted_at[entry.id] = time.monotonic()
         provider = provider_for(entry.provider, self._home, load_settings(self._home))
         try:
             with Writer(self._home) as writer, Reader(self._home) as reader:
@@ -107,22 +107,22 @@ class Sentinel:
                 ended = await end_one(self._home, writer, reader, provider, entry, overdue=overdue)
         finally:
             await provider.close()
-        _say(f"{entry.name}: {ended.outcome}")
-        # Another key was set since this process began: whoever is started next may have it.
+        _log(f"{entry.name}: {ended.outcome}")
+        # The API key may have changed since this process started: exit, so that the next sentinel uses the new one.
         self._is_useless = ended.reason.partition(":")[0] in {"account_differs", "api_key_rejected"}
 
     async def _beat(self, entry: AllocationView) -> None:
-        """A kept allocation hears that somebody is there until its time is over."""
+        """Touch the heartbeat file of a kept allocation, so that it does not terminate itself too early."""
         lease = lease_of(entry)
-        due = time.monotonic() - self._beaten.get(entry.id, float("-inf")) >= BEAT_SECONDS
+        due = time.monotonic() - self._beat_at.get(entry.id, float("-inf")) >= BEAT_SECONDS
         if lease is None or lease.heartbeat is None or not due:
             return
-        self._beaten[entry.id] = time.monotonic()
+        self._beat_at[entry.id] = time.monotonic()
         provider = provider_for(entry.provider, self._home, load_settings(self._home))
         try:
             await _touch(provider, lease, lease.heartbeat)
         except GlasshouseError as error:
-            _say(f"{entry.name}: no heartbeat: {error.code}")
+            _log(f"{entry.name}: no heartbeat: {error.code}")
         finally:
             await provider.close()
 
@@ -133,27 +133,27 @@ async def _touch(provider: Provider, lease: Lease, path: str) -> None:
         await session.run(["touch", "--", path])
 
 
-async def _telling(work: Coroutine[Any, Any, None]) -> None:
-    with _told():
+async def _with_logged_errors(work: Coroutine[Any, Any, None]) -> None:
+    with _logged_errors():
         await work
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
-    """Whatever goes wrong is told, and the deadlines stand."""
+def _logged_errors() -> Iterator[None]:
+    """Log any error and continue, so that no error disables the deadlines."""
     try:
         yield
     except GlasshouseError as error:
-        _say(f"{error.code}: {error.message}")
+        _log(f"{error.code}: {error.message}")
     except Exception:
         traceback.print_exc()
 
 
 def _is_abandoned(reader: Reader, entry: AllocationView) -> bool:
-    """Whether one that nobody is at work on is to be ended now.
+    """Whether an allocation that is not in use is to be terminated now.
 
-    What a runner left half done is ended by its resumption, or by its deadline; before there is a lease, by that of
-    the asking.
+    What an interrupted runner left behind is terminated by its resumption, or at its deadline; before there is a
+    lease, at the deadline of the request (`intended_until`).
     """
     intended = entry.intended_until if entry.deadline is None else None
     if entry.ledger_state == "leaked" or (intended is not None and intended.left() <= 0):
@@ -167,13 +167,13 @@ def _open(reader: Reader) -> list[AllocationView]:
     return [one for one in reader.allocations(open_only=True) if one.provider in RENTED]
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     sys.stderr.write(f"{utc_now()} {text}\n")
     sys.stderr.flush()
 
 
 def main() -> int:
-    """`python -m engine.allocations.sentinel --home DIR`; ends at once where another one runs."""
+    """`python -m engine.allocations.sentinel --home DIR`; exits at once if another sentinel is running."""
     parser = argparse.ArgumentParser("engine.allocations.sentinel")
     parser.add_argument("--home", type=Path, required=True)
     home: Path = parser.parse_args().home
@@ -184,7 +184,7 @@ def main() -> int:
         fcntl.flock(fd, fcntl.LOCK_UN)
         if sentinel.is_useless or not has_database(home):
             break
-        # What was entered after the last look found the lock held, and started no other one.
+        # An entry added after the last check saw the lock held, so no other sentinel was started for it.
         with Reader(home) as reader:
             if not _open(reader):
                 break

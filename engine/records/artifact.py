@@ -1,7 +1,8 @@
-"""The public artifact: a row under its published field names, and beside it the signed bundle that proves it.
+"""The public artifact: a row under its published field names, together with the signed bundle that proves it.
 
-One JSON document (`data/schemas/artifact.schema.json`, generated from the structs here). The row's fields stand on top;
-`format` names this version; `bundle` holds what was signed and logged, or is null for a row that nobody signed.
+One JSON document (`data/schemas/artifact.schema.json`, generated from the structs and their docstrings). The row's
+fields are at the top level; `format` names the version; `bundle` contains what was signed and logged, or is null for
+an unsigned row.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Cleanup(_Part, frozen=True, kw_only=True):
-    """How many allocations of this run, and of others, the provider still listed afterwards; null is unknown."""
+    """How many allocations of this run, and foreign ones, the provider still listed afterwards; null is unknown."""
 
     active_run_pod_pods_after_run: Count | None
     other_active_pods: Count | None
@@ -73,7 +74,7 @@ class RowSegment(_Part, frozen=True, kw_only=True):
 
 
 class Row(_Part, frozen=True, kw_only=True):
-    """The row's fields and their forms; unknown is null. Times are UTC, losses and percentages plain numbers."""
+    """The row's fields and their types; null is unknown. Times are UTC, losses and percentages plain numbers."""
 
     id: Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}$(?!\n)")]
     label: Label
@@ -130,9 +131,9 @@ class Row(_Part, frozen=True, kw_only=True):
 
 
 class Entry(_Part, frozen=True, kw_only=True):
-    """One event of a log. `prev` is the hash of the one before (64 zeros first) and `run_id` the row's id.
+    """One event of a log. `prev` is the hash of the previous one (64 zeros for the first), `run_id` the row's id.
 
-    `body` is what the hash covers: of a line for a person and of `train.progress` it has digests for what is left out.
+    `body` is what the hash covers: for `log` and `train.progress` it has digests in place of what is left out.
     """
 
     seq: Count
@@ -159,7 +160,7 @@ class Heads(_Part, frozen=True, kw_only=True):
 class Blob(_Part, frozen=True, kw_only=True):
     """A segment's series: losses (float32) and step times (uint64 ns) as `engine.measure.series` packs them.
 
-    `sha256` is over the packed bytes, which `data` has in base64.
+    `sha256` is over the packed bytes, which `data` contains in base64.
     """
 
     steps: Count
@@ -168,7 +169,7 @@ class Blob(_Part, frozen=True, kw_only=True):
 
 
 class Receipts(_Part, frozen=True, kw_only=True):
-    """DSSE envelopes of in-toto statements; null where nothing of the kind happened."""
+    """DSSE envelopes of in-toto statements; null if the run did not get that far."""
 
     release: dict[str, Any] | None
     zeroization: dict[str, Any] | None
@@ -178,7 +179,7 @@ class Receipts(_Part, frozen=True, kw_only=True):
 class Bundle(_Part, frozen=True, kw_only=True):
     """What was signed and logged. `operator` is the raw public signing key in hex.
 
-    `left_out` is empty, or names the series where the artifact is a summary.
+    `left_out` is empty, or names the series if the artifact is a summary.
     """
 
     operator: Digest
@@ -204,12 +205,12 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def malformed(why: str) -> RefusedError:
-    """The refusal of a document that is no artifact."""
+    """The refusal of a document that is not a valid artifact."""
     return refusal("artifact_malformed", why)
 
 
 def parse_artifact(text: bytes) -> Artifact:
-    """An artifact from its bytes; raises `RefusedError` (`artifact_malformed`) for anything else."""
+    """Parse an artifact; raises `RefusedError` (`artifact_malformed`)."""
     if len(text) > MAX_ARTIFACT_BYTES:
         raise malformed("it is larger than the limit")
     try:
@@ -229,7 +230,7 @@ def parse_artifact(text: bytes) -> Artifact:
 
 
 def dump_artifact(artifact: Artifact) -> dict[str, Any]:
-    """The artifact as one JSON-ready document, the row's fields on top in the order of `Row`."""
+    """The artifact as one JSON-ready document, the row's fields first, in the order of `Row`."""
     places = {name: place for place, name in enumerate(Row.__struct_encode_fields__)}
     row = sorted(artifact.row.items(), key=lambda item: places.get(item[0], len(places)))
     return {"format": FORMAT, **dict(row), "bundle": msgspec.to_builtins(artifact.bundle)}
@@ -244,7 +245,7 @@ def packed(series: Series) -> Blob:
 
 
 def unpacked(blob: Blob) -> Series:
-    """The series of `packed`; raises `RefusedError` (`artifact_malformed`)."""
+    """The inverse of `packed`; raises `RefusedError` (`artifact_malformed`)."""
     try:
         raw = base64.b64decode(blob.data, validate=True)
         if sha256_hex(raw) != blob.sha256 or base64.b64encode(raw).decode() != blob.data:
@@ -259,21 +260,21 @@ def unpacked(blob: Blob) -> Series:
 
 def events_of(entries: list[Entry], run_id: str) -> list[Event]:
     """The events of a log, each with the body that its hash covers."""
-    made = []
+    events = []
     prev = GENESIS
     for entry in entries:
-        made.append(
+        events.append(
             Event(
                 seq=entry.seq, prev=prev, ts=entry.ts, event=entry.event, run_id=run_id, body=entry.body,
                 hash=entry.hash,
             )
         )  # fmt: skip
         prev = entry.hash
-    return made
+    return events
 
 
 def is_whole(log: list[Event]) -> bool:
-    """True when every event of `events_of` is numbered, linked and hashed as it must be, from the first one on."""
+    """True when every event of `events_of` has the correct number, link and hash, from the first one on."""
     return bool(log) and all(
         event.seq == place
         and event.hash == event_hash(event.seq, event.prev, event.ts, event.event, event.run_id, event.body)
@@ -282,7 +283,7 @@ def is_whole(log: list[Event]) -> bool:
 
 
 def check_steps(log: list[Event], series: Mapping[str, Series]) -> None:
-    """See that the progress events of a log bring exactly these series, in order and without a gap.
+    """Check that the progress events of a log contain exactly these series, in order and without a gap.
 
     Raises `RefusedError` (`series_mismatch`).
     """

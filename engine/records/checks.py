@@ -1,4 +1,7 @@
-"""The two verdicts of a row, check by check. Each check says what was seen, and why it passed or not."""
+"""The two verdicts of a row, check by check. Each check states what was observed, and why it passed or failed.
+
+The reasons are part of the published row: `verify` recomputes and compares them, so they are never reworded.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ def _run(group: Group, table: dict[str, Checker], facts: Facts) -> list[Check]:
 
 
 def _outcome(check: Checker, facts: Facts) -> Outcome:
-    """What the allocation sent may have any shape: a run must still end with a row."""
+    """Run one check. Malformed data from the allocation fails the check; the run must still end with a row."""
     try:
         return check(facts)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, struct.error) as error:
@@ -104,10 +107,10 @@ def _raw_completed(facts: Facts) -> Outcome:
 
 
 def _same_allocation(facts: Facts) -> Outcome:
-    seen = facts.identities()
-    if len(seen) < 2:
+    identities = facts.identities()
+    if len(identities) < 2:
         return "failed", "the allocation was not identified in both segments"
-    if seen["raw"] == seen["protected"]:
+    if identities["raw"] == identities["protected"]:
         return "passed", "one machine, by its nonce and the start of its first process, in both segments"
     return "failed", "the machine changed between the segments"
 
@@ -144,16 +147,16 @@ def _distinct(facts: Facts) -> Outcome:
 
 
 def _collected(facts: Facts) -> Outcome:
-    found = facts.collected()
+    collected = facts.collected()
     sealed = False
     for kind in facts.plan.kinds():
-        seen = found.get(kind)
-        if seen is None:
+        adapter = collected.get(kind)
+        if adapter is None:
             return "failed", f"the {kind} adapter was not collected"
-        if seen.status == "sealed":
+        if adapter.status == "sealed":
             sealed = True
-        elif seen.status != "opened":
-            return "failed", f"the {kind} adapter: {seen.code or 'unknown'}"
+        elif adapter.status != "opened":
+            return "failed", f"the {kind} adapter: {adapter.code or 'unknown'}"
     if sealed:
         return "not_applicable", "the recipient key is under a passphrase; `glasshouse adapter` opens it"
     return "passed", "each adapter opened, and is the one that its log names"

@@ -1,4 +1,4 @@
-"""Making the public artifact of an ended run from the store, and no more of it than may be published."""
+"""Builds the public artifact of an ended run from the store, and refuses anything that may not be published."""
 
 from __future__ import annotations
 
@@ -39,15 +39,17 @@ def export_run(reader: Reader, run_id: str, *, summary: bool = False) -> Artifac
         return Artifact(row=dict(view.row or {}), bundle=None)
     if view.row is None or view.summary.state not in FINAL_RUN_STATES:
         raise UsageError(
-            f"Run {run_id} has not ended: {view.summary.state}.", f"Follow it with `glasshouse watch {run_id}`.",
+            f"Run {run_id} has not ended: {view.summary.state}.",
+            f"Follow it with `glasshouse watch {run_id}`, and export it afterwards.",
             code="run_unfinished",
-        )  # fmt: skip
+        )
     receipts, evidence = reader.receipts(run_id), reader.evidence(run_id)
     if "run" not in receipts or "delegation" not in receipts or "operator" not in evidence:
         raise UsageError(
-            f"Run {run_id} ended before anything of it was signed.", "Only `show` can tell of it.",
+            f"Run {run_id} ended before anything of it was signed, so it cannot be exported.",
+            f"See it with `glasshouse show {run_id}`.",
             code="export_unsigned",
-        )  # fmt: skip
+        )
     artifact = Artifact(row=view.row, bundle=_bundle(reader, run_id, view, receipts, evidence, summary=summary))
     _refuse_private(artifact, reader)
     return artifact
@@ -90,20 +92,20 @@ def _bundle(
 def _entry(chain: Chain, event: Event) -> Entry:
     body = committed(event.event, event.body)
     if not is_public(chain, event.event, body):
-        raise _private(f"an event {event.event} with other fields than are published")
+        raise _private(f"an event {event.event} with fields that are not public")
     return Entry(seq=event.seq, ts=event.ts, event=event.event, hash=event.hash, body=body)
 
 
 def _refuse_private(artifact: Artifact, reader: Reader) -> None:
-    """The last look: nothing known to be secret, and no place of this machine, is in any text of it."""
+    """A final check that no text contains a known secret or a path of this machine."""
     texts = list(_texts(dump_artifact(artifact)))
-    for what, private, is_place in _secrets(reader):
-        if any(_holds(text, private, is_place=is_place) for text in texts):
+    for what, private, is_path in _secrets(reader):
+        if any(_contains(text, private, is_path=is_path) for text in texts):
             raise _private(what)
 
 
 def _texts(value: object) -> Iterator[str]:
-    """Every text, and every text inside what is signed; no digests and no packed bytes."""
+    """Every text, including those inside signed payloads; except digests and packed bytes."""
     if isinstance(value, dict):
         for inner in value.values():
             yield from _texts(inner)
@@ -116,27 +118,27 @@ def _texts(value: object) -> Iterator[str]:
         yield value
 
 
-def _holds(text: str, private: str, *, is_place: bool) -> bool:
-    if not is_place:
+def _contains(text: str, private: str, *, is_path: bool) -> bool:
+    if not is_path:
         return private in text
     return re.search(rf"(?<![\w./-]){re.escape(private)}(?![\w.-])", text) is not None
 
 
 def _private(what: str) -> RefusedError:
     return RefusedError(
-        f"The export would hold {what}, which is never published.",
-        "Report this; nothing was written.",
+        f"The export would contain {what}, which is never published.",
+        "Report this as a bug; nothing was written.",
         code="export_private",
     )
 
 
 def _secrets(reader: Reader) -> list[tuple[str, str, bool]]:
-    """What it is, its text, and whether it is a place."""
-    places = {"the home folder": str(reader.home), "the user's folder": str(Path.home())}
-    found = [(what, place.rstrip("/"), True) for what, place in places.items() if len(place) > 1]
-    found += [
+    """For each secret: a description, its text, and whether it is a path."""
+    paths = {"the path of the home folder": str(reader.home), "the path of the user's folder": str(Path.home())}
+    secrets = [(what, path.rstrip("/"), True) for what, path in paths.items() if len(path) > 1]
+    secrets += [
         (f"the value of {name}", value, False)
         for name, value in os.environ.items()
         if name.upper().endswith(_SECRET_NAMES) and len(value) >= _SHORTEST_SECRET
     ]
-    return [*found, ("a private key", "PRIVATE KEY-----", False)]
+    return [*secrets, ("a private key", "PRIVATE KEY-----", False)]

@@ -1,6 +1,6 @@
-"""What a row is computed from: both logs, the series and the receipts of one run.
+"""The input from which a row is computed: both logs, the series and the receipts of one run.
 
-It comes from the store (`gather`), or from a public artifact (`engine.records.rebuild`); the checks do not know which.
+It comes from the store (`gather`), or from a public artifact (`engine.records.rebuild`); the checks do not differ.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from engine.wire import ChainReader, Event
 
 @dataclass(frozen=True)
 class Logged(Generic[BodyT]):
-    """An event in its form, with its place in its log."""
+    """An event with its typed body and its position in the log."""
 
     seq: int
     prev: str
@@ -47,7 +47,7 @@ class Logged(Generic[BodyT]):
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """One run's material. `*_whole` is False when that log's chain does not verify from its first line."""
+    """The facts of one run. `*_whole` is False when that log's chain does not verify from its first line."""
 
     view: RunView
     plan: Plan
@@ -72,7 +72,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         return _logged(self.runner_log, kind)
 
     def has(self, chain: Chain, name: str) -> bool:
-        """Whether a log has an event of this name, in whatever form."""
+        """Whether a log has an event of this name, even with an invalid body."""
         return any(event.event == name for event in (self.runner_log if chain == "runner" else self.pod_log))
 
     def identities(self) -> dict[str, Machine]:
@@ -81,7 +81,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         return {state.segment: state.identity for state in states if state.identity is not None}
 
     def collected(self) -> dict[str, AdapterCollected]:
-        """By segment, what the runner found the downloaded adapter to be."""
+        """By segment, the result of the runner's check of the downloaded adapter."""
         return {one.body.segment: one.body for one in self.runner(AdapterCollected)}
 
     def gone(self) -> AllocationGone | None:
@@ -90,7 +90,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         return proofs[-1] if proofs else None
 
     def is_closed(self) -> bool:
-        """Whether the attester signed its log up to its end: what came after the wipe's receipt too."""
+        """Whether the attester signed its log up to the end, including the events after the wipe's receipt."""
         launch, closed = self.pod(LaunchAccepted), self.pod(PodClosed)
         if not launch or not closed or closed[-1].hash != self.pod_log[-1].hash:
             return False
@@ -103,23 +103,23 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         return (signed.pod_head, signed.runner_head) == (last.prev, last.body.runner_head)
 
     def wipe_faults(self) -> tuple[str, ...]:
-        """The codes for which zeroization is not proven, judged anew from the receipt; empty when it is."""
+        """The codes why zeroization is not proven, re-evaluated from the receipt; empty when it is proven."""
         receipt, done = self.receipts.get("zeroization"), self.pod(ZeroizeDone)
         if receipt is None or not done:
             return ("zeroization_missing",)
         try:
-            found = msgspec.convert(unverified_payload(receipt)["predicate"], Zeroization, strict=True)
+            zeroization = msgspec.convert(unverified_payload(receipt)["predicate"], Zeroization, strict=True)
         except (KeyError, TypeError, RefusedError, msgspec.ValidationError):
             return ("receipt_malformed",)
-        return wipe_faults(found, done[-1].body)
+        return wipe_faults(zeroization, done[-1].body)
 
 
 def wipe_faults(proof: Zeroization, done: ZeroizeDone) -> tuple[str, ...]:
-    """What the receipt lacks, and what the allocation itself admits in `zeroize.done`."""
-    admitted = [str(reason) for reason in done.reasons[:16]]
-    if not admitted and done.state != "zeroized":
-        admitted = ["zeroization_not_claimed"]
-    return tuple(sorted({*zeroization_faults(proof), *admitted}))
+    """The codes of what the receipt does not prove, and of what the allocation reports in `zeroize.done`."""
+    reported = [str(reason) for reason in done.reasons[:16]]
+    if not reported and done.state != "zeroized":
+        reported = ["zeroization_not_claimed"]
+    return tuple(sorted({*zeroization_faults(proof), *reported}))
 
 
 def _logged(log: list[Event], kind: type[BodyT]) -> list[Logged[BodyT]]:
@@ -152,7 +152,7 @@ def is_whole(run_id: str, log: list[Event]) -> bool:
 
 
 def gather(reader: Reader, run_id: str) -> Facts:
-    """Everything about a run of our own; raises `PlanError` for a run without a plan (a published row)."""
+    """The facts of the operator's own run; raises `PlanError` for a run without a plan (a published row)."""
     view = reader.run(run_id)
     runner_log = list(reader.events(run_id, "runner"))
     pod_log = list(reader.events(run_id, "pod"))

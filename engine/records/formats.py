@@ -1,4 +1,4 @@
-"""The artifact as a file: whole as JSON, or the row alone as a page (Markdown) or a line (CSV) that names the whole."""
+"""The artifact as a file: complete as JSON, or the row alone as a page (Markdown) or a line (CSV) with its digest."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _PAGE: Final = (
     ("Finished (UTC)", "finishedAt", ""),
     ("Plan digest", "planDigest", ""),
 )
-_SILENT: Final = ("modelRevision", "targetSec", "stepBudget", "challenge")  # null is none here, not unknown
+_OPTIONAL: Final = ("modelRevision", "targetSec", "stepBudget", "challenge")  # null means absent here, not unknown
 _SEGMENT: Final = (
     ("Steps", "Steps", ""),
     ("Time", "ElapsedSec", " s"),
@@ -76,7 +76,7 @@ def _line(artifact: Artifact) -> str:
 
 
 def _cell(value: object) -> object:
-    """A CSV cell; unknown is empty. Text that a spreadsheet would run as a formula gets an apostrophe before it."""
+    """A CSV cell; unknown is empty. Text that a spreadsheet would run as a formula gets a leading apostrophe."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list | tuple):
@@ -118,7 +118,7 @@ def _provenance(artifact: Artifact) -> list[str]:
 
 
 def _shown(row: dict[str, Any], name: str) -> bool:
-    return name in row and (row[name] is not None or name not in _SILENT)
+    return name in row and (row[name] is not None or name not in _OPTIONAL)
 
 
 def _pair(row: dict[str, Any], title: str, name: str, unit: str) -> str:
@@ -136,6 +136,6 @@ def _value(value: object, unit: str) -> str:
 
 
 def _text(value: object) -> str:
-    """Plain text for a Markdown cell: nothing in it is markup."""
+    """Text for a Markdown cell, with all markup escaped."""
     text = "".join(c if c.isprintable() else " " for c in str(value))
     return "".join(f"\\{c}" if c in "\\`*_{}[]<>#|!~$" else c for c in text)

@@ -1,6 +1,6 @@
-"""What of a run's logs is published: every event in its form (`engine.events`), without a text that locates.
+"""What is published of a run's logs: typed events (`engine.events`) without paths, addresses or host names.
 
-The runner takes in nothing else from an allocation.
+The runner accepts nothing else from an allocation.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from engine.attestation.statements import unverified_payload
 from engine.errors import RefusedError
 from engine.events import COMMITTED, Chain
 
-_ENCODED: Final = frozenset({"receipt", "token", "attesterKey", "nonce"})  # judged by their own forms
+_ENCODED: Final = frozenset({"receipt", "token", "attesterKey", "nonce"})  # checked by their own types
 _TYPES: Final = frozenset({"_type", "predicateType"})
 
 
 def is_public(chain: Chain, event: str, body: dict[str, Any]) -> bool:
-    """True when the event has exactly the fields that are published, each in its form, and no text that locates.
+    """True when the event has exactly its published fields, each of its type, and no text with a path or an address.
 
-    `body` is what its hash covers (`engine.wire.committed`).
+    `body` is what the event's hash covers (`engine.wire.committed`).
     """
     kind = COMMITTED[chain].get(event)
     if kind is None:

@@ -1,7 +1,7 @@
-"""The facts of a run from its public artifact alone, so that a stranger computes the same row from them.
+"""The facts of a run from its public artifact alone, so that anyone can recompute its row.
 
 States are derived from what was logged and signed, never taken from the row that is being checked. What only the
-operator knows (when the run began, how it ended, what it cost) is listed in `STATED` and stands as it was signed.
+operator knows (when the run began, how it ended, what it cost) is taken as it was signed (`STATED`, and the cost).
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from engine.store.views import AttestationState, CleanupState, RunSummary, RunVi
 from engine.wire import RELEASE_GRANTED, Event, digest_of
 
 STATED: Final = frozenset({"startedAt", "finishedAt", "state", "reason", "version"})
-"""Fields of a row that only the operator knows: they must make sense, and stand as they were signed."""
+"""Fields of a row that only the operator knows: they must be plausible, and are taken as they were signed."""
 OF_SERIES: Final = frozenset({"finite", "same_losses", "step_chain"})
 """Checks that need the series."""
 PRECISION: Final = "overheadPrecisionPct"
 PRECISION_TOLERANCE: Final = 0.005
-"""The one figure that is drawn by resampling: another processor may round its last digit otherwise."""
+"""The precision is computed by resampling, and another processor may round its last digit differently."""
 
 
 _UNPROVEN: Final = ("active", "kept", "terminating", "leaked")
 
 
 def facts_of(artifact: Artifact, bundle: Bundle) -> Facts:
-    """The facts that the artifact holds; raises `RefusedError` (`artifact_malformed`) for a bad plan or series."""
+    """The facts in the artifact; raises `RefusedError` (`artifact_malformed`) for a bad plan or series."""
     try:
         plan = load_plan(bundle.plan)
     except PlanError as error:
@@ -55,32 +55,36 @@ def facts_of(artifact: Artifact, bundle: Bundle) -> Facts:
         receipts={name: receipt for name, receipt in receipts.items() if receipt is not None},
         series={kind: series.get(kind, Series(losses=(), nanos=())) for kind in plan.kinds()},
     )
-    return _judged(facts)
+    return _with_final_states(facts)
 
 
 def whole(chain: Chain, entries: list[Entry], log: list[Event]) -> bool:
-    """Whether the log's chain holds, and holds nothing but what is published."""
+    """Whether the log's chain verifies, and the log contains only what may be published."""
     return all(is_public(chain, entry.event, entry.body) for entry in entries) and is_whole(log)
 
 
 def row_of(facts: Facts, signed: dict[str, Any]) -> dict[str, Any]:
     """The row as this installation computes it from the facts, with `STATED` fields as they were signed."""
-    made, _ = build_row(facts, state=str(signed["state"]), reason=str(signed["reason"]), cost_usd=signed.get("costUsd"))
-    return made | {name: signed[name] for name in STATED if name in signed}
+    computed, _ = build_row(
+        facts, state=str(signed["state"]), reason=str(signed["reason"]), cost_usd=signed.get("costUsd")
+    )
+    return computed | {name: signed[name] for name in STATED if name in signed}
 
 
-def differences(made: dict[str, Any], signed: dict[str, Any], *, has_series: bool) -> list[str]:
-    """The names of the fields in which a computed row and the signed one differ, in order.
+def differences(computed: dict[str, Any], signed: dict[str, Any], *, has_series: bool) -> list[str]:
+    """The sorted names of the fields in which the computed row and the signed one differ.
 
-    Without series, what needs them is left out: the precision, the last losses, three checks, and whether it is clean.
+    Without series, the fields that need them are not compared: precision, last losses, three checks, and `clean`.
     """
-    names = sorted((made.keys() | signed.keys()) - {PRECISION})
+    names = sorted((computed.keys() | signed.keys()) - {PRECISION})
     if not has_series:
-        made, signed = _without_series(made), _without_series(signed)
-    found = [name for name in names if made.get(name) != signed.get(name) or (name in made) != (name in signed)]
-    if has_series and not _close(made.get(PRECISION), signed.get(PRECISION)):
-        found.append(PRECISION)
-    return found
+        computed, signed = _without_series(computed), _without_series(signed)
+    differing = [
+        name for name in names if computed.get(name) != signed.get(name) or (name in computed) != (name in signed)
+    ]
+    if has_series and not _close(computed.get(PRECISION), signed.get(PRECISION)):
+        differing.append(PRECISION)
+    return differing
 
 
 def _without_series(row: dict[str, Any]) -> dict[str, Any]:
@@ -91,10 +95,10 @@ def _without_series(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _close(made: float | None, signed: float | None) -> bool:
-    if made is None or signed is None:
-        return made is signed
-    return abs(made - signed) <= PRECISION_TOLERANCE
+def _close(computed: float | None, signed: float | None) -> bool:
+    if computed is None or signed is None:
+        return computed is signed
+    return abs(computed - signed) <= PRECISION_TOLERANCE
 
 
 def _view(
@@ -150,11 +154,11 @@ def _view(
 
 
 def gpu_model(launch: LaunchAccepted) -> str:
-    """What the allocation runs on, as `launch.accepted` names it."""
+    """The allocation's GPU or CPU, as named in `launch.accepted`."""
     return (launch.gpu.name if launch.gpu is not None else f"CPU ({launch.cpu})")[:120]
 
 
-def _judged(facts: Facts) -> Facts:
+def _with_final_states(facts: Facts) -> Facts:
     """The same facts with the states that follow from the zeroization receipt and the last listing."""
     summary = facts.view.summary
     if summary.key == "released":
@@ -180,14 +184,14 @@ def _segment(kind: str, position: int, pod: list[Event], series: Series | None) 
     )
     adapter = next((body for body in reversed(adapters) if body.segment == kind), None)
     stops = [body.stop_reason for body in finishes[-1:]] + [body.stop_reason for body in states if body.stop_reason]
-    # Without the series the attester's own counts stand for it.
+    # Without the series the attester's own counts are used.
     nanos = sum(series.nanos) if series is not None else finished.elapsed_ns if finished else 0
     steps = len(series.losses) if series is not None else finished.steps if finished else 0
     last = states[-1] if states else None
     return SegmentView(
         kind="raw" if kind == "raw" else "protected",
         position=position,
-        state=last.state if last else "pending",  # type: ignore[arg-type]  # what is no state fails the row's checks
+        state=last.state if last else "pending",  # type: ignore[arg-type]  # an unknown state fails the row's checks
         reason=last.code or "" if last else "",
         stop_reason=stops[-1] if stops else None,
         steps=steps,
@@ -201,7 +205,7 @@ def _segment(kind: str, position: int, pod: list[Event], series: Series | None) 
 
 
 def phases(states: list[SegmentState]) -> dict[str, float]:
-    """Seconds in each state of a segment, from the states' times on the supervisor's clock; the last has no end."""
+    """Seconds in each state of a segment, by the supervisor's clock; without the last one, which has no end."""
     return {
         before.state: round(after.at - before.at, 6)
         for before, after in itertools.pairwise(states)

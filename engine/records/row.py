@@ -1,4 +1,4 @@
-"""The row: one run under the published field names, and ours beside them. Unknown is null, never zero."""
+"""The row: one run under the published field names and additional ones of Glasshouse. Unknown is null, never zero."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _REASON: Final = re.compile(r"([a-z0-9_]+)(: .*)?", re.DOTALL)
 
 
 def public_reason(reason: str) -> str:
-    """The code of a reason `code: sentence`. The sentence is for the operator: it may name paths and machines."""
-    found = _REASON.fullmatch(reason)
-    return found[1] if found else ""
+    """The code of a reason `code: sentence`. The sentence is not published: it may name paths and machines."""
+    match = _REASON.fullmatch(reason)
+    return match[1] if match else ""
 
 
 def overhead(raw: SegmentView | None, protected: SegmentView | None) -> float | None:
-    """Percent by the published definition, or None before both segments have measured steps."""
+    """The overhead in percent by the published definition, or None before both segments have measured steps."""
     if raw is None or protected is None or not raw.elapsed_sec or not protected.elapsed_sec:
         return None
     if not raw.steps or not protected.steps:
@@ -51,7 +51,7 @@ def _rounded(value: float | None, places: int = PLACES) -> float | None:
 
 
 def live_row(view: RunView) -> dict[str, Any]:
-    """The row so far of a run that is not final: what is not known yet is null, and it is never clean."""
+    """The preliminary row of a run that has not ended: what is not known yet is null, and it is never clean."""
     return _row(view, view.checks, clean=None)
 
 
@@ -81,7 +81,7 @@ def build_row(
 
 
 def _precision(facts: Facts) -> float | None:
-    """Half-width in percent within this pair's segments; no confidence interval. None where it cannot be had."""
+    """Half-width in percent within this pair's segments; not a confidence interval. None if it is unknown."""
     import numpy as np
 
     from engine.measure.precision import within_segment_precision
@@ -89,8 +89,8 @@ def _precision(facts: Facts) -> float | None:
     if facts.plan.segments != "pair":
         return None
     raw, protected = (np.array(facts.series[kind].nanos, dtype=np.uint64) for kind in ("raw", "protected"))
-    found = within_segment_precision(raw, protected, seed=facts.plan.seed)
-    return None if found is None else _rounded(found.half_width_pct, 3)
+    precision = within_segment_precision(raw, protected, seed=facts.plan.seed)
+    return None if precision is None else _rounded(precision.half_width_pct, 3)
 
 
 def _row(view: RunView, checks: tuple[Check, ...], *, clean: bool | None) -> dict[str, Any]:

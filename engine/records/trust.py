@@ -1,4 +1,4 @@
-"""What a verifier brings along: whom it trusts, which bundles it knows, which policy it holds rows to."""
+"""The verifier's own inputs: the keys that it trusts, the bundles that it knows, the policies that it accepts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_REFERENCE_BYTES: Final = 1024 * 1024
 
 
 class Reference(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A file of reference values (RFC 9334): digests of bundles and, if any, of environments that are known good."""
+    """A file of reference values (RFC 9334): digests of known good bundles and, optionally, environments."""
 
     version: int = 1
     bundles: tuple[str, ...]
@@ -30,9 +30,9 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 @dataclass(frozen=True)
 class Anchors:
-    """The verifier's own material. Without `environments` the environment is taken as the evidence states it.
+    """The verifier's own inputs. Without `environments` any environment in the evidence is accepted.
 
-    `policies` are those a row may follow, or narrow; `challenge` is the buyer's text, None where there was none.
+    `policies` are those that a row may follow, or narrow; `challenge` is the buyer's text, or None.
     """
 
     trusted: TrustedKeys
@@ -43,7 +43,7 @@ class Anchors:
     challenge: str | None = None
 
     def knows_bundle(self, digest: str, lock: dict[str, str]) -> bool:
-        """True when this installation builds the bundle from that lock, or a reference names it."""
+        """True when this installation builds the same bundle from that lock, or a reference contains it."""
         return digest in self.bundles or digest == rebuilt(canonical(lock))
 
 
@@ -62,41 +62,41 @@ def anchors(
     revocations: Iterable[Path] = (),
     challenge: str | None = None,
 ) -> Anchors:
-    """The home's own keys and the built-in policy, and what was given by hand.
+    """The home's own keys and the built-in policy, together with these additional inputs.
 
     Raises `UsageError` (`trust_invalid`, `reference_invalid`, `policy_unreadable`) and `RefusedError` (`policy_*`,
     `revocation_invalid`).
     """
-    known = [read_reference(path) for path in references]
+    reference_files = [read_reference(path) for path in references]
     return Anchors(
         trusted=TrustedKeys.from_home(home / "keys") | TrustedKeys.given(trusted_key(text) for text in trust),
         policies=(default_policy(), *map(read_policy, policies)),
         revocations=read_revocations(list(revocations)),
-        bundles=frozenset(digest for one in known for digest in one.bundles),
-        environments=frozenset(digest for one in known for digest in one.environments),
+        bundles=frozenset(digest for one in reference_files for digest in one.bundles),
+        environments=frozenset(digest for one in reference_files for digest in one.environments),
         challenge=challenge,
     )
 
 
 def own_reference() -> Reference:
-    """The bundle that this installation builds around what is installed here; raises `MissingExtraError`."""
+    """The bundle that this installation builds for the packages installed here; raises `MissingExtraError`."""
     return Reference(bundles=(bundle_digest(build_bundle()),))
 
 
 def read_reference(path: Path) -> Reference:
     """Reference values from their file; raises `UsageError` (`reference_invalid`)."""
     invalid = UsageError(
-        f"{path} holds no reference values.",
-        'It is one JSON object: {"version": 1, "bundles": ["<SHA-256 in hex>"], "environments": []}.',
+        f"{path} is not a file of reference values.",
+        'It must be one JSON object: {"version": 1, "bundles": ["<SHA-256 in hex>"], "environments": []}.',
         code="reference_invalid",
     )
     try:
-        found = msgspec.convert(parse(_read(path, MAX_REFERENCE_BYTES)), Reference, strict=True)
+        reference = msgspec.convert(parse(_read(path, MAX_REFERENCE_BYTES)), Reference, strict=True)
     except (OSError, WireError, msgspec.ValidationError) as error:
         raise invalid from error
-    if found.version != 1 or not all(map(is_digest, (*found.bundles, *found.environments))):
+    if reference.version != 1 or not all(map(is_digest, (*reference.bundles, *reference.environments))):
         raise invalid
-    return found
+    return reference
 
 
 def read_policy(path: Path) -> Policy:

@@ -1,4 +1,4 @@
-"""Verifying a public artifact offline: no database, no network, nothing of the machine that made it."""
+"""Verifies a public artifact offline: without a database, the network, or the machine that created it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MALFORMED: Final = (ArithmeticError, AttributeError, LookupError, MemoryError, 
 
 
 class Proven(msgspec.Struct, frozen=True, kw_only=True):
-    """One proof: what was seen, or the code and sentence of what is wrong and what to do."""
+    """The result of one proof: what was verified, or the code and sentences of what is wrong and what to do."""
 
     name: str
     status: ProofStatus
@@ -27,10 +27,10 @@ class Proven(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Verification(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """What came of an artifact. `checks` are the row's own verdicts, computed anew where the series are there.
+    """The result of verifying an artifact. `checks` are the row's own verdicts, recomputed if the series are included.
 
-    `genuine`: no proof failed. `complete`: none had to be left out. `clean`: the row's verdict, as computed here; None
-    where it could not be.
+    `genuine`: no proof failed. `complete`: none had to be skipped. `clean`: the row's verdict, as recomputed here; None
+    if that was not possible.
     """
 
     id: str
@@ -44,12 +44,12 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 def verify_bytes(text: bytes, anchors: Anchors) -> Verification:
-    """As `verify`, of an artifact's bytes; raises `RefusedError` (`artifact_malformed`, `artifact_unsigned`)."""
+    """Like `verify`, for an artifact's bytes; raises `RefusedError` (`artifact_malformed`, `artifact_unsigned`)."""
     return verify(parse_artifact(text), anchors)
 
 
 def verify(artifact: Artifact, anchors: Anchors) -> Verification:
-    """Try every proof; raises `RefusedError` (`artifact_unsigned`) where there is nothing to try."""
+    """Check every proof; raises `RefusedError` (`artifact_unsigned`) for an artifact without a bundle."""
     if artifact.bundle is None:
         raise refusal("artifact_unsigned")
     case = Case(artifact, artifact.bundle, anchors)
@@ -62,15 +62,15 @@ def verify(artifact: Artifact, anchors: Anchors) -> Verification:
         label=str(artifact.row["label"]),
         genuine=genuine,
         complete=complete,
-        clean=bool(case.made["clean"]) if computed else None,
-        overhead_pct=case.made["overheadPct"] if computed else None,
+        clean=bool(case.recomputed_row["clean"]) if computed else None,
+        overhead_pct=case.recomputed_row["overheadPct"] if computed else None,
         proofs=proofs,
-        checks=tuple(case.made["checks"]) if computed else (),
+        checks=tuple(case.recomputed_row["checks"]) if computed else (),
     )
 
 
 def tried(name: str, proof: Proof, case: Case) -> Proven:
-    """One proof, whatever the artifact holds: never raises."""
+    """Check one proof; never raises, whatever the artifact contains."""
     try:
         return Proven(name=name, status="passed", reason=proof(case))
     except NotApplicableError:
@@ -79,6 +79,6 @@ def tried(name: str, proof: Proof, case: Case) -> Proven:
         return Proven(name=name, status="not_checked", reason="the series were left out of this artifact")
     except GlasshouseError as error:
         return Proven(name=name, status="failed", reason=error.message, code=error.code, hint=error.hint)
-    except _MALFORMED as error:  # an artifact may hold anything
-        found = refusal("artifact_malformed", type(error).__name__)
-        return Proven(name=name, status="failed", reason=found.message, code=found.code, hint=found.hint)
+    except _MALFORMED as error:  # an artifact may contain anything
+        malformed = refusal("artifact_malformed", type(error).__name__)
+        return Proven(name=name, status="failed", reason=malformed.message, code=malformed.code, hint=malformed.hint)

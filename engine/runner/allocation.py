@@ -32,7 +32,7 @@ _HOME: Final = 'printf %s "$HOME"'
 
 
 class Allocation:
-    """One allocation of one run, with its ledger entry. `on_phase` hears what is waited for."""
+    """One allocation of one run, with its ledger entry. `on_phase` is called with what is being waited for."""
 
     def __init__(
         self,
@@ -56,12 +56,12 @@ class Allocation:
         self._on_phase = on_phase
         self._settings = settings
 
-    async def have(self) -> Lease:
-        """The run's lease, ready: acquired now, taken up where it was kept, or where an earlier runner left it."""
+    async def ensure(self) -> Lease:
+        """The run's lease, ready: newly acquired, of a kept allocation, or acquired by an earlier runner."""
         entry = self.entry() or self._take_up() or self._intend()
         if entry.ledger_state in ENDED:
             raise ProviderError(
-                "This run's allocation has been released meanwhile.", "Start the run again.", code="allocation_gone"
+                "This run's allocation has already been released.", "Start the run again.", code="allocation_gone"
             )
         if self.is_rented:
             ensure_sentinel(self._home)
@@ -72,26 +72,26 @@ class Allocation:
         self._writer.allocation_state(entry.id, "ready", **with_lease(ready))
         return ready
 
-    def anchored(self, lease: Lease) -> Lease:
-        """Keep a lease whose folders are absolute by now, so that a runner that takes over uses the same ones."""
+    def save_lease(self, lease: Lease) -> Lease:
+        """Record a lease with absolute paths in the ledger, so that a later runner uses the same folders."""
         entry = self.entry()
         if entry is not None:
             self._writer.allocation_state(entry.id, "ready", **with_lease(lease))
         return lease
 
     async def end(self, keep_minutes: int | None = None) -> EmptyProof | None:
-        """Keep it for so many minutes, or release and prove it; what cannot be released is leaked, and raises.
+        """Keep the allocation for `keep_minutes`, or release it and prove that it is gone.
 
-        Returns what was counted, where something was.
+        One that cannot be released is recorded as leaked, and the provider's error is raised. Returns the proof of the
+        release, or None where nothing was released.
         """
         entry = self.entry()
         if entry is None:
             self._writer.transition(self._run_id, "cleanup", "gone", "nothing was acquired")
-            nothing = "nothing was acquired"
-            record_gone(
-                self._writer, self._journal, self._run_id,
-                EmptyProof(scope=(), listings=0, count=0, others=None, at=utc_now(), statement=nothing),
-            )  # fmt: skip
+            nothing = EmptyProof(
+                scope=(), listings=0, count=0, others=None, at=utc_now(), statement="nothing was acquired"
+            )
+            record_gone(self._writer, self._journal, self._run_id, nothing)
             return None
         recorded = self._reader.evidence(self._run_id).get("allocation_gone")
         if entry.ledger_state in ENDED and recorded is not None:
@@ -118,13 +118,13 @@ class Allocation:
 
     @property
     def is_rented(self) -> bool:
-        """True where it costs money by the hour."""
+        """True when the provider bills by the hour."""
         return self._plan.provider.kind.rents
 
     def entry(self) -> AllocationView | None:
-        """The run's ledger entry; the ledger alone knows what was asked for, whatever becomes of the run folder.
+        """The run's ledger entry. The request is recorded in the ledger alone, so that it survives the run folder.
 
-        One that it kept may be another run's by now.
+        An allocation that this run kept may since belong to another run.
         """
         return self._reader.allocation_of(self._run_id)
 
@@ -140,20 +140,20 @@ class Allocation:
 
     def _intend(self) -> AllocationView:
         name = allocation_name(self._install(), self._run_id)
-        asked = with_intent(spec_for(self._home, self._plan, self._settings, name).max_seconds)
-        self._writer.allocation_intent(secrets.token_hex(6), self._provider.name, name, self._run_id, **asked)
+        fields = with_intent(spec_for(self._home, self._plan, self._settings, name).max_seconds)
+        self._writer.allocation_intent(secrets.token_hex(6), self._provider.name, name, self._run_id, **fields)
         entry = self.entry()
         if entry is None:
-            raise RuntimeError("the ledger lost an entry")
+            raise RuntimeError("the ledger entry that was just written is missing")
         return entry
 
     def _take_up(self) -> AllocationView | None:
-        """The kept allocation that the plan names, if it names one."""
-        wanted = self._plan.provider.allocation
-        if wanted is None or not self.is_rented:
+        """Assign the kept allocation that the plan names, if any, to this run."""
+        allocation_id = self._plan.provider.allocation
+        if allocation_id is None or not self.is_rented:
             return None
-        found = kept_allocation(self._reader, wanted)
-        self._writer.take_up(found.id, self._run_id)
+        kept = kept_allocation(self._reader, allocation_id)
+        self._writer.take_up(kept.id, self._run_id)
         return self.entry()
 
     def _keep(self, entry: AllocationView, minutes: int) -> None:
@@ -164,45 +164,45 @@ class Allocation:
         self._writer.transition(self._run_id, "cleanup", "kept", f"kept until {until}")
 
     def _install(self) -> str:
-        found = self._reader.setting(INSTALL)
-        if found is None:
-            found = secrets.token_hex(4)
-            self._writer.set_setting(INSTALL, found)
-        return found
+        install = self._reader.setting(INSTALL)
+        if install is None:
+            install = secrets.token_hex(4)
+            self._writer.set_setting(INSTALL, install)
+        return install
 
 
-def kept_allocation(reader: Reader, wanted: str) -> AllocationView:
-    """The kept allocation with this id, or a unique beginning of it; raises `UsageError` (`allocation_unknown`)."""
-    kept = [one for one in reader.allocations(open_only=True) if one.ledger_state == "kept"]
-    found = matching(kept, wanted)
-    if len(found) != 1:
+def kept_allocation(reader: Reader, query: str) -> AllocationView:
+    """The kept allocation with this id, or a unique prefix of it; raises `UsageError` (`allocation_unknown`)."""
+    kept = [entry for entry in reader.allocations(open_only=True) if entry.ledger_state == "kept"]
+    matches = matching(kept, query)
+    if len(matches) != 1:
         raise UsageError(
-            f"There is no kept allocation {wanted}." if not found else f"Several kept allocations begin with {wanted}.",
-            "List them with `glasshouse allocations`.",
+            f"There is no kept allocation {query}." if not matches else f"Several kept allocations match {query}.",
+            "List them with `glasshouse allocations`, then give the full id.",
             code="allocation_unknown",
         )
-    return found[0]
+    return matches[0]
 
 
 def record_gone(writer: Writer, journal: Journal, run_id: str, proof: EmptyProof) -> None:
-    """Put what was counted into the run's evidence and into the runner's log."""
+    """Store the proof of release in the run's evidence, and its counts in the runner's log."""
     writer.evidence(run_id, "allocation_gone", msgspec.to_builtins(proof))
     journal.once(AllocationGone(count=proof.count, listings=proof.listings, others=proof.others))
 
 
-async def anchored(session: SshSession, lease: Lease) -> Lease:
-    """The same lease with absolute paths: what was relative lies below the login's home.
+async def with_absolute_paths(session: SshSession, lease: Lease) -> Lease:
+    """The same lease with absolute paths; relative ones are resolved against the login's home folder.
 
     Raises `RemoteError` (`remote_home_unknown`).
     """
     if all(path is None or path.startswith("/") for path in (lease.root, lease.heartbeat)):
         return lease
-    told = await session.run(["sh", "-c", _HOME])
-    home = told.stdout.decode("utf-8", "replace")
-    if told.exit_status != 0 or not home.startswith("/") or not home.isprintable():
+    result = await session.run(["sh", "-c", _HOME])
+    home = result.stdout.decode("utf-8", "replace")
+    if result.exit_status != 0 or not home.startswith("/") or not home.isprintable():
         raise RemoteError(
             "The login on the allocation has no home folder.",
-            "Give `root` as an absolute path.",
+            "Set `root` of the host in the settings to an absolute path.",
             code="remote_home_unknown",
         )
     heartbeat = None if lease.heartbeat is None else posixpath.join(home, lease.heartbeat)

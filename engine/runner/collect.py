@@ -1,6 +1,6 @@
-"""Bringing the adapters home, and seeing that they are what the allocation's log says.
+"""Downloads the adapters and checks them against the digests in the allocation's log.
 
-What was seen goes into the runner's log, and so into the row and its proof: digests, and a code where it is wrong.
+The outcome goes into the runner's log, and so into the row and its proof: digests, and a code if a check failed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAX_ADAPTER_BYTES: Final = 4 * 1024**3
 
 
 async def collect(context: RunContext, link: Reconnecting, run_dir: str) -> None:
-    """Download each adapter that the log names, check it, and log what was seen as `adapter.collected`."""
+    """Download each adapter that the log names, check it, and log the outcome as `adapter.collected`."""
     target = context.folder.adapters
     target.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_private(target / ADAPTER_CONFIG, context.staging.adapter_config())
@@ -37,24 +37,24 @@ async def collect(context: RunContext, link: Reconnecting, run_dir: str) -> None
         await link.call(
             lambda session: download(session, f"{run_dir}/outbox/raw/adapter.safetensors", path, MAX_ADAPTER_BYTES)
         )
-        _note(context, _judge(path.read_bytes(), raw, "raw"))
+        _log_once(context, _check(path.read_bytes(), raw, "raw"))
     if isinstance(protected, AdapterSealed):
         sealed = target / ADAPTER_FILES["protected"]
         await link.call(
             lambda session: download(session, f"{run_dir}/outbox/protected/adapter.sealed", sealed, MAX_ADAPTER_BYTES)
         )
-        _note(context, _open(context, sealed, protected))
+        _log_once(context, _open(context, sealed, protected))
 
 
-def _note(context: RunContext, seen: AdapterCollected) -> None:
-    before = [body for body in context.journal.bodies(AdapterCollected) if body.segment == seen.segment]
-    if before[-1:] != [seen]:  # unless an earlier runner logged the same
-        context.journal.add(seen)
+def _log_once(context: RunContext, outcome: AdapterCollected) -> None:
+    earlier = [body for body in context.journal.bodies(AdapterCollected) if body.segment == outcome.segment]
+    if earlier[-1:] != [outcome]:  # an earlier runner may have logged the same outcome
+        context.journal.add(outcome)
 
 
-def _judge(plain: bytes, named: AdapterSaved | AdapterSealed, kind: SegmentKind) -> AdapterCollected:
-    """Whether these bytes are the artifact, and the tensors, that the log names."""
-    if sha256_hex(plain) != named.sha256:
+def _check(plain: bytes, logged: AdapterSaved | AdapterSealed, kind: SegmentKind) -> AdapterCollected:
+    """Compare these bytes, and the tensors in them, with the digests in the log."""
+    if sha256_hex(plain) != logged.sha256:
         return _wrong(kind, "adapter_other_digest")
     view = memoryview(plain)
     try:
@@ -64,10 +64,10 @@ def _judge(plain: bytes, named: AdapterSaved | AdapterSealed, kind: SegmentKind)
         )
     except (GlasshouseError, ValueError):
         return _wrong(kind, "adapter_malformed")
-    if digest != named.tensor_digest:
+    if digest != logged.tensor_digest:
         return _wrong(kind, "adapter_other_tensors")
     return AdapterCollected(
-        segment=kind, status="opened", sha256=named.sha256, tensor_digest=named.tensor_digest, size=len(plain)
+        segment=kind, status="opened", sha256=logged.sha256, tensor_digest=logged.tensor_digest, size=len(plain)
     )
 
 
@@ -75,24 +75,24 @@ def _wrong(kind: SegmentKind, code: str) -> AdapterCollected:
     return AdapterCollected(segment=kind, status="wrong", code=code)
 
 
-def _open(context: RunContext, sealed: Path, named: AdapterSealed) -> AdapterCollected:
+def _open(context: RunContext, sealed: Path, logged: AdapterSealed) -> AdapterCollected:
     with sealed.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != named.sealed_sha256:
+        if hashlib.file_digest(file, "sha256").hexdigest() != logged.sealed_sha256:
             return _wrong("protected", "adapter_other_sealed_file")
     try:
         keys = OperatorKeys.load(context.folder.home / "keys")
     except GlasshouseError as error:
         if error.code in {"passphrase_needed", "key_passphrase_needed"}:
-            return AdapterCollected(segment="protected", status="sealed", sealed_sha256=named.sealed_sha256)
+            return AdapterCollected(segment="protected", status="sealed", sealed_sha256=logged.sealed_sha256)
         raise
     expected = AdapterBinding(
         context.run_id,
         "protected",
         context.staging.prepared.manifest_digest or "",
-        context.ingest.nonce_digest or named.nonce_sha256,
+        context.ingest.nonce_digest or logged.nonce_sha256,
     )
     try:
         plain = keys.with_recipient(lambda recipient: open_adapter(sealed, recipient, expected))
-        return _judge(plain, named, "protected")
+        return _check(plain, logged, "protected")
     except GlasshouseError as error:
         return _wrong("protected", error.code)

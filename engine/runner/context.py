@@ -15,7 +15,7 @@ from engine.wire import utc_now
 
 
 class RunContext:
-    """One run's store, log, folder and staging. `cancelled` turns true once a person asked to end it."""
+    """One run's store, log, folder and staging. `cancelled` becomes true once the user requests to cancel the run."""
 
     def __init__(
         self, run_id: str, plan: Plan, writer: Writer, reader: Reader, journal: Journal, ingest: Ingest,
@@ -32,6 +32,6 @@ class RunContext:
         self.cancelled = False
 
     def note(self, text: str) -> None:
-        """A line for the runner's own log file."""
+        """Write a line to the runner's log file."""
         sys.stderr.write(f"{utc_now()} {text}\n")
         sys.stderr.flush()

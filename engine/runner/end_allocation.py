@@ -1,6 +1,6 @@
-"""Ending an allocation and proving it, for whoever does it: its run, a person, or the sentinel.
+"""Releases an allocation and proves that it is gone. Called by its run, by the cleanup command and by the sentinel.
 
-Each step bears repeating. What is not proven gone stays open in the ledger, with its reason.
+Each step is idempotent. An allocation that is not proven gone stays open in the ledger, with the reason.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ Outcome = Literal["gone", "not_ours", "leaked"]
 
 
 async def end_allocation(writer: Writer, reader: Reader, provider: Provider, entry: AllocationView) -> EmptyProof:
-    """Release one allocation and prove that nothing of its name is left; the ledger says so when this returns.
+    """Release one allocation and prove that none of its name is left; the ledger is updated when this returns.
 
-    Raises `create_unanswered` while one that was asked for may still appear: its entry stays open, and is looked at
-    again. Any other failure leaves the entry `leaked`.
+    Raises `create_unanswered` while an allocation may still appear whose request got no answer: its entry stays open
+    and is checked again later. Any other failure leaves the entry `leaked`.
     """
-    lease = lease_of(entry) or await _found(provider, entry.name)
-    if lease is not None and entry.ledger_state not in (*ENDED, "leaked"):  # what leaked stays loud until it is gone
+    lease = lease_of(entry) or await _unrecorded_lease(provider, entry.name)
+    if lease is not None and entry.ledger_state not in (*ENDED, "leaked"):  # a leak stays visible until it is gone
         _announce(writer, entry)
     try:
         if lease is not None:
@@ -35,33 +35,35 @@ async def end_allocation(writer: Writer, reader: Reader, provider: Provider, ent
         move(writer, reader, entry, "leaked", f"{error.code}: {error.message}")
         raise
     if proof.unanswered:
-        reason = "it was asked for and no clear answer came; its name is looked for until that is certain"
+        reason = "the provider gave no clear answer to its request; its name is checked until the outcome is certain"
         present = _present(reader, entry)
         writer.allocation_state(entry.id, present.ledger_state, f"create_unanswered: {reason}")
-        raise ProviderError(f"{entry.name}: {reason}.", "See `glasshouse allocations`.", code="create_unanswered")
+        raise ProviderError(
+            f"{entry.name}: {reason}.", "Check `glasshouse allocations` later.", code="create_unanswered"
+        )
     move(writer, reader, entry, outcome_of(proof), proof.statement)
     return proof
 
 
 def _announce(writer: Writer, entry: AllocationView) -> None:
-    """Say that it is being released, unless somebody took it up since it was looked at."""
+    """Record that it is being released, unless another run took it up since `entry` was read."""
     try:
         writer.allocation_state(entry.id, "releasing", only_from=entry.ledger_state)
     except StoreError as error:
-        # A store that cannot be written must not keep a machine rented: it is released all the same.
+        # A store that cannot be written must not keep a machine rented: it is released anyway.
         if error.code == "ledger_move":
             raise
 
 
 def outcome_of(proof: EmptyProof) -> Outcome:
-    """The ledger's word for what was counted."""
+    """The ledger state that follows from the proof."""
     if proof.count is None:
         return "not_ours"
     return "gone" if proof.count == 0 else "leaked"
 
 
 def move(writer: Writer, reader: Reader, entry: AllocationView, state: Outcome, reason: str) -> None:
-    """Enter how it ended, with what it cost up to now."""
+    """Record the outcome, with the cost up to now."""
     present = _present(reader, entry)
     if present.ledger_state in ENDED:
         return
@@ -75,7 +77,7 @@ def _present(reader: Reader, entry: AllocationView) -> AllocationView:
     return reader.allocation(entry.id) or entry
 
 
-async def _found(provider: Provider, name: str) -> Lease | None:
-    """The lease of an allocation that was asked for, but whose answer was lost."""
-    seen = await provider.reconcile([LedgerEntry(name=name)])
-    return next((found.lease for found in seen.ours if found.name == name), None)
+async def _unrecorded_lease(provider: Provider, name: str) -> Lease | None:
+    """The lease of an allocation that was requested, but whose answer was lost."""
+    listing = await provider.reconcile([LedgerEntry(name=name)])
+    return next((allocation.lease for allocation in listing.ours if allocation.name == name), None)

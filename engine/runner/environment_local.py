@@ -1,7 +1,7 @@
 """The reference value of the environment that the local allocation uses: measured here, from the same files.
 
-Hashing 1.5 GB takes seconds, so the result is kept beside a fingerprint of every file's path, size, inode and times; a
-file that was touched since is measured again.
+Hashing 1.5 GB takes seconds, so the result is cached with a fingerprint of every file's path, size, inode and times; a
+changed fingerprint makes it measure again.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class EnvironmentReference:
         except OSError as error:
             self._error = RefusedError(
                 f"The environment changed while it was measured: {error.strerror}.",
-                "Start the run again once nothing is being installed.",
+                "Wait until no package is being installed, then start the run again.",
                 code="environment_unreadable",
             )
 
@@ -53,7 +53,7 @@ class EnvironmentReference:
         return self._digest
 
 
-class _Kept(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _Cached(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     fingerprint: str
     digest: str
 
@@ -66,17 +66,18 @@ def environment_reference(home: Path, sites: tuple[str, ...]) -> str:
     listing = listed_environment(sites)
     cache = home / CACHE
     try:
-        kept = msgspec.json.decode(cache.read_bytes(), type=_Kept)
-        if kept.fingerprint == listing.fingerprint:
-            return kept.digest
+        cached = msgspec.json.decode(cache.read_bytes(), type=_Cached)
+        if cached.fingerprint == listing.fingerprint:
+            return cached.digest
     except (OSError, msgspec.DecodeError):
-        pass  # no cache, or not ours: measured again
+        pass  # no cache, or one of another format: measure again
     digest = listing.measure().digest
     try:
-        write_private(cache, msgspec.json.encode(_Kept(fingerprint=listing.fingerprint, digest=digest)))
+        write_private(cache, msgspec.json.encode(_Cached(fingerprint=listing.fingerprint, digest=digest)))
     except OSError as error:
         raise StoreError(
-            f"{cache} cannot be written: {error.strerror}.", "Free some space or choose another --home.",
+            f"{cache} cannot be written: {error.strerror}.",
+            "Free some space or choose another --home.",
             code="store_unwritable",
-        ) from error  # fmt: skip
+        ) from error
     return digest

@@ -28,7 +28,7 @@ Source = Literal["own", "image", "lock"]
 
 
 class Pinned(msgspec.Struct, frozen=True, kw_only=True):
-    """What was found on an allocation before anything of the run was there. `measured` is None for a raw run."""
+    """An allocation's environment before any file of the run was sent to it. `measured` is None for a raw run."""
 
     allocation_id: str
     source: Source
@@ -38,7 +38,7 @@ class Pinned(msgspec.Struct, frozen=True, kw_only=True):
     measured: Measured | None
 
     def evidence(self) -> dict[str, object]:
-        """What the run's evidence says of it: no path and no address."""
+        """The part that goes into the run's evidence: no path and no address."""
         measured = self.measured
         return {
             "source": self.source,
@@ -78,71 +78,80 @@ def lock_in(bundle: bytes) -> dict[str, str]:
 
 
 def pinned(folder: RunFolder) -> Pinned | None:
-    """What an earlier runner of this run found, None before."""
+    """What an earlier runner of this run measured and stored, or None."""
     stored = folder.read(REFERENCE)
     return None if stored is None else msgspec.json.decode(stored, type=Pinned)
 
 
-def placed(lease: Lease, found: Pinned) -> Lease:
-    """The lease with the absolute places of what was prepared."""
-    ready = found.prepared
+def with_prepared_paths(lease: Lease, environment: Pinned) -> Lease:
+    """The lease with the absolute paths of the prepared environment."""
+    ready = environment.prepared
     return msgspec.structs.replace(lease, root=ready.root, python=ready.python, site_paths=ready.site_paths)
 
 
 async def make_ready(
-    link: Reconnecting, lease: Lease, *, run_id: str, bundle: bytes, measured: bool, writer: Writer, reader: Reader,
+    link: Reconnecting,
+    lease: Lease,
+    *,
+    run_id: str,
+    bundle: bytes,
+    measured: bool,
+    writer: Writer,
+    reader: Reader,
     on_phase: Callable[[str], None] | None = None,
-) -> Pinned:  # fmt: skip
-    """Prepare and measure; bears repeating. Raises what `prepare` and `measure` raise, and `RunError`:
-    `lock_changed` (the bundle holds another lock than the one to install), `environment_changed` (an earlier run found
-    another digest on this allocation).
+) -> Pinned:
+    """Prepare and measure the environment; idempotent.
+
+    Raises what `prepare` and `measure` raise, and `RunError`: `lock_changed` (the bundle holds another lock than the
+    one to install), `environment_changed` (an earlier run measured another digest on this allocation).
     """
     lock = _lock_for(lease, bundle)
     ready = await prepare(link, lease, lock=lock, on_phase=on_phase)
-    found = None
+    measurement = None
     if measured:
         if on_phase is not None:
             on_phase("environment: measuring")
-        found = await measure(link, ready, bundle, f"{ready.root}/{run_id}")
-        _compare(lease, lock, ready, found, writer, reader)
+        measurement = await measure(link, ready, bundle, f"{ready.root}/{run_id}")
+        _compare(lease, lock, ready, measurement, writer, reader)
     return Pinned(
         allocation_id=lease.allocation_id,
         source=lease.environment,
         lock=lock.name,
         lock_digest=lock.digest,
         prepared=ready,
-        measured=found,
+        measured=measurement,
     )
 
 
 def _lock_for(lease: Lease, bundle: bytes) -> Lock:
-    held = lock_in(bundle)
+    bundled = lock_in(bundle)
     if lease.environment != "lock":
-        return lock_of(held)
+        return lock_of(bundled)
     lock = shipped_lock()
-    if lock.versions != held:
+    if lock.versions != bundled:
         raise RunError(
-            "The lock to install is not the one in this run's bundle: settings or version changed since it began.",
+            "The package versions to install differ from those in this run's bundle: the settings or glasshouse's "
+            "version changed since the run began.",
             "Start the run again.",
             code="lock_changed",
         )
     return lock
 
 
-def _compare(lease: Lease, lock: Lock, ready: Prepared, found: Measured, writer: Writer, reader: Reader) -> None:
-    """A later run on a kept allocation must find what the first one found.
+def _compare(lease: Lease, lock: Lock, ready: Prepared, measured: Measured, writer: Writer, reader: Reader) -> None:
+    """A later run on a kept allocation must measure the same digest as the first one.
 
-    Not where it was installed afresh by now, and not for the image of a static host, which is its owner's to change.
+    Exceptions: an environment that this run installed, and the image of a static host, which its owner may change.
     """
     if lease.provider == "static" and lease.environment == "image":
         return
     name = f"environment:{lease.provider}:{lease.allocation_id}:{lock.digest[:16]}:{ready.python_version}"
     known = None if ready.installed else reader.setting(name)
     if known is None:
-        writer.set_setting(name, found.digest)
-    elif known != found.digest:
+        writer.set_setting(name, measured.digest)
+    elif known != measured.digest:
         raise RunError(
-            "The environment on this allocation is not the one that an earlier run measured there.",
-            "Somebody changed it: release the allocation, or remove its env- folder to install it anew.",
+            "The Python environment on this allocation has changed since an earlier run measured it.",
+            "Release the allocation, or delete its env- folder so that the environment is installed again.",
             code="environment_changed",
         )

@@ -1,7 +1,8 @@
-"""Exclusive use of a machine: one run at a time, so that no two runs disturb each other's times.
+"""Exclusive use of a machine: one run at a time, so that runs do not distort each other's timings.
 
-Three things can hold a machine: another runner of this home (a lock in the store), a supervisor of this home whose
-runner died (it trains on), and a run of another home or operator (a lock file on the host, where the provider has one).
+Three things can occupy a machine: another runner of this home (a lock in the store), a supervisor of this home whose
+runner died (it continues to train), and a run of another home or operator (a lock file on the host, where the provider
+has one).
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ from engine.store.writer import Writer
 from engine.system.processes import is_alive
 
 HOST_QUERY_SECONDS: Final = 15.0
-"""Between two queries of a busy host: each is a login, and somebody's training is being timed there."""
+"""Between two queries of a busy host: each query is a login, which disturbs the timed training there."""
 
 
 class ExclusiveUse:
-    """One run's exclusive use of its machine. Where the provider rents one per run there is nothing to take."""
+    """One run's exclusive use of its machine. Where the provider rents one per run there is nothing to lock."""
 
     def __init__(
         self,
@@ -56,7 +57,7 @@ class ExclusiveUse:
         self._queried_at = float("-inf")
 
     async def take(self) -> str | None:
-        """None when the machine is this run's from now on, otherwise why it is not, for the run's reason."""
+        """Lock the machine for this run: None on success, otherwise why it is occupied, for the run's `reason`."""
         if not self._plan.provider.kind.exclusive:
             return None
         reason = self.take_lock() or self._running_supervisor() or await self._held_on_the_host()
@@ -65,22 +66,22 @@ class ExclusiveUse:
         return reason
 
     def take_lock(self) -> str | None:
-        """This home's own lock, for a run whose supervisor is on the machine already; None when it is this run's."""
+        """Take this home's lock only, for a run whose supervisor is already on the machine; None on success."""
         taken = self._writer.claim_allocation(lock_name(self._plan))
         return None if taken else "another run has this allocation"
 
     def release_lock(self) -> None:
-        """Give this home's lock back, if this process holds it."""
+        """Release this home's lock, if this process holds it."""
         self._writer.release_allocation(lock_name(self._plan))
 
     def renewed(self, link: Reconnecting, lease: Lease) -> contextlib.AbstractAsyncContextManager[None]:
-        """Renew the lock on the host while the context lasts; from its launch on the supervisor holds it."""
+        """Renew the lock on the host while the context lasts; once launched, the supervisor holds it."""
         if not isinstance(self._provider, Exclusive):
             return contextlib.nullcontext()
         return renewed(link, lease.root, self._run_id, lease.python)
 
     async def release_host(self) -> None:
-        """Give the lock on the host back, for a run that acquired nothing. Nobody renews it, so it also expires."""
+        """Release the lock on the host, for a run that acquired nothing. Without renewal it also expires."""
         if isinstance(self._provider, Exclusive):
             with contextlib.suppress(GlasshouseError):
                 await self._provider.let_go(self._spec(), self._run_id)
@@ -90,7 +91,7 @@ class ExclusiveUse:
         if other is None:
             return None
         if other.orphaned:
-            return f"run {other.id} still trains here and has no runner: resume or cancel it"
+            return f"run {other.id} is still training here and has no runner: resume or cancel it"
         return "another run has this allocation"
 
     async def _held_on_the_host(self) -> str | None:
@@ -111,9 +112,9 @@ def lock_name(plan: Plan) -> str:
 
 
 def running_supervisor(reader: Reader, home: Path, run_id: str, lock: str) -> RunSummary | None:
-    """Another unfinished run whose supervisor is alive on this machine; only this machine's processes can be seen.
+    """Another unfinished run whose supervisor is alive; only processes of this machine can be checked.
 
-    The lock of a dead runner is free, but its supervisor trains on.
+    The lock of a dead runner is free, but its supervisor continues to train.
     """
     for summary in reader.unfinished():
         if summary.id == run_id:

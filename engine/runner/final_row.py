@@ -28,7 +28,7 @@ from engine.wire import GENESIS, utc_now
 
 FinalState = Literal["finished", "failed", "cancelled"]
 SIGNING_FILES: Final = (*RUN_KEY_FILES, INPUTS, PREPARED, BUNDLE)
-"""What a run's folder keeps until its allocation is gone: its row is then signed once more."""
+"""What a run's folder keeps until its allocation is gone: its row is then signed again."""
 
 
 def ending_of(view: RunView, error: GlasshouseError | None, *, cancelled: bool) -> tuple[FinalState, str]:
@@ -65,9 +65,9 @@ def store_row(
     cost_usd: float | None,
     finished_at: str | None = None,
 ) -> None:
-    """Compute the row, sign it and store it; of a run that has ended already only row and receipt are replaced.
+    """Compute the row, sign it and store it; for a run that has already ended only row and receipt are replaced.
 
-    Without the run's keys (`staging` None), or before anything was prepared, the row is stored and no receipt is made.
+    Without the run's keys (`staging` None), or before anything was prepared, the row is stored without a receipt.
     """
     facts = gather(reader, run_id)
     row, checks = build_row(facts, state=state, reason=reason, cost_usd=cost_usd)
@@ -80,9 +80,9 @@ def store_row(
 
 
 def sign_row(staging: Staging, facts: Facts, row: dict[str, Any]) -> dict[str, Any]:
-    """The run receipt: the run key's signature over the row, the adapters, the step series and both logs.
+    """The run receipt: the run key's signature over the row, the adapters, the step series and both logs' heads.
 
-    A series is named by the head of the step chain over it.
+    A series is represented by the head of the step chain over it.
     """
     adapters: dict[str, str] = {
         segment.kind: segment.adapter_sha256 for segment in facts.view.segments if segment.adapter_sha256 is not None
@@ -104,15 +104,15 @@ def sign_row(staging: Staging, facts: Facts, row: dict[str, Any]) -> dict[str, A
 
 
 def settle_runs(home: Path, writer: Writer, reader: Reader, entry: AllocationView, proof: EmptyProof) -> list[str]:
-    """Update the row of every ended run that a gone allocation served; returns their ids.
+    """Update the row of every ended run that used a released allocation; returns their ids.
 
-    A run that has not ended yet settles its own row at its end.
+    A run that has not ended yet updates its own row at its end.
     """
     settled = []
     for run_id in reader.runs_served(entry.id):
         summary = reader.run(run_id).summary
         if summary.state in FINAL_RUN_STATES and summary.cleanup not in {"gone", "not_ours"}:
-            with contextlib.suppress(GlasshouseError, OSError):  # another process settles it, or its folder is damaged
+            with contextlib.suppress(GlasshouseError, OSError):  # another process updates it, or its folder is damaged
                 _settle(home, writer, reader, run_id, proof)
                 settled.append(run_id)
     return settled
@@ -148,7 +148,7 @@ def _settle(home: Path, writer: Writer, reader: Reader, run_id: str, proof: Empt
 
 
 def clear_folder(folder: RunFolder, reader: Reader) -> None:
-    """Destroy the folder of an ended run, down to what its row is signed with while its allocation exists."""
+    """Destroy the folder of an ended run; while its allocation exists, keep what its row is signed with."""
     if folder.run_id in _unsettled(reader):
         folder.keep_only(SIGNING_FILES)
     else:
@@ -156,10 +156,10 @@ def clear_folder(folder: RunFolder, reader: Reader) -> None:
 
 
 def destroy_leftovers(home: Path, reader: Reader) -> None:
-    """Destroy the folders of ended runs whose runner died before it could."""
+    """Destroy the folders of ended runs whose runner died before doing so."""
     unsettled = _unsettled(reader)
     for run_id in left_behind(home):
-        with contextlib.suppress(UsageError):  # a run that is being entered at this moment
+        with contextlib.suppress(UsageError):  # a run that is being created at this moment
             if reader.run(run_id).summary.state in FINAL_RUN_STATES and run_id not in unsettled:
                 RunFolder(home, run_id).destroy()
 

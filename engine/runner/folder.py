@@ -20,7 +20,7 @@ ADAPTER_CONFIG: Final = "adapter_config.json"
 
 
 class RunFolder:
-    """`home/runs/<id>`, 0700; its files are 0600 and written whole or not at all."""
+    """`home/runs/<id>`, 0700; its files are 0600 and written atomically."""
 
     def __init__(self, home: Path, run_id: str) -> None:
         self.home = home
@@ -28,26 +28,26 @@ class RunFolder:
         self.path = home / RUNS / run_id
 
     def create(self) -> None:
-        """Make the folder; raises `StoreError` (`store_unwritable`)."""
+        """Create the folder; raises `StoreError` (`store_unwritable`)."""
         try:
             for folder in (self.path.parent, self.path):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             sync_folder(self.path.parent)
         except OSError as error:
             raise StoreError(
-                f"The run folder {self.path} cannot be made: {error.strerror}.",
+                f"The run folder {self.path} cannot be created: {error.strerror}.",
                 "Free some space or choose another --home.",
                 code="store_unwritable",
             ) from error
 
     def write(self, name: str, data: bytes) -> Path:
-        """Put a file in place: whole, private, and on the disk when this returns."""
+        """Write a private file atomically; it is on the disk when this returns."""
         target = self.path / name
         write_private(target, data)
         return target
 
     def write_json(self, name: str, value: object) -> Path:
-        """As `write`, for a JSON value."""
+        """Like `write`, for a JSON value."""
         return self.write(name, json.dumps(value).encode())
 
     def read(self, name: str) -> bytes | None:
@@ -59,8 +59,8 @@ class RunFolder:
 
     def read_json(self, name: str) -> Any:
         """A JSON file's value, or None when it is not there."""
-        found = self.read(name)
-        return None if found is None else json.loads(found)
+        text = self.read(name)
+        return None if text is None else json.loads(text)
 
     @property
     def adapters(self) -> Path:
@@ -84,6 +84,6 @@ class RunFolder:
 
 
 def left_behind(home: Path) -> list[str]:
-    """The ids of the runs whose folder is still there."""
+    """The ids of the runs whose folder still exists."""
     folder = home / RUNS
     return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []

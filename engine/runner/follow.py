@@ -1,4 +1,4 @@
-"""Following a launched run: its log into the store, the runner's answers into its inbox, to the end."""
+"""Follows a launched run to its end: its log goes into the store, the runner's answers into its inbox."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine.remote.session import SshSession
 from engine.remote.tail import Tail
 from engine.remote.transfer import put_inbox
 from engine.runner.context import RunContext
-from engine.runner.heartbeat import Heart
+from engine.runner.heartbeat import Heartbeat
 from engine.runner.relying_party import RelyingParty
 from engine.wire import ChainReader, canonical
 
@@ -30,7 +30,7 @@ CANCEL_SECONDS: Final = 600.0
 
 
 class Follower:
-    """One launched supervisor, seen over a link that may come and go."""
+    """One launched supervisor, followed over a link that may drop and reconnect."""
 
     def __init__(self, context: RunContext, link: Reconnecting, run_dir: str, launched: Launched, lease: Lease) -> None:
         self._context = context
@@ -39,59 +39,61 @@ class Follower:
         self._run_dir = run_dir
         self._launched = launched
         self._relying = RelyingParty(context, link, run_dir, lease)
-        self._heart = Heart(lease.heartbeat)
+        self._heartbeat = Heartbeat(lease.heartbeat)
         tail = context.writer.tail(context.run_id, "pod")
         reader = ChainReader(context.run_id, head=tail.head, next_seq=tail.next_seq)
         self._tail = Tail(link, f"{run_dir}/events.jsonl", tail.offset, reader)
         self._cancel_sent = False
-        self._looked = self._heard = time.monotonic()
+        self._checked_at = self._received_at = time.monotonic()
 
     async def follow(self) -> None:
-        """Until every segment is done or failed; raises `RunError` (`supervisor_died`) and what the log refuses."""
+        """Run until every segment is done or failed; raises `RunError` (`supervisor_died`, `cancel_unanswered`) and as
+        `Ingest.take` raises.
+        """
         while not self._segments_over() and not self._ingest.closed:
             if not await self._take():
                 await self._check_liveness()
                 await asyncio.sleep(POLL_SECONDS)
             await self._relying.react()
             await self._forward_cancel()
-            await self._heart.beat(self._link)
-        # An earlier runner may have taken in the last events and died before it acted on them.
+            await self._heartbeat.beat(self._link)
+        # An earlier runner may have stored the last events and died before it acted on them.
         self._relying.conclude()
 
     async def close(self) -> None:
-        """Exchange the last heads: the allocation's log ends with ours, ours with its."""
+        """Exchange the final chain heads: each log ends with the head of the other."""
         if not self._ingest.closed:
             await self._put_end()
             await self._until(lambda: self._ingest.closed, END_SECONDS)
-        self._relying.conclude()  # an earlier version's runner may have left the wipe's proof behind a final state
+        self._relying.conclude()  # a runner of an earlier version may not have processed the wipe's receipt
         closed = RunnerClosed(pod_head=self._context.writer.tail(self._context.run_id, "pod").head)
         if self._context.journal.bodies(RunnerClosed)[-1:] != [closed]:
             self._context.journal.add(closed)
 
     async def stop(self) -> None:
-        """See that no supervisor is left behind: ask, wait, then end it with its children."""
+        """Leave no supervisor behind: request it to stop, wait, then kill its process group."""
         try:
             if await self._is_alive() is False:
                 return
             if not self._ingest.closed:
-                await self._ask_to_end()
+                await self._request_end()
             group = f"-{self._launched.pid}"
             for signal, seconds in (("TERM", GRACE_SECONDS), ("KILL", TERM_SECONDS)):
                 if await self._gone_within(seconds):
                     return
                 await self._link.call(lambda session, s=signal: _kill(session, s, group))  # type: ignore[misc]
             if not await self._gone_within(5.0):
-                raise RunError("The supervisor on the allocation could not be ended.", code="supervisor_left")
+                raise RunError("The supervisor process on the allocation could not be stopped.", code="supervisor_left")
         except (ProviderError, RemoteError) as error:
-            # The allocation itself is ended next, whatever runs on it.
-            self._context.note(f"the supervisor could not be asked to end: {error.code}")
+            # The allocation itself is released next, whatever runs on it.
+            self._context.note(f"the supervisor could not be requested to stop: {error.code}")
 
     async def _take(self) -> bool:
         tailed = await self._tail.poll()
         if not tailed:
             return False
         self._ingest.take(tailed)
-        self._looked = self._heard = time.monotonic()
+        self._checked_at = self._received_at = time.monotonic()
         return True
 
     def _segments_over(self) -> bool:
@@ -99,17 +101,17 @@ class Follower:
         return all(state in {"done", "failed"} for state in states)
 
     async def _check_liveness(self) -> None:
-        if self._cancel_sent and time.monotonic() - self._heard > CANCEL_SECONDS:
+        if self._cancel_sent and time.monotonic() - self._received_at > CANCEL_SECONDS:
             raise RunError(
-                "The allocation did not follow the request to stop.", "It is ended now.", code="cancel_unanswered"
+                "The allocation did not react to the request to stop.", "It is stopped now.", code="cancel_unanswered"
             )
-        if time.monotonic() - self._looked < LIVENESS_SECONDS:
+        if time.monotonic() - self._checked_at < LIVENESS_SECONDS:
             return
-        self._looked = time.monotonic()
+        self._checked_at = time.monotonic()
         if await self._is_alive() is False and not await self._take():
             raise RunError(
-                "The supervisor on the allocation ended without finishing its work.",
-                "The run's log has its last lines; memory may have run out.",
+                "The supervisor process on the allocation ended before the run was complete.",
+                "See the last lines of the run's log; the machine may have run out of memory.",
                 code="supervisor_died",
             )
 
@@ -136,8 +138,8 @@ class Follower:
         end = canonical({"runnerHead": self._context.journal.head})
         await self._link.call(lambda session: put_inbox(session, self._run_dir, "end.json", end))
 
-    async def _ask_to_end(self) -> None:
-        """Cancel what still runs, give it the time to wipe, and take in what it says of that."""
+    async def _request_end(self) -> None:
+        """Cancel what still runs, leave it time to wipe, and read its log until then."""
         try:
             await self._put_cancel()
             await self._until(lambda: self._segments_over() or self._ingest.closed, STOP_SECONDS)
@@ -145,7 +147,7 @@ class Follower:
             await self._put_end()
             await self._until(lambda: self._ingest.closed, END_SECONDS)
         except GlasshouseError as error:
-            self._context.note(f"the supervisor could not be asked to end: {error.code}")
+            self._context.note(f"the supervisor could not be requested to stop: {error.code}")
 
     async def _until(self, done: Callable[[], bool], seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -154,7 +156,7 @@ class Follower:
                 if not await self._take():
                     await asyncio.sleep(POLL_SECONDS)
             except GlasshouseError as error:
-                self._context.note(f"the log ended badly: {error.code}")
+                self._context.note(f"reading the log failed: {error.code}")
                 return
 
 

@@ -1,4 +1,4 @@
-"""The heartbeat file on an allocation, which keeps an allocation that would otherwise terminate itself alive."""
+"""The heartbeat file on an allocation, without which the allocation terminates itself."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from engine.remote.reconnect import Reconnecting
 BEAT_SECONDS: Final = 30.0
 
 
-class Heart:
-    """Touches the heartbeat file, now and then. An allocation that hears nothing for long ends itself."""
+class Heartbeat:
+    """Touches the heartbeat file every `BEAT_SECONDS`. Without that the allocation terminates itself after a while."""
 
     def __init__(self, path: str | None) -> None:
         self._path = path
         self._last = float("-inf")
 
     async def beat(self, link: Reconnecting) -> None:
-        """Touch the file when that is due."""
+        """Touch the file when it is due."""
         path = self._path
         if path is None or time.monotonic() - self._last < BEAT_SECONDS:
             return

@@ -1,4 +1,4 @@
-"""Takes the allocation's events into the store: exactly once, and only forwards through the states."""
+"""Stores the allocation's events, each exactly once, and advances the run's states, never backwards."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ KEY_BYTES: Final = 32
 
 
 class Expected(NamedTuple):
-    """What the launch must announce: the bundle and the job that were sent, by digest."""
+    """What the launch event must name: the digests of the bundle and the job that were sent."""
 
     bundle_digest: str
     job_digest: str
@@ -52,7 +52,7 @@ class Expected(NamedTuple):
 
 @dataclass
 class _Known:
-    """What the log has said so far, and the states that follow."""
+    """What the log contained so far, and the resulting states."""
 
     states: dict[str, str]
     launch: LaunchAccepted | None = None
@@ -64,11 +64,11 @@ class _Known:
     explanations: dict[str, str] = field(default_factory=dict)
     """Error codes of `log` lines, with the sentence that came with each."""
     entered: dict[str, tuple[str, float]] = field(default_factory=dict)
-    """By segment, its state and when it entered that, in seconds on the supervisor's clock."""
+    """By segment, its state and when that began, in seconds on the supervisor's clock."""
 
 
 class Ingest:
-    """The store's view of one run, moved on by its events. Taking an event again changes nothing."""
+    """Applies the events of one run to the store. Applying an event again changes nothing."""
 
     def __init__(self, writer: Writer, reader: Reader, run_id: str) -> None:
         self._writer = writer
@@ -96,12 +96,12 @@ class Ingest:
 
     @property
     def launch(self) -> LaunchAccepted | None:
-        """What was launched."""
+        """The launch event, None before it."""
         return self._known.launch
 
     @property
     def token(self) -> str | None:
-        """The evidence."""
+        """The evidence token, None before it was sent."""
         return self._known.token
 
     @property
@@ -111,12 +111,12 @@ class Ingest:
 
     @property
     def closed(self) -> bool:
-        """True once the log has its end."""
+        """True once the log is closed."""
         return self._known.closed
 
     @property
     def zeroization(self) -> ZeroizeDone | None:
-        """What the allocation says about its wipe."""
+        """The allocation's report of its wipe, None before it."""
         return self._known.zeroization
 
     @property
@@ -125,27 +125,27 @@ class Ingest:
         return self._known.adapters
 
     def advance(self, subject: str, state: str, reason: str = "") -> None:
-        """Record a state when it is ahead of the present one."""
+        """Record a state if it comes after the present one."""
         order = ORDERS.get(subject, SEGMENT_ORDER)
         if order.index(state) > order.index(self.states[subject]):
             self._writer.transition(self._run_id, subject, state, reason)
             self.states[subject] = state
 
     def settle(self) -> None:
-        """No more events will come: a wipe that left no proof is not proven."""
+        """Call when no more events will come: without a receipt the wipe counts as unverified."""
         if self.states["key"] == "released" and self.states["runtime"] not in {"zeroized", "unverified"}:
             self.advance("runtime", "unverified", "zeroization_missing: the allocation left no receipt of a wipe")
 
     def take(self, received: Sequence[Tailed]) -> None:
-        """Apply one reading of the log and commit it whole: events, offset, states and segment fields together.
+        """Apply one read of the log in one transaction: events, offset, states and segment fields.
 
         Raises `WireError` (`event_invalid`, and as `Writer.ingest`) and `RefusedError` (`evidence_repeated`,
-        `launch_repeated`, `measurement_mismatch`, `job_mismatch`). What came before the refused event is kept.
+        `launch_repeated`, `measurement_mismatch`, `job_mismatch`). The events before the refused one are kept.
         """
         try:
             self._commit(received)
         except (WireError, RefusedError):
-            for one in received:  # the one that is refused raises again
+            for one in received:  # the refused event raises again
                 self._commit([one])
             raise
 
@@ -164,7 +164,7 @@ class Ingest:
         try:
             _require_public(event)
             if event.event == TRAIN_PROGRESS:
-                return  # the store takes its steps in, and refuses them with a code of their own
+                return  # the store reads its steps, and refuses invalid ones with a code of its own
             body = _body_of(event)
             self._check(body)
             self._apply(body)
@@ -175,19 +175,19 @@ class Ingest:
     def _check(self, body: Body) -> None:
         known = self._known
         if isinstance(body, EvidenceSent) and known.token is not None and body.token != known.token:
-            # What was appraised must stay what is stored and exported.
-            raise RefusedError("The allocation sent other evidence than before.", code="evidence_repeated")
+            # The evidence that is stored and exported must be the evidence that was appraised.
+            raise RefusedError("The allocation sent evidence twice, and the two differ.", code="evidence_repeated")
         if not isinstance(body, LaunchAccepted) or self.expected is None:
             return
         if known.launch is not None and known.launch != body:
-            raise RefusedError("The allocation announced a second launch.", code="launch_repeated")
+            raise RefusedError("The allocation reported a second, different launch.", code="launch_repeated")
         if body.bundle_digest != self.expected.bundle_digest:
-            raise RefusedError("The allocation runs another bundle than was sent.", code="measurement_mismatch")
+            raise RefusedError("The allocation runs a bundle that is not the one sent.", code="measurement_mismatch")
         if body.job_digest != self.expected.job_digest:
-            raise RefusedError("The allocation runs another job than was sent.", code="job_mismatch")
+            raise RefusedError("The allocation runs a job that is not the one sent.", code="job_mismatch")
 
     def _remember(self, body: Body) -> None:
-        """Keep what later decisions need; also run over the stored log at a restart."""
+        """Keep what later decisions need; also applied to the stored log after a restart."""
         known = self._known
         match body:
             case LaunchAccepted():
@@ -216,7 +216,7 @@ class Ingest:
                 self._segment_state(body)
             case LaunchAccepted():
                 if len(base64.b64decode(body.attester_key, validate=True)) != KEY_BYTES:
-                    raise ValueError("an attester's key has another length")
+                    raise ValueError("the attester's key has the wrong length")
                 writer.describe(run_id, gpu_model=gpu_model(body))
                 writer.evidence(run_id, "launch", fields_of(body))
             case EvidenceSent():
@@ -253,13 +253,13 @@ class Ingest:
 
 
 def _require_public(event: Event) -> None:
-    """Every event will be published, but for lines for a person: it may hold nothing else."""
+    """Every event except `log` lines is published, so it may hold only publishable fields and texts."""
     if not is_public("pod", event.event, committed(event.event, event.body)):
-        raise ValueError("it has other fields or texts than are published")
+        raise ValueError("it has fields or texts that may not be published")
 
 
 def _body_of(event: Event) -> Body:
-    """The body in its form; a line for a person may hold anything."""
+    """The typed body; a `log` line may hold anything, so an invalid one counts as empty."""
     try:
         return read_body(event, POD[event.event])
     except ValueError:

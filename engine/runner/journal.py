@@ -1,4 +1,4 @@
-"""The runner's own log: a second chain, each event committed before what it announces is done."""
+"""The runner's own log: a second chain. Each event is committed before the action that it announces."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Journal:
         return event
 
     def once(self, body: Body) -> Event:
-        """The first event of this form; this one is appended if an earlier runner did not append one."""
+        """The first event with this kind of body; this one is appended if an earlier runner did not append one."""
         stored = self._stored(type(body))
         return stored[0] if stored else self.add(body)
 
     def bodies(self, kind: type[BodyT]) -> list[BodyT]:
-        """The bodies of all events of this form, oldest first."""
+        """The bodies of all events of this kind, oldest first."""
         return [read_body(event, kind) for event in self._stored(kind)]
 
     def _stored(self, kind: type[Body]) -> list[Event]:

@@ -18,7 +18,7 @@ def lease_of(entry: AllocationView) -> Lease | None:
 
 
 def with_lease(lease: Lease) -> AllocationFields:
-    """What becomes known with a lease."""
+    """The ledger fields that a lease provides."""
     known = AllocationFields(provider_id=lease.allocation_id, lease=msgspec.to_builtins(lease))
     if lease.gpu_model:
         known["gpu_model"] = lease.gpu_model
@@ -30,7 +30,7 @@ def with_lease(lease: Lease) -> AllocationFields:
 
 
 def with_intent(seconds: float) -> AllocationFields:
-    """What is known before an allocation is requested: that it must not live longer than this."""
+    """The only field that is known before an allocation is requested: the latest end of its life."""
     return AllocationFields(intended_until=Deadline.after(seconds))
 
 
@@ -47,7 +47,7 @@ def with_keep(entry: AllocationView, minutes: int) -> AllocationFields:
     return AllocationFields(keep_until=moment)
 
 
-def matching(entries: Sequence[AllocationView], wanted: str) -> list[AllocationView]:
+def matching(entries: Sequence[AllocationView], query: str) -> list[AllocationView]:
     """The entries with this id, name or provider's id; if there are none, those whose id begins with it."""
-    exact = [one for one in entries if wanted in {one.id, one.name, one.provider_id}]
-    return exact or [one for one in entries if one.id.startswith(wanted)]
+    exact = [entry for entry in entries if query in {entry.id, entry.name, entry.provider_id}]
+    return exact or [entry for entry in entries if entry.id.startswith(query)]

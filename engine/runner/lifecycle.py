@@ -19,7 +19,7 @@ from engine.providers.protocol import EmptyProof, Lease, Provider
 from engine.providers.settings import load_settings
 from engine.remote.reconnect import Reconnecting
 from engine.remote.session import SshSession
-from engine.runner.allocation import Allocation, anchored
+from engine.runner.allocation import Allocation, with_absolute_paths
 from engine.runner.collect import collect
 from engine.runner.context import RunContext
 from engine.runner.exclusive import ExclusiveUse
@@ -52,7 +52,7 @@ _COUNT: Final = re.compile(r"\d+ s")
 
 
 class CancelledRun(RunError):
-    """A person asked to end the run."""
+    """The user requested to cancel the run."""
 
     default_code = "cancelled"
 
@@ -81,14 +81,14 @@ class Runner:
         """Claim the run and bring it to its end; returns the final state."""
         self.writer.claim_runner(self.run_id)
         try:
-            # Read under the lock: another runner may have gone on with the run until now.
+            # Read under the lock: another runner may have advanced the run until now.
             summary = self.reader.run(self.run_id).summary
             self.state = summary.state
             if self.state in FINAL_RUN_STATES:
                 return self.state
             if self.state == "cleaning":
                 self._error = _from_reason(summary.reason)
-            self._keep_delegation()
+            self._store_delegation()
             self.journal = Journal(self.writer, self.reader, self.run_id)
             self.ingest = Ingest(self.writer, self.reader, self.run_id)
             self.allocation = Allocation(
@@ -102,14 +102,14 @@ class Runner:
                 self.journal,
                 self._wait_reason,
             )
-            self._look_for_cancel()
+            self._check_for_cancel()
             watch = asyncio.create_task(self._watch_requests())
             try:
                 await self._drive()
             finally:
                 watch.cancel()
                 await self.provider.close()
-            self._settle_others()
+            self._update_earlier_rows()
             final = self._finish()
             destroy_leftovers(self.home, self.reader)
             return final
@@ -118,7 +118,7 @@ class Runner:
             self.writer.release_runner(self.run_id)
 
     def _enter(self, state: RunState, reason: str = "") -> None:
-        """Commit a state that lies ahead of the present one; a resumed run passes those behind it in silence."""
+        """Commit a state that comes after the present one; a resumed run skips the earlier ones."""
         if RUN_ORDER.index(state) > RUN_ORDER.index(self.state) or (state == self.state and reason):
             self.writer.transition(self.run_id, "run", state, reason)
             self.state = state
@@ -126,91 +126,93 @@ class Runner:
     async def _watch_requests(self) -> None:
         while True:
             try:
-                self._look_for_cancel()
+                self._check_for_cancel()
             except StoreError as error:
-                # A busy or full store must not make the run deaf.
+                # A busy or full store must not stop the run from seeing later requests.
                 sys.stderr.write(f"{utc_now()} requests cannot be read: {error.code}\n")
             await asyncio.sleep(POLL_SECONDS)
 
-    def _look_for_cancel(self) -> None:
-        """See whether somebody asked to end the run. The request stays open until that is done."""
+    def _check_for_cancel(self) -> None:
+        """Check for a request to cancel the run. The request stays open until the run has ended."""
         if not self.cancelled and any(one.kind == "cancel" for one in self.writer.pending_requests(self.run_id)):
             self.cancelled = True
             if self.context is not None:
                 self.context.cancelled = True
 
-    def _keep_delegation(self) -> None:
-        """The operator's delegation, should the process that started the run have died before it was stored."""
-        made = None
+    def _store_delegation(self) -> None:
+        """Store the operator's delegation, in case the process that started the run died before doing so."""
+        delegation = None
         with contextlib.suppress(ValueError):  # a damaged folder fails the run later on, when it can be cleaned up
-            made = (self.folder.read_json(INPUTS) or {}).get("delegation")
-        if made is not None and "delegation" not in self.reader.receipts(self.run_id):
-            self.writer.receipt(self.run_id, "delegation", made)
+            delegation = (self.folder.read_json(INPUTS) or {}).get("delegation")
+        if delegation is not None and "delegation" not in self.reader.receipts(self.run_id):
+            self.writer.receipt(self.run_id, "delegation", delegation)
 
-    def _settle_others(self) -> None:
-        """Bring up to date the rows of earlier runs for which the allocation was kept."""
+    def _update_earlier_rows(self) -> None:
+        """Update the rows of the earlier runs on this allocation, now that it is released."""
         entry = self.allocation.entry()
         if entry is not None and self._proof is not None:
             settle_runs(self.home, self.writer, self.reader, entry, self._proof)
 
-    def give_up_if_cancelled(self) -> None:
-        """Raise `CancelledRun` once a person asked to end the run."""
+    def raise_if_cancelled(self) -> None:
+        """Raise `CancelledRun` once the user requested to cancel the run."""
         if self.cancelled:
             raise CancelledRun("The run was cancelled.")
 
-    def _give_up_before_launch(self) -> None:
-        """As above; what was launched is asked to stop instead, and to wipe what it was given."""
+    def _raise_if_cancelled_before_launch(self) -> None:
+        """As above; a launched run is not interrupted here, so that it can stop and wipe by itself."""
         if not self._is_launched():
-            self.give_up_if_cancelled()
+            self.raise_if_cancelled()
 
     async def _drive(self) -> None:
         """Every stage in turn; whatever happens, the allocation is released at the end."""
         try:
             await self._wait_for_allocation()
             if self.state != "cleaning":
-                self._give_up_before_launch()
+                self._raise_if_cancelled_before_launch()
                 self._check_folder()
                 await self._until_collected()
         except Exception as error:
-            self._error = self._typed(error)
+            self._error = self._as_glasshouse_error(error)
         try:
             self.ingest.settle()
-            # With its code, so that a runner that takes over here knows how the run ends.
+            # With the error's code, so that a runner that takes over from here ends the run with the same error.
             self._enter("cleaning", f"{self._error.code}: {self._error.message}" if self._error else "")
-        except Exception as error:  # whatever it is, the allocation is ended
-            self._error = self._error or self._typed(error)
+        except Exception as error:  # whatever failed, the allocation is released below
+            self._error = self._error or self._as_glasshouse_error(error)
         try:
             if self.allocation.entry() is None:
                 await self.exclusive.release_host()
             self._proof = await self.allocation.end(self._keep_minutes())
         except Exception as error:
-            self._error = self._error or self._typed(error)
+            self._error = self._error or self._as_glasshouse_error(error)
 
-    def _typed(self, error: Exception) -> GlasshouseError:
-        """What is told of an error; the traceback of one that nobody foresaw goes to the runner's log."""
+    def _as_glasshouse_error(self, error: Exception) -> GlasshouseError:
+        """The error as it is reported; the traceback of an unexpected one goes to the runner's log."""
         if isinstance(error, GlasshouseError):
             return error
         if isinstance(error, OSError):
             return RunError(
-                f"The operating system refused: {error.strerror or type(error).__name__}.",
-                "Check the disk and the home folder.",
+                f"The operating system reported an error: {error.strerror or type(error).__name__}.",
+                "Check the free disk space and the permissions of the home folder.",
                 code="os_error",
             )
         traceback.print_exception(error)
         return RunError(
-            "The runner met an error of its own.", f"See logs/runner-{self.run_id}.log.", code="internal_error"
+            "The runner had an internal error.",
+            f"See logs/runner-{self.run_id}.log in the home.",
+            code="internal_error",
         )
 
     def _check_folder(self) -> None:
         if not self.folder.path.is_dir():
             raise RunError(
-                "The private folder of this run is gone, and with it the keys to go on.",
+                "The private folder of this run is missing, and with it the keys that the run needs to continue.",
                 "Start the run again.",
                 code="run_folder_missing",
             )
 
     async def _wait_for_allocation(self) -> None:
-        """Until the machine is free; a run whose supervisor is on it already does not wait."""
+        """Wait until the machine is free; a run whose supervisor is already on it does not wait."""
         while True:
             if self.state == "cleaning" or self._is_launched():
                 if self.plan.provider.kind.exclusive:
@@ -220,7 +222,7 @@ class Runner:
             if reason is None:
                 return
             self._enter("queued", reason)
-            self.give_up_if_cancelled()
+            self.raise_if_cancelled()
             await asyncio.sleep(LOCK_SECONDS)
 
     def _is_launched(self) -> bool:
@@ -235,19 +237,19 @@ class Runner:
         self.context.cancelled = self.cancelled
         prepared = asyncio.create_task(asyncio.to_thread(staging.prepare, self.settings))
         try:
-            lease = await self._unless_cancelled(self.allocation.have())
-            self._give_up_before_launch()
+            lease = await self._unless_cancelled(self.allocation.ensure())
+            self._raise_if_cancelled_before_launch()
             self._enter("connecting")
             async with self._link(lease) as link:
-                lease = self.allocation.anchored(await link.call(lambda session: anchored(session, lease)))
+                lease = self.allocation.save_lease(await link.call(lambda session: with_absolute_paths(session, lease)))
                 root = lease.root
                 await link.call(lambda session: session.mkdir(root))
                 self._enter("staging")
                 await self._until_prepared(staging, prepared)
-                self._give_up_before_launch()
+                self._raise_if_cancelled_before_launch()
                 async with self.exclusive.renewed(link, lease):
                     lease = await staging.make_ready(link, lease, self._environment_phase)
-                    self._give_up_before_launch()
+                    self._raise_if_cancelled_before_launch()
                     self.ingest.expected = staging.expected(lease)
                     launched = await staging.deliver(link, lease)
                 self._enter("running")
@@ -258,7 +260,7 @@ class Runner:
                 await asyncio.gather(prepared, return_exceptions=True)
 
     async def _until_prepared(self, staging: Staging, prepared: asyncio.Task[None]) -> None:
-        """Wait for the package; every few seconds the run's reason says how far its sealing is."""
+        """Wait for the package; every few seconds the run's reason shows the progress of the sealing."""
         while not (await asyncio.wait({prepared}, timeout=SEALING_SECONDS))[0]:
             self._enter("staging", staging.sealing)
         await prepared
@@ -273,37 +275,38 @@ class Runner:
             await follower.stop()
 
     def _wait_reason(self, phase: str) -> None:
-        """What the run waits for, shown with its state; a countdown is told anew every few seconds only."""
+        """What the run waits for, shown with its state; a changing countdown is recorded every few seconds only."""
         label = _COUNT.sub("", phase)
         if label != self._phase[0] or time.monotonic() - self._phase[1] > PHASE_SECONDS:
             self._phase = label, time.monotonic()
             self._enter("allocating", phase)
 
     def _environment_phase(self, phase: str) -> None:
-        """How far the environment is, shown with the run's state; a cancel ends the installation."""
-        self._give_up_before_launch()
+        """The progress of the environment, shown with the run's state; a cancellation interrupts the installation."""
+        self._raise_if_cancelled_before_launch()
         self._enter("staging", phase)
 
-    async def _unless_cancelled(self, having: Coroutine[Any, Any, Lease]) -> Lease:
-        """The lease, unless a person asks to end the run before it is there: then the asking is ended, whole."""
+    async def _unless_cancelled(self, acquisition: Coroutine[Any, Any, Lease]) -> Lease:
+        """The lease, unless the run is cancelled before: then the acquisition is cancelled, and has ended on return."""
         if self._is_launched():
-            return await having
-        task = asyncio.create_task(having)
+            return await acquisition
+        task = asyncio.create_task(acquisition)
         while not task.done() and not self.cancelled:
             await asyncio.wait({task}, timeout=POLL_SECONDS)
         if not task.done():
             task.cancel()
             await asyncio.wait({task})
         if task.cancelled():
-            self.give_up_if_cancelled()
+            self.raise_if_cancelled()
         return await task
 
     def _keep_minutes(self) -> int | None:
-        """For how long the allocation is to be kept after this run; None when it is to be released."""
+        """For how long to keep the allocation after this run; None to release it."""
         if not self.allocation.is_rented or self.cancelled or self._error is not None:
             return None
-        asked = [one.detail.get("minutes") for one in self.writer.pending_requests(self.run_id) if one.kind == "keep"]
-        return int(asked[-1]) if asked and asked[-1] else self.plan.provider.keep_for
+        requests = [one for one in self.writer.pending_requests(self.run_id) if one.kind == "keep"]
+        minutes = requests[-1].detail.get("minutes") if requests else None
+        return int(minutes) if minutes else self.plan.provider.keep_for
 
     def _link(self, lease: Lease) -> Reconnecting:
         async def opener() -> SshSession:
@@ -312,7 +315,7 @@ class Runner:
         return Reconnecting(opener)
 
     def _finish(self) -> FinalState:
-        """Store the row with the final state, answer open requests, clear the private folder."""
+        """Store the row with the final state, complete open requests, clear the private folder."""
         view = self.reader.run(self.run_id)
         state, reason = ending_of(view, self._error, cancelled=self.cancelled)
         cost = cost_of(self.allocation.entry(), view.summary)
@@ -323,7 +326,7 @@ class Runner:
         return state
 
     def _staging(self) -> Staging | None:
-        """What was staged, also for a runner that came to nothing but the cleaning; None without the run's keys."""
+        """What was staged, also for a runner that only cleaned up; None without the run's keys."""
         if self.context is not None:
             return self.context.staging
         try:
@@ -333,6 +336,6 @@ class Runner:
 
 
 def _from_reason(reason: str) -> GlasshouseError | None:
-    """The error that a run went into cleaning with."""
+    """The error with which a run entered the state `cleaning`."""
     code, separator, message = reason.partition(": ")
     return RunError(message, code=code) if separator else None

@@ -1,7 +1,7 @@
 """Verifier and Relying Party: challenge, appraisal, and the one receipted release of the keys.
 
-Each step is decided from what is stored, so that a restarted runner goes on where the last one stopped. A release that
-was receipted is sent again byte for byte, never made again.
+Each step is decided from what is stored, so that a restarted runner continues where the last one stopped. A release
+that has a receipt is sent again byte for byte, never created again.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class RelyingParty:
         self._sent: set[str] = set()
         self._result: AttestationResult | None = None
         self._concluded = False
-        self._judged = False
+        self._wipe_checked = False
         stored = context.reader.evidence(context.run_id)
         if "result" in stored:
             self._result = msgspec.convert(stored["result"], AttestationResult)
@@ -61,7 +61,7 @@ class RelyingParty:
             self._ingest.nonce_digest = self._challenge["nonceSha256"]
 
     async def react(self) -> None:
-        """Do what the allocation waits for, if anything."""
+        """Send what the allocation waits for, if anything."""
         if self._context.plan.segments == "raw" or self._ingest.states["segment:protected"] in {"done", "failed"}:
             self.conclude()
             return
@@ -75,11 +75,11 @@ class RelyingParty:
             await self._answer_result(self._result)
 
     def conclude(self) -> None:
-        """Draw what follows from the result and from the zeroization receipt, where there is one."""
+        """Record what follows from the result and from the zeroization receipt, once there is one."""
         if self._result is not None and not self._concluded:
             self._record(self._result)
-        if self._ingest.zeroization is not None and not self._judged:
-            self._judge_zeroization(self._ingest.zeroization)
+        if self._ingest.zeroization is not None and not self._wipe_checked:
+            self._check_zeroization(self._ingest.zeroization)
 
     @property
     def _attester(self) -> bytes:
@@ -95,7 +95,7 @@ class RelyingParty:
         if CHALLENGE in self._sent:
             return
         if self._challenge is None or self._nonces.outstanding(self._context.run_id) is None:
-            # Nobody has answered it, and whoever did now would be too late.
+            # There is no challenge yet, or its nonce has expired unanswered.
             self._challenge = self._make_challenge()
             self._context.folder.write_json(CHALLENGE, self._challenge)
         self._context.writer.evidence(self._context.run_id, "challenge", self._challenge["envelope"])
@@ -149,13 +149,13 @@ class RelyingParty:
         writer, run_id = context.writer, context.run_id
         writer.evidence(run_id, "reference", msgspec.to_builtins(references.measurements))
         writer.evidence(run_id, "policy", msgspec.to_builtins(policy))
-        # The nonce is used up by this call, so nothing may come between it and the result's storing.
+        # This call consumes the nonce, so the result is stored immediately: a failure in between would lose it.
         result = appraise(token, expected=expected, policy=policy, nonces=self._nonces, now=time.time())
         writer.evidence(run_id, "result", msgspec.to_builtins(result))
         self._result = result
 
     def _record(self, result: AttestationResult) -> None:
-        """What follows from a stored result; an earlier runner may have come to only a part of it."""
+        """Record what follows from a stored result; idempotent, as an earlier runner may have recorded only a part."""
         context = self._context
         context.writer.describe(
             context.run_id, tier=result.tier, ear_status=result.status, reason_codes=result.reason_codes
@@ -184,7 +184,7 @@ class RelyingParty:
             await self._put("release.json", message)
 
     def _release(self, result: AttestationResult) -> dict[str, Any]:
-        """The release message: made, receipted and logged once; put together from what is stored ever after."""
+        """The release message: created, receipted and logged once; later calls assemble it from what is stored."""
         context, staging = self._context, self._context.staging
         receipt = context.reader.receipts(context.run_id).get("release")
         if receipt is None:
@@ -203,7 +203,7 @@ class RelyingParty:
         granted = context.journal.once(ReleaseGranted(receipt_sha256=digest_of(receipt), pod_head=body.pod_head))
         ciphertext = context.folder.read(CIPHERTEXT) or b""
         if hashlib.sha256(ciphertext).hexdigest() != body.ciphertext_sha256:
-            raise RefusedError("The stored release is not the one that was receipted.", code="release_other_result")
+            raise RefusedError("The stored release is not the one in its receipt.", code="release_other_result")
         info = release_info(
             evidence_sha256=body.evidence_sha256, policy_sha256=body.policy_sha256,
             manifest_sha256=body.manifest_sha256, run_id=context.run_id,
@@ -215,23 +215,23 @@ class RelyingParty:
             "runnerHead": granted.hash,
         }
 
-    def _judge_zeroization(self, done: ZeroizeDone) -> None:
-        """Weigh the attester's receipt anew, and countersign it once it was looked at."""
+    def _check_zeroization(self, done: ZeroizeDone) -> None:
+        """Check the attester's zeroization receipt, and countersign it if it is authentic."""
         context, receipt = self._context, fields_of(done.receipt)
         try:
-            found: Zeroization = read_zeroization(
+            zeroization: Zeroization = read_zeroization(
                 receipt, self._attester, run_id=context.run_id,
                 manifest_sha256=context.staging.prepared.manifest_digest or "",
                 nonce_sha256=self._ingest.nonce_digest or "",
             )  # fmt: skip
         except RefusedError as error:
             self._ingest.advance("runtime", "unverified", f"{error.code}: {error.message}")
-            self._judged = True
+            self._wipe_checked = True
             return
         envelope = countersign(receipt, context.staging.run_key.signing)
         context.writer.receipt(context.run_id, "zeroization", envelope)
-        faults = wipe_faults(found, done)
+        faults = wipe_faults(zeroization, done)
         if not faults:
             self._ingest.advance("key", "destroyed")
         self._ingest.advance("runtime", "unverified" if faults else "zeroized", ", ".join(faults))
-        self._judged = True
+        self._wipe_checked = True

@@ -1,4 +1,4 @@
-"""Starting the detached processes: a run's runner, and the home's sentinel. Light enough for every command."""
+"""Starts the detached processes: a run's runner, and the home's sentinel. Cheap to import, for every command."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ LOG: Final = "sentinel.log"
 
 
 def ensure_sentinel(home: Path) -> None:
-    """Start this home's sentinel where it does not run.
+    """Start this home's sentinel if it is not running.
 
-    Called when what it is to watch is in the ledger and before it is asked for: one that is about to leave looks at
-    the ledger once more after it has let go of its lock.
+    Call it after the allocation's ledger entry is written and before the allocation is requested: a sentinel that is
+    about to exit reads the ledger once more after it released its lock, so no entry is missed.
     """
     folder = home / FOLDER
     folder.mkdir(mode=0o700, exist_ok=True)
-    if _runs(folder / LOCK):
+    if _is_locked(folder / LOCK):
         return
     (home / LOGS).mkdir(mode=0o700, exist_ok=True)
     fd = os.open(home / LOGS / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -44,16 +44,14 @@ def ensure_sentinel(home: Path) -> None:
 
 
 def watch_on(home: Path, provider: str) -> None:
-    """See to it that what is left of a rented allocation is watched: the sentinel may have died, or this machine was
-    started anew.
-    """
+    """Make sure that a rented allocation is watched: the sentinel may have died, or this machine was restarted."""
     if provider in RENTED:
         with contextlib.suppress(OSError):
             ensure_sentinel(home)
 
 
-def _runs(lock: Path) -> bool:
-    """True where a sentinel holds its lock; a shared look does not keep another one from looking."""
+def _is_locked(lock: Path) -> bool:
+    """True when a sentinel holds its lock; checked with a shared lock, so that concurrent checks do not collide."""
     fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -83,7 +81,7 @@ def spawn_runner(home: Path, run_id: str) -> int:
             )
     except OSError as error:
         raise RunError(
-            f"The run's own process cannot be started: {error.strerror}.",
+            f"The process of the run cannot be started: {error.strerror}.",
             "Free some space or memory, then try again.",
             code="runner_not_started",
         ) from error

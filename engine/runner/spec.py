@@ -12,31 +12,31 @@ from engine.providers.settings import Settings, host_settings
 from engine.store.salt import salt_of
 
 ENVIRONMENT_GB: Final = 28
-"""Wheels and installation of a CUDA build of torch with what it needs, and room for logs and adapters."""
+"""Wheels and installation of a CUDA build of torch with its dependencies, and room for logs and adapters."""
 WEIGHTS_GB: Final = {"Qwen/Qwen2.5-0.5B-Instruct": 1, "Qwen/Qwen2.5-7B-Instruct": 16}
 UNKNOWN_WEIGHTS_GB: Final = 40
 PREPARATION_SECONDS: Final = 3600.0
 MARGIN: Final = 1.25
 STEPS_SECONDS: Final = 12 * 3600.0
-"""How long a segment may take whose end is a number of steps: their rate is not known before."""
+"""How long a segment with a step budget may take: the step rate is not known in advance."""
 
 
 def spec_for(home: Path, plan: Plan, settings: Settings, name: str) -> Spec:
-    """What to acquire for a plan under this name. The plan's own wishes come before the settings'."""
-    asked, rented = plan.provider, settings.runpod
+    """What to acquire for a plan under this name. The plan's values take precedence over the settings'."""
+    request, defaults = plan.provider, settings.runpod
     return Spec(
         name=name,
-        gpus=asked.gpus or rented.gpus,
-        host=host_in(home, settings, asked.allocation) if asked.name == "static" else None,
-        max_price=asked.max_price if asked.max_price is not None else rented.max_price,
-        max_cost=asked.max_cost if asked.max_cost is not None else rented.max_cost,
-        disk_gb=rented.disk_gb or _disk_gb(plan),
+        gpus=request.gpus or defaults.gpus,
+        host=host_in(home, settings, request.allocation) if request.name == "static" else None,
+        max_price=request.max_price if request.max_price is not None else defaults.max_price,
+        max_cost=request.max_cost if request.max_cost is not None else defaults.max_cost,
+        disk_gb=defaults.disk_gb or _disk_gb(plan),
         max_seconds=_seconds(plan),
     )
 
 
 def most_it_costs(quote: Quote, spec: Spec) -> float:
-    """The most that an allocation can cost in USD before it ends itself."""
+    """The most that an allocation can cost in USD before it terminates itself."""
     by_time = quote.price_per_hour * spec.max_seconds / 3600
     return by_time if spec.max_cost is None else min(by_time, spec.max_cost)
 
@@ -56,7 +56,7 @@ _LENGTH: Final = 16
 
 
 def published_name(home: Path, name: str) -> str:
-    """The name of a host in plans: the same for all runs of this home, and telling nothing to others.
+    """The name of a host in plans: the same for all runs of this home, and meaningless to others.
 
     Raises `StoreError` as `salt_of`.
     """
@@ -64,15 +64,15 @@ def published_name(home: Path, name: str) -> str:
 
 
 def host_in(home: Path, settings: Settings, published: str | None) -> str | None:
-    """The settings' name of the host that a plan names; a name of the settings stays, and so does None."""
+    """The name in the settings for a published host name; a name from the settings is returned as it is, as is None."""
     if published is None or any(host.name == published for host in settings.host):
         return published
     return next((host.name for host in settings.host if published_name(home, host.name) == published), published)
 
 
-def chosen_host(home: Path, settings: Settings, wanted: str | None) -> str:
-    """The published name of the host that was asked for; None is the only one there is.
+def chosen_host(home: Path, settings: Settings, host: str | None) -> str:
+    """The published name of a host in the settings; None selects the only one.
 
     Raises `UsageError` as `host_settings`.
     """
-    return published_name(home, host_settings(settings, wanted).name)
+    return published_name(home, host_settings(settings, host).name)

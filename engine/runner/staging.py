@@ -1,4 +1,4 @@
-"""Making and delivering what the allocation needs: bundle, job, payload in the clear, sealed package."""
+"""Builds and delivers what the allocation needs: bundle, job, payload in the clear, sealed package."""
 
 from __future__ import annotations
 
@@ -26,7 +26,16 @@ from engine.remote.reconnect import Reconnecting
 from engine.remote.session import SshSession
 from engine.remote.transfer import upload
 from engine.runner.environment_local import EnvironmentReference
-from engine.runner.environment_remote import REFERENCE, Pinned, Source, chosen_lock, lock_in, make_ready, pinned, placed
+from engine.runner.environment_remote import (
+    REFERENCE,
+    Pinned,
+    Source,
+    chosen_lock,
+    lock_in,
+    make_ready,
+    pinned,
+    with_prepared_paths,
+)
 from engine.runner.folder import ADAPTER_CONFIG, RunFolder
 from engine.runner.ingest import Expected
 from engine.runner.journal import Journal
@@ -52,7 +61,7 @@ SALT_BYTES: Final = 32
 
 
 class Prepared(msgspec.Struct, frozen=True, kw_only=True):
-    """What preparation came to; survives a restart of the runner."""
+    """The results of the preparation; stored, so that they survive a restart of the runner."""
 
     manifest_digest: str | None
     payload_files: dict[str, str]
@@ -62,8 +71,9 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class References(msgspec.Struct, frozen=True, kw_only=True):
-    """What evidence from this run's allocation is compared with: `pod_id` is the digest of the provider's id for it,
-    `ssh_host_key` that of the pinned key.
+    """The values that evidence from this run's allocation is compared with.
+
+    `pod_id` is the digest of the provider's id for the allocation, `ssh_host_key` that of the pinned key.
     """
 
     measurements: Measurements
@@ -106,7 +116,7 @@ class Staging:
     def prepared(self) -> Prepared:
         """Only after `prepare`."""
         if self._prepared is None:
-            raise RuntimeError("nothing was prepared yet")
+            raise RuntimeError("`prepare` was not called yet")
         return self._prepared
 
     @property
@@ -116,7 +126,7 @@ class Staging:
 
     @property
     def sealing(self) -> str:
-        """How far the sealing of the package is, for people; empty before it began."""
+        """The progress of sealing the package, as text for the user; empty before it began."""
         if self._sealed is None:
             return ""
         done, total = self._sealed
@@ -138,12 +148,12 @@ class Staging:
 
     def _environment(self, lease: Lease) -> str:
         if lease.environment != "own":
-            found = self._pinned
-            if found is None or found.measured is None or found.allocation_id != lease.allocation_id:
+            environment = self._pinned
+            if environment is None or environment.measured is None or environment.allocation_id != lease.allocation_id:
                 raise RuntimeError("the allocation's environment was not measured yet")
-            return found.measured.digest
+            return environment.measured.digest
         if self._reference is None:
-            raise RuntimeError("nothing was prepared yet")
+            raise RuntimeError("`prepare` was not called yet")
         digest = self._reference.result()
         own: Source = "own"
         self._writer.evidence(
@@ -154,17 +164,17 @@ class Staging:
     async def make_ready(
         self, link: Reconnecting, lease: Lease, on_phase: Callable[[str], None] | None = None
     ) -> Lease:
-        """Make the environment of the lease ready and pin its measurement; the lease with its absolute places.
+        """Make the environment of the lease ready and pin its measurement; returns the lease with absolute paths.
 
-        After `prepare` and before `expected`. The local allocation's lease comes back as it is, and so does what an
-        earlier runner of this run made ready.
+        Call it after `prepare` and before `expected`. The local allocation's lease is returned unchanged; what an
+        earlier runner of this run made ready is not prepared again.
         """
         if lease.environment == "own":
             return lease
-        found = self._pinned
-        if found is None or found.allocation_id != lease.allocation_id:
+        environment = self._pinned
+        if environment is None or environment.allocation_id != lease.allocation_id:
             with Reader(self.folder.home) as reader:
-                found = await make_ready(
+                environment = await make_ready(
                     link,
                     lease,
                     run_id=self.run_id,
@@ -174,10 +184,10 @@ class Staging:
                     reader=reader,
                     on_phase=on_phase,
                 )
-            self.folder.write(REFERENCE, msgspec.json.encode(found))
-            self._pinned = found
-        self._writer.evidence(self.run_id, "environment", found.evidence())
-        return placed(lease, found)
+            self.folder.write(REFERENCE, msgspec.json.encode(environment))
+            self._pinned = environment
+        self._writer.evidence(self.run_id, "environment", environment.evidence())
+        return with_prepared_paths(lease, environment)
 
     def recipient_public(self) -> str:
         """The operator's raw public recipient key, in base64."""
@@ -189,9 +199,9 @@ class Staging:
         return read_manifest(self.folder.path / PACKAGE)
 
     def prepare(self, settings: Settings) -> None:
-        """Build bundle and payload, seal the package. A second call after a restart makes the same payload again."""
+        """Build bundle and payload, seal the package. A second call after a restart builds the same payload again."""
         if not self._bundle:
-            # Kept, so that a runner of a newer version goes on with what was launched.
+            # Stored, so that a runner of a newer version continues with the bundle that was launched.
             lock = chosen_lock(self.plan, self.folder, settings)
             self._bundle = build_bundle(lock)
             self.folder.write(BUNDLE, self._bundle)
@@ -199,7 +209,7 @@ class Staging:
         if self.plan.segments != "raw" and self._reference is None and self.plan.provider.kind.on_this_machine:
             self._reference = EnvironmentReference(self.folder.home, site_paths())
         if self.is_launched:
-            return  # nothing is sent any more, and the inputs may be gone by now
+            return  # nothing more is sent, and the input files may no longer exist
         inputs = self.folder.read_json(INPUTS) or {}
         payload = build_payload(
             self.plan, data_file=_path(inputs.get("dataFile")), model_folder=_path(inputs.get("modelFolder"))
@@ -217,7 +227,7 @@ class Staging:
                 run_id=self.run_id,
                 plan_digest=plan_digest(self.plan),
                 policy_digest=policy_digest(self.policy),
-                progress=self._see_sealing,
+                progress=self._on_sealing_progress,
             )
             try:
                 self.folder.write(CONTENT_KEYS, self.run_key.seal_keys(sealed.keys))
@@ -249,7 +259,7 @@ class Staging:
         self.folder.write(PREPARED, msgspec.json.encode(prepared))
         self._prepared = prepared
 
-    def _see_sealing(self, done: int, total: int) -> None:
+    def _on_sealing_progress(self, done: int, total: int) -> None:
         self._sealed = (done, total)
 
     def adapter_config(self) -> bytes:
@@ -257,17 +267,17 @@ class Staging:
         return self.folder.read(ADAPTER_CONFIG) or b""
 
     def expected(self, lease: Lease) -> Expected:
-        """What the launch must announce."""
+        """What the launch event must name."""
         self._job = self._make_job(lease)
         return Expected(self.bundle_digest, sha256_hex(self._job))
 
     def _salt(self) -> bytes:
-        """Of this run's own digests, made once."""
-        found = self.folder.read(SALT)
-        if found is None:
-            found = secrets.token_bytes(SALT_BYTES)
-            self.folder.write(SALT, found)
-        return found
+        """The salt of this run's digests, generated once."""
+        salt = self.folder.read(SALT)
+        if salt is None:
+            salt = secrets.token_bytes(SALT_BYTES)
+            self.folder.write(SALT, salt)
+        return salt
 
     def run_dir(self, lease: Lease) -> str:
         """The run's folder on the allocation."""
@@ -295,12 +305,12 @@ class Staging:
             recipient_public_key=self.recipient_public(),
             ssh_host_key_digest=host_key_digest(lease, self._salt()),
         )
-        made = canonical(msgspec.to_builtins(job))
-        self.folder.write(JOB, made)
-        return made
+        encoded = canonical(msgspec.to_builtins(job))
+        self.folder.write(JOB, encoded)
+        return encoded
 
     async def deliver(self, link: Reconnecting, lease: Lease) -> Launched:
-        """Stage every file and launch the supervisor; what is there already is not sent twice."""
+        """Upload every file and launch the supervisor; what is already there is not sent again."""
         run_dir = self.run_dir(lease)
         earlier = self.folder.read(LAUNCHED)
         if earlier is not None:
@@ -329,7 +339,7 @@ class Staging:
 
     async def _upload_payload(self, session: SshSession, run_dir: str) -> None:
         if self._payload is None:
-            raise RuntimeError("nothing was prepared yet")
+            raise RuntimeError("`prepare` was not called yet")
         for name in self.prepared.payload_files:
             await upload(session, self._payload.files[name], f"{run_dir}/raw/{name}")
         if self.prepared.manifest_digest is not None:
@@ -341,8 +351,9 @@ class Staging:
 
 
 def allocation_digest(lease: Lease) -> str:
-    """SHA-256 over the provider's id. Evidence is published: a pod's addresses are made from its id, and a static
-    host's id is its name in the settings.
+    """SHA-256 over the provider's id, in place of which it is published.
+
+    A pod's addresses derive from its id, and a static host's id is its name in the settings.
     """
     return sha256_hex(lease.allocation_id.encode())
 
@@ -350,7 +361,7 @@ def allocation_digest(lease: Lease) -> str:
 def host_key_digest(lease: Lease, salt: bytes) -> str:
     """SHA-256 over the run's salt and the pinned host key's line, which the nonce binds.
 
-    It is published: the digest of a key alone would lead whoever scans the internet's servers to the address.
+    It is published, and without the salt a scan of the internet's SSH host keys would lead to the address.
     """
     return sha256_hex(salt + (lease.address.host_key if lease.address else "").strip().encode())
 

@@ -33,11 +33,11 @@ def start_run(
     passphrase: str | None = None,
     policy: Policy | None = None,
 ) -> str:
-    """Validate a run, enter it as queued and start its runner; returns the run's id.
+    """Validate a run, store it as queued and start its runner; returns the run's id.
 
     `policy` may narrow the built-in one, never widen it (`policy_older`, `policy_loosened`).
-    The operator's signing key is unlocked once, to sign a delegation to a run key that the runner holds alone.
-    Raises `GlasshouseError` of every kind of bad input, and then leaves nothing behind.
+    The operator's signing key is unlocked once, to sign a delegation to a run key that only the runner holds.
+    Raises a `GlasshouseError` for every kind of invalid input, and then leaves nothing behind.
     """
     from engine.attestation.policy import checked_policy, default_policy
     from engine.attestation.receipts import delegate
@@ -51,7 +51,7 @@ def start_run(
     chosen = default_policy() if policy is None else checked_policy(policy, default_policy())
     settings = load_settings(home)
     preflight(plan.provider.name, home, settings)
-    plan = _with_own_name(home, plan, settings)
+    plan = _with_published_name(home, plan, settings)
     plan = checked(plan_with_digests(plan, data_file=data_file, model_folder=model_folder))
     run_id = secrets.token_hex(6)
     with Writer(home) as writer:
@@ -90,42 +90,48 @@ def start_run(
     return run_id
 
 
-def _with_own_name(home: Path, plan: Plan, settings: Settings) -> Plan:
-    """The plan with what it runs on under a name of our own: plans are published, a pod's addresses are made from the
-    provider's id, and a static host's name may be its address.
+def _with_published_name(home: Path, plan: Plan, settings: Settings) -> Plan:
+    """The plan with a publishable name for its allocation.
+
+    Plans are published; a pod's addresses derive from the provider's id, and a static host's name may be its address.
     """
     from engine.runner.allocation import kept_allocation
     from engine.runner.spec import chosen_host
 
-    wanted = plan.provider.allocation
+    requested = plan.provider.allocation
     if plan.provider.name == "static":
-        name = chosen_host(home, settings, wanted)
-    elif wanted is not None and plan.provider.kind.rents:
+        name = chosen_host(home, settings, requested)
+    elif requested is not None and plan.provider.kind.rents:
         with Reader(home) as reader:
-            name = kept_allocation(reader, wanted).id
+            name = kept_allocation(reader, requested).id
     else:
         return plan
     return msgspec.structs.replace(plan, provider=msgspec.structs.replace(plan.provider, allocation=name))
 
 
 def resume_run(home: Path, run_id: str) -> None:
-    """Start a runner for an unfinished run that nobody is running; raises `UsageError` or `RunError`."""
+    """Start a runner for an unfinished run that has none.
+
+    Raises `UsageError` (`run_final`, `run_locked`) or `RunError` (`runner_not_started`).
+    """
     with Reader(home) as reader:
         summary = reader.run(run_id).summary
     if summary.source != "mine" or summary.state in {"finished", "failed", "cancelled"}:
         raise UsageError(
-            f"Run {run_id} has ended: {summary.state}.", f"See it with `glasshouse show {run_id}`.", code="run_final"
+            f"Run {run_id} has already ended: {summary.state}.",
+            f"See it with `glasshouse show {run_id}`.",
+            code="run_final",
         )
     if not summary.orphaned:
         raise UsageError(
-            f"Run {run_id} has a runner already.", f"Follow it with `glasshouse watch {run_id}`.", code="run_locked"
+            f"Run {run_id} already has a runner.", f"Follow it with `glasshouse watch {run_id}`.", code="run_locked"
         )
     with Writer(home) as writer:
         _spawn(writer, run_id)
 
 
 def _spawn(writer: Writer, run_id: str) -> None:
-    """Start the runner and claim the run in its name, so that nobody takes it for orphaned while it imports."""
+    """Start the runner and claim the run for it, so that the run does not count as orphaned while it starts up."""
     pid = spawn_runner(writer.home, run_id)
     with contextlib.suppress(StoreError):
         writer.claim_runner(run_id, pid)

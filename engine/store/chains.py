@@ -1,4 +1,4 @@
-"""A run's two event logs in the database: taken in exactly once, given back byte for byte."""
+"""A run's two event logs in the database: stored exactly once, read back byte for byte."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Tail(NamedTuple):
-    """How far a log has been taken in: byte offset in the file, the last event's hash, the next `seq`."""
+    """How far a log has been stored: byte offset in the file, the last event's hash, the next `seq`."""
 
     offset: int
     head: str
@@ -35,21 +35,21 @@ def tail(connection: sqlite3.Connection, run: int, chain: Chain) -> Tail:
 def append(
     connection: sqlite3.Connection, run: int, chain: Chain, events: Sequence[Event], offset: int | None = None
 ) -> int:
-    """Take in the events that are new, inside the caller's transaction; returns how many were.
+    """Store the events that are new, inside the caller's transaction; returns their number.
 
     Progress events of the pod go into the series and the segment's counters. Raises `WireError`
     (`log_chain_broken`, `progress_invalid`), after which the caller rolls back.
     """
-    before = tail(connection, run, chain)
-    fresh = [event for event in events if event.seq >= before.next_seq]
-    head, seq = before.head, before.next_seq
-    gathered: list[tuple[Event, progress.Steps]] = []
-    for event in fresh:
+    stored = tail(connection, run, chain)
+    new_events = [event for event in events if event.seq >= stored.next_seq]
+    head, seq = stored.head, stored.next_seq
+    progress_events: list[tuple[Event, progress.Steps]] = []
+    for event in new_events:
         if event.seq != seq or event.prev != head:
             raise WireError("The log's chain is broken: a line is missing or out of order.", code="log_chain_broken")
         head, seq = event.hash, seq + 1
         if chain == "pod" and event.event == TRAIN_PROGRESS:
-            gathered.append((event, progress.steps_of(event.body)))
+            progress_events.append((event, progress.steps_of(event.body)))
         else:
             connection.execute(
                 "INSERT INTO events (run, chain, seq, ts, event, body, hash) VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -59,17 +59,19 @@ def append(
                 ),
             )  # fmt: skip
     for kind in ("raw", "protected"):
-        _take_in(connection, run, kind, [item for item in gathered if item[1].kind == kind])
-    if fresh or (offset is not None and offset > before.offset):
+        _store_progress(connection, run, kind, [item for item in progress_events if item[1].kind == kind])
+    if new_events or (offset is not None and offset > stored.offset):
         connection.execute(
             "INSERT OR REPLACE INTO tails (run, chain, next_seq, head, byte_offset) VALUES (?, ?, ?, ?, ?)",
-            (run, chain, seq, head, before.offset if offset is None else offset),
+            (run, chain, seq, head, stored.offset if offset is None else offset),
         )
-    return len(fresh)
+    return len(new_events)
 
 
-def _take_in(connection: sqlite3.Connection, run: int, kind: str, gathered: list[tuple[Event, progress.Steps]]) -> None:
-    if not gathered:
+def _store_progress(
+    connection: sqlite3.Connection, run: int, kind: str, progress_events: list[tuple[Event, progress.Steps]]
+) -> None:
+    if not progress_events:
         return
     segment = connection.execute(
         "SELECT key, elapsed_ns FROM segments WHERE run = ? AND kind = ?",
@@ -79,8 +81,8 @@ def _take_in(connection: sqlite3.Connection, run: int, kind: str, gathered: list
         raise WireError(
             f"The allocation reports steps of a {kind} segment that the plan lacks.", code="progress_invalid"
         )
-    had = expected = progress.length(connection, segment["key"])
-    for event, steps in gathered:
+    stored_steps = expected = progress.length(connection, segment["key"])
+    for event, steps in progress_events:
         if steps.first != expected:
             raise WireError("A progress event does not continue its series.", code="progress_invalid")
         expected += steps.count
@@ -88,11 +90,11 @@ def _take_in(connection: sqlite3.Connection, run: int, kind: str, gathered: list
             "INSERT INTO progress (run, seq, ts, protected, first, count) VALUES (?, ?, ?, ?, ?, ?)",
             (run, event.seq, short_time(event.ts), kind == "protected", steps.first, steps.count),
         )
-    losses = b"".join(steps.losses for _, steps in gathered)
-    nanos = b"".join(steps.nanos for _, steps in gathered)
+    losses = b"".join(steps.losses for _, steps in progress_events)
+    nanos = b"".join(steps.nanos for _, steps in progress_events)
     if not losses:
         return
-    progress.extend(connection, segment["key"], had, losses, nanos)
+    progress.extend(connection, segment["key"], stored_steps, losses, nanos)
     last_loss = progress.unpack_losses(losses[-progress.LOSS_BYTES :])[0]
     elapsed = segment["elapsed_ns"] + sum(progress.unpack_nanos(nanos))
     if elapsed > progress.MOST_NANOS:
@@ -104,17 +106,17 @@ def _take_in(connection: sqlite3.Connection, run: int, kind: str, gathered: list
 
 
 def read(connection: sqlite3.Connection, run: int, run_id: str, chain: Chain) -> Iterator[Event]:
-    """Every event of one log in order, as it was taken in; hold a read transaction around it."""
+    """Every event of one log in order, as it was stored; hold a read transaction around it."""
     head = GENESIS
-    marks = _progress_events(connection, run) if chain == "pod" else iter(())
-    mark = next(marks, None)
+    progress_rows = _progress_events(connection, run) if chain == "pod" else iter(())
+    progress_row = next(progress_rows, None)
     rows: Iterable[sqlite3.Row] = connection.execute(
         "SELECT seq, ts, event, body, hash FROM events WHERE run = ? AND chain = ? ORDER BY seq", (run, chain)
     )
     for row in rows:
-        while mark is not None and mark[0] < row["seq"]:
-            event = _rebuilt(run_id, head, mark)
-            head, mark = event.hash, next(marks, None)
+        while progress_row is not None and progress_row[0] < row["seq"]:
+            event = _rebuilt(run_id, head, progress_row)
+            head, progress_row = event.hash, next(progress_rows, None)
             yield event
         event = Event(
             seq=row["seq"], prev=head, ts=row["ts"], event=row["event"], run_id=run_id,
@@ -122,14 +124,14 @@ def read(connection: sqlite3.Connection, run: int, run_id: str, chain: Chain) ->
         )  # fmt: skip
         head = event.hash
         yield event
-    while mark is not None:
-        event = _rebuilt(run_id, head, mark)
-        head, mark = event.hash, next(marks, None)
+    while progress_row is not None:
+        event = _rebuilt(run_id, head, progress_row)
+        head, progress_row = event.hash, next(progress_rows, None)
         yield event
 
 
-def _rebuilt(run_id: str, head: str, mark: tuple[int, str, dict[str, Any]]) -> Event:
-    seq, ts, body = mark
+def _rebuilt(run_id: str, head: str, progress_row: tuple[int, str, dict[str, Any]]) -> Event:
+    seq, ts, body = progress_row
     return ChainWriter(run_id, head=head, next_seq=seq).append(TRAIN_PROGRESS, body, ts=ts)
 
 
@@ -158,7 +160,7 @@ def _progress_events(connection: sqlite3.Connection, run: int) -> Iterator[tuple
 
 
 def short_time(ts: str) -> int | str:
-    """Milliseconds since 1970 where they give back the text, else the text."""
+    """Milliseconds since 1970 if `long_time` turns them back into exactly this text, else the text."""
     try:
         moment = datetime.fromisoformat(ts)
         millis = (moment - _EPOCH) // timedelta(milliseconds=1) if moment.tzinfo else None
@@ -168,6 +170,7 @@ def short_time(ts: str) -> int | str:
 
 
 def long_time(stored: int | str) -> str:
+    """The text for which `short_time` returned this value."""
     if isinstance(stored, str):
         return stored
     moment = _EPOCH + timedelta(milliseconds=stored)

@@ -1,6 +1,6 @@
-"""Connecting to the database file: whose it is, which schema it has, and what each sqlite3 error means.
+"""Connects to the database file, checks its owner and schema version, and translates sqlite3 errors.
 
-Everything that sqlite3 raises leaves here as a `StoreError` with its own code.
+Every sqlite3 error is raised as a `StoreError` with its own code.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _PRIMARY: Final = 0xFF  # sqlite's extended result codes keep the primary one in
 
 
 def corrupt(path: Path, what: str = "is damaged") -> StoreError:
-    """`store_corrupt`: names the file and leaves it where it is."""
+    """`store_corrupt`: names the file, which is left unchanged."""
     return StoreError(
         f"The database {path} {what}.",
-        f"Nothing was changed. Move it aside (mv '{path}' '{path}.damaged') and the next start makes a new "
-        "one; keys and adapters are kept apart from it. Or put a copy that you have in its place.",
+        f"Nothing was changed. Move it aside (mv '{path}' '{path}.damaged'): the next start creates a new one, and "
+        "keys and adapters, which are stored separately, stay. Or replace it with a backup.",
         code="store_corrupt",
     )
 
@@ -39,27 +39,27 @@ def _cannot_open(path: Path) -> StoreError:
 def _busy(path: Path) -> StoreError:
     return StoreError(
         f"The database {path} stayed locked by another process for {BUSY_SECONDS:g} s.",
-        "Try again; if it stays so, look for a stopped process that has it open.",
+        "Try again. If it stays locked, look for a suspended glasshouse process and end it.",
         code="store_busy",
     )
 
 
 def _conflict(_path: Path) -> StoreError:
     return StoreError(
-        "The store refused a record that contradicts another one.",
-        "Report this with the log file.",
+        "The database refused a record that contradicts another one.",
+        "Report this as a bug, with the log file.",
         code="store_conflict",
     )
 
 
 def _interrupted(_path: Path) -> StoreError:
-    return StoreError("The read was interrupted.", "Ask again.", code="store_interrupted")
+    return StoreError("The read was interrupted.", "Try again.", code="store_interrupted")
 
 
 def _disk_failed(path: Path) -> StoreError:
     return StoreError(
-        f"The disk under {path} failed while it was read or written.",
-        "Check the disk and the space on it, then try again.",
+        f"The disk reported an error while {path} was read or written.",
+        "Check the disk and its free space, then try again.",
         code="store_io",
     )
 
@@ -80,16 +80,16 @@ _MEANINGS: Final[dict[int, Callable[[Path], StoreError]]] = {
 
 
 def store_error(error: sqlite3.Error, path: Path) -> StoreError:
-    """The `StoreError` for what sqlite3 raised about the database at `path`."""
+    """The `StoreError` for an sqlite3 error about the database at `path`."""
     meaning = _MEANINGS.get(getattr(error, "sqlite_errorcode", 0) & _PRIMARY)
     if meaning is not None:
         return meaning(path)
-    return StoreError(f"The database {path} cannot be used: {error}.", "Report this with the log file.")
+    return StoreError(f"The database {path} cannot be used: {error}.", "Report this as a bug, with the log file.")
 
 
 @contextmanager
 def translated(path: Path) -> Iterator[None]:
-    """Turns the block's sqlite3 errors, and a stored series that does not inflate, into a `StoreError`."""
+    """Raise the block's sqlite3 errors, and zlib's errors about damaged series, as a `StoreError`."""
     try:
         yield
     except sqlite3.Error as error:
@@ -99,7 +99,7 @@ def translated(path: Path) -> Iterator[None]:
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """An autocommit connection to a database file that exists; usable from any thread, one at a time."""
+    """An autocommit connection to an existing database file; usable from any thread, but by one at a time."""
     connection = sqlite3.connect(
         f"{path.absolute().as_uri()}?mode=rw",
         uri=True,
@@ -113,15 +113,15 @@ def connect(path: Path) -> sqlite3.Connection:
 
 def schema_version(connection: sqlite3.Connection, path: Path) -> int:
     """The schema's version, 0 for an empty file; raises `StoreError` (`store_newer`, `store_corrupt`)."""
-    found = int(connection.execute("PRAGMA user_version").fetchone()[0])
+    version = int(connection.execute("PRAGMA user_version").fetchone()[0])
     owner = int(connection.execute("PRAGMA application_id").fetchone()[0])
     tables = int(connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
-    if owner != APPLICATION_ID and (found or tables):
-        raise corrupt(path, "was not made by Glasshouse")
-    if found > SCHEMA_VERSION:
+    if owner != APPLICATION_ID and (version or tables):
+        raise corrupt(path, "was not created by Glasshouse")
+    if version > SCHEMA_VERSION:
         raise StoreError(
-            f"The database {path} was made by a newer Glasshouse: schema {found}, here {SCHEMA_VERSION}.",
+            f"The database {path} was written by a newer Glasshouse (schema {version}, here {SCHEMA_VERSION}).",
             "Update glasshouse, or choose another home with --home DIR.",
             code="store_newer",
         )
-    return found
+    return version

@@ -1,4 +1,4 @@
-"""Moments that must come although clocks are set and machines sleep: by the boot clock, by UTC after a reboot."""
+"""Deadlines that hold when the clock is set or the machine sleeps: by the boot clock, or by UTC after a reboot."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine.wire import utc_text
 
 
 class Deadline(msgspec.Struct, frozen=True, kw_only=True):
-    """A moment: `utc` for people and for after a reboot, `at` in seconds of the boot clock, which counts sleep too."""
+    """A moment: `utc` for display and after a reboot, `at` in seconds of the boot clock, which includes sleep."""
 
     utc: str
     boot: str = ""
@@ -26,11 +26,11 @@ class Deadline(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, utc: str) -> Self:
-        """The moment that a provider names in UTC."""
+        """A moment that a provider gives in UTC."""
         return cls.after((datetime.fromisoformat(utc) - datetime.now(UTC)).total_seconds())
 
     def left(self) -> float:
-        """Seconds until it comes; negative once it has."""
+        """Seconds until the moment; negative once it has passed."""
         if self.boot and self.boot == boot_id():
             return self.at - boot_seconds()
         return (datetime.fromisoformat(self.utc) - datetime.now(UTC)).total_seconds()

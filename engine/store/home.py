@@ -1,4 +1,4 @@
-"""The home folder: where its database is stored, and that only its owner may read it."""
+"""The home folder: the path of its database, and permissions that let only its owner read it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _FOLDERS: Final = ("keys", "runs", "adapters", "logs")
 
 
 def database_path(home: Path) -> Path:
-    """Where the database of this home lies."""
+    """The path of this home's database."""
     return home / DATABASE
 
 
 def unwritable(path: Path, why: str) -> StoreError:
-    """`store_unwritable`: the folder or file cannot be made or written."""
+    """`store_unwritable`: the folder or file cannot be created or written."""
     return StoreError(
         f"The home folder {path} cannot be used: {why}.",
         "Make it writable, or choose another with --home DIR or GLASSHOUSE_HOME.",
@@ -31,14 +31,14 @@ def unwritable(path: Path, why: str) -> StoreError:
 def full(path: Path) -> StoreError:
     """`store_full`: the disk has no room; the transaction was rolled back."""
     return StoreError(
-        f"The disk that holds {path} is full; nothing was half-written.",
+        f"The disk that holds {path} is full; the last change was not saved.",
         "Free some space there, or choose another home with --home DIR.",
         code="store_full",
     )
 
 
 def has_database(home: Path) -> bool:
-    """Whether there is a database in this home; raises `StoreError` (`store_unwritable`) where none may look."""
+    """Whether this home has a database; raises `StoreError` (`store_unwritable`) if that may not be read."""
     try:
         database_path(home).stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -49,9 +49,9 @@ def has_database(home: Path) -> bool:
 
 
 def prepare_home(home: Path) -> None:
-    """Make the home folder, 0700; one of ours that is open to others is closed to them.
+    """Create the home folder with mode 0700; set that mode on an existing one that others may read.
 
-    A folder that holds other things keeps its mode. Raises `StoreError` (`store_unwritable`).
+    A folder that holds other files too keeps its mode. Raises `StoreError` (`store_unwritable`).
     """
     try:
         if not home.is_dir():
@@ -74,9 +74,9 @@ def _unusable(home: Path, error: OSError) -> StoreError:
 
 
 def create_file(path: Path) -> None:
-    """Make an empty file unless it is there, and 0600 whatever the umask.
+    """Create an empty file unless it exists, with mode 0600 whatever the umask.
 
-    One that is there is never opened: closing it would take this process's sqlite3 locks on it away, and with them the
+    An existing file is never opened: closing it would release this process's sqlite3 locks on it, which can corrupt the
     database (https://sqlite.org/howtocorrupt.html, 2.2). sqlite3 gives its side files the mode of the database. Raises
     `StoreError` (`store_unwritable`).
     """
@@ -89,10 +89,10 @@ def create_file(path: Path) -> None:
 
 
 def _make_private(path: Path) -> None:
-    found = path.lstat()
-    if stat.S_ISLNK(found.st_mode):
+    status = path.lstat()
+    if stat.S_ISLNK(status.st_mode):
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-    if stat.S_IMODE(found.st_mode) != 0o600:
+    if stat.S_IMODE(status.st_mode) != 0o600:
         path.chmod(0o600)
 
 
@@ -100,7 +100,7 @@ def _create(path: Path) -> None:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except FileExistsError:
-        return  # another process was first
+        return  # another process has just created it
     except OSError as error:
         raise _unusable(path.parent, error) from error
     try:

@@ -20,7 +20,7 @@ _MOVES: Final[dict[str, tuple[str, ...]]] = {
     "kept": ("ready", "releasing", "gone", "leaked", "not_ours"),
     "releasing": ("gone", "leaked", "not_ours"),
     "leaked": ("releasing", "gone", "not_ours"),
-    "gone": ("leaked",),  # a provider may list again what two of its listings lacked
+    "gone": ("leaked",),  # a provider may list an allocation again that two of its listings lacked
     "not_ours": (),
 }
 _SHOWN: Final[dict[str, CleanupState]] = {
@@ -31,9 +31,9 @@ _RELEASED: Final = ("gone", "not_ours")
 
 
 class AllocationFields(TypedDict, total=False):
-    """What becomes known of an allocation over time. Prices in USD.
+    """The fields of an allocation that become known over time. Prices in USD.
 
-    `lease`: as the provider gave it. `deadline`: when it is terminated whatever runs on it; the first one stays.
+    `lease`: as the provider returned it. `deadline`: when it is terminated even if in use; the first value stays.
     `intended_until`: the same for an allocation that was requested and has no lease yet. `keep_until` None: not kept.
     """
 
@@ -57,14 +57,14 @@ def intend(
     connection: sqlite3.Connection, allocation_id: str, provider: str, name: str, run: int | None, at: str,
     fields: AllocationFields,
 ) -> None:  # fmt: skip
-    """Enter an allocation that is about to be asked for."""
+    """Add an allocation that is about to be requested."""
     connection.execute(
         """INSERT INTO allocations (id, provider, name, state, created_at, run)
         VALUES (?, ?, ?, 'intent', ?, ?)""",
         (allocation_id, provider, name, at, run),
     )
     if run is not None:
-        _serve(connection, allocation_id, run, at)
+        _add_run(connection, allocation_id, run, at)
     _record(connection, allocation_id, "intent", at, "")
     _set(connection, allocation_id, fields)
 
@@ -73,9 +73,9 @@ def move(
     connection: sqlite3.Connection, allocation_id: str, state: LedgerState, reason: str, at: str,
     fields: AllocationFields, only_from: LedgerState | None = None,
 ) -> None:  # fmt: skip
-    """Enter the next state, or the present one again; raises `StoreError` (`ledger_move`) for any other.
+    """Record the next state, or the present one again; raises `StoreError` (`ledger_move`) for any other.
 
-    `only_from`: the state that whoever moves it has seen; another one is refused too.
+    `only_from`: the state that the caller has read; refused as well if the entry has changed since.
     """
     row = connection.execute("SELECT state, reason FROM allocations WHERE id = ?", (allocation_id,)).fetchone()
     if row is None:
@@ -84,11 +84,15 @@ def move(
             "List them with `glasshouse allocations`.",
             code="allocation_unknown",
         )
-    seen = only_from is None or row["state"] in (only_from, state)
-    if not seen or state not in get_args(LedgerState) or (state != row["state"] and state not in _MOVES[row["state"]]):
+    unchanged = only_from is None or row["state"] in (only_from, state)
+    if (
+        not unchanged
+        or state not in get_args(LedgerState)
+        or (state != row["state"] and state not in _MOVES[row["state"]])
+    ):
         raise StoreError(
-            f"Allocation {allocation_id} cannot go from {row['state']} to {state}.",
-            "Report this with the log file.",
+            f"Allocation {allocation_id} cannot change from {row['state']} to {state}.",
+            "Report this as a bug, with the log file.",
             code="ledger_move",
         )
     if (state, reason) != (row["state"], row["reason"]):
@@ -101,23 +105,23 @@ def move(
 
 
 def take_up(connection: sqlite3.Connection, allocation_id: str, run: int, at: str) -> None:
-    """Give a kept allocation to another run; raises `StoreError` (`allocation_in_use`) when it is not free."""
+    """Assign a kept allocation to another run; raises `StoreError` (`allocation_in_use`) if it is not kept."""
     row = connection.execute("SELECT state, run FROM allocations WHERE id = ?", (allocation_id,)).fetchone()
     if row is not None and row["state"] != "kept" and row["run"] == run:
         return
     if row is None or row["state"] != "kept":
         raise StoreError(
-            f"Allocation {allocation_id} is not kept for a run.",
-            "List those that are with `glasshouse allocations`.",
+            f"Allocation {allocation_id} is not available: it is not being kept.",
+            "Choose a kept one from `glasshouse allocations`.",
             code="allocation_in_use",
         )
     connection.execute("UPDATE allocations SET run = ? WHERE id = ?", (run, allocation_id))
-    _serve(connection, allocation_id, run, at)
+    _add_run(connection, allocation_id, run, at)
     move(connection, allocation_id, "ready", "taken up by another run", at, AllocationFields(keep_until=None))
 
 
 def served(connection: sqlite3.Connection, allocation_id: str) -> list[str]:
-    """The ids of the runs that an allocation has served, oldest first."""
+    """The ids of the runs that used an allocation, oldest first."""
     rows = connection.execute(
         """SELECT runs.id FROM allocation_runs JOIN runs ON runs.key = allocation_runs.run
         WHERE allocation = ? ORDER BY allocation_runs.at, runs.key""",
@@ -126,7 +130,7 @@ def served(connection: sqlite3.Connection, allocation_id: str) -> list[str]:
     return [row["id"] for row in rows]
 
 
-def _serve(connection: sqlite3.Connection, allocation_id: str, run: int, at: str) -> None:
+def _add_run(connection: sqlite3.Connection, allocation_id: str, run: int, at: str) -> None:
     connection.execute("INSERT OR IGNORE INTO allocation_runs VALUES (?, ?, ?)", (allocation_id, run, at))
 
 
@@ -138,7 +142,7 @@ def _record(connection: sqlite3.Connection, allocation_id: str, state: str, at: 
 
 
 def _set(connection: sqlite3.Connection, allocation_id: str, fields: AllocationFields) -> None:
-    """Add what became known. It is merged here, inside the transaction: two processes may learn different things."""
+    """Merge new fields, inside the transaction: two processes may each add different ones."""
     stored = connection.execute("SELECT detail, keep_until FROM allocations WHERE id = ?", (allocation_id,)).fetchone()
     detail = dict(parse(stored["detail"]))
     if stored["keep_until"] is None:  # taken up by a version that cleared the column alone
@@ -170,7 +174,7 @@ def _utc(detail: dict[str, Any], key: str) -> str | None:
 
 
 def _moment(detail: dict[str, Any], key: str, column: str | None) -> Deadline | None:
-    """A deadline of the detail; by the column's UTC where the detail has none that can be read."""
+    """A deadline from `detail`; from the column's UTC if `detail` has no valid one."""
     try:
         moment = msgspec.convert(detail.get(key), Deadline | None)
     except msgspec.ValidationError:
@@ -179,12 +183,12 @@ def _moment(detail: dict[str, Any], key: str, column: str | None) -> Deadline | 
 
 
 def one(connection: sqlite3.Connection, allocation_id: str) -> AllocationView | None:
-    """One entry, None when there is none of this id."""
+    """One entry, or None if no entry has this id."""
     return next(iter(_read(connection, "WHERE allocations.id = ?", (allocation_id,))), None)
 
 
 def of_run(connection: sqlite3.Connection, run: int) -> AllocationView | None:
-    """The entry that a run has, or the newest one that it had before another run took it up."""
+    """The run's present entry, or else its newest one that another run has since taken up."""
     return next(
         iter(
             _read(
@@ -207,12 +211,12 @@ def read(connection: sqlite3.Connection, *, open_only: bool = False) -> list[All
 def _read(
     connection: sqlite3.Connection, where: str, parameters: tuple[object, ...] | dict[str, object] = (), order: str = ""
 ) -> list[AllocationView]:
-    """Entries, newest first. What is not settled yet is priced by its age."""
+    """Entries, newest first. The cost of an entry without a final one is computed from its age."""
     rows = connection.execute(
         f"""SELECT allocations.*, runs.id AS run_id, runs.state AS run_state
         FROM allocations LEFT JOIN runs ON runs.key = allocations.run
         {where}
-        ORDER BY {order} allocations.created_at DESC, allocations.id DESC""",  # noqa: S608  both texts are ours
+        ORDER BY {order} allocations.created_at DESC, allocations.id DESC""",  # noqa: S608  both texts are constants of this module
         parameters,
     ).fetchall()
     return [_view(row) for row in rows]

@@ -20,7 +20,7 @@ JOIN: Final = "LEFT JOIN locks ON locks.name = 'run:' || runs.id"
 
 
 class Filter(NamedTuple):
-    """Which runs: their source, words that must all occur (in label, id, model, GPU or provider), states."""
+    """Which runs to list: by source, words that must all occur (in label, id, model, GPU or provider), states."""
 
     sources: Sequence[Source]
     text: str = ""
@@ -30,19 +30,19 @@ class Filter(NamedTuple):
 class _Order(NamedTuple):
     column: str
     indexed_by: str
-    falling: bool
+    is_descending: bool
 
 
 def _order(sort: Sort, descending: bool | None, text: str) -> _Order:
     if sort not in get_args(Sort):
         raise UsageError(f"Runs cannot be sorted by {sort}.", f"Choose one of: {', '.join(get_args(Sort))}.")
-    falling = (sort == "created_at") if descending is None else descending
+    is_descending = (sort == "created_at") if descending is None else descending
     if sort == "overhead_pct":  # unknown overheads come last either way
-        column = "overhead_falling" if falling else "overhead_rising"
-        return _Order(column, f"runs_by_{column}", falling)
+        column = "overhead_falling" if is_descending else "overhead_rising"
+        return _Order(column, f"runs_by_{column}", is_descending)
     if sort == "created_at" and text.strip():
-        return _Order(sort, "runs_searched", falling)
-    return _Order(sort, f"runs_by_{sort.removesuffix('_at')}", falling)
+        return _Order(sort, "runs_searched", is_descending)
+    return _Order(sort, f"runs_by_{sort.removesuffix('_at')}", is_descending)
 
 
 def page(
@@ -56,18 +56,18 @@ def page(
     sort: Sort,
     descending: bool | None,
 ) -> list[RunSummary]:
-    """One page: the runs listed behind run `before`, or directly above run `above`, in listing order."""
-    column, indexed_by, falling = _order(sort, descending, which.text)
+    """One page: the runs listed after run `before`, or directly above run `above`, in listing order."""
+    column, indexed_by, is_descending = _order(sort, descending, which.text)
     conditions, values = _conditions(which)
     if above is not None:
-        falling = not falling
+        is_descending = not is_descending
     cursor = before if above is None else above
     if cursor is not None:
-        conditions.append(f"({column}, id) {'<' if falling else '>'} (?, ?)")
+        conditions.append(f"({column}, id) {'<' if is_descending else '>'} (?, ?)")
         values += _place(connection, column, cursor)
-    if _tally(connection, which) < FEW_RUNS:  # collecting and sorting them beats walking the sorted index
+    if _tally(connection, which) < FEW_RUNS:  # faster to collect and sort them than to scan the sorted index
         indexed_by = "runs_by_state"
-    order = f"{column} {'DESC' if falling else 'ASC'}, id {'DESC' if falling else 'ASC'}"
+    order = f"{column} {'DESC' if is_descending else 'ASC'}, id {'DESC' if is_descending else 'ASC'}"
     rows = connection.execute(
         f"""WITH page AS (
             SELECT key AS page_key FROM runs INDEXED BY {indexed_by} WHERE {" AND ".join(conditions)}
@@ -87,15 +87,15 @@ def _place(connection: sqlite3.Connection, column: str, run_id: str) -> tuple[An
 
 
 def count(connection: sqlite3.Connection, which: Filter) -> int:
-    """How many runs pass the filter; without words this reads only the tallies."""
+    """How many runs pass the filter; without words this reads only the table `tallies`."""
     if not which.text.strip():
         return _tally(connection, which)
     conditions, values = _conditions(which)
-    found = connection.execute(
+    rows = connection.execute(
         f"SELECT count(*) FROM runs INDEXED BY runs_searched WHERE {' AND '.join(conditions)}",  # noqa: S608
         values,
     )
-    return int(found.fetchone()[0])
+    return int(rows.fetchone()[0])
 
 
 def _tally(connection: sqlite3.Connection, which: Filter) -> int:
@@ -122,9 +122,9 @@ def _marks(values: Sequence[str]) -> str:
 
 def unfinished(connection: sqlite3.Connection) -> list[RunSummary]:
     """Every run of mine that has not ended, newest first."""
-    going = [state for state in get_args(RunState) if state not in FINAL_RUN_STATES]
+    unfinished_states = [state for state in get_args(RunState) if state not in FINAL_RUN_STATES]
     return page(
-        connection, Filter(("mine",), states=going), limit=None, before=None, above=None, offset=0,
+        connection, Filter(("mine",), states=unfinished_states), limit=None, before=None, above=None, offset=0,
         sort="created_at", descending=None,
     )  # fmt: skip
 

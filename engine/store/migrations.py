@@ -1,6 +1,6 @@
-"""Making the database and bringing an older one up to date.
+"""Creates the database and updates an older one.
 
-Imported only when that is due: it loads sqlite_utils, which takes 0.2 s.
+Imported only when needed: it loads sqlite_utils, which takes 0.2 s.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _LOCK_FILE: Final = "glasshouse.lock"
 
 def migrations() -> Migrations:
     """The steps as a sqlite-utils migration set; each raises `user_version` by one in its own transaction."""
-    made = Migrations(MIGRATION_SET)
+    migration_set = Migrations(MIGRATION_SET)
     for number, (name, step) in enumerate(STEPS, start=1):
-        made(name=name)(_migration(number, step))
-    return made
+        migration_set(name=name)(_migration(number, step))
+    return migration_set
 
 
 def _migration(number: int, step: Callable[[sqlite3.Connection], None]) -> Callable[[Database], None]:
@@ -44,7 +44,7 @@ def _migration(number: int, step: Callable[[sqlite3.Connection], None]) -> Calla
 
 @contextmanager
 def _one_at_a_time(home: Path) -> Iterator[None]:
-    """Two processes that start at once on one home migrate one after the other."""
+    """Serialize the migration between processes that start on one home at the same time."""
     path = home / _LOCK_FILE
     create_file(path)
     descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -56,23 +56,23 @@ def _one_at_a_time(home: Path) -> Iterator[None]:
 
 
 def upgrade(home: Path) -> None:
-    """Apply every step that is due, all or none, after copying a database that holds anything.
+    """Apply every pending step in one transaction, after copying a database that is not empty.
 
-    Raises `StoreError`: `store_in_use` while a runner lives, `store_full`, `store_corrupt`,
+    Raises `StoreError`: `store_in_use` while a runner is running, `store_full`, `store_corrupt`,
     `store_unwritable`.
     """
     path = database_path(home)
     with _one_at_a_time(home), translated(path):
         connection = connect(path)
         try:
-            found = schema_version(connection, path)
-            if found == SCHEMA_VERSION:
+            version = schema_version(connection, path)
+            if version == SCHEMA_VERSION:
                 return
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("BEGIN IMMEDIATE")
             try:
-                if found:
+                if version:
                     _refuse_while_running(connection)
                     _copy(path)
                 migrations().apply(Database(connection))
@@ -88,7 +88,7 @@ def upgrade(home: Path) -> None:
 
 def _refuse_contradictions(connection: sqlite3.Connection, path: Path) -> None:
     if connection.execute("PRAGMA foreign_key_check").fetchone() is not None:
-        raise corrupt(path, "holds records that contradict each other")
+        raise corrupt(path, "contains records that contradict each other")
 
 
 def _refuse_while_running(connection: sqlite3.Connection) -> None:
@@ -96,14 +96,14 @@ def _refuse_while_running(connection: sqlite3.Connection) -> None:
         if is_alive(lock["pid"], lock["start_ticks"], lock["boot"]):
             run_id = lock["name"].removeprefix("run:")
             raise StoreError(
-                f"The database needs an update, and an older Glasshouse (pid {lock['pid']}) runs {run_id}.",
-                "Wait until it ends, or cancel it with the version that started it.",
+                f"The database needs an update, but an older Glasshouse (pid {lock['pid']}) is running {run_id}.",
+                "Wait until the run ends, or cancel it with the version that started it.",
                 code="store_in_use",
             )
 
 
 def _copy(path: Path) -> None:
-    """Keep the database as it was in `glasshouse.db.before-<n>`, n being the version that follows."""
+    """Copy the database as it is to `glasshouse.db.before-<n>`, where n is the new schema version."""
     final = path.with_name(f"{path.name}.before-{SCHEMA_VERSION}")
     partial = final.with_name(final.name + ".part")
     try:
@@ -122,4 +122,4 @@ def _copy(path: Path) -> None:
         partial.unlink(missing_ok=True)
         raise
     except OSError as error:
-        raise unwritable(path.parent, "the copy before its update cannot be made") from error
+        raise unwritable(path.parent, "its database cannot be copied before the update") from error

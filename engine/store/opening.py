@@ -1,4 +1,4 @@
-"""Opening a home's database, made or brought up to date first."""
+"""Opens a home's database; creates or updates it first if needed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine.store.home import create_file, database_path, has_database, prepare_
 
 
 def open_for_writing(home: Path) -> sqlite3.Connection:
-    """The database of this home, made or brought up to date first; raises `StoreError`."""
+    """Open the database of this home; creates or updates it first if needed; raises `StoreError`."""
     path = database_path(home)
     prepare_home(home)
     create_file(path)
@@ -25,7 +25,7 @@ def open_for_writing(home: Path) -> sqlite3.Connection:
 
 
 def open_for_reading(home: Path) -> sqlite3.Connection | None:
-    """A connection that cannot write, or None while this home has no database; raises `StoreError`."""
+    """Open a read-only connection, or return None while this home has no database; raises `StoreError`."""
     path = database_path(home)
     if not has_database(home):
         return None

@@ -1,4 +1,4 @@
-"""Locks held by live processes of this host. A lock whose process is gone is free."""
+"""Locks held by running processes of this host. A lock whose process has ended is free."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from engine.system.processes import is_alive, start_ticks
 def claim(connection: sqlite3.Connection, name: str, at: str, pid: int | None, ticks: int | None) -> int | None:
     """Take the lock for a process (default: this one) inside the caller's transaction.
 
-    Returns None, or the pid of the live process that holds it. Raises `StoreError` (`run_locked`) when the
-    claiming process itself is gone.
+    Returns None, or the pid of the running process that holds it. Raises `StoreError` (`run_locked`) when the
+    claiming process itself has ended.
     """
     pid = os.getpid() if pid is None else pid
     started = start_ticks(pid) if ticks is None else ticks
     if started is None:
-        raise StoreError(f"Process {pid} is gone and cannot hold a lock.", "Start it again.", code="run_locked")
+        raise StoreError(f"Process {pid} has ended and cannot run this.", "Start it again.", code="run_locked")
     held = connection.execute("SELECT pid, start_ticks, boot FROM locks WHERE name = ?", (name,)).fetchone()
     if held is not None and (held["pid"], held["start_ticks"]) != (pid, started) and is_alive(*held):
         return int(held["pid"])
@@ -31,5 +31,5 @@ def claim(connection: sqlite3.Connection, name: str, at: str, pid: int | None, t
 
 
 def release(connection: sqlite3.Connection, name: str, pid: int | None) -> None:
-    """Give the lock back when this process (default: the caller's) holds it."""
+    """Release the lock if this process (default: the caller's) holds it."""
     connection.execute("DELETE FROM locks WHERE name = ? AND pid = ?", (name, os.getpid() if pid is None else pid))

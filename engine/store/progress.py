@@ -1,7 +1,7 @@
-"""Per-step losses and times: from progress events into compressed chunks and back, byte for byte.
+"""Per-step losses and times: converted from progress events into compressed chunks and back, byte for byte.
 
 A segment's chunk holds `CHUNK_STEPS` steps; a full one is byte-shuffled (all first bytes, then all second
-ones) and deflated, the one being filled is kept plain. Losses are float32, step times uint64 nanoseconds,
+ones) and deflated, the last, incomplete one is stored uncompressed. Losses are float32, step times uint64 nanoseconds,
 both little-endian.
 """
 
@@ -26,7 +26,7 @@ MOST_NANOS: Final = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """The measured steps of one segment from `first` on, as they travel."""
+    """Measured steps of one segment from `first` on, in the encoding of progress events."""
 
     kind: str
     first: int
@@ -35,7 +35,7 @@ class Steps:
 
     @property
     def count(self) -> int:
-        """How many steps."""
+        """The number of steps."""
         return len(self.losses) // LOSS_BYTES
 
 
@@ -52,22 +52,22 @@ def unpack_nanos(raw: bytes) -> tuple[int, ...]:
 def steps_of(body: dict[str, Any]) -> Steps:
     """The steps in a progress event's body; raises `WireError` (`progress_invalid`).
 
-    Accepts only bodies that `body_of` gives back exactly.
+    Accepts only bodies that `body_of` reproduces exactly.
     """
     if body.keys() != _KEYS or body["segment"] not in ("raw", "protected"):
-        raise _invalid("has other fields than it should")
+        raise _invalid("has missing or unknown fields")
     first, last = body["from"], body["to"]
     if type(first) is not int or type(last) is not int or not 0 <= first <= last:
-        raise _invalid("has no range of steps")
+        raise _invalid("has an invalid range of steps")
     steps = Steps(body["segment"], first, _decoded(body["losses"]), _decoded(body["nanos"]))
     count = last - first
     if len(steps.losses) != count * LOSS_BYTES or len(steps.nanos) != count * NANO_BYTES:
-        raise _invalid("has a series of another length than its range")
+        raise _invalid("has a series whose length differs from its range")
     return steps
 
 
 def body_of(steps: Steps) -> dict[str, Any]:
-    """The body of the progress event that brought these steps."""
+    """The body of the progress event from which these steps came."""
     return {
         "segment": steps.kind,
         "from": steps.first,
@@ -85,7 +85,7 @@ def _decoded(text: object) -> bytes:
     except (binascii.Error, ValueError) as error:
         raise _invalid("has a series that is not base64") from error
     if base64.b64encode(raw).decode() != text:
-        raise _invalid("has a series that is not plain base64")
+        raise _invalid("has a series that is not canonical base64")
     return raw
 
 
@@ -99,7 +99,7 @@ def pack(raw: bytes, width: int) -> bytes:
 
 
 def unpack(packed: bytes, width: int) -> bytes:
-    """What `pack` was given."""
+    """The inverse of `pack`."""
     shuffled = zlib.decompress(packed)
     count = len(shuffled) // width
     raw = bytearray(len(shuffled))
@@ -109,16 +109,16 @@ def unpack(packed: bytes, width: int) -> bytes:
 
 
 def length(connection: sqlite3.Connection, segment: int) -> int:
-    """How many steps the series of a segment (its key) holds."""
+    """The number of steps in the series of a segment (its key)."""
     last = connection.execute(
         "SELECT chunk, count FROM series WHERE segment = ? ORDER BY chunk DESC LIMIT 1", (segment,)
     ).fetchone()
     return 0 if last is None else last["chunk"] * CHUNK_STEPS + last["count"]
 
 
-def extend(connection: sqlite3.Connection, segment: int, had: int, losses: bytes, nanos: bytes) -> None:
-    """Add steps behind the `had` that segment `segment` (its key) holds, inside the caller's transaction."""
-    chunk, filled = divmod(had, CHUNK_STEPS)
+def extend(connection: sqlite3.Connection, segment: int, stored: int, losses: bytes, nanos: bytes) -> None:
+    """Append steps to the `stored` ones of segment `segment` (its key), inside the caller's transaction."""
+    chunk, filled = divmod(stored, CHUNK_STEPS)
     if filled:
         row = connection.execute(
             "SELECT losses, nanos FROM series WHERE segment = ? AND chunk = ?", (segment, chunk)

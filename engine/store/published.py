@@ -1,4 +1,4 @@
-"""The published rows: facts shipped in `data/published_rows.json`, kept beside the operator's own."""
+"""The published rows: facts shipped in `data/published_rows.json`, stored next to the operator's own runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def published_rows() -> list[dict[str, Any]]:
     for row in rows:
         if recomputed_overhead(row) != row["overheadPct"]:
             raise GlasshouseError(
-                f"The shipped row {row['id']} does not give back its overhead.",
+                f"The overhead of the shipped row {row['id']} does not follow from its other values.",
                 "Install glasshouse again.",
                 code="install_broken",
             )
@@ -47,7 +47,7 @@ def _slug(text: str) -> str:
 
 
 def _row_id(row: dict[str, Any]) -> str:
-    """`pub-lora-05b-15m`; the MLP labels repeat, so theirs name the GPU and the order too."""
+    """For example `pub-lora-05b-15m`. The MLP labels are not unique, so their ids contain the GPU and the order too."""
     parts = [row["label"]]
     if row["workload"] == "mlp":
         parts += [_LEFT_OUT_OF_IDS.sub("", row["gpuModel"]), row["order"]]
@@ -56,12 +56,12 @@ def _row_id(row: dict[str, Any]) -> str:
 
 
 def search_text(*parts: str | None) -> str:
-    """What a text filter looks through: the given columns, case-folded."""
+    """The text that a filter searches: these columns, case-folded."""
     return "\n".join(part.casefold() for part in parts if part)
 
 
 def insert_published(connection: sqlite3.Connection) -> None:
-    """Add the published rows as finished runs; those that state steps have segments too."""
+    """Add the published rows as finished runs; those with step counts get segments too."""
     for row in published_rows():
         created_at = f"{row['published']}T00:00:00.000Z"
         key = connection.execute(

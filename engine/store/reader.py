@@ -1,4 +1,4 @@
-"""Reads from the store: short autocommit queries by sqlite3 alone, so that it starts fast."""
+"""Reads from the store: short autocommit queries with sqlite3 only, so that it starts fast."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ _AMBIGUOUS_SHOWN = 4
 
 
 class Reader:
-    """The store's one way out; usable from any thread, one read at a time.
+    """The only way to read the store; usable from any thread, one read at a time.
 
-    Every method raises `StoreError` when the store fails. A home without a database reads as one that holds
-    the published rows and nothing else, and nothing is made there.
+    Every method raises `StoreError` when the store fails. A home without a database reads as if it held
+    only the published rows, and nothing is created there.
     """
 
     def __init__(self, home: Path) -> None:
@@ -70,7 +70,7 @@ class Reader:
                 self._connection = None
 
     def interrupt(self) -> None:
-        """Stop the read that another thread is in; it raises `StoreError` (`store_interrupted`)."""
+        """Interrupt the read of another thread, which raises `StoreError` (`store_interrupted`)."""
         connection = self._connection
         if connection is not None:
             with translated(self._path):
@@ -87,7 +87,7 @@ class Reader:
 
     @contextmanager
     def _snapshot(self) -> Iterator[sqlite3.Connection]:
-        """Several queries that see one state of the database."""
+        """A block whose queries all see the same state of the database."""
         with self._reading() as db:
             db.execute("BEGIN")
             try:
@@ -126,9 +126,9 @@ class Reader:
         offset: int = 0,
         descending: bool | None = None,
     ) -> list[RunSummary]:
-        """One page of runs: the newest first, or rising by another column (`descending` says otherwise).
+        """One page of runs: newest first, or ascending by another column; `descending` overrides the direction.
 
-        `text`: words that must all occur in label, id, model, GPU or provider. `before`: the page behind
+        `text`: words that must all occur in label, id, model, GPU or provider. `before`: the page after
         this run. `above`: the `limit` runs directly above it. `offset` skips that many more.
         """
         with self._snapshot() as db:
@@ -148,7 +148,7 @@ class Reader:
             return listing.unfinished(db)
 
     def resolve(self, prefix: str) -> str:
-        """The one run id that begins so, or the newest of mine for "last".
+        """The one run id with this prefix, or the operator's newest run for "last".
 
         Raises `UsageError`: `run_unknown`, `run_ambiguous`.
         """
@@ -158,19 +158,19 @@ class Reader:
                 raise UsageError("There are no runs yet.", "Start one with `glasshouse demo`.", code="run_unknown")
             return newest[0].id
         with self._reading() as db:
-            found = [
+            matches = [
                 str(row["id"])
                 for row in db.execute(
                     "SELECT id FROM runs WHERE id >= ? AND id < ? ORDER BY id LIMIT ?",
                     (prefix, prefix + "\U0010ffff", _AMBIGUOUS_SHOWN + 1),
                 )
             ]
-        if prefix in found or (prefix and len(found) == 1):
-            return found[0]
-        if prefix and found:
-            shown = ", ".join(found[:_AMBIGUOUS_SHOWN]) + (", ..." if len(found) > _AMBIGUOUS_SHOWN else "")
+        if prefix in matches or (prefix and len(matches) == 1):
+            return matches[0]
+        if prefix and matches:
+            shown = ", ".join(matches[:_AMBIGUOUS_SHOWN]) + (", ..." if len(matches) > _AMBIGUOUS_SHOWN else "")
             raise UsageError(
-                f"Several runs begin with {prefix}: {shown}.", "Give more of the id.", code="run_ambiguous"
+                f"Several runs begin with {prefix}: {shown}.", "Give more characters of the id.", code="run_ambiguous"
             )
         raise UsageError(f"There is no run {prefix}.", "List the runs with `glasshouse runs`.", code="run_unknown")
 
@@ -184,7 +184,7 @@ class Reader:
                 f"""SELECT {listing.COLUMNS}, plans.body AS plan, plans.digest,
                     results.body AS result, results.checks
                 FROM runs {listing.JOIN} LEFT JOIN plans ON plans.run = runs.key
-                LEFT JOIN results ON results.run = runs.key WHERE runs.key = ?""",  # noqa: S608  the columns are ours
+                LEFT JOIN results ON results.run = runs.key WHERE runs.key = ?""",  # noqa: S608  the columns are constants
                 (run,),
             ).fetchone()
             segments = db.execute("SELECT * FROM segments WHERE run = ? ORDER BY position", (run,)).fetchall()
@@ -210,7 +210,7 @@ class Reader:
         )
 
     def series(self, run_id: str, kind: Literal["raw", "protected"]) -> Series:
-        """Every measured step of a segment: loss and time in nanoseconds; empty where there is none."""
+        """Every measured step of a segment: loss and time in nanoseconds; empty if there are none."""
         with self._snapshot() as db:
             segment = _segment_key(db, run_id, kind)
             if segment is None:
@@ -219,26 +219,26 @@ class Reader:
         return Series(losses=progress.unpack_losses(losses), nanos=progress.unpack_nanos(nanos))
 
     def series_points(self, run_id: str, kind: Literal["raw", "protected"], points: int) -> list[tuple[int, float]]:
-        """At most `points` pairs: a step, counted from 1, and the mean loss since the pair before.
+        """At most `points` pairs of a step, counted from 1, and the mean loss since the previous pair.
 
         Pairs whose mean is not finite are left out.
         """
         with self._reading() as db:
             segment = _segment_key(db, run_id, kind)
             losses = () if segment is None else progress.unpack_losses(progress.read_losses(db, segment))
-        made: list[tuple[int, float]] = []
+        pairs: list[tuple[int, float]] = []
         count = min(points, len(losses))
         for index in range(count):
             start, end = index * len(losses) // count, (index + 1) * len(losses) // count
             mean = sum(losses[start:end]) / (end - start)
             if math.isfinite(mean):
-                made.append((end, mean))
-        return made
+                pairs.append((end, mean))
+        return pairs
 
     def log(self, run_id: str, after: int = 0, limit: int | None = None, *, last: int | None = None) -> list[LogLine]:
-        """Lines of both logs behind row id `after`, in order of arrival; `last` gives the newest ones only.
+        """Lines of both logs after row id `after`, in order of arrival; `last` returns only that many of the newest.
 
-        Progress events are left out: they are the series.
+        Progress events are left out: `series` returns their content.
         """
         with self._reading() as db:
             newest = last is not None
@@ -261,7 +261,7 @@ class Reader:
             return list(chains.read(db, states.key_of(db, run_id), run_id, chain))
 
     def tail(self, run_id: str, chain: Chain = "pod") -> Tail:
-        """How far a log has been taken in: (offset, head, next_seq)."""
+        """How far a log has been stored: (offset, head, next_seq)."""
         with self._reading() as db:
             return chains.tail(db, states.key_of(db, run_id), chain)
 
@@ -294,17 +294,17 @@ class Reader:
             return ledger.one(db, allocation_id)
 
     def allocation_of(self, run_id: str) -> AllocationView | None:
-        """The entry that a run has; one that it kept may have been taken up by another run since."""
+        """The run's entry; one that it kept may since have been taken up by another run."""
         with self._reading() as db:
             return ledger.of_run(db, states.key_of(db, run_id))
 
     def runs_served(self, allocation_id: str) -> list[str]:
-        """The ids of the runs that an allocation has served, oldest first."""
+        """The ids of the runs that used an allocation, oldest first."""
         with self._reading() as db:
             return ledger.served(db, allocation_id)
 
     def is_claimed(self, allocation: str) -> bool:
-        """Whether a living process has claimed a machine under this name."""
+        """Whether a running process has claimed a machine under this name."""
         with self._reading() as db:
             row = db.execute(
                 "SELECT pid, start_ticks, boot FROM locks WHERE name = ?", (f"allocation:{allocation}",)
@@ -312,12 +312,12 @@ class Reader:
         return row is not None and is_alive(*row)
 
     def pending_requests(self, run_id: str | None) -> list[Request]:
-        """What was asked of a run's runner and is not answered yet, oldest first."""
+        """The open requests to a run's runner, oldest first."""
         with self._snapshot() as db:
             return requests.pending(db, run_id)
 
     def setting(self, name: str) -> str | None:
-        """A setting of console or command line, None where it was never set."""
+        """A setting of console or command line, None if it was never set."""
         with self._reading() as db:
             row = db.execute("SELECT value FROM settings WHERE name = ?", (name,)).fetchone()
         return None if row is None else str(row["value"])

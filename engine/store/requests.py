@@ -1,4 +1,4 @@
-"""What console and command line ask of a runner, in the order in which it was asked."""
+"""Requests of console and command line to a runner, in their order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine.wire import canonical, parse
 def make(
     connection: sqlite3.Connection, run_id: str | None, kind: RequestKind, detail: Mapping[str, Any], at: str
 ) -> int:
-    """Enter a request, inside the caller's transaction; an open equal one is the same request.
+    """Add a request, inside the caller's transaction; returns the id of an equal open one if there is one.
 
     Raises `StoreError` (`run_final`) for cancelling a run that has ended.
     """
@@ -24,19 +24,21 @@ def make(
     if kind == "cancel" and run is not None:
         state = connection.execute("SELECT state FROM runs WHERE key = ?", (run,)).fetchone()["state"]
         if state in FINAL_RUN_STATES:
-            raise StoreError(f"Run {run_id} has ended: {state}.", "There is nothing to cancel.", code="run_final")
+            raise StoreError(f"Run {run_id} has already ended: {state}.", "It needs no cancelling.", code="run_final")
     same = connection.execute(
         "SELECT id FROM requests WHERE run IS ? AND kind = ? AND detail = ? AND done_at IS NULL",
         (run, kind, body),
     ).fetchone()
     if same is not None:
         return int(same["id"])
-    made = connection.execute("INSERT INTO requests (run, kind, at, detail) VALUES (?, ?, ?, ?)", (run, kind, at, body))
-    return int(made.lastrowid or 0)
+    inserted = connection.execute(
+        "INSERT INTO requests (run, kind, at, detail) VALUES (?, ?, ?, ?)", (run, kind, at, body)
+    )
+    return int(inserted.lastrowid or 0)
 
 
 def pending(connection: sqlite3.Connection, run_id: str | None) -> list[Request]:
-    """Open requests to a run's runner (None: those that name no run), oldest first."""
+    """Open requests to a run's runner (None: those without a run), oldest first."""
     run = None if run_id is None else states.key_of(connection, run_id)
     rows = connection.execute(
         "SELECT id, kind, at, detail FROM requests WHERE run IS ? AND done_at IS NULL ORDER BY id", (run,)
@@ -48,7 +50,7 @@ def pending(connection: sqlite3.Connection, run_id: str | None) -> list[Request]
 
 
 def complete(connection: sqlite3.Connection, request_id: int, outcome: str, at: str) -> None:
-    """Mark a request as answered; the first answer stands."""
+    """Mark a request as done; the first outcome is kept."""
     connection.execute(
         "UPDATE requests SET done_at = ?, outcome = ? WHERE id = ? AND done_at IS NULL", (at, outcome, request_id)
     )

@@ -1,4 +1,4 @@
-"""This home's salt: digests of names and keys that are published, or kept in files, lead nobody back to them."""
+"""This home's salt, so that digests of names and keys that are published or stored cannot be reversed by guessing."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ SALT_BYTES: Final = 32
 
 
 def salt_of(home: Path) -> bytes:
-    """This home's salt, made once whoever asks first; raises `StoreError` (`store_unusable`)."""
+    """This home's salt, generated on first use; raises `StoreError` (`store_unusable`)."""
     path = home / SALT_FILE
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not path.exists():
-            made = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-            write_private(made, os.urandom(SALT_BYTES))
-            with contextlib.suppress(FileExistsError):  # another process was first, and its salt stands
-                path.hardlink_to(made)
-            made.unlink()
+            candidate = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+            write_private(candidate, os.urandom(SALT_BYTES))
+            with contextlib.suppress(FileExistsError):  # another process was first, and its salt is used
+                path.hardlink_to(candidate)
+            candidate.unlink()
         salt = path.read_bytes()
     except OSError as error:
         raise StoreError(
@@ -34,5 +34,9 @@ def salt_of(home: Path) -> bytes:
             code="store_unusable",
         ) from error
     if len(salt) != SALT_BYTES:
-        raise StoreError(f"{path} is damaged.", "Remove it while nothing runs.", code="store_unusable")
+        raise StoreError(
+            f"{path} is damaged.",
+            "Delete it while no run is in progress; a new one is then created.",
+            code="store_unusable",
+        )
     return salt

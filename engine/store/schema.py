@@ -41,7 +41,7 @@ _TABLES: Final = (
         ear_status TEXT,
         reason_codes TEXT NOT NULL DEFAULT '[]',
         search TEXT NOT NULL)""",
-    # Each sorted index holds the columns of the filters, so that walking it touches no row that is not shown.
+    # Each sorted index contains the filters' columns, so that a scan reads no row that is not shown.
     "CREATE INDEX runs_by_created ON runs (created_at, id, source, state)",
     "CREATE INDEX runs_searched ON runs (created_at, id, source, state, search)",
     "CREATE INDEX runs_by_label ON runs (label, id, source, state)",
@@ -49,7 +49,7 @@ _TABLES: Final = (
     "CREATE INDEX runs_by_overhead_rising ON runs (overhead_rising, id, source, state)",
     "CREATE INDEX runs_by_overhead_falling ON runs (overhead_falling, id, source, state)",
     "CREATE INDEX runs_by_state ON runs (source, state)",
-    # How many runs there are of each source and state: counting a million rows takes 30 ms.
+    # The number of runs per source and state, kept up to date by triggers: counting a million rows takes 30 ms.
     """CREATE TABLE tallies (
         source TEXT NOT NULL,
         state TEXT NOT NULL,
@@ -115,8 +115,8 @@ _TABLES: Final = (
         hash BLOB NOT NULL)""",
     "CREATE INDEX events_by_run ON events (run)",
     "CREATE UNIQUE INDEX events_by_seq ON events (run, chain, seq)",
-    # One row for each train.progress event: with the series it gives back the event's bytes. `ts` is
-    # milliseconds since 1970 where that gives back the text, else the text.
+    # One row per train.progress event, from which and the series the event's bytes are restored. `ts` is
+    # milliseconds since 1970 if the text can be restored from that, else the text.
     """CREATE TABLE progress (
         run INTEGER NOT NULL REFERENCES runs,
         seq INTEGER NOT NULL,
@@ -182,15 +182,15 @@ _TABLES: Final = (
 )
 
 
-def _make_tables(connection: sqlite3.Connection) -> None:
+def _create_tables(connection: sqlite3.Connection) -> None:
     for statement in _TABLES:
         connection.execute(statement)
 
 
-def _know_when_allocations_end(connection: sqlite3.Connection) -> None:
+def _add_allocation_ends(connection: sqlite3.Connection) -> None:
     connection.execute("ALTER TABLE allocations ADD COLUMN keep_until TEXT")
     connection.execute("ALTER TABLE allocations ADD COLUMN deadline TEXT")
-    # A kept allocation serves one run after another.
+    # A kept allocation is used by one run after another.
     connection.execute(
         """CREATE TABLE allocation_runs (
             allocation TEXT NOT NULL REFERENCES allocations,
@@ -203,7 +203,7 @@ def _know_when_allocations_end(connection: sqlite3.Connection) -> None:
 
 
 STEPS: Final[tuple[tuple[str, Callable[[sqlite3.Connection], None]], ...]] = (
-    ("0001_tables", _make_tables),
+    ("0001_tables", _create_tables),
     ("0002_published_rows", insert_published),
-    ("0003_allocation_ends", _know_when_allocations_end),
+    ("0003_allocation_ends", _add_allocation_ends),
 )

@@ -1,4 +1,4 @@
-"""The states of a run and its parts: what may be entered, and the record of each change."""
+"""The states of a run and its parts: which exist, and the record of each change."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def move(db: sqlite3.Connection, run: int, run_id: str, subject: str, state: str
     else:
         known, present = (), None
     if state not in known:
-        raise StoreError(f"There is no state {state!r} of {subject!r}.", "Report this.", code="state_unknown")
+        raise StoreError(f"There is no state {state!r} of {subject!r}.", "Report this as a bug.", code="state_unknown")
     last = db.execute(
         "SELECT state, reason FROM transitions WHERE run = ? AND subject = ? ORDER BY id DESC LIMIT 1",
         (run, subject),
@@ -61,7 +61,7 @@ def move(db: sqlite3.Connection, run: int, run_id: str, subject: str, state: str
     if last is not None and tuple(last) == (state, reason):
         return
     if subject == "run" and present in FINAL_RUN_STATES and state != present:
-        raise StoreError(f"Run {run_id} has ended: {present}.", "Start a new run.", code="run_final")
+        raise StoreError(f"Run {run_id} has already ended: {present}.", "Start a new run.", code="run_final")
     if subject == "run":
         db.execute(
             """UPDATE runs SET state = :state, reason = :reason,

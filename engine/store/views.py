@@ -1,4 +1,4 @@
-"""What readers of the store see: frozen views, one per subject. Times are UTC (RFC 3339, milliseconds)."""
+"""What `Reader` returns: frozen views, one per subject. Times are UTC (RFC 3339, milliseconds)."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class RunSummary(_View, frozen=True, kw_only=True):
     cleanup: CleanupState
     clean: bool | None
     orphaned: bool
-    """True when the run is not final and no live runner owns it."""
+    """True when the run is not final and no running runner owns it."""
 
 
 class RunView(_View, frozen=True, kw_only=True):
@@ -126,9 +126,9 @@ class RunView(_View, frozen=True, kw_only=True):
     ear_status: str | None
     reason_codes: tuple[str, ...]
     enforcement: dict[str, str] | None = None
-    """What the evidence says of each control; None before there is evidence."""
+    """The observed state of each hardening control, from the evidence; None before there is evidence."""
     environment: dict[str, Any] | None = None
-    """Where the allocation's third-party Python came from, how long that took in seconds, and what was measured."""
+    """The source of the allocation's Python packages, the seconds that their installation took, and the measurement."""
 
 
 class Series(_View, frozen=True, kw_only=True):
@@ -152,8 +152,8 @@ class LogLine(_View, frozen=True, kw_only=True):
 class AllocationView(_View, frozen=True, kw_only=True):
     """One allocation of the ledger. Prices in USD; None is unknown.
 
-    `run_id`: the run that has it, or had it last. `lease`: as its provider gave it. It is terminated at `keep_until`
-    when nobody uses it, at `deadline` whatever runs on it, and at `intended_until` when no lease ever came.
+    `run_id`: the run that uses it, or used it last. `lease`: as its provider returned it. It ends at `keep_until`
+    when no run uses it, at `deadline` even if in use, and at `intended_until` when it never got a lease.
     """
 
     id: str
@@ -177,7 +177,7 @@ class AllocationView(_View, frozen=True, kw_only=True):
 
 
 class Request(_View, frozen=True, kw_only=True):
-    """What console or command line asks of a runner; `run_id` None is for whoever tends the allocations."""
+    """A request of console or command line to a runner, or, with `run_id` None, to no particular run."""
 
     id: int
     run_id: str | None

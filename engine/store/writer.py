@@ -1,4 +1,4 @@
-"""Writes to the store: short `BEGIN IMMEDIATE` transactions, whole or not at all."""
+"""Writes to the store: short, atomic `BEGIN IMMEDIATE` transactions."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SegmentKind = Literal["raw", "protected"]
 
 
 class RunFields(TypedDict, total=False):
-    """What becomes known of a run on its way."""
+    """The fields of a run that become known while it runs."""
 
     gpu_model: str
     tier: str
@@ -45,7 +45,7 @@ class RunFields(TypedDict, total=False):
 
 
 class SegmentFields(TypedDict, total=False):
-    """What becomes known of a segment. `elapsed_sec`: measured training; `phases` (seconds) are merged."""
+    """The fields of a segment that become known. `elapsed_sec`: measured training; `phases` (seconds) are merged."""
 
     stop_reason: str
     steps: int
@@ -58,9 +58,9 @@ class SegmentFields(TypedDict, total=False):
 
 
 class Writer:
-    """The store's one way in; usable from any thread. Every method raises `StoreError` when the store fails.
+    """The only way to write the store; usable from any thread. Every method raises `StoreError` when the store fails.
 
-    A run that is not there is a `UsageError` (`run_unknown`).
+    An unknown run raises `UsageError` (`run_unknown`).
     """
 
     def __init__(self, home: Path, *, clock: Callable[[], str] = utc_now) -> None:
@@ -79,27 +79,27 @@ class Writer:
         self.close()
 
     def close(self) -> None:
-        """Close the database; the writer is of no use afterwards."""
+        """Close the database; the writer cannot be used afterwards."""
         with self._lock, translated(self._path):
             self._connection.close()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Several writes of this thread as one: all of them, or none when the block fails."""
+        """A block whose writes are one transaction: all are stored, or none when the block fails."""
         with self._transaction():
             yield
 
     @contextmanager
     def _transaction(self, *, durable: bool = False) -> Iterator[sqlite3.Connection]:
-        """One transaction, or a part of the one that this thread has open.
+        """One transaction, or a part of the one that is already open.
 
-        What a `durable` one wrote survives a power cut once it has returned; so it is never a part of another.
+        A `durable` one survives a power cut once it has returned, so it cannot be part of another one.
         """
         with self._lock, translated(self._path):
             connection = self._connection
             if connection.in_transaction:
                 if durable:
-                    raise RuntimeError("a durable write needs a transaction to itself")
+                    raise RuntimeError("a durable write needs its own transaction")
                 yield connection
                 return
             if durable:
@@ -120,12 +120,12 @@ class Writer:
     # Runs
 
     def create_run(self, run_id: str, plan: Plan) -> None:
-        """Enter a queued run with its plan and pending segments; raises `StoreError` (`run_exists`)."""
+        """Add a queued run with its plan and pending segments; raises `StoreError` (`run_exists`)."""
         now = self._clock()
         model = plan.model.name
         with self._transaction() as db:
             if db.execute("SELECT 1 FROM runs WHERE id = ?", (run_id,)).fetchone():
-                raise StoreError(f"There is a run {run_id} already.", "Start again.", code="run_exists")
+                raise StoreError(f"A run {run_id} already exists.", "Start the run again.", code="run_exists")
             run = db.execute(
                 """INSERT INTO runs (id, source, label, preset, provider, model, segments, run_order, state,
                     created_at, target_sec, step_budget, attestation, key_state, runtime_state, cleanup,
@@ -148,7 +148,7 @@ class Writer:
             states.note(db, run, "run", "queued", now, "")
 
     def describe(self, run_id: str, **fields: Unpack[RunFields]) -> None:
-        """Set what became known of a run."""
+        """Set fields of a run that became known."""
         codes = fields.get("reason_codes")
         with self._transaction() as db:
             run = states.key_of(db, run_id)
@@ -165,7 +165,7 @@ class Writer:
             db.execute("UPDATE runs SET search = ? WHERE key = ?", (search_text(*row), run))
 
     def transition(self, run_id: str, subject: str, state: str, reason: str = "") -> None:
-        """Record a change of state before it is acted upon; the present state and reason are no change.
+        """Record a change of state before it is acted upon; the present state with the same reason is ignored.
 
         `subject`: run, segment:raw, segment:protected, attestation, key, runtime, cleanup. Raises
         `StoreError`: `state_unknown`, or `run_final` for a run that would leave a final state.
@@ -174,18 +174,18 @@ class Writer:
             states.move(db, states.key_of(db, run_id), run_id, subject, state, reason, self._clock())
 
     def segment(self, run_id: str, kind: SegmentKind, **fields: Unpack[SegmentFields]) -> None:
-        """Set what became known of a segment."""
+        """Set fields of a segment that became known."""
         with self._transaction() as db:
             row = db.execute(
                 "SELECT key, phases FROM segments WHERE run = ? AND kind = ?",
                 (states.key_of(db, run_id), kind),
             ).fetchone()
             if row is None:
-                raise StoreError(f"Run {run_id} has no {kind} segment.", "Report this.", code="store_conflict")
+                raise StoreError(f"Run {run_id} has no {kind} segment.", "Report this as a bug.", code="store_conflict")
             changes: dict[str, Any] = dict(fields)
             unknown = changes.keys() - SegmentFields.__annotations__.keys()
             if unknown:
-                raise StoreError(f"A segment has no {sorted(unknown)}.", "Report this.", code="store_conflict")
+                raise StoreError(f"A segment has no {sorted(unknown)}.", "Report this as a bug.", code="store_conflict")
             if "phases" in fields:
                 changes["phases"] = canonical({**parse(row["phases"]), **fields["phases"]}).decode()
             if "elapsed_sec" in fields:
@@ -204,11 +204,11 @@ class Writer:
         state: Literal["finished", "failed", "cancelled"] = "finished",
         reason: str = "",
     ) -> None:
-        """Store the row with its checks and end the run; of a run that has ended only the row is replaced."""
+        """Store the row with its checks and end the run; for a run that has already ended only the row is replaced."""
         now = self._clock()
         overhead = row.get("overheadPct")
         if overhead is not None and not math.isfinite(overhead):
-            raise StoreError("An overhead is a finite number.", "Report this.", code="store_conflict")
+            raise StoreError("An overhead must be a finite number.", "Report this as a bug.", code="store_conflict")
         with self._transaction(durable=True) as db:
             run = states.key_of(db, run_id)
             db.execute(
@@ -228,12 +228,12 @@ class Writer:
     # Logs
 
     def tail(self, run_id: str, chain: Chain = "pod") -> Tail:
-        """How far a log has been taken in: (offset, head, next_seq)."""
+        """How far a log has been stored: (offset, head, next_seq)."""
         with self._lock, translated(self._path):
             return chains.tail(self._connection, states.key_of(self._connection, run_id), chain)
 
     def ingest(self, run_id: str, events: Sequence[Event], offset: int) -> int:
-        """Take in events of the pod's log and the offset behind them, once; returns how many were new.
+        """Store events of the pod's log and the offset after them, exactly once; returns how many were new.
 
         Replayed events are skipped. Raises `WireError` (`log_chain_broken`, `progress_invalid`) and stores
         nothing.
@@ -242,7 +242,7 @@ class Writer:
             return chains.append(db, states.key_of(db, run_id), "pod", events, offset)
 
     def append_events(self, run_id: str, chain: Chain, events: Sequence[Event]) -> int:
-        """Append events to a log, once; returns how many were new.
+        """Append events to a log, exactly once; returns how many were new.
 
         Raises `WireError` (`log_chain_broken`).
         """
@@ -252,7 +252,7 @@ class Writer:
     # Proofs
 
     def evidence(self, run_id: str, kind: str, body: Any) -> None:
-        """Keep a JSON document under its kind (delegation, token, result, ...); a later one replaces it."""
+        """Store a JSON document under its kind (delegation, token, result, ...); a later one replaces it."""
         with self._transaction() as db:
             db.execute(
                 "INSERT OR REPLACE INTO evidence (run, kind, at, body) VALUES (?, ?, ?, ?)",
@@ -260,10 +260,10 @@ class Writer:
             )
 
     def receipt(self, run_id: str, kind: str, envelope: Mapping[str, Any], *, replace: bool = False) -> None:
-        """Keep a signed receipt, on the disk when this returns. The same again is nothing new.
+        """Store a signed receipt; it is on the disk when this returns. Storing the same one again changes nothing.
 
-        Raises `StoreError` (`receipt_exists`) for another of the kind, unless `replace`: a run receipt is
-        signed anew when a kept allocation is released.
+        Raises `StoreError` (`receipt_exists`) for a different one of the kind, unless `replace`: a run receipt is
+        signed again when a kept allocation is released.
         """
         body = canonical(dict(envelope)).decode()
         with self._transaction(durable=True) as db:
@@ -273,8 +273,8 @@ class Writer:
                 return
             if row is not None and not replace:
                 raise StoreError(
-                    f"Run {run_id} has a {kind} receipt already.",
-                    "It is never made twice.",
+                    f"Run {run_id} already has a different {kind} receipt.",
+                    "A receipt is created only once. Report this as a bug.",
                     code="receipt_exists",
                 )
             db.execute(
@@ -291,23 +291,23 @@ class Writer:
             holder = process_locks.claim(db, f"run:{run_id}", self._clock(), pid, start_time)
         if holder is not None:
             raise StoreError(
-                f"Run {run_id} is being run by process {holder}.",
+                f"Process {holder} is already running run {run_id}.",
                 f"Follow it with `glasshouse watch {run_id}`.",
                 code="run_locked",
             )
 
     def release_runner(self, run_id: str, pid: int | None = None) -> None:
-        """Give the runner's lock back, if this process holds it."""
+        """Release the runner's lock, if this process holds it."""
         with self._transaction() as db:
             process_locks.release(db, f"run:{run_id}", pid)
 
     def claim_allocation(self, name: str, pid: int | None = None, start_time: int | None = None) -> bool:
-        """Take a machine that one run at a time may use; False while a live process holds it."""
+        """Lock a machine that one run at a time may use; False while another running process holds the lock."""
         with self._transaction() as db:
             return process_locks.claim(db, f"allocation:{name}", self._clock(), pid, start_time) is None
 
     def release_allocation(self, name: str, pid: int | None = None) -> None:
-        """Give a machine back, if this process holds it."""
+        """Release a machine's lock, if this process holds it."""
         with self._transaction() as db:
             process_locks.release(db, f"allocation:{name}", pid)
 
@@ -321,9 +321,9 @@ class Writer:
         run_id: str | None,
         **fields: Unpack[AllocationFields],
     ) -> None:
-        """Enter an allocation before the provider is asked for it; on the disk when this returns.
+        """Record an allocation before it is requested from the provider; it is on the disk when this returns.
 
-        `allocation_id` is ours, `name` the provider's unique one.
+        `allocation_id` is the ledger's, `name` the unique name at the provider.
         """
         with self._transaction(durable=True) as db:
             run = None if run_id is None else states.key_of(db, run_id)
@@ -333,22 +333,22 @@ class Writer:
         self, allocation_id: str, state: LedgerState, reason: str = "", *, only_from: LedgerState | None = None,
         **fields: Unpack[AllocationFields],
     ) -> None:  # fmt: skip
-        """Enter an allocation's next state, on the disk when this returns.
+        """Record an allocation's next state; it is on the disk when this returns.
 
-        Raises `StoreError` (`ledger_move`) for a state that cannot follow, or when it has left `only_from`.
+        Raises `StoreError` (`ledger_move`) for a state that cannot follow, or when the present one is not `only_from`.
         """
         with self._transaction(durable=True) as db:
             ledger.move(db, allocation_id, state, reason, self._clock(), fields, only_from)
 
     def take_up(self, allocation_id: str, run_id: str) -> None:
-        """Give a kept allocation to another run; raises `StoreError` (`allocation_in_use`) when it is not free."""
+        """Assign a kept allocation to another run; raises `StoreError` (`allocation_in_use`) if it is not kept."""
         with self._transaction(durable=True) as db:
             ledger.take_up(db, allocation_id, states.key_of(db, run_id), self._clock())
 
     # Requests and settings
 
     def request(self, run_id: str | None, kind: RequestKind, detail: Mapping[str, Any] | None = None) -> int:
-        """Ask the runner for something; returns the request's id, that of an open equal one if there is one.
+        """Add a request to the runner; returns its id, or that of an equal open one.
 
         Raises `StoreError` (`run_final`) for cancelling a run that has ended.
         """
@@ -356,17 +356,17 @@ class Writer:
             return requests.make(db, run_id, kind, detail or {}, self._clock())
 
     def pending_requests(self, run_id: str | None) -> list[Request]:
-        """Open requests to a run's runner (None: those that name no run), oldest first."""
+        """Open requests to a run's runner (None: those without a run), oldest first."""
         with self._lock, translated(self._path):
             return requests.pending(self._connection, run_id)
 
     def complete_request(self, request_id: int, outcome: str = "done") -> None:
-        """Mark a request as answered; the first answer stands."""
+        """Mark a request as done; the first outcome is kept."""
         with self._transaction() as db:
             requests.complete(db, request_id, outcome, self._clock())
 
     def set_setting(self, name: str, value: str | None) -> None:
-        """Keep a setting of console or command line; None removes it."""
+        """Store a setting of console or command line; None removes it."""
         with self._transaction() as db:
             if value is None:
                 db.execute("DELETE FROM settings WHERE name = ?", (name,))

@@ -33,7 +33,7 @@ def allocations(context: click.Context, ended: bool, offline: bool) -> int:
 
     session = session_of(context)
     open_reader(session).data_version()
-    listing = overview(session.home, look=not offline, ended=ended)
+    listing = overview(session.home, query=not offline, ended=ended)
     if session.json:
         emit_json(_document(listing))
     else:

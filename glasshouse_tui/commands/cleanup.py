@@ -36,7 +36,7 @@ def cleanup(context: click.Context, ids: tuple[str, ...], yes: bool) -> int:
 
     session = session_of(context)
     busy = _busy(session)
-    known = overview(session.home, look=False)
+    known = overview(session.home, query=False)
     selected = _selected(known, ids, busy)
     if not selected:
         _print_nothing(session, known)

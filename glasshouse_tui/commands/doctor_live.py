@@ -15,20 +15,20 @@ from glasshouse_tui.commands.plan_options import gpu_names
 from glasshouse_tui.format import duration, money
 
 if TYPE_CHECKING:
-    from engine.allocations.live_test import Outcome, Step, Wish
+    from engine.allocations.live_test import LiveTestOptions, Outcome, Step
     from engine.providers.protocol import Quote
     from glasshouse_tui.commands.base import Session
 
 
 def live_test_options(
     session: Session, max_cost: float, max_price: float | None, gpu: str | None, self_destruct: float | None
-) -> Wish:
+) -> LiveTestOptions:
     """The self-test's options, from the command line and the settings; raises `UsageError`."""
-    from engine.allocations.live_test import CHEAP, Wish
+    from engine.allocations.live_test import CHEAP, LiveTestOptions
     from engine.providers.settings import load_settings
 
     own = load_settings(session.home).runpod
-    return Wish(
+    return LiveTestOptions(
         max_cost=max_cost,
         max_price=own.max_price if max_price is None else max_price,
         gpus=gpu_names(gpu) or own.gpus or CHEAP,
@@ -36,7 +36,7 @@ def live_test_options(
     )
 
 
-def live_test(session: Session, provider: str, options: Wish, *, yes: bool) -> int:
+def live_test(session: Session, provider: str, options: LiveTestOptions, *, yes: bool) -> int:
     """Quote, confirm, rent, test, terminate and prove; returns 0 if every step passed and the pod is proven gone."""
     if not yes and (session.json or not can_ask()):
         raise UsageError(
@@ -61,7 +61,7 @@ def live_test(session: Session, provider: str, options: Wish, *, yes: bool) -> i
     return 0 if outcome.passed else 1
 
 
-def ceiling_lines(quote: Quote, options: Wish) -> list[str]:
+def ceiling_lines(quote: Quote, options: LiveTestOptions) -> list[str]:
     """The cost ceiling, and the quote for what is about to be rented."""
     return [
         f"ceiling  {money(options.max_cost)}: the pod terminates itself before it costs more",
@@ -89,7 +89,7 @@ def verdict(outcome: Outcome, provider: str) -> str:
     )
 
 
-async def _quoted(session: Session, provider: str, options: Wish) -> tuple[Quote, tuple[str, ...]]:
+async def _quoted(session: Session, provider: str, options: LiveTestOptions) -> tuple[Quote, tuple[str, ...]]:
     from engine.allocations.live_test import cheapest
     from engine.providers import provider_for
     from engine.providers.settings import load_settings
@@ -101,7 +101,7 @@ async def _quoted(session: Session, provider: str, options: Wish) -> tuple[Quote
         await member.close()
 
 
-async def _tested(session: Session, provider: str, options: Wish, gpus: tuple[str, ...]) -> Outcome:
+async def _tested(session: Session, provider: str, options: LiveTestOptions, gpus: tuple[str, ...]) -> Outcome:
     from engine.allocations.live_test import SelfTest
     from engine.providers import provider_for
     from engine.providers.settings import load_settings

@@ -45,7 +45,7 @@ def test_no_target_is_refused() -> None:
 
 
 @pytest.mark.parametrize("target", [{"steps": 0}, {"steps": -5}, {"seconds": 0.0}, {"seconds": float("inf")}])
-def test_a_target_of_nothing_is_refused(target: dict[str, Any]) -> None:
+def test_a_target_of_zero_is_refused(target: dict[str, Any]) -> None:
     assert "must be greater than zero" in _code(_changed(target=target)).message
 
 
@@ -126,7 +126,7 @@ def test_checking_a_good_plan_returns_it() -> None:
 
 
 @pytest.mark.parametrize("number", [10**400, -(10**400), 2**53])
-def test_numbers_beyond_a_float_are_refused_in_a_sentence(number: int) -> None:
+def test_numbers_too_large_for_a_float_are_refused(number: int) -> None:
     plan = dump_plan(preset("demo"))
     with pytest.raises(PlanError) as caught:
         load_plan({**plan, "target": {"seconds": None, "steps": number}})

@@ -40,13 +40,13 @@ STATED = {
 
 def leaves(value: dict[str, Any], prefix: str = "") -> set[str]:
     """Dotted names of all settings that have a value."""
-    found: set[str] = set()
+    settings: set[str] = set()
     for name, item in value.items():
         if isinstance(item, dict):
-            found |= leaves(item, f"{prefix}{name}.")
+            settings |= leaves(item, f"{prefix}{name}.")
         elif item is not None and item != ():
-            found.add(prefix + name)
-    return found
+            settings.add(prefix + name)
+    return settings
 
 
 def settings(plan: Plan) -> set[str]:
@@ -62,7 +62,7 @@ def test_the_presets_are_the_demo_and_the_published_ones() -> None:
 
 
 @pytest.mark.parametrize("name", ["demo", *PUBLISHED])
-def test_every_name_in_ours_is_a_setting_and_stands_once(name: str) -> None:
+def test_every_name_in_ours_is_a_setting_and_unique(name: str) -> None:
     plan = preset(name)
     known = settings(plan)
     assert len(set(plan.ours)) == len(plan.ours)
@@ -78,7 +78,7 @@ def test_a_setting_is_either_stated_by_the_article_or_ours(name: str) -> None:
     assert covered(plan) & stated == set()
 
 
-def test_all_of_the_demo_but_its_shape_is_ours() -> None:
+def test_all_settings_of_the_demo_but_its_shape_are_ours() -> None:
     assert settings(preset("demo")) - covered(preset("demo")) == {"segments"}
 
 
@@ -112,8 +112,8 @@ def test_a_rented_run_has_a_price_and_a_cost_ceiling(name: str) -> None:
 
 
 def test_the_pinned_revisions() -> None:
-    found = {plan.model.name: plan.model.revision for plan in presets().values()}
-    assert found == {
+    revisions = {plan.model.name: plan.model.revision for plan in presets().values()}
+    assert revisions == {
         "glasshouse/tiny-qwen2": None,
         "Qwen/Qwen2.5-0.5B-Instruct": "7ae557604adf67be50417f59c2c2f167def9a775",
         "Qwen/Qwen2.5-7B-Instruct": "a09a35458c702b33eeacc393d103063234e8bc28",
@@ -127,7 +127,7 @@ def test_the_demo_needs_no_network_and_stops_by_steps() -> None:
     assert demo.training.max_length == 64
 
 
-def test_an_unknown_preset_is_answered_with_the_known_ones() -> None:
+def test_an_unknown_preset_lists_the_known_ones() -> None:
     with pytest.raises(PlanError) as caught:
         preset("70b")
     assert caught.value.code == "preset_unknown"

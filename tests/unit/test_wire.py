@@ -1,4 +1,4 @@
-"""Canonical JSON, strict parsing, and the chain that notices every change of a log."""
+"""Canonical JSON, strict parsing, and the chain that detects every change of a log."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_doubled_line_breaks_the_chain() -> None:
     assert _refusal([lines[0], lines[0]]) == "log_chain_broken"
 
 
-def test_an_edited_body_is_noticed() -> None:
+def test_an_edited_body_is_refused() -> None:
     assert _refusal([_log()[0].replace(b'"n":0', b'"n":9')]) == "log_hash_wrong"
 
 
@@ -108,7 +108,7 @@ def test_a_line_of_another_run_is_refused() -> None:
     assert _refusal([to_line(ChainWriter("other").append("log", {}))]) == "log_other_run"
 
 
-def test_an_endless_line_is_refused_before_it_is_parsed() -> None:
+def test_an_overlong_line_is_refused_before_it_is_parsed() -> None:
     assert _refusal([b"x" * (MAX_LINE_BYTES + 1)]) == "log_line_too_long"
 
 
@@ -118,7 +118,7 @@ def test_arbitrary_bytes_raise_only_typed_errors(data: bytes) -> None:
         ChainReader("run").feed(data)
 
 
-def test_a_reader_takes_up_where_another_stopped() -> None:
+def test_a_reader_continues_where_another_stopped() -> None:
     lines = _log()
     first = ChainReader("run")
     for line in lines[:2]:

@@ -1,7 +1,7 @@
-"""Each thing that must hold for an artifact to be what it says: signatures, bindings, order, and the row recomputed.
+"""The proofs of an artifact: signatures, bindings between documents, order of events, the recomputed row.
 
-A proof returns what it saw, or raises a `RefusedError` whose code says what is wrong. It reads what other proofs check
-as it stands, so that one fault does not hide another.
+A proof returns a description of what it verified, or raises a `RefusedError` whose code says what is wrong. What other
+proofs check is used without checking it again, so that one fault does not hide another.
 """
 
 from __future__ import annotations

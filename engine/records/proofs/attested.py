@@ -1,4 +1,4 @@
-"""What was attested, released and wiped: each document appraised anew, and bound to the others."""
+"""Proofs of attestation, release and wipe: each document is appraised again, and bound to the others."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from engine.wire import RELEASE_GRANTED, canonical, digest_of, sha256_hex
 
 
 def challenge(case: Case) -> str:
-    """The run's key challenged the attester with a fresh nonce, about this plan, package and policy."""
+    """The run's key challenged the attester with a fresh nonce, for this plan, package and policy."""
     if case.anchors.challenge is not None and case.row["challenge"] != case.anchors.challenge:
         raise refusal("challenge_mismatch", "the row does not carry your text")
     if case.bundle.challenge is None:
         raise NotApplicableError
     signed = open_challenge(case.bundle.challenge, case.run_key, run_id=case.run_id)
     nonce = sha256_hex(signed.nonce_bytes)
-    asked, answered = case.facts.runner(ChallengeSent), case.facts.pod(ChallengeTaken)
-    if not asked or not answered:
+    sent, answered = case.facts.runner(ChallengeSent), case.facts.pod(ChallengeTaken)
+    if not sent or not answered:
         raise refusal("challenge_mismatch", "a log lacks it")
     require_equal(
         "challenge_mismatch",
@@ -49,26 +49,26 @@ def challenge(case: Case) -> str:
         policy=(signed.policy_digest, digest_of(case.bundle.policy)),
         text=(signed.challenge, case.row["challenge"]),
         bundle=(signed.bundle, case.run_receipt.bundle_sha256),
-        runnerNonce=(asked[-1].body.nonce_sha256, nonce),
+        runnerNonce=(sent[-1].body.nonce_sha256, nonce),
         podNonce=(answered[0].body.nonce_sha256, nonce),
-        runnerHead=(signed.runner_head, asked[-1].hash),
+        runnerHead=(signed.runner_head, sent[-1].hash),
         podHead=(answered[0].body.runner_head, signed.runner_head),
     )
     return "with the text of the request" if signed.challenge else "a fresh nonce, no text"
 
 
 def evidence(case: Case) -> str:
-    """The evidence answers the challenge and meets the policy, appraised anew by every rule."""
-    told = case.result.reason_codes
+    """The evidence answers the challenge and meets the policy; it is appraised again by every rule."""
+    stored_codes = case.result.reason_codes
     try:
         claims, token = case.claims, case.bundle.evidence or ""
     except RefusedError as error:
-        if case.attested or error.code not in told:
+        if case.attested or error.code not in stored_codes:
             raise
         require_equal(
             "result_mismatch", status=(case.result.status, "contraindicated"), tier=(case.result.tier, "unknown")
         )
-        return f"refused when it came: {', '.join(told)}"
+        return f"refused when it came: {', '.join(stored_codes)}"
     logged = case.facts.pod(EvidenceSent)
     if [event.body.token for event in logged] != [token]:
         raise refusal("evidence_malformed", "the log has other evidence")
@@ -80,103 +80,105 @@ def evidence(case: Case) -> str:
         plan_digest=digest_of(case.bundle.plan),
         manifest_digest=case.run_receipt.manifest_sha256 or "",
         challenge=case.row["challenge"],
-        pod_id=claims.pod_id,  # the operator's to know, and compared when the evidence came
+        pod_id=claims.pod_id,  # known to the operator alone, and compared by the runner
         ssh_host_key=claims.ssh_host_key,
         runner_head=case.challenge.runner_head,
         gpu_uuid=None if gpu is None else gpu.uuid,
         nonce=case.challenge.nonce_bytes,
     )
     policy = policy_from(case.bundle.policy)
-    found = appraise(token, expected=expected, policy=policy, nonces=None, now=moment(case.result.issued).timestamp())
-    anew, stored = found.reason_codes, case.result
-    # What only the runner could see (freshness, the allocation, references) may have failed besides.
-    if not set(anew) <= set(told) or (case.result.accepted and not found.accepted):
-        raise RefusedError(f"The evidence does not hold: {', '.join(anew)}.", "Do not trust this row.", code=anew[0])
+    appraisal = appraise(
+        token, expected=expected, policy=policy, nonces=None, now=moment(case.result.issued).timestamp()
+    )
+    codes, stored = appraisal.reason_codes, case.result
+    # What only the runner could check (freshness, the allocation, references) may have failed in addition.
+    if not set(codes) <= set(stored_codes) or (case.result.accepted and not appraisal.accepted):
+        raise RefusedError(f"The evidence does not hold: {', '.join(codes)}.", "Do not trust this row.", code=codes[0])
     if not case.attested:
         require_equal("result_mismatch", status=(stored.status, "contraindicated"), tier=(stored.tier, claims.tier))
-        return f"refused when it came: {', '.join(told)}"
+        return f"refused when it came: {', '.join(stored_codes)}"
     _check_reports(case)
     require_equal(
         "result_mismatch",
-        status=(stored.status, found.status),
-        tier=(stored.tier, found.tier),
-        trustVector=(stored.trust_vector, found.trust_vector),
-        policyId=(stored.policy_id, found.policy_id),
-        checks=(stored.checks, found.checks),
+        status=(stored.status, appraisal.status),
+        tier=(stored.tier, appraisal.tier),
+        trustVector=(stored.trust_vector, appraisal.trust_vector),
+        policyId=(stored.policy_id, appraisal.policy_id),
+        checks=(stored.checks, appraisal.checks),
     )
-    return f"{len(found.checks)} rules, EAR {case.result.status}, tier {case.result.tier}"
+    return f"{len(appraisal.checks)} rules, EAR {case.result.status}, tier {case.result.tier}"
 
 
 def _check_reports(case: Case) -> None:
-    """What the processes reported of themselves is what the evidence makes of it."""
+    """The controls in the evidence are those that the processes reported."""
     logged = case.facts.pod(AntiDebugReady)
     reports = msgspec.to_builtins(logged[0].body.enforcement) if logged else {}
-    made = combined(reports, bundle_sealed=True)
+    reported = combined(reports, bundle_sealed=True)
     stated = case.claims.enforcement
-    if {name: seen for name, seen in made.items() if name != BUNDLE} != {
-        name: seen for name, seen in stated.items() if name != BUNDLE
+    if {name: control for name, control in reported.items() if name != BUNDLE} != {
+        name: control for name, control in stated.items() if name != BUNDLE
     }:
         raise refusal("log_contradicts", "the controls")
 
 
 def result(case: Case) -> str:
     """The stored result is the one that was logged, and is about this evidence, package and policy."""
-    found, logged = case.result, case.facts.runner(ResultReached)
+    stored, logged = case.result, case.facts.runner(ResultReached)
     if len(logged) != 1:
         raise refusal("result_mismatch", "the log has not exactly one")
-    cnf = case.claims.cnf.hex() if found.accepted else None
+    cnf = case.claims.cnf.hex() if stored.accepted else None
     require_equal(
         "result_mismatch",
-        run=(found.run_id, case.run_id),
-        digest=(logged[0].body.result_sha256, result_digest(found)),
-        status=(logged[0].body.status, found.status),
-        codes=(logged[0].body.codes, list(found.reason_codes)),
-        evidence=(found.evidence_sha256, sha256_hex((case.bundle.evidence or "").encode())),
-        policy=(found.policy_sha256, digest_of(case.bundle.policy)),
-        package=(found.manifest_sha256, case.run_receipt.manifest_sha256),
-        key=(found.cnf, cnf),
-        document=(result_digest(found), digest_of(case.bundle.result)),
+        run=(stored.run_id, case.run_id),
+        digest=(logged[0].body.result_sha256, result_digest(stored)),
+        status=(logged[0].body.status, stored.status),
+        codes=(logged[0].body.codes, list(stored.reason_codes)),
+        evidence=(stored.evidence_sha256, sha256_hex((case.bundle.evidence or "").encode())),
+        policy=(stored.policy_sha256, digest_of(case.bundle.policy)),
+        package=(stored.manifest_sha256, case.run_receipt.manifest_sha256),
+        key=(stored.cnf, cnf),
+        document=(result_digest(stored), digest_of(case.bundle.result)),
     )
-    return f"logged before the release, EAR {found.status}"
+    return f"logged before the release, EAR {stored.status}"
 
 
 def policy(case: Case) -> str:
-    """The policy asks for no less than the built-in one, or than one that the verifier brought."""
+    """The policy is at least as strict as the built-in one, or as one of the verifier's."""
     if case.bundle.policy is None:
         raise NotApplicableError
-    found = policy_from(case.bundle.policy)
-    if policy_digest(found) != digest_of(case.bundle.policy):
+    used = policy_from(case.bundle.policy)
+    if policy_digest(used) != digest_of(case.bundle.policy):
         raise refusal("policy_invalid")
-    if not any(narrower_or_equal(found, base) for base in case.anchors.policies):
-        raise refusal("policy_loosened", found.id)
-    return f"{found.id}, version {found.version}"
+    if not any(narrower_or_equal(used, base) for base in case.anchors.policies):
+        raise refusal("policy_loosened", used.id)
+    return f"{used.id}, version {used.version}"
 
 
 def measurement(case: Case) -> str:
-    """The code that ran is what this installation builds, or a reference that the verifier brought."""
+    """The code that ran is what this installation builds, or is among the verifier's reference values."""
     launched = case.launch.bundle_digest
     require_equal("receipt_mismatch", bundle=(launched, case.run_receipt.bundle_sha256))
     if case.bundle.lock is None or not case.attested:
         raise NotApplicableError
-    seen: Measurements = case.claims.measurements
+    measured: Measurements = case.claims.measurements
     require_equal(
         "measurement_mismatch",
-        launched=(seen.bundle, launched),
-        lock=(seen.lock, sha256_hex(canonical(case.bundle.lock))),
+        launched=(measured.bundle, launched),
+        lock=(measured.lock, sha256_hex(canonical(case.bundle.lock))),
     )
     logged = [one.body for one in case.facts.pod(Measured)]
-    if [Measurements(bundle=one.bundle, lock=one.lock, environment=one.environment) for one in logged] != [seen]:
+    if [Measurements(bundle=one.bundle, lock=one.lock, environment=one.environment) for one in logged] != [measured]:
         raise refusal("measurement_mismatch", "the log has another")
-    if not case.anchors.knows_bundle(seen.bundle, case.bundle.lock):
-        raise refusal("measurement_unknown", seen.bundle)
-    if case.anchors.environments and seen.environment not in case.anchors.environments:
-        raise refusal("measurement_unknown", f"environment {seen.environment}")
+    if not case.anchors.knows_bundle(measured.bundle, case.bundle.lock):
+        raise refusal("measurement_unknown", measured.bundle)
+    if case.anchors.environments and measured.environment not in case.anchors.environments:
+        raise refusal("measurement_unknown", f"environment {measured.environment}")
     known = "a reference" if case.anchors.environments else "the operator's own reference only"
-    return f"bundle {seen.bundle[:16]}…; the environment was compared with {known}"
+    return f"bundle {measured.bundle[:16]}…; the environment was compared with {known}"
 
 
 def release(case: Case) -> str:
-    """The keys went once, to the attested key, on the accepted result, after a receipt of it was signed."""
+    """The keys were released once, to the attested key, for the accepted result, after a receipt was signed."""
     granted = case.facts.runner(ReleaseGranted)
     if case.bundle.receipts.release is None:
         raise NotApplicableError
@@ -204,14 +206,14 @@ def release(case: Case) -> str:
 
 
 def zeroization(case: Case) -> str:
-    """The wipe's receipt is the attester's, countersigned by the run's key; what it proves is a check of the row."""
+    """The wipe's receipt is signed by the attester and the run's key; a check of the row states what it proves."""
     done = case.facts.pod(ZeroizeDone)
     receipt = case.bundle.receipts.zeroization
     if receipt is None:
         if not case.facts.has("runner", RELEASE_GRANTED) or case.facts.view.summary.runtime_state == "unverified":
             raise NotApplicableError
         raise refusal("receipt_mismatch", "the wipe has no receipt")
-    found = read_zeroization(
+    wipe = read_zeroization(
         receipt,
         (case.attester, case.run_key),
         run_id=case.run_id,
@@ -221,14 +223,14 @@ def zeroization(case: Case) -> str:
     signers = [signature["keyid"] for signature in receipt["signatures"]]
     logged = done[0].body.receipt.payload if len(done) == 1 else None
     places = case.hashes("pod")
-    if found.pod_head not in places or not done or places[found.pod_head] >= done[0].seq:
+    if wipe.pod_head not in places or not done or places[wipe.pod_head] >= done[0].seq:
         raise refusal("receipt_mismatch", "it does not link to the log before it")
     require_equal(
         "receipt_mismatch",
         logged=(logged, receipt.get("payload")),
         signers=(signers, [key_id(case.attester), key_id(case.run_key)]),
-        adapter=(found.adapter_sha256, case.row["protectedAdapterSha256"]),
+        adapter=(wipe.adapter_sha256, case.row["protectedAdapterSha256"]),
     )
-    before = sum(sum(scan.hits.values()) for scan in found.before.values())
-    after = sum(sum(scan.hits.values()) for scan in found.after.values())
+    before = sum(sum(scan.hits.values()) for scan in wipe.before.values())
+    after = sum(sum(scan.hits.values()) for scan in wipe.after.values())
     return f"{before} hits before the wipe, {after} after it"

@@ -1,4 +1,4 @@
-"""One artifact under proof: its parts read, without judging them."""
+"""The artifact that the proofs examine: access to its parts, without checking them."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class NotApplicableError(Exception):
 
 
 class NotCheckedError(Exception):
-    """What this proof needs was left out of the artifact."""
+    """The part that this proof needs was left out of the artifact."""
 
 
 class Case:
-    """One artifact under proof. Properties read it without judging it, and raise `RefusedError` where they cannot."""
+    """One artifact to examine. Properties read its parts without checking them, and raise `RefusedError` on failure."""
 
     def __init__(self, artifact: Artifact, bundle: Bundle, anchors: Anchors) -> None:
         self.row = artifact.row
@@ -51,11 +51,11 @@ class Case:
 
     @property
     def facts(self) -> Facts:
-        """The run's facts, from the artifact alone; what they cannot be made of is refused once and for all."""
-        found = self._facts
-        if isinstance(found, RefusedError):
-            raise found
-        return found
+        """The run's facts, from the artifact alone. A failure is cached, and every proof raises the same refusal."""
+        facts = self._facts
+        if isinstance(facts, RefusedError):
+            raise facts
+        return facts
 
     @cached_property
     def _facts(self) -> Facts | RefusedError:
@@ -67,8 +67,8 @@ class Case:
             return refusal("artifact_malformed", type(error).__name__)
 
     @cached_property
-    def made(self) -> dict[str, Any]:
-        """The row as it follows from the facts."""
+    def recomputed_row(self) -> dict[str, Any]:
+        """The row that follows from the facts."""
         return rebuild.row_of(self.facts, self.row)
 
     @property
@@ -86,7 +86,7 @@ class Case:
 
     @property
     def run_key(self) -> bytes:
-        """The run's raw public key, as the delegation names it."""
+        """The run's raw public key, from the delegation."""
         try:
             return bytes.fromhex(self.delegation.run_public)
         except ValueError as error:
@@ -106,12 +106,12 @@ class Case:
 
     @property
     def attester(self) -> bytes:
-        """The attester's raw public key, as the launch announced it."""
+        """The attester's raw public key, from the launch event."""
         return base64.b64decode(self.launch.attester_key)
 
     @cached_property
     def claims(self) -> Claims:
-        """What the evidence says, once its signature was checked."""
+        """The claims in the evidence, after its signature was checked."""
         if self.bundle.evidence is None:
             raise NotApplicableError
         return parse_evidence(self.bundle.evidence, self.attester)
@@ -133,7 +133,7 @@ class Case:
 
     @property
     def attested(self) -> bool:
-        """Whether the evidence was accepted when it came; else nothing of it needs to hold."""
+        """Whether the runner accepted the evidence; if not, its claims need not hold."""
         return self.bundle.result is not None and self.result.accepted
 
     @cached_property
@@ -143,13 +143,13 @@ class Case:
         return peek(self.bundle.receipts.release, Release)
 
     def hashes(self, chain: str) -> dict[str, int]:
-        """The place of each event of a log by its hash."""
+        """The position of each event of a log, by its hash."""
         log = self.facts.runner_log if chain == "runner" else self.facts.pod_log
         return {event.hash: event.seq for event in log}
 
 
 def peek_payload(envelope: dict[str, Any], kind: type[PredicateT]) -> PredicateT:
-    """An envelope's whole payload, its signature unchecked; raises `RefusedError` (`predicate_malformed`)."""
+    """An envelope's whole payload, without checking its signature; raises `RefusedError` (`predicate_malformed`)."""
     try:
         return msgspec.convert(unverified_payload(envelope), kind, strict=True)
     except msgspec.ValidationError as error:
@@ -165,7 +165,7 @@ def peek(envelope: dict[str, Any], kind: type[PredicateT]) -> PredicateT:
 
 
 def moment(text: str) -> datetime:
-    """A time that a statement gives; raises `RefusedError` (`predicate_malformed`)."""
+    """A time in a statement; raises `RefusedError` (`predicate_malformed`)."""
     try:
         return datetime.fromisoformat(text)
     except ValueError as error:
@@ -173,7 +173,7 @@ def moment(text: str) -> datetime:
 
 
 def require_equal(code: str, **pairs: tuple[object, object]) -> None:
-    """Raise a refusal that names every pair whose halves differ."""
+    """Raise a refusal that names every pair of unequal values."""
     unequal = [name for name, (first, second) in pairs.items() if first != second or type(first) is not type(second)]
     if unequal:
         raise refusal(code, ", ".join(unequal))

@@ -1,4 +1,4 @@
-"""What was computed: the steps that were signed, and the row that follows from everything else."""
+"""Proofs of what was computed: the signed step series, and the row that follows from everything else."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engine.records.artifact import check_steps
 from engine.records.proofs.case import Case, NotCheckedError, moment
 from engine.store.views import FINAL_RUN_STATES
 
-SLACK: Final = timedelta(minutes=5)  # an operator's clock may be set while a run goes on
+SLACK: Final = timedelta(minutes=5)  # an operator's clock may be adjusted during a run
 
 
 def series(case: Case) -> str:
@@ -41,7 +41,7 @@ def series(case: Case) -> str:
 def row(case: Case) -> str:
     """Every figure, state and verdict of the row follows from the logs, the receipts and the series."""
     has_series = case.bundle.series is not None
-    unequal = [*rebuild.differences(case.made, case.row, has_series=has_series), *_senseless(case)]
+    unequal = [*rebuild.differences(case.recomputed_row, case.row, has_series=has_series), *_implausible(case)]
     if unequal:
         raise refusal("row_mismatch", ", ".join(unequal))
     if not has_series:
@@ -49,16 +49,16 @@ def row(case: Case) -> str:
     return f"{len(case.row) - len(rebuild.STATED)} fields recomputed"
 
 
-def _senseless(case: Case) -> list[str]:
-    """The stated fields that cannot be so."""
+def _implausible(case: Case) -> list[str]:
+    """The stated fields with impossible values."""
     row = case.row
     wrong = []
     if row["state"] not in FINAL_RUN_STATES or (row["state"] == "finished") != (row["reason"] == ""):
         wrong.append("state")
     if case.attested and row["version"] != case.claims.swversion:
         wrong.append("version")
-    told = (case.delegation.issued, row["startedAt"], row["finishedAt"], case.run_receipt.finished)
-    times = [moment(text) for text in told if text is not None]
+    stated = (case.delegation.issued, row["startedAt"], row["finishedAt"], case.run_receipt.finished)
+    times = [moment(text) for text in stated if text is not None]
     if any(later + SLACK < earlier for earlier, later in itertools.pairwise(times)):
         wrong.append("startedAt, finishedAt")
     if row["finishedAt"] is None or (row["startedAt"] is None and row["state"] == "finished"):

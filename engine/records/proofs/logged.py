@@ -1,4 +1,4 @@
-"""What was logged: both chains whole to the heads that were signed, and in the order that the path needs."""
+"""Proofs about the logs: both chains are whole up to the signed heads, and the events are in the required order."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ _BY_SEGMENT: Final = {TRAIN_STARTED, TRAIN_FINISHED}
 
 
 def logs(case: Case) -> str:
-    """Both chains hold from their first event to the heads that were signed."""
+    """Both chains verify from their first event to the signed heads."""
     facts, heads = case.facts, case.bundle.heads
-    broken = [name for name, held in (("runner", facts.runner_whole), ("pod", facts.pod_whole)) if not held]
+    broken = [name for name, whole in (("runner", facts.runner_whole), ("pod", facts.pod_whole)) if not whole]
     ends = {"runner": facts.runner_log, "pod": facts.pod_log}
     broken += [name for name, log in ends.items() if name not in broken and _head(log) != getattr(heads, name)]
     if broken and not (broken == ["pod"] and not facts.pod_log):
@@ -64,7 +64,7 @@ def logs(case: Case) -> str:
 
 
 def _contradictions(facts: Facts) -> list[str]:
-    """What one event says and another denies."""
+    """Statements of one event that another event contradicts."""
     launches = [one.body for one in facts.pod(LaunchAccepted)]
     begun = [one.body.segment for one in facts.pod(SegmentState) if one.body.state == "launching"]
     nonces = {one.body.nonce_sha256 for one in facts.pod(ChallengeTaken)}
@@ -76,26 +76,26 @@ def _contradictions(facts: Facts) -> list[str]:
     }
     trained: dict[str, str] = {one.body.segment: one.body.tensor_digest for one in facts.pod(TrainFinished)}
     after = [one.body.hits for one in facts.pod(ZeroizeScan) if one.body.moment == "after"]
-    denials = {
+    contradictions = {
         "the order of the segments": begun != list(facts.plan.kinds())[: len(begun)],
         "the launch": len(launches) > 1,
         "the accelerator": any(one.body.gpu != launches[0].gpu for one in facts.pod(TrainStarted)),
         "the trained tensors": any(body.tensor_digest != trained.get(kind) for kind, body in adapters.items()),
         "the nonce of the adapter": any(body.nonce_sha256 not in nonces for body in sealed),
         "the collected adapter": any(
-            seen.status == "opened" and not _is_named(seen, adapters.get(kind))
-            for kind, seen in facts.collected().items()
+            adapter.status == "opened" and not _is_logged(adapter, adapters.get(kind))
+            for kind, adapter in facts.collected().items()
         ),
         "the scans": not facts.wipe_faults() and any(count for hits in after for count in hits.values()),
     }
-    return [what for what, denied in denials.items() if denied]
+    return [what for what, contradicted in contradictions.items() if contradicted]
 
 
-def _is_named(seen: AdapterCollected, named: AdapterSaved | AdapterSealed | None) -> bool:
-    """Whether a downloaded adapter that opened is the one that the allocation's log names."""
-    return named is not None and (seen.sha256, seen.tensor_digest, seen.code) == (
-        named.sha256,
-        named.tensor_digest,
+def _is_logged(collected: AdapterCollected, logged: AdapterSaved | AdapterSealed | None) -> bool:
+    """Whether a downloaded adapter that was opened is the one in the allocation's log."""
+    return logged is not None and (collected.sha256, collected.tensor_digest, collected.code) == (
+        logged.sha256,
+        logged.tensor_digest,
         None,
     )
 
@@ -105,49 +105,49 @@ def _head(log: list[Event]) -> str:
 
 
 def order(case: Case) -> str:
-    """What had to come first came first, in both logs; between them the links say so, no clock."""
+    """The events are in the required order; between the two logs the links prove it, not a clock."""
     if case.bundle.result is None:
         raise NotApplicableError
-    pod = _places(case.facts.pod_log, POD_ORDER, ATTEST_EVIDENCE)
-    runner = _places(case.facts.runner_log, RUNNER_ORDER, ATTEST_RESULT)
+    pod = _first_events(case.facts.pod_log, POD_ORDER, ATTEST_EVIDENCE)
+    runner = _first_events(case.facts.runner_log, RUNNER_ORDER, ATTEST_RESULT)
     runner_hashes, pod_hashes = case.hashes("runner"), case.hashes("pod")
-    told = [
+    links = [
         _after(pod_hashes, runner, ATTEST_RESULT, "podHead", pod[ATTEST_EVIDENCE].seq),
         _after(runner_hashes, pod, ATTEST_CHALLENGE, "runnerHead", runner[ATTEST_CHALLENGE].seq),
     ]
     if RELEASE_GRANTED in runner and RELEASE_PLAN_COMPLETED in pod:
-        told.append(_after(runner_hashes, pod, RELEASE_PLAN_COMPLETED, "runnerHead", runner[RELEASE_GRANTED].seq))
+        links.append(_after(runner_hashes, pod, RELEASE_PLAN_COMPLETED, "runnerHead", runner[RELEASE_GRANTED].seq))
     if ADAPTER_SEALED in pod:
-        told.append(_after(runner_hashes, pod, ADAPTER_SEALED, "runnerHead", runner[RELEASE_GRANTED].seq))
+        links.append(_after(runner_hashes, pod, ADAPTER_SEALED, "runnerHead", runner[RELEASE_GRANTED].seq))
     if RUN_CLOSED in runner and RUN_CLOSED in pod:
-        told.append(_after(pod_hashes, runner, RUN_CLOSED, "podHead", pod[RUN_CLOSED].seq))
+        links.append(_after(pod_hashes, runner, RUN_CLOSED, "podHead", pod[RUN_CLOSED].seq))
     heads = case.claims.heads if case.attested else None
     if heads is not None and (heads.pod not in pod_hashes or heads.runner not in runner_hashes):
         raise refusal("order_broken", "the evidence names heads that the logs lack")
-    return f"{len(told)} links between the logs"
+    return f"{len(links)} links between the logs"
 
 
-def _places(log: list[Event], wanted: tuple[str, ...], known: str) -> dict[str, Event]:
-    """The first event of each name, of the protected segment where two have it.
+def _first_events(log: list[Event], names: tuple[str, ...], required_until: str) -> dict[str, Event]:
+    """The first event of each name, for the protected segment if both segments have it.
 
-    Raises where they are out of order, or one up to `known` is missing.
+    Raises `RefusedError` (`order_broken`) if they are out of order, or one up to `required_until` is missing.
     """
-    found: dict[str, Event] = {}
+    events: dict[str, Event] = {}
     for event in log:
-        mine = event.event not in _BY_SEGMENT or event.body.get("segment") == "protected"
-        if event.event in wanted and mine:
-            found.setdefault(event.event, event)
-    places = [found[name].seq for name in wanted if name in found]
-    if places != sorted(places):
+        relevant = event.event not in _BY_SEGMENT or event.body.get("segment") == "protected"
+        if event.event in names and relevant:
+            events.setdefault(event.event, event)
+    positions = [events[name].seq for name in names if name in events]
+    if positions != sorted(positions):
         raise refusal("order_broken", "a log has its events in another order")
-    absent = [name for name in wanted[: wanted.index(known) + 1] if name not in found]
+    absent = [name for name in names[: names.index(required_until) + 1] if name not in events]
     if absent:
         raise refusal("order_broken", f"{absent[0]} is missing")
-    return found
+    return events
 
 
 def _after(hashes: dict[str, int], log: dict[str, Event], name: str, link: str, seq: int) -> str:
-    """The other log's event that this one links to stands at `seq` or later."""
+    """Check that this event links to the other log's event at `seq` or a later one."""
     event = log.get(name)
     if event is None or hashes.get(str(event.body.get(link)), -1) < seq:
         raise refusal("order_broken", f"{name} does not link behind what it follows")

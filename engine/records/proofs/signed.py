@@ -1,4 +1,4 @@
-"""Who signed: every document is there, by keys of their own, and the run's receipt fits the rest."""
+"""Proofs of signatures: every document is present, the keys are distinct, and the run's receipt matches the rest."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from engine.wire import ATTEST_CHALLENGE, ATTEST_EVIDENCE, ATTEST_RESULT, LAUNCH
 
 
 def parts(case: Case) -> str:
-    """Each document is there exactly when the logs say that it was made."""
+    """Each document is present exactly if the logs say that it was created."""
     bundle, facts = case.bundle, case.facts
-    made = {
+    documents = {
         "challenge": (bundle.challenge, facts.has("runner", ATTEST_CHALLENGE)),
         "evidence": (bundle.evidence, facts.has("pod", ATTEST_EVIDENCE)),
         "result": (bundle.result, facts.has("runner", ATTEST_RESULT)),
@@ -24,21 +24,21 @@ def parts(case: Case) -> str:
         "lock": (bundle.lock, facts.has("runner", ATTEST_RESULT) and case.attested),
         "release": (bundle.receipts.release, facts.has("runner", RELEASE_GRANTED)),
     }
-    wrong = [name for name, (document, is_logged) in made.items() if (document is None) == is_logged]
+    wrong = [name for name, (document, is_logged) in documents.items() if (document is None) == is_logged]
     if wrong:
         raise refusal("receipt_mismatch", f"missing or not logged: {', '.join(wrong)}")
-    return ", ".join(name for name, (document, _) in made.items() if document is not None) or "none but the run's"
+    return ", ".join(name for name, (document, _) in documents.items() if document is not None) or "none but the run's"
 
 
 def signer(case: Case) -> str:
-    """The operator's key is one that the verifier trusts, and was not revoked."""
+    """The operator's key is trusted by the verifier, and was not revoked."""
     anchors, issued = case.anchors, moment(case.delegation.issued)
     known = judge_signer(case.operator, issued, trusted=anchors.trusted, revocations=anchors.revocations)
     return f"{known.fingerprint}, {known.state}"
 
 
 def delegation(case: Case) -> str:
-    """The operator let this key sign for this run and plan, when it did."""
+    """The operator's delegation covers this key, run and plan, at the time of the signature."""
     ended = moment(case.run_receipt.finished)
     plan = digest_of(case.bundle.plan)
     check_delegation(case.bundle.delegation, case.operator, run_id=case.run_id, plan_digest=plan, at=ended)
@@ -46,7 +46,7 @@ def delegation(case: Case) -> str:
 
 
 def keys_distinct(case: Case) -> str:
-    """No key stands in two roles."""
+    """No key is used in two roles."""
     roles = {"operator": case.operator, "run": case.run_key}
     if case.facts.has("pod", LAUNCH_ACCEPTED):
         roles["attester"] = case.attester

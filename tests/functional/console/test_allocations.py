@@ -36,7 +36,7 @@ class ListingLauncher(StoryLauncher):
     def query_providers(self, home: Path) -> Overview:
         if self.answers:
             return self.answers.pop(0)
-        listing = overview(home, look=False)
+        listing = overview(home, query=False)
         foreign = Listed(
             ours=False,
             id=None,
@@ -176,7 +176,7 @@ async def test_listing_shows_foreign_allocations_muted_and_without_actions(home:
 async def test_an_unreachable_provider_is_reported_and_no_allocation_disappears(home: Path, story: Story) -> None:
     story.rented()
     launcher = ListingLauncher(story)
-    listing = overview(home, look=False)
+    listing = overview(home, query=False)
     unknown = [msgspec.structs.replace(one, observation="unknown") for one in listing.allocations]
     trouble = Trouble(provider="runpod", code="api_timeout", message="RunPod gave no answer in time.", hint="Wait.")
     launcher.answers = [msgspec.structs.replace(listing, allocations=tuple(unknown), troubles=(trouble,))]

@@ -60,7 +60,7 @@ class StoryLauncher:
         self.story.writer.allocation_state(allocation_id, "gone", "absent in 2 successful listings")
 
     def query_providers(self, home: Path) -> Overview:
-        return overview(home, look=False)
+        return overview(home, query=False)
 
 
 class RefusingLauncher(StoryLauncher):

@@ -1,4 +1,4 @@
-"""An artifact of a short pair, kept: what verified once verifies with its references, without a run, without torch."""
+"""A stored artifact of a short pair: it keeps verifying with its references, without a run and without torch."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from engine.records.public import is_public
 from engine.records.trust import Anchors, anchors, read_reference
 from engine.records.verify import verify_bytes
 
-KEPT = Path(__file__).parents[2] / "vectors" / "artifact"
-TEXT = (KEPT / "row.json").read_bytes()
+STORED = Path(__file__).parents[2] / "vectors" / "artifact"
+TEXT = (STORED / "row.json").read_bytes()
 
 
 @pytest.fixture
 def known(tmp_path: Path) -> Anchors:
-    """A stranger who trusts the operator and has the reference of the version that made the row."""
-    return anchors(tmp_path / "none", trust=[str(KEPT / "operator.txt")], references=[KEPT / "reference.json"])
+    """A verifier who trusts the operator and has the reference values of the version that created the row."""
+    return anchors(tmp_path / "none", trust=[str(STORED / "operator.txt")], references=[STORED / "reference.json"])
 
 
-def test_it_still_verifies(known: Anchors) -> None:
-    found = verify_bytes(TEXT, known)
-    assert [(proof.name, proof.code) for proof in found.proofs if proof.status != "passed"] == []
-    assert (found.genuine, found.complete, found.clean) == (True, True, True)
-    assert {check["status"] for check in found.checks} == {"passed"}
+def test_a_stored_artifact_still_verifies(known: Anchors) -> None:
+    verification = verify_bytes(TEXT, known)
+    assert [(proof.name, proof.code) for proof in verification.proofs if proof.status != "passed"] == []
+    assert (verification.genuine, verification.complete, verification.clean) == (True, True, True)
+    assert {check["status"] for check in verification.checks} == {"passed"}
 
 
-def test_what_is_written_is_what_was_read() -> None:
+def test_an_artifact_is_rendered_as_it_was_parsed() -> None:
     artifact = parse_artifact(TEXT)
     assert render(artifact, "json") == TEXT
     assert list(dump_artifact(artifact))[:4] == ["format", "id", "label", "provider"]
 
 
-def test_a_line_and_a_page_name_the_whole() -> None:
+def test_csv_and_markdown_contain_the_artifacts_digest() -> None:
     artifact = parse_artifact(TEXT)
     (line,) = csv.DictReader(io.StringIO(render(artifact, "csv").decode()))
     assert line["overheadPct"] == f"{artifact.row['overheadPct']}"
@@ -53,7 +53,7 @@ def test_a_line_and_a_page_name_the_whole() -> None:
 
 
 @pytest.mark.parametrize("label", ["=HYPERLINK(1)", "+1", "-1", "@x", "a|b *c* <b>"])
-def test_a_label_is_text_in_every_format(label: str) -> None:
+def test_a_label_is_escaped_in_every_format(label: str) -> None:
     artifact = parse_artifact(TEXT)
     named = Artifact(row=artifact.row | {"label": label}, bundle=artifact.bundle)
     for form in FORMATS:
@@ -75,7 +75,7 @@ def test_a_label_is_text_in_every_format(label: str) -> None:
         {"gpu": {"uuid": "GPU-1", "name": "x", "driver": "1", "address": "x"}},
     ],
 )
-def test_only_the_fields_of_an_event_are_public_each_in_its_form(change: dict[str, Any]) -> None:
+def test_only_valid_fields_of_an_event_are_public(change: dict[str, Any]) -> None:
     body = json.loads(TEXT)["bundle"]["logs"]["pod"][0]["body"]
     assert is_public("pod", "launch.accepted", body)
     assert not is_public("pod", "launch.accepted", body | change)
@@ -87,7 +87,7 @@ def test_only_the_fields_of_an_event_are_public_each_in_its_form(change: dict[st
     "text",
     [b"", b"x", b"{}", b'{"version": 2, "bundles": []}', b'{"version": 1, "bundles": ["x"]}'],
 )
-def test_a_reference_that_is_none_is_told(tmp_path: Path, text: bytes) -> None:
+def test_an_invalid_reference_file_is_refused(tmp_path: Path, text: bytes) -> None:
     file = tmp_path / "reference.json"
     file.write_bytes(text)
     with pytest.raises(UsageError) as caught:
@@ -102,13 +102,13 @@ def test_an_artifact_beyond_the_limit_is_not_parsed(monkeypatch: pytest.MonkeyPa
     assert caught.value.code == "artifact_malformed"
 
 
-def test_steps_beyond_the_series_are_no_steps(known: Anchors) -> None:
+def test_steps_beyond_the_series_are_refused(known: Anchors) -> None:
     document = json.loads(TEXT)
-    marks = [entry for entry in document["bundle"]["logs"]["pod"] if entry["event"] == "train.progress"]
-    marks[0]["body"]["to"] = 10**9
+    progress = [entry for entry in document["bundle"]["logs"]["pod"] if entry["event"] == "train.progress"]
+    progress[0]["body"]["to"] = 10**9
     try:
-        found = verify_bytes(json.dumps(document).encode(), known)
+        verification = verify_bytes(json.dumps(document).encode(), known)
     except GlasshouseError as error:
         assert error.code == "artifact_malformed"
     else:
-        assert not found.genuine
+        assert not verification.genuine

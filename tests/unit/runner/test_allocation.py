@@ -33,15 +33,15 @@ def plan() -> Plan:
 @pytest.fixture
 def writer(tmp_path: Path, plan: Plan) -> Writer:
     """A store with one run."""
-    made = Writer(tmp_path)
-    made.create_run(RUN, plan)
-    return made
+    store = Writer(tmp_path)
+    store.create_run(RUN, plan)
+    return store
 
 
-async def test_a_store_that_cannot_be_written_keeps_no_machine(tmp_path: Path, plan: Plan, writer: Writer) -> None:
+async def test_an_unwritable_store_does_not_prevent_the_release(tmp_path: Path, plan: Plan, writer: Writer) -> None:
     reader, provider = Reader(tmp_path), LocalProvider(tmp_path)
     allocation = Allocation(tmp_path, writer, reader, provider, plan, Settings(), RUN, Journal(writer, reader, RUN))
-    lease = await allocation.have()
+    lease = await allocation.ensure()
     assert await provider.observe(lease) == "alive"
     writer._connection.execute("PRAGMA query_only = ON")
     with pytest.raises(StoreError):
@@ -53,12 +53,12 @@ async def test_a_store_that_cannot_be_written_keeps_no_machine(tmp_path: Path, p
     assert reader.evidence(RUN)["allocation_gone"]["count"] == 0
 
 
-async def test_without_a_ledger_that_can_be_written_nothing_is_made(tmp_path: Path, plan: Plan, writer: Writer) -> None:
+async def test_nothing_is_acquired_without_a_writable_ledger(tmp_path: Path, plan: Plan, writer: Writer) -> None:
     reader, provider = Reader(tmp_path), LocalProvider(tmp_path)
     allocation = Allocation(tmp_path, writer, reader, provider, plan, Settings(), RUN, Journal(writer, reader, RUN))
     writer._connection.execute("PRAGMA query_only = ON")
     with pytest.raises(StoreError):
-        await allocation.have()
+        await allocation.ensure()
     assert not (tmp_path / "local").exists()
 
 
@@ -75,7 +75,7 @@ def test_a_destroyed_folder_leaves_no_key_behind(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", [None, "no base64", base64.b64encode(b"short").decode()])
-def test_a_launch_without_a_key_is_refused(tmp_path: Path, writer: Writer, key: str | None) -> None:
+def test_a_launch_without_a_valid_attester_key_is_refused(tmp_path: Path, writer: Writer, key: str | None) -> None:
     ingest = Ingest(writer, Reader(tmp_path), RUN)
     launch = ChainWriter(RUN).append(LAUNCH_ACCEPTED, {"attesterKey": key, "gpu": None})
     with pytest.raises(WireError) as caught:
@@ -83,7 +83,7 @@ def test_a_launch_without_a_key_is_refused(tmp_path: Path, writer: Writer, key: 
     assert caught.value.code == "event_invalid"
 
 
-def test_a_release_without_a_receipt_of_the_wipe_ends_unverified(tmp_path: Path, writer: Writer) -> None:
+def test_released_keys_without_a_wipe_receipt_end_as_unverified(tmp_path: Path, writer: Writer) -> None:
     ingest = Ingest(writer, Reader(tmp_path), RUN)
     ingest.settle()
     assert Reader(tmp_path).run(RUN).summary.runtime_state == "pending"
@@ -98,12 +98,12 @@ def test_an_environment_that_vanishes_while_it_is_measured_is_refused(tmp_path: 
     assert caught.value.code == "environment_unreadable"
 
 
-async def test_a_run_that_died_after_keeping_does_not_call_gone_what_another_run_has(
+async def test_a_kept_allocation_taken_up_by_another_run_is_not_recorded_as_gone(
     tmp_path: Path, plan: Plan, writer: Writer
 ) -> None:
     reader, provider = Reader(tmp_path), LocalProvider(tmp_path)
     allocation = Allocation(tmp_path, writer, reader, provider, plan, Settings(), RUN, Journal(writer, reader, RUN))
-    await allocation.have()
+    await allocation.ensure()
     await allocation.end(keep_minutes=10)
     entry = allocation.entry()
     assert entry is not None

@@ -1,4 +1,4 @@
-"""Static hosts in plans: under names that tell nobody what they are called, or where they are."""
+"""Static hosts in plans: under names that reveal neither the host's name nor its address."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HOST = HostSettings(name="gpu1.lab.example.org", address="192.0.2.7", user="me",
 SETTINGS = Settings(host=(HOST,))
 
 
-def test_a_published_name_leads_back_to_the_host_at_home_only(tmp_path: Path) -> None:
+def test_a_published_name_resolves_to_the_host_in_its_own_home_only(tmp_path: Path) -> None:
     home, other = tmp_path / "home", tmp_path / "other"
     for folder in (home, other):
         folder.mkdir()
@@ -29,7 +29,7 @@ def test_a_published_name_leads_back_to_the_host_at_home_only(tmp_path: Path) ->
     assert host_in(home, SETTINGS, None) is None
 
 
-def test_without_a_name_there_must_be_one_host(tmp_path: Path) -> None:
+def test_omitting_the_name_requires_exactly_one_host(tmp_path: Path) -> None:
     two = Settings(host=(HOST, msgspec.structs.replace(HOST, name="another")))
     with pytest.raises(UsageError):
         chosen_host(tmp_path, two, None)

@@ -1,4 +1,4 @@
-"""How far the sealing of a package is reaches the run's reason, over a real store and a real package."""
+"""The progress of sealing a package is shown in the run's reason, over a real store and a real package."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from engine.store.writer import Writer
 RUN = "0123456789ab"
 
 
-async def test_a_sealing_that_takes_long_is_told_in_the_runs_reason(
+async def test_the_progress_of_a_long_sealing_is_shown_in_the_runs_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lifecycle, "SEALING_SECONDS", 0.05)
@@ -37,7 +37,7 @@ async def test_a_sealing_that_takes_long_is_told_in_the_runs_reason(
     runner = Runner(tmp_path, RUN)
     journal = Journal(runner.writer, runner.reader, RUN)
     staging = Staging(plan, folder, runner.writer, journal, RUN)
-    staging._reference = EnvironmentReference(tmp_path, ())  # nothing to measure: that is another test's subject
+    staging._reference = EnvironmentReference(tmp_path, ())  # an empty environment; measuring is tested elsewhere
     runner._enter("staging")
     assert staging.sealing == ""
 
@@ -48,11 +48,11 @@ async def test_a_sealing_that_takes_long_is_told_in_the_runs_reason(
                 await asyncio.sleep(0.01)
 
     await runner._until_prepared(staging, asyncio.create_task(prepare_and_linger()))
-    told = re.compile(r"sealing the package: \d+ % of [\d.]+ MiB")
-    assert told.fullmatch(staging.sealing)
+    progress = re.compile(r"sealing the package: \d+ % of [\d.]+ MiB")
+    assert progress.fullmatch(staging.sealing)
     with Reader(tmp_path) as reader:
         view = reader.run(RUN)
     assert view.summary.state == "staging"
     assert view.summary.reason == staging.sealing
     assert staging.sealing.startswith("sealing the package: 100 %")
-    assert all(one.state == "staging" for one in view.transitions if told.fullmatch(one.reason))
+    assert all(one.state == "staging" for one in view.transitions if progress.fullmatch(one.reason))

@@ -1,4 +1,4 @@
-"""A home folder, a plan, and logs as a pod writes them."""
+"""Fixtures: a home folder, a plan, and logs as a pod writes them."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def writer(home: Path) -> Iterator[Writer]:
-    with Writer(home) as made:
-        yield made
+    with Writer(home) as store:
+        yield store
 
 
 @pytest.fixture
 def reader(home: Path) -> Iterator[Reader]:
-    with Reader(home) as made:
-        yield made
+    with Reader(home) as store:
+        yield store
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def plan() -> Plan:
 
 @pytest.fixture
 def child() -> Iterator[Child]:
-    """Starts Python with code in a process of its own, with our packages importable; ends what is left."""
+    """Starts Python code in processes that can import this repository; kills those still running at the end."""
     started: list[subprocess.Popen[str]] = []
 
     def start(code: str, *arguments: object, **options: Any) -> subprocess.Popen[str]:

@@ -1,4 +1,4 @@
-"""A run's two logs: taken in exactly once, given back byte for byte, hostile progress refused, small on disk."""
+"""A run's two logs: stored exactly once, read back byte for byte, invalid progress refused, small on disk."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def ready(writer: Writer, plan: Plan) -> Writer:
 
 
 def pod_log(noisy: Noisy, sizes: Sequence[int] = (10, 1, 333, 700, 2, 0, 954, 1000, 1200)) -> list[Event]:
-    """A log of two segments whose progress events end before, at and behind the edges of the stored chunks."""
+    """A log of two segments whose progress events end before, at and after the edges of the stored chunks."""
     chain = ChainWriter(RUN)
     events = [chain.append("launch.accepted", {"bundle": "a" * 64, "third": 1 / 3})]
     for kind in ("raw", "protected"):
@@ -56,7 +56,7 @@ def lines(events: Sequence[Event]) -> list[bytes]:
     return [to_line(event) for event in events]
 
 
-def test_log_comes_back_byte_for_byte_and_its_chain_verifies(reader: Reader, ready: Writer, noisy: Noisy) -> None:
+def test_the_log_is_read_back_byte_for_byte_and_its_chain_verifies(reader: Reader, ready: Writer, noisy: Noisy) -> None:
     events = pod_log(noisy)
     assert ready.ingest(RUN, events, 12_345) == len(events)
     stored = reader.events(RUN, "pod")
@@ -68,7 +68,7 @@ def test_log_comes_back_byte_for_byte_and_its_chain_verifies(reader: Reader, rea
     assert reader.tail(RUN) == ready.tail(RUN) == (12_345, events[-1].hash, len(events))
 
 
-def test_log_that_ends_in_progress_comes_back_too(reader: Reader, ready: Writer, noisy: Noisy) -> None:
+def test_a_log_that_ends_in_progress_is_read_back(reader: Reader, ready: Writer, noisy: Noisy) -> None:
     events = pod_log(noisy)[:5]
     ready.ingest(RUN, events, 1)
     assert lines(reader.events(RUN, "pod")) == lines(events)
@@ -85,7 +85,7 @@ def test_batches_of_any_size_store_the_same(reader: Reader, ready: Writer, noisy
     assert raw.elapsed_sec == pytest.approx(sum(reader.series(RUN, "raw").nanos) / 1e9)
 
 
-def test_replays_and_overlaps_are_taken_in_once(reader: Reader, ready: Writer, noisy: Noisy) -> None:
+def test_replayed_and_overlapping_events_are_stored_once(reader: Reader, ready: Writer, noisy: Noisy) -> None:
     events = pod_log(noisy)
     assert ready.ingest(RUN, events[:9], 900) == 9
     assert ready.ingest(RUN, events[:9], 900) == 0
@@ -97,7 +97,7 @@ def test_replays_and_overlaps_are_taken_in_once(reader: Reader, ready: Writer, n
     assert [line.seq for line in reader.log(RUN)] == [e.seq for e in events if e.event != PROGRESS]
 
 
-def test_gap_is_refused_and_leaves_nothing(reader: Reader, ready: Writer, noisy: Noisy) -> None:
+def test_a_gap_is_refused_and_nothing_is_stored(reader: Reader, ready: Writer, noisy: Noisy) -> None:
     events = pod_log(noisy)
     ready.ingest(RUN, events[:3], 30)
     with pytest.raises(WireError) as caught:
@@ -126,7 +126,7 @@ def test_offset_moves_without_events(reader: Reader, ready: Writer) -> None:
     assert reader.tail(RUN) == (64, GENESIS, 0)
 
 
-def test_two_chains_of_a_run_are_apart(reader: Reader, ready: Writer, noisy: Noisy) -> None:
+def test_the_two_chains_of_a_run_are_separate(reader: Reader, ready: Writer, noisy: Noisy) -> None:
     pod, ours = pod_log(noisy), ChainWriter(RUN)
     mine = [ours.append("package.sealed", {"n": number}) for number in range(3)]
     ready.append_events(RUN, "runner", mine[:2])
@@ -150,7 +150,7 @@ def test_log_lines_come_in_order_of_arrival_and_by_page(reader: Reader, ready: W
     assert reader.log(RUN, last=3) == whole[-3:]
 
 
-def test_series_and_counters_are_those_that_were_sent(reader: Reader, ready: Writer, body: Body) -> None:
+def test_series_and_counters_match_the_sent_steps(reader: Reader, ready: Writer, body: Body) -> None:
     losses = [struct.unpack("<f", struct.pack("<f", 3.0 / (1 + step)))[0] for step in range(1500)]
     nanos = [10_000_000 + step for step in range(1500)]
     chain = ChainWriter(RUN)
@@ -229,7 +229,7 @@ def test_missing_field_is_refused(ready: Writer) -> None:
     assert caught.value.code == "progress_invalid"
 
 
-def test_step_times_that_add_up_to_nonsense_are_refused(ready: Writer, body: Body) -> None:
+def test_an_impossible_sum_of_step_times_is_refused(ready: Writer, body: Body) -> None:
     chain = ChainWriter(RUN)
     ready.ingest(RUN, [chain.append(PROGRESS, body("raw", 0, [1.0], [2**63 - 1]))], 1)
     with pytest.raises(WireError) as caught:
@@ -252,7 +252,7 @@ def test_steps_of_a_segment_that_the_plan_lacks_are_refused(writer: Writer, plan
         "9999-12-31T23:59:59.999Z",
     ],
 )  # fmt: skip
-def test_any_text_as_time_comes_back(reader: Reader, ready: Writer, ts: str) -> None:
+def test_any_timestamp_text_is_read_back(reader: Reader, ready: Writer, ts: str) -> None:
     event = ChainWriter(RUN).append(PROGRESS, GOOD, ts=ts)
     ready.ingest(RUN, [event], 1)
     assert lines(reader.events(RUN, "pod")) == lines([event])
@@ -260,7 +260,7 @@ def test_any_text_as_time_comes_back(reader: Reader, ready: Writer, ts: str) -> 
 
 @given(st.text(max_size=40) | st.datetimes().map(lambda moment: moment.isoformat(timespec="milliseconds") + "Z"))
 @settings(max_examples=300, deadline=None)
-def test_stored_time_gives_back_its_text(text: str) -> None:
+def test_a_stored_time_is_restored_to_its_text(text: str) -> None:
     assert chains.long_time(chains.short_time(text)) == text
 
 
@@ -268,9 +268,7 @@ def test_usual_times_are_stored_as_a_number() -> None:
     assert chains.short_time("2026-11-22T21:52:59.402Z") == 1_795_384_379_402
 
 
-def test_edited_step_breaks_the_chain_that_is_given_back(
-    home: Path, reader: Reader, ready: Writer, noisy: Noisy
-) -> None:
+def test_an_edited_step_breaks_the_chain(home: Path, reader: Reader, ready: Writer, noisy: Noisy) -> None:
     ready.ingest(RUN, pod_log(noisy), 1)
     with sqlite3.connect(database_path(home)) as connection:
         row = connection.execute("SELECT rowid, losses FROM series WHERE packed = 0").fetchone()

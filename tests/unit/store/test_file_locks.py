@@ -1,4 +1,4 @@
-"""The database's locks, which the operating system takes from a process that is careless with descriptors."""
+"""The database's POSIX locks, which a process loses when it closes any descriptor of the file."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def locks_of(path: Path) -> int:
     return sum(inode in line and f" {os.getpid()} " in line for line in lines)
 
 
-def test_another_writer_of_this_process_takes_no_lock_away(home: Path) -> None:
-    """POSIX locks go with the first descriptor that is closed, whoever opened it."""
+def test_a_second_writer_in_the_process_does_not_release_the_locks(home: Path) -> None:
+    """A process loses its POSIX locks on a file with the first descriptor of it that it closes."""
     with Writer(home) as writer, Reader(home) as reader:
         assert reader.count(("published",)) == 17
         writer.set_setting("a", "b")

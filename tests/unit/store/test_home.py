@@ -1,4 +1,4 @@
-"""The home folder and the database file: modes, places that cannot be used, files that are not ours."""
+"""The home folder and the database file: modes, unusable paths, files of other programs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_home_and_database_are_private_whatever_the_umask(
     assert set(files.values()) == {0o600}
 
 
-def test_database_that_others_can_read_is_closed_to_them(home: Path) -> None:
+def test_a_database_that_others_can_read_is_made_private(home: Path) -> None:
     Writer(home).close()
     database_path(home).chmod(0o644)
     home.chmod(0o755)
@@ -60,7 +60,7 @@ def test_database_that_others_can_read_is_closed_to_them(home: Path) -> None:
     assert (mode(home), mode(database_path(home))) == (0o700, 0o600)
 
 
-def test_folder_with_other_things_keeps_its_mode(home: Path) -> None:
+def test_a_folder_with_other_files_keeps_its_mode(home: Path) -> None:
     home.mkdir(mode=0o755)
     home.chmod(0o755)
     (home / "notes.txt").write_text("mine")
@@ -72,14 +72,14 @@ def test_database_uses_the_write_ahead_log(home: Path, writer: Writer) -> None:
     assert sqlite3.connect(database_path(home)).execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
-def test_reading_a_home_that_was_never_used_makes_nothing(home: Path, reader: Reader) -> None:
+def test_reading_an_unused_home_creates_nothing(home: Path, reader: Reader) -> None:
     assert reader.runs() == []
     assert len(reader.runs(("published",))) == 17
     assert not reader.exists()
     assert not home.exists()
 
 
-def test_reader_notices_when_the_database_is_made(home: Path, reader: Reader, plan: Plan) -> None:
+def test_a_reader_notices_when_the_database_is_created(home: Path, reader: Reader, plan: Plan) -> None:
     assert reader.runs() == []
     before = reader.data_version()
     with Writer(home) as writer:
@@ -88,7 +88,7 @@ def test_reader_notices_when_the_database_is_made(home: Path, reader: Reader, pl
     assert [run.id for run in reader.runs()] == ["r1"]
 
 
-def test_data_version_changes_exactly_when_somebody_wrote(reader: Reader, writer: Writer, plan: Plan) -> None:
+def test_data_version_changes_exactly_after_a_write(reader: Reader, writer: Writer, plan: Plan) -> None:
     first = reader.data_version()
     assert reader.data_version() == first
     writer.create_run("r1", plan)
@@ -99,7 +99,7 @@ def test_data_version_changes_exactly_when_somebody_wrote(reader: Reader, writer
 
 
 @pytest.mark.parametrize("make", [Writer, lambda home: Reader(home).runs()])
-def test_corrupt_database_is_named_and_left_alone(home: Path, make: Callable[[Path], Any]) -> None:
+def test_a_corrupt_database_is_named_and_left_unchanged(home: Path, make: Callable[[Path], Any]) -> None:
     Writer(home).close()
     path = database_path(home)
     garbage = b"This was a database once. " * 400
@@ -165,7 +165,7 @@ def test_home_under_a_file_is_unwritable(tmp_path: Path) -> None:
         assert str(home) in caught.value.message
 
 
-def test_database_is_not_made_through_a_link(home: Path, tmp_path: Path) -> None:
+def test_the_database_is_not_created_through_a_symlink(home: Path, tmp_path: Path) -> None:
     home.mkdir()
     database_path(home).symlink_to(tmp_path / "elsewhere.db")
     with pytest.raises(StoreError) as caught:
@@ -181,7 +181,7 @@ import engine.store.migrations
 from engine.errors import StoreError
 from engine.store.reader import Reader
 from engine.store.writer import Writer
-Reader(Path(sys.argv[1]) / "none").runs()  # whatever is imported late may be out of reach below
+Reader(Path(sys.argv[1]) / "none").runs()  # import late modules now, before privileges are dropped
 if os.getuid() == 0:
     os.setgroups([])
     os.setgid(65534)
@@ -202,7 +202,7 @@ def open_folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def test_folder_that_may_not_be_written_is_unwritable_and_reads_as_empty(open_folder: Path, child: Child) -> None:
+def test_a_read_only_folder_is_unwritable_and_reads_as_empty(open_folder: Path, child: Child) -> None:
     home = open_folder / "home"
     home.mkdir()
     (home / "notes.txt").write_text("mine")
@@ -212,7 +212,7 @@ def test_folder_that_may_not_be_written_is_unwritable_and_reads_as_empty(open_fo
     assert (out.split(), err) == (["store_unwritable", "usable"], "")
 
 
-def test_database_in_a_folder_that_may_not_be_written_is_unwritable(open_folder: Path, child: Child) -> None:
+def test_a_database_in_a_read_only_folder_is_unwritable(open_folder: Path, child: Child) -> None:
     home = open_folder / "home"
     Writer(home).close()
     home.chmod(0o500)
@@ -227,7 +227,7 @@ def test_reader_cannot_write(reader: Reader, writer: Writer, plan: Plan) -> None
         db.execute("DELETE FROM transitions")
 
 
-def test_reading_loads_nothing_heavy(home: Path, child: Child) -> None:
+def test_reading_imports_no_heavy_package(home: Path, child: Child) -> None:
     Writer(home).close()
     code = """
 import sys

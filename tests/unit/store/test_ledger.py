@@ -1,4 +1,4 @@
-"""The allocations ledger: states in their order, each with its reason, priced by age until settled."""
+"""The allocations ledger: states in their order, each with its reason; cost by age until it is settled."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def intended(writer: Writer, plan: Plan) -> Writer:
     return writer
 
 
-def test_intent_is_there_before_anything_is_known(reader: Reader, intended: Writer) -> None:
+def test_an_intent_is_listed_before_the_provider_has_answered(reader: Reader, intended: Writer) -> None:
     (allocation,) = reader.allocations()
     assert (allocation.id, allocation.name, allocation.provider_id) == ("alloc-1", NAME, None)
     assert (allocation.ledger_state, allocation.state) == ("intent", "active")
@@ -34,7 +34,7 @@ def test_intent_is_there_before_anything_is_known(reader: Reader, intended: Writ
 
 
 @pytest.mark.parametrize(
-    ("road", "shown"),
+    ("path", "shown"),
     [
         (("created", "ready", "releasing", "gone"), "gone"),
         (("created", "ready", "kept", "releasing", "gone"), "gone"),
@@ -46,22 +46,22 @@ def test_intent_is_there_before_anything_is_known(reader: Reader, intended: Writ
         (("gone",), "gone"),
     ],
 )
-def test_roads_of_an_allocation(
-    home: Path, reader: Reader, intended: Writer, road: tuple[LedgerState, ...], shown: str
+def test_permitted_sequences_of_states(
+    home: Path, reader: Reader, intended: Writer, path: tuple[LedgerState, ...], shown: str
 ) -> None:
-    for state in road:
+    for state in path:
         intended.allocation_state("alloc-1", state, f"because {state}")
     (allocation,) = reader.allocations()
-    assert (allocation.state, allocation.ledger_state, allocation.reason) == (shown, road[-1], f"because {road[-1]}")
+    assert (allocation.state, allocation.ledger_state, allocation.reason) == (shown, path[-1], f"because {path[-1]}")
     assert (allocation.released_at is not None) == (shown in ("gone", "not_ours"))
     assert len(reader.allocations(open_only=True)) == (0 if shown in ("gone", "not_ours") else 1)
     with sqlite3.connect(database_path(home)) as connection:
         moves = connection.execute("SELECT state FROM allocation_moves ORDER BY id").fetchall()
-    assert [state for (state,) in moves] == ["intent", *road]
+    assert [state for (state,) in moves] == ["intent", *path]
 
 
 @pytest.mark.parametrize(
-    ("road", "impossible"),
+    ("path", "impossible"),
     [
         (("created", "ready", "releasing", "gone"), "ready"),
         (("created", "releasing"), "ready"),
@@ -71,10 +71,10 @@ def test_roads_of_an_allocation(
         (("created", "not_ours"), "gone"),
     ],
 )
-def test_impossible_moves_are_refused(
-    reader: Reader, intended: Writer, road: tuple[LedgerState, ...], impossible: LedgerState
+def test_forbidden_state_changes_are_refused(
+    reader: Reader, intended: Writer, path: tuple[LedgerState, ...], impossible: LedgerState
 ) -> None:
-    for state in road:
+    for state in path:
         intended.allocation_state("alloc-1", state)
     before = reader.allocations()[0].ledger_state
     with pytest.raises(StoreError) as caught:
@@ -83,7 +83,7 @@ def test_impossible_moves_are_refused(
     assert reader.allocations()[0].ledger_state == before
 
 
-def test_what_the_provider_tells_is_added(reader: Reader, intended: Writer) -> None:
+def test_fields_from_the_provider_are_added(reader: Reader, intended: Writer) -> None:
     intended.allocation_state("alloc-1", "created", provider_id="pod7", lease={"hostKey": "ssh-ed25519 AAAA"})
     intended.allocation_state("alloc-1", "ready", price_per_hour=3.7)
     intended.allocation_state("alloc-1", "ready", spent=1.25)
@@ -105,7 +105,7 @@ def test_deadlines_are_kept_by_the_boot_clock_and_the_first_one_stays(reader: Re
     assert (entry.deadline, entry.keep_until, entry.intended_until) == (first, later, later)
 
 
-def test_taking_up_a_kept_allocation_ends_its_keeping(reader: Reader, intended: Writer, plan: Plan) -> None:
+def test_taking_up_a_kept_allocation_clears_keep_until(reader: Reader, intended: Writer, plan: Plan) -> None:
     intended.create_run("run-b", plan)
     intended.allocation_state("alloc-1", "created")
     intended.allocation_state("alloc-1", "kept", keep_until=Deadline.after(60))
@@ -164,13 +164,13 @@ def test_released_allocation_costs_no_more(home: Path) -> None:
         assert reader.allocations()[0].spent == 1.5
 
 
-def test_name_is_used_once(intended: Writer) -> None:
+def test_a_name_cannot_be_used_twice(intended: Writer) -> None:
     with pytest.raises(StoreError) as caught:
         intended.allocation_intent("alloc-2", "runpod", NAME, "run-a")
     assert caught.value.code == "store_conflict"
 
 
-def test_unknown_allocation_says_so(intended: Writer) -> None:
+def test_an_unknown_allocation_is_a_usage_error(intended: Writer) -> None:
     with pytest.raises(UsageError) as caught:
         intended.allocation_state("alloc-9", "gone")
     assert caught.value.code == "allocation_unknown"

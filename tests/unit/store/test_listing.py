@@ -39,7 +39,7 @@ def history(home: Path, plan: Plan) -> Iterator[Reader]:
 
 
 def sorted_by(runs: list[RunSummary], sort: Sort, *, descending: bool) -> list[RunSummary]:
-    """What the listing should be: names without case, unknown overheads last, ties by id."""
+    """The expected listing: names compared without case, unknown overheads last, ties by id."""
 
     def key(run: RunSummary) -> tuple[object, str]:
         if sort == "overhead_pct":
@@ -51,7 +51,7 @@ def sorted_by(runs: list[RunSummary], sort: Sort, *, descending: bool) -> list[R
     return sorted(runs, key=key, reverse=descending)
 
 
-@pytest.fixture(params=[0, 1_000_000], ids=["walking the sorted index", "sorting the few"])
+@pytest.fixture(params=[0, 1_000_000], ids=["scanning the sorted index", "sorting a few"])
 def few(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listing, "FEW_RUNS", request.param)
 
@@ -76,7 +76,7 @@ def test_every_order_pages_down_and_up_without_loss_or_repetition(
     assert history.runs(EVERY, 3, sort=sort, descending=descending, offset=50) == whole[50:53]
 
 
-def test_newest_come_first_and_other_columns_rise_by_default(history: Reader) -> None:
+def test_newest_come_first_and_other_columns_ascend_by_default(history: Reader) -> None:
     newest = history.runs(limit=5)
     assert newest == history.runs(limit=5, sort="created_at", descending=True)
     assert history.runs(sort="label") == history.runs(sort="label", descending=False)
@@ -96,18 +96,18 @@ def test_sources_are_kept_apart(history: Reader) -> None:
 @pytest.mark.parametrize(
     "text", ["label 3", "LABEL", "7b label", "rtx a4000", "4090 15m", "local", "019-run", "100%", "_", "nothing"]
 )
-def test_filter_wants_every_word_somewhere_in_any_case(history: Reader, text: str) -> None:
+def test_the_filter_needs_every_word_in_any_column_and_case(history: Reader, text: str) -> None:
     def matches(run: RunSummary) -> bool:
         parts = (run.label, run.id, run.model, run.gpu_model or "", run.provider)
         return all(any(word in part.lower() for part in parts) for word in text.lower().split())
 
-    found = history.runs(EVERY, text=text)
-    assert found == [run for run in history.runs(EVERY) if matches(run)]
-    assert history.count(EVERY, text) == len(found)
-    assert history.runs(EVERY, text=text, sort="label") == sorted_by(found, "label", descending=False)
+    matching = history.runs(EVERY, text=text)
+    assert matching == [run for run in history.runs(EVERY) if matches(run)]
+    assert history.count(EVERY, text) == len(matching)
+    assert history.runs(EVERY, text=text, sort="label") == sorted_by(matching, "label", descending=False)
 
 
-def test_filter_pages_too(history: Reader) -> None:
+def test_filtered_lists_are_paged(history: Reader) -> None:
     whole = history.runs(text="label 3")
     assert len(whole) > 4
     assert history.runs(text="label 3", limit=2, before=whole[1].id) == whole[2:4]

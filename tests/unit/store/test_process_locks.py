@@ -1,4 +1,4 @@
-"""One runner for a run: the lock of a live process holds, that of a dead one does not."""
+"""One runner per run: the lock of a running process holds, that of a dead one does not."""
 
 from __future__ import annotations
 
@@ -77,7 +77,9 @@ def test_killed_runner_leaves_an_orphan_that_can_be_claimed(
     assert not reader.unfinished()[0].orphaned
 
 
-def test_claim_for_another_process_is_that_process_s(home: Path, reader: Reader, writer: Writer, plan: Plan) -> None:
+def test_a_claim_for_another_process_belongs_to_that_process(
+    home: Path, reader: Reader, writer: Writer, plan: Plan
+) -> None:
     writer.create_run("run-a", plan)
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
@@ -105,7 +107,7 @@ def test_process_that_is_gone_cannot_claim(writer: Writer, plan: Plan) -> None:
         writer.claim_runner("run-a", done.pid)
 
 
-def test_machine_for_one_run_at_a_time(home: Path, writer: Writer, child: Child) -> None:
+def test_a_machine_is_locked_by_one_run_at_a_time(home: Path, writer: Writer, child: Child) -> None:
     code = CLAIM_AND_WAIT.replace('claim_runner("run-a")', 'claim_allocation("local")')
     holder = child(code, home)
     assert holder.stdout is not None
@@ -117,7 +119,7 @@ def test_machine_for_one_run_at_a_time(home: Path, writer: Writer, child: Child)
     writer.release_allocation("local")
 
 
-def test_start_time_tells_a_process_from_its_successor() -> None:
+def test_the_start_time_distinguishes_processes_with_the_same_pid() -> None:
     ticks = start_ticks(os.getpid())
     assert ticks is not None
     assert is_alive(os.getpid(), ticks, boot_id())
@@ -127,7 +129,7 @@ def test_start_time_tells_a_process_from_its_successor() -> None:
     assert start_ticks(os.getpid()) == ticks
 
 
-def test_start_time_is_read_behind_a_misleading_name(tmp_path: Path) -> None:
+def test_the_start_time_is_read_despite_a_misleading_process_name(tmp_path: Path) -> None:
     program = tmp_path / ") R 1 2 3 ("
     program.symlink_to(shutil.which("sleep") or "/bin/sleep")
     named = subprocess.Popen([program, "60"])

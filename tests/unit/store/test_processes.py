@@ -57,13 +57,13 @@ Writer(Path(sys.argv[1]), clock=clock).transition("run-a", "run", "running")
 @pytest.fixture
 def log(noisy: Noisy) -> list[Event]:
     chain = ChainWriter(RUN)
-    made = [chain.append("launch.accepted", {})]
+    events = [chain.append("launch.accepted", {})]
     for kind in ("raw", "protected"):
         for number in range(300):
-            made.append(chain.append("train.progress", noisy(kind, number * 10, 10)))
+            events.append(chain.append("train.progress", noisy(kind, number * 10, 10)))
             if number % 25 == 0:
-                made.append(chain.append("train.checkpoint", {"segment": kind, "step": number * 10}))
-    return made
+                events.append(chain.append("train.checkpoint", {"segment": kind, "step": number * 10}))
+    return events
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_writer_killed_inside_a_transaction_leaves_nothing_of_it(
     assert reader.run(RUN).summary.state == "allocating"
 
 
-def test_writer_that_waits_too_long_says_so(
+def test_a_writer_that_waits_too_long_raises_store_busy(
     home: Path, plan: Plan, child: Child, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "BUSY_SECONDS", 0.2)
@@ -141,7 +141,7 @@ def test_readers_see_only_whole_states_while_a_writer_writes(
     process = child(INGEST_FROM_THE_TAIL, home, log_file)
     drain = threading.Thread(target=process.communicate, daemon=True)
     drain.start()
-    looks, versions = 0, set()
+    reads, versions = 0, set()
     while process.poll() is None:
         versions.add(reader.data_version())
         events = reader.events(RUN, "pod")
@@ -149,12 +149,12 @@ def test_readers_see_only_whole_states_while_a_writer_writes(
         for event in events:
             chain.check(event)
         steps = reader.run(RUN).summary
-        looks += 1
+        reads += 1
         assert (steps.raw_steps or 0) >= sum(
             10 for event in events if event.event == "train.progress" and event.body["segment"] == "raw"
         )
     drain.join(30)
-    assert looks > 3
+    assert reads > 3
     assert len(versions) > 3
     assert len(reader.events(RUN, "pod")) == len(log)
 

@@ -1,4 +1,4 @@
-"""The published rows are there, marked, and give back their own figures."""
+"""The published rows are present and marked, and their overheads follow from their values."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_exact_id_wins_over_longer_ones(reader: Reader) -> None:
     assert reader.resolve("pub-lora-7b-30m") == "pub-lora-7b-30m"
 
 
-def test_damaged_facts_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_facts_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     facts = data_path(published.FILE).read_text()
     (tmp_path / "facts.json").write_text(facts.replace('"rawSteps": 9143', '"rawSteps": 9144'))
     monkeypatch.setattr("engine.store.published.data_path", lambda _name: tmp_path / "facts.json")

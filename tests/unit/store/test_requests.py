@@ -27,7 +27,7 @@ def test_requests_reach_their_runner_in_order_until_answered(reader: Reader, wri
     assert [(request.run_id, request.kind) for request in reader.pending_requests(None)] == [(None, "keep")]
 
 
-def test_same_request_twice_is_one_until_it_is_answered(writer: Writer, plan: Plan) -> None:
+def test_an_equal_open_request_is_not_added_twice(writer: Writer, plan: Plan) -> None:
     writer.create_run("run-a", plan)
     first = writer.request("run-a", "cancel")
     assert writer.request("run-a", "cancel") == first

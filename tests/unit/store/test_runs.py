@@ -127,7 +127,7 @@ def test_unknown_states_and_subjects_are_refused(
     assert reader.run("run-a") == before
 
 
-def test_ended_run_stays_ended_but_its_cleanup_goes_on(reader: Reader, writer: Writer, plan: Plan) -> None:
+def test_an_ended_run_stays_ended_but_its_cleanup_continues(reader: Reader, writer: Writer, plan: Plan) -> None:
     writer.create_run("run-a", plan)
     writer.transition("run-a", "run", "failed", "link lost")
     ended = reader.run("run-a").summary.finished_at
@@ -140,7 +140,7 @@ def test_ended_run_stays_ended_but_its_cleanup_goes_on(reader: Reader, writer: W
     assert ended is not None
 
 
-def test_time_of_the_end_stays_when_its_reason_is_told_later(home: Path, plan: Plan) -> None:
+def test_the_end_time_stays_when_the_reason_is_recorded_later(home: Path, plan: Plan) -> None:
     with Writer(home, clock=Clock()) as writer, Reader(home) as reader:
         writer.create_run("run-a", plan)
         writer.transition("run-a", "run", "cancelled")
@@ -205,7 +205,7 @@ def test_finishing_keeps_row_checks_and_verdict(reader: Reader, writer: Writer, 
     assert view.summary.finished_at is not None
 
 
-def test_row_is_replaced_when_a_pending_check_turns(reader: Reader, writer: Writer, plan: Plan) -> None:
+def test_the_row_is_replaced_when_a_pending_check_passes(reader: Reader, writer: Writer, plan: Plan) -> None:
     writer.create_run("run-a", plan)
     writer.finish("run-a", {"clean": False}, CHECKS)
     first = reader.run("run-a").summary
@@ -238,7 +238,7 @@ def test_later_evidence_replaces_earlier(reader: Reader, writer: Writer, plan: P
     assert reader.evidence("run-a") == {"token": "eyJ.b", "policy": {"version": 1}}
 
 
-def test_receipt_is_never_made_twice(reader: Reader, writer: Writer, plan: Plan) -> None:
+def test_a_different_second_receipt_is_refused(reader: Reader, writer: Writer, plan: Plan) -> None:
     writer.create_run("run-a", plan)
     envelope = {"payload": "e30=", "payloadType": "application/vnd.in-toto+json", "signatures": [{"sig": "AA=="}]}
     writer.receipt("run-a", "release", envelope)
@@ -249,7 +249,7 @@ def test_receipt_is_never_made_twice(reader: Reader, writer: Writer, plan: Plan)
     assert reader.receipts("run-a") == {"release": envelope}
 
 
-def test_run_receipt_can_be_signed_anew(reader: Reader, writer: Writer, plan: Plan) -> None:
+def test_a_run_receipt_can_be_replaced(reader: Reader, writer: Writer, plan: Plan) -> None:
     writer.create_run("run-a", plan)
     writer.receipt("run-a", "run_receipt", {"payload": "a"})
     writer.receipt("run-a", "run_receipt", {"payload": "b"}, replace=True)
@@ -275,13 +275,13 @@ def _message(reader: Reader, prefix: str) -> str:
     return caught.value.message
 
 
-def test_last_of_no_runs_says_how_to_start_one(reader: Reader) -> None:
+def test_last_without_any_run_hints_how_to_start_one(reader: Reader) -> None:
     with pytest.raises(UsageError) as caught:
         reader.resolve("last")
     assert "demo" in caught.value.hint
 
 
-def test_reads_and_writes_of_an_unknown_run_say_so(reader: Reader, writer: Writer) -> None:
+def test_reads_and_writes_of_an_unknown_run_raise_run_unknown(reader: Reader, writer: Writer) -> None:
     for use in (
         lambda: reader.run("nope"),
         lambda: reader.series("nope", "raw"),

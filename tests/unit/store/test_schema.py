@@ -1,4 +1,4 @@
-"""Making the database and updating an older one: whole or not at all, after a copy, never under a runner."""
+"""Creating the database and updating an older one: atomically, after a copy, never while a runner is running."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Child = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture
 def older(home: Path) -> Path:
-    """A database as the version before made it, with a run and the allocation that it had."""
+    """A database of the previous version, with a run and its allocation."""
     prepare_home(home)
     path = database_path(home)
     create_file(path)
@@ -50,9 +50,9 @@ def older(home: Path) -> Path:
 
 def version(path: Path) -> int:
     with sqlite3.connect(path) as connection:
-        found = int(connection.execute("PRAGMA user_version").fetchone()[0])
+        result = int(connection.execute("PRAGMA user_version").fetchone()[0])
     connection.close()
-    return found
+    return result
 
 
 def test_schema_version_counts_the_steps(home: Path) -> None:
@@ -81,8 +81,8 @@ def test_older_database_is_updated_after_a_copy(
     assert version(copy) == SCHEMA_VERSION - 1
     assert copy.stat().st_mode & 0o777 == 0o600
     with sqlite3.connect(copy) as connection:
-        found = connection.execute("SELECT id, source FROM runs WHERE source = 'mine'").fetchall()
-    assert found == [("old1", "mine")]
+        result = connection.execute("SELECT id, source FROM runs WHERE source = 'mine'").fetchall()
+    assert result == [("old1", "mine")]
 
 
 def test_first_creation_leaves_no_copy(home: Path) -> None:
@@ -90,7 +90,7 @@ def test_first_creation_leaves_no_copy(home: Path) -> None:
     assert not list(home.glob("*before*"))
 
 
-def test_no_update_while_a_runner_lives(home: Path, older: Path) -> None:
+def test_no_update_while_a_runner_is_running(home: Path, older: Path) -> None:
     with sqlite3.connect(older) as connection:
         connection.execute(
             "INSERT INTO locks VALUES ('run:old1', ?, ?, ?, '2026-01-01T00:00:00.000Z')",
@@ -105,7 +105,7 @@ def test_no_update_while_a_runner_lives(home: Path, older: Path) -> None:
     assert not list(home.glob("*before*"))
 
 
-def test_update_goes_on_when_the_runner_is_dead(home: Path, older: Path) -> None:
+def test_the_update_proceeds_when_the_runner_is_dead(home: Path, older: Path) -> None:
     with sqlite3.connect(older) as connection:
         connection.execute(
             "INSERT INTO locks VALUES ('run:old1', ?, ?, ?, '2026-01-01T00:00:00.000Z')",
@@ -128,7 +128,7 @@ def test_failed_update_changes_nothing(home: Path, older: Path) -> None:
         assert connection.execute("SELECT run FROM allocations").fetchall() == [(999,)]
 
 
-def test_copy_that_cannot_be_made_stops_the_update(home: Path, older: Path) -> None:
+def test_a_failed_copy_stops_the_update(home: Path, older: Path) -> None:
     older.with_name(f"glasshouse.db.before-{SCHEMA_VERSION}").mkdir()
     with pytest.raises(StoreError) as caught:
         Writer(home)
@@ -136,7 +136,7 @@ def test_copy_that_cannot_be_made_stops_the_update(home: Path, older: Path) -> N
     assert version(older) == SCHEMA_VERSION - 1
 
 
-def test_processes_that_start_at_once_make_one_database(home: Path, child: Child) -> None:
+def test_processes_that_start_together_create_one_database(home: Path, child: Child) -> None:
     code = "import sys; from pathlib import Path; from engine.store.writer import Writer; Writer(Path(sys.argv[1]))"
     for process in [child(code, home) for _ in range(4)]:
         _, err = process.communicate(timeout=120)
