@@ -265,10 +265,15 @@ def events_of(entries: list[Entry], run_id: str) -> list[Event]:
     for entry in entries:
         events.append(
             Event(
-                seq=entry.seq, prev=prev, ts=entry.ts, event=entry.event, run_id=run_id, body=entry.body,
+                seq=entry.seq,
+                prev=prev,
+                ts=entry.ts,
+                event=entry.event,
+                run_id=run_id,
+                body=entry.body,
                 hash=entry.hash,
             )
-        )  # fmt: skip
+        )
         prev = entry.hash
     return events
 

@@ -18,9 +18,16 @@ class RunContext:
     """One run's store, log, folder and staging. `cancelled` becomes true once the user requests to cancel the run."""
 
     def __init__(
-        self, run_id: str, plan: Plan, writer: Writer, reader: Reader, journal: Journal, ingest: Ingest,
-        folder: RunFolder, staging: Staging,
-    ) -> None:  # fmt: skip
+        self,
+        run_id: str,
+        plan: Plan,
+        writer: Writer,
+        reader: Reader,
+        journal: Journal,
+        ingest: Ingest,
+        folder: RunFolder,
+        staging: Staging,
+    ) -> None:
         self.run_id = run_id
         self.plan = plan
         self.writer = writer

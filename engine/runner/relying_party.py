@@ -191,9 +191,13 @@ class RelyingParty:
             keys = staging.run_key.open_keys(context.folder.read(CONTENT_KEYS) or b"")
             try:
                 prepared = prepare_release(
-                    result, keys, run_id=context.run_id, run_key=staging.run_key.signing,
-                    runner_head=context.journal.head, pod_head=self._pod_head(),
-                )  # fmt: skip
+                    result,
+                    keys,
+                    run_id=context.run_id,
+                    run_key=staging.run_key.signing,
+                    runner_head=context.journal.head,
+                    pod_head=self._pod_head(),
+                )
             finally:
                 wipe(keys)
             context.folder.write(CIPHERTEXT, prepared.ciphertext)
@@ -205,9 +209,11 @@ class RelyingParty:
         if hashlib.sha256(ciphertext).hexdigest() != body.ciphertext_sha256:
             raise RefusedError("The stored release is not the one in its receipt.", code="release_other_result")
         info = release_info(
-            evidence_sha256=body.evidence_sha256, policy_sha256=body.policy_sha256,
-            manifest_sha256=body.manifest_sha256, run_id=context.run_id,
-        )  # fmt: skip
+            evidence_sha256=body.evidence_sha256,
+            policy_sha256=body.policy_sha256,
+            manifest_sha256=body.manifest_sha256,
+            run_id=context.run_id,
+        )
         return {
             "ciphertext": base64.b64encode(ciphertext).decode(),
             "info": base64.b64encode(info).decode(),
@@ -220,10 +226,12 @@ class RelyingParty:
         context, receipt = self._context, fields_of(done.receipt)
         try:
             zeroization: Zeroization = read_zeroization(
-                receipt, self._attester, run_id=context.run_id,
+                receipt,
+                self._attester,
+                run_id=context.run_id,
                 manifest_sha256=context.staging.prepared.manifest_digest or "",
                 nonce_sha256=self._ingest.nonce_digest or "",
-            )  # fmt: skip
+            )
         except RefusedError as error:
             self._ingest.advance("runtime", "unverified", f"{error.code}: {error.message}")
             self._wipe_checked = True

@@ -248,11 +248,15 @@ class Staging:
             self.run_id,
             "payload",
             {
-                "samples": payload.samples, "dropped": payload.dropped, "truncated": payload.truncated,
-                "orderDigest": payload.order_digest, "initDigest": payload.init_digest,
-                "tokensDigest": payload.tokens_digest, "modelDigest": payload.model_digest,
+                "samples": payload.samples,
+                "dropped": payload.dropped,
+                "truncated": payload.truncated,
+                "orderDigest": payload.order_digest,
+                "initDigest": payload.init_digest,
+                "tokensDigest": payload.tokens_digest,
+                "modelDigest": payload.model_digest,
             },
-        )  # fmt: skip
+        )
         self._journal.add(
             PackageSealed(manifest_digest=digest, plan_digest=plan_digest(self.plan), bundle_digest=self.bundle_digest)
         )

@@ -54,10 +54,15 @@ def append(
             connection.execute(
                 "INSERT INTO events (run, chain, seq, ts, event, body, hash) VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (
-                    run, chain, event.seq, event.ts, event.event, canonical(event.body).decode(),
+                    run,
+                    chain,
+                    event.seq,
+                    event.ts,
+                    event.event,
+                    canonical(event.body).decode(),
                     bytes.fromhex(event.hash),
                 ),
-            )  # fmt: skip
+            )
     for kind in ("raw", "protected"):
         _store_progress(connection, run, kind, [item for item in progress_events if item[1].kind == kind])
     if new_events or (offset is not None and offset > stored.offset):
@@ -119,9 +124,14 @@ def read(connection: sqlite3.Connection, run: int, run_id: str, chain: Chain) ->
             head, progress_row = event.hash, next(progress_rows, None)
             yield event
         event = Event(
-            seq=row["seq"], prev=head, ts=row["ts"], event=row["event"], run_id=run_id,
-            body=parse(row["body"]), hash=row["hash"].hex(),
-        )  # fmt: skip
+            seq=row["seq"],
+            prev=head,
+            ts=row["ts"],
+            event=row["event"],
+            run_id=run_id,
+            body=parse(row["body"]),
+            hash=row["hash"].hex(),
+        )
         head = event.hash
         yield event
     while progress_row is not None:

@@ -54,9 +54,14 @@ _IN_DETAIL: Final = {
 
 
 def intend(
-    connection: sqlite3.Connection, allocation_id: str, provider: str, name: str, run: int | None, at: str,
+    connection: sqlite3.Connection,
+    allocation_id: str,
+    provider: str,
+    name: str,
+    run: int | None,
+    at: str,
     fields: AllocationFields,
-) -> None:  # fmt: skip
+) -> None:
     """Add an allocation that is about to be requested."""
     connection.execute(
         """INSERT INTO allocations (id, provider, name, state, created_at, run)
@@ -70,9 +75,14 @@ def intend(
 
 
 def move(
-    connection: sqlite3.Connection, allocation_id: str, state: LedgerState, reason: str, at: str,
-    fields: AllocationFields, only_from: LedgerState | None = None,
-) -> None:  # fmt: skip
+    connection: sqlite3.Connection,
+    allocation_id: str,
+    state: LedgerState,
+    reason: str,
+    at: str,
+    fields: AllocationFields,
+    only_from: LedgerState | None = None,
+) -> None:
     """Record the next state, or the present one again; raises `StoreError` (`ledger_move`) for any other.
 
     `only_from`: the state that the caller has read; refused as well if the entry has changed since.

@@ -124,9 +124,15 @@ def unfinished(connection: sqlite3.Connection) -> list[RunSummary]:
     """Every run of mine that has not ended, newest first."""
     unfinished_states = [state for state in get_args(RunState) if state not in FINAL_RUN_STATES]
     return page(
-        connection, Filter(("mine",), states=unfinished_states), limit=None, before=None, above=None, offset=0,
-        sort="created_at", descending=None,
-    )  # fmt: skip
+        connection,
+        Filter(("mine",), states=unfinished_states),
+        limit=None,
+        before=None,
+        above=None,
+        offset=0,
+        sort="created_at",
+        descending=None,
+    )
 
 
 def summary(row: sqlite3.Row) -> RunSummary:

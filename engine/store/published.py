@@ -88,10 +88,16 @@ def insert_published(connection: sqlite3.Connection) -> None:
                     adapter_sha256)
                 VALUES (?, ?, ?, 'done', ?, ?, ?, ?, ?)""",
                 (
-                    key, kind, position, row[f"{kind}Steps"], round(row[f"{kind}ElapsedSec"] * 1e9),
-                    row[f"{kind}FinalLoss"], row[f"{kind}FinalLoss"], row[f"{kind}AdapterSha256"],
+                    key,
+                    kind,
+                    position,
+                    row[f"{kind}Steps"],
+                    round(row[f"{kind}ElapsedSec"] * 1e9),
+                    row[f"{kind}FinalLoss"],
+                    row[f"{kind}FinalLoss"],
+                    row[f"{kind}AdapterSha256"],
                 ),
-            )  # fmt: skip
+            )
         connection.execute(
             "INSERT INTO results (run, at, body, checks) VALUES (?, ?, ?, '[]')",
             (key, created_at, canonical(row).decode()),

@@ -133,9 +133,15 @@ class Reader:
         """
         with self._snapshot() as db:
             return listing.page(
-                db, Filter(source, text, states), limit=limit, before=before, above=above, offset=offset,
-                sort=sort, descending=descending,
-            )  # fmt: skip
+                db,
+                Filter(source, text, states),
+                limit=limit,
+                before=before,
+                above=above,
+                offset=offset,
+                sort=sort,
+                descending=descending,
+            )
 
     def count(self, source: Sequence[Source] = ("mine",), text: str = "", states: Sequence[str] | None = None) -> int:
         """How many runs pass this filter."""
@@ -249,11 +255,15 @@ class Reader:
             ).fetchall()
         return [
             LogLine(
-                rowid=row["id"], chain=row["chain"], seq=row["seq"], ts=row["ts"], event=row["event"],
+                rowid=row["id"],
+                chain=row["chain"],
+                seq=row["seq"],
+                ts=row["ts"],
+                event=row["event"],
                 body=parse(row["body"]),
             )
             for row in (reversed(rows) if newest else rows)
-        ]  # fmt: skip
+        ]
 
     def events(self, run_id: str, chain: Chain) -> list[Event]:
         """A whole log, progress events included, as it arrived: the chain's hashes can be checked again."""

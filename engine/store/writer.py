@@ -133,11 +133,19 @@ class Writer:
                 VALUES (?, 'mine', ?, ?, ?, ?, ?, ?, 'queued', ?, ?, ?, 'not_requested', 'withheld',
                     'pending', 'active', ?)""",
                 (
-                    run_id, plan.label, plan.preset, plan.provider.name, model, plan.segments,
-                    plan.order if plan.segments == "pair" else None, now, plan.target.seconds,
-                    plan.target.steps, search_text(plan.label, run_id, model, plan.provider.name),
+                    run_id,
+                    plan.label,
+                    plan.preset,
+                    plan.provider.name,
+                    model,
+                    plan.segments,
+                    plan.order if plan.segments == "pair" else None,
+                    now,
+                    plan.target.seconds,
+                    plan.target.steps,
+                    search_text(plan.label, run_id, model, plan.provider.name),
                 ),
-            ).lastrowid  # fmt: skip
+            ).lastrowid
             db.execute(
                 "INSERT INTO plans (run, digest, body) VALUES (?, ?, ?)",
                 (run, plan_digest(plan), canonical(dump_plan(plan)).decode()),
@@ -157,10 +165,13 @@ class Writer:
                     ear_status = ifnull(?, ear_status), reason_codes = ifnull(?, reason_codes)
                 WHERE key = ?""",
                 (
-                    fields.get("gpu_model"), fields.get("tier"), fields.get("ear_status"),
-                    None if codes is None else canonical(list(codes)).decode(), run,
+                    fields.get("gpu_model"),
+                    fields.get("tier"),
+                    fields.get("ear_status"),
+                    None if codes is None else canonical(list(codes)).decode(),
+                    run,
                 ),
-            )  # fmt: skip
+            )
             row = db.execute("SELECT label, id, model, gpu_model, provider FROM runs WHERE key = ?", (run,)).fetchone()
             db.execute("UPDATE runs SET search = ? WHERE key = ?", (search_text(*row), run))
 
@@ -330,9 +341,14 @@ class Writer:
             ledger.intend(db, allocation_id, provider, name, run, self._clock(), fields)
 
     def allocation_state(
-        self, allocation_id: str, state: LedgerState, reason: str = "", *, only_from: LedgerState | None = None,
+        self,
+        allocation_id: str,
+        state: LedgerState,
+        reason: str = "",
+        *,
+        only_from: LedgerState | None = None,
         **fields: Unpack[AllocationFields],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Record an allocation's next state; it is on the disk when this returns.
 
         Raises `StoreError` (`ledger_move`) for a state that cannot follow, or when the present one is not `only_from`.
