@@ -187,9 +187,10 @@ def keep(home: Path, allocation_id: str, minutes: int) -> str:
             writer.allocation_state(entry.id, "kept", f"kept until {until}", only_from="kept", **fields)
             return until
         if entry.run_id is None or not in_use(reader, entry):
+            resume = "" if entry.run_id is None else f"Resume its run with `glasshouse resume {entry.run_id}`, or "
             raise UsageError(
                 f"{entry.name} is {entry.state}, and no running run uses it.",
-                f"Resume the run with `glasshouse resume {entry.run_id}`, or terminate it with `glasshouse cleanup`.",
+                f"{resume}{'terminate' if resume else 'Terminate'} it with `glasshouse cleanup`.",
                 code="keep_refused",
             )
         writer.request(entry.run_id, "keep", {"minutes": minutes})

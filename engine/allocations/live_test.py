@@ -17,7 +17,7 @@ import msgspec
 
 from engine.errors import GlasshouseError, ProviderError
 from engine.providers.protocol import Lease, Provider, Quote, Spec, allocation_name
-from engine.runner.allocation import INSTALL
+from engine.runner.allocation import installation_id
 from engine.runner.end_allocation import end_allocation
 from engine.runner.leases import with_end, with_lease
 from engine.runner.spawn import ensure_sentinel
@@ -156,7 +156,7 @@ class SelfTest:
         self._writer = Writer(home)
         self._reader = Reader(home)
         self._id = secrets.token_hex(6)
-        self._name = allocation_name(self._install(), OWNER)
+        self._name = allocation_name(installation_id(self._writer, self._reader), OWNER)
         self._lease: Lease | None = None
         self._requested_at: float | None = None
         self._steps: list[Step] = []
@@ -308,13 +308,6 @@ class SelfTest:
         if self._lease is None or self._requested_at is None or self._lease.price_per_hour is None:
             return None
         return round(self._lease.price_per_hour * (time.monotonic() - self._requested_at) / 3600, 6)
-
-    def _install(self) -> str:
-        install = self._reader.setting(INSTALL)
-        if install is None:
-            install = secrets.token_hex(4)
-            self._writer.set_setting(INSTALL, install)
-        return install
 
     def _outcome(self, *, gone: bool) -> Outcome:
         lease = self._lease

@@ -139,7 +139,7 @@ class Allocation:
         return lease
 
     def _intend(self) -> AllocationView:
-        name = allocation_name(self._install(), self._run_id)
+        name = allocation_name(installation_id(self._writer, self._reader), self._run_id)
         fields = with_intent(spec_for(self._home, self._plan, self._settings, name).max_seconds)
         self._writer.allocation_intent(secrets.token_hex(6), self._provider.name, name, self._run_id, **fields)
         entry = self.entry()
@@ -163,12 +163,14 @@ class Allocation:
         watch_on(self._home, self._provider.name)
         self._writer.transition(self._run_id, "cleanup", "kept", f"kept until {until}")
 
-    def _install(self) -> str:
-        install = self._reader.setting(INSTALL)
-        if install is None:
-            install = secrets.token_hex(4)
-            self._writer.set_setting(INSTALL, install)
-        return install
+
+def installation_id(writer: Writer, reader: Reader) -> str:
+    """This home's random id in the names of its allocations; made once."""
+    stored = reader.setting(INSTALL)
+    if stored is None:
+        stored = secrets.token_hex(4)
+        writer.set_setting(INSTALL, stored)
+    return stored
 
 
 def kept_allocation(reader: Reader, query: str) -> AllocationView:
