@@ -27,6 +27,12 @@ from engine.worker.isolation.wipe import (
 
 me = Target("me", *procfs.self_memory())
 
+def random_bytes(size):
+    # Drawn in place: os.urandom would leave a copy in the interpreter's own memory, which no sweep of the heap reaches.
+    drawn = bytearray(size)
+    libc.getrandom(ctypes.byref(ctypes.c_char.from_buffer(drawn)), ctypes.c_size_t(size), 0)
+    return drawn
+
 class Secret:
     def __init__(self, data, *more):
         self.data = data
@@ -71,7 +77,7 @@ DIRTY_HEAP = (
 chooser = random.Random(int(sys.argv[1]))
 outcomes = []
 for round_number in range(20):
-    secret = Secret(bytearray(os.urandom(32)))
+    secret = Secret(random_bytes(32))
     source = ctypes.addressof(ctypes.c_char.from_buffer(secret.data))
     chunks = []
     for _ in range(1500):
@@ -114,7 +120,7 @@ class Repeated(ctypes.Structure):
 
 by_value = libc.labs
 by_value.argtypes, by_value.restype = (Repeated,), None
-secret = Secret(bytearray(os.urandom(16)))
+secret = Secret(random_bytes(16))
 source, sink = Repeated.from_buffer(bytearray(secret.data * 256)), Repeated()
 
 def leave(where):
@@ -161,7 +167,7 @@ def test_only_the_main_threads_stack_is_swept() -> None:
 DIRTY_INTERPRETER = (
     COUNTING
     + r"""
-secret = Secret(bytearray(os.urandom(32)))
+secret = Secret(random_bytes(32))
 view = memoryview(secret.data)
 taken = [bytes(size) for size in range(0, 480, 8) for _ in range(int(sys.argv[1]))]
 kept = [[bytes(view) + bytes(size) for size in range(0, 440, 8)] for _ in range(40)]
@@ -186,7 +192,7 @@ FREED = (
     COUNTING
     + r"""
 works = perturb_frees() if sys.argv[1] == "perturbed" else True
-secret = Secret(bytearray(os.urandom(32)))
+secret = Secret(random_bytes(32))
 source = ctypes.addressof(ctypes.c_char.from_buffer(secret.data))
 chunks = [_malloc(size) for size in range(600, 1000, 16)]
 for chunk in chunks:
