@@ -52,7 +52,7 @@ class Stopped:
         self._ptrace(_GETREGS, 0, ctypes.addressof(self._kept))
 
     def call(self, name: str, *arguments: int | bytes) -> int:
-        """Make a system call in the process; returns its result, negative for an errno. Bytes become a string on its stack."""
+        """Make a system call in the process; returns the result, negative for an errno. Bytes are put on its stack."""
         registers = _Registers.from_buffer_copy(self._kept)
         place = self._kept.rsp - _RED_ZONE
         values = []

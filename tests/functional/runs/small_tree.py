@@ -23,7 +23,7 @@ BUNDLE: Final = "engine/remote/bundle.py"
 
 
 def copy_site(target: Path) -> None:
-    """Copy what the worker imports apart from torch and its dependencies, and the metadata of every package, as an image has."""
+    """Copy what the worker imports apart from torch and its dependencies, and every package's metadata."""
     for installed in map(Path, site_paths()):
         for pattern in (*PACKAGES, *MODULES):
             for path in installed.glob(pattern):

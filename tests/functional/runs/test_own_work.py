@@ -1,4 +1,4 @@
-"""Own data, own model, either order, either target; and the adapter that comes out of it."""
+"""The user's own data and model, either order, either target, and the resulting adapter."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def data_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def model_folder(tmp_path: Path) -> Path:
-    """A model folder as a person has one: config, tokenizer, weights."""
+    """A model folder as a user has one: config, tokenizer, weights."""
     folder = tmp_path / "my-model"
     folder.mkdir()
     files = build_payload(preset("demo")).files
