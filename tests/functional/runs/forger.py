@@ -49,9 +49,9 @@ def public(private: Ed25519PrivateKey) -> bytes:
 
 
 class Forger:
-    """Rebuilds an exported document. `edits` maps the name of a part to a function that changes it: `plan`, `policy`, `challenge`,
-    `claims`, `result`, `release`, `zeroization`, `closing`, `series`, `row`, `delegation`, and `runner:EVENT` or
-    `pod:EVENT` for a body (None drops the event).
+    """Rebuilds an exported document. `edits` maps a part's name to a function that changes it: `plan`, `policy`,
+    `challenge`, `claims`, `result`, `release`, `zeroization`, `closing`, `series`, `row`, `delegation`, and
+    `runner:EVENT` or `pod:EVENT` for a body (None drops the event).
     """
 
     def __init__(self, document: dict[str, Any], **edits: Edit) -> None:
