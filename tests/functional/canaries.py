@@ -50,6 +50,6 @@ def opened(text: bytes, depth: int = 3) -> bytes:
     return b"\0".join([text, *inner])
 
 
-def found(canaries: Mapping[str, str], places: Iterator[tuple[str, bytes]]) -> list[tuple[str, str]]:
+def occurrences(canaries: Mapping[str, str], places: Iterator[tuple[str, bytes]]) -> list[tuple[str, str]]:
     """(canary's name, place) for every occurrence of a canary."""
     return [(name, place) for place, content in places for name, word in canaries.items() if word.encode() in content]

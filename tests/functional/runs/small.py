@@ -167,7 +167,7 @@ def write(trainable: dict[str, bytearray], metadata: str, fd: int) -> int:
 
 
 def rehearse(plan: Any, model_type: str) -> None:
-    """Run once whatever would otherwise be imported or started late."""
+    """Run once what would otherwise import modules or allocate memory only when it is needed."""
     hashlib.sha256(b"").hexdigest()
     sweep_python()
     sweep_heap()

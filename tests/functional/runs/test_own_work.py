@@ -78,7 +78,7 @@ def test_private_data_on_a_local_model_runs_protected_and_its_adapter_loads_in_p
 
 
 def _loaded_sum(model_folder: Path, adapter: Path) -> float:
-    """The sum of all |lora_B| after peft loaded the adapter onto the base model, in a process of its own."""
+    """The sum of all |lora_B| after peft loaded the adapter onto the base model, in a separate process."""
     program = """
 import sys, torch
 from peft import PeftModel

@@ -30,7 +30,7 @@ def places_in_export(renter: Renter, run_id: str) -> list[tuple[str, str]]:
     assert b'"_type":"https://in-toto.io' in published, "encoded statements are decoded"
     (entry,) = renter.ledger()
     places = {"the pod": str(entry.provider_id), "its name": entry.name, "an address": "127.0.0.1"}
-    return canaries.found({**places, "the home": str(renter.home)}, iter([("export", published)]))
+    return canaries.occurrences({**places, "the home": str(renter.home)}, iter([("export", published)]))
 
 
 def run_on_a_pod(renter: Renter) -> None:

@@ -23,7 +23,7 @@ def test_keys_rotated_during_a_run_leave_its_row_verifiable_and_its_adapter_read
     view = operator.finish(run_id)
     assert view.row is not None, operator.log_of(run_id)
     assert view.plan_digest is not None
-    assert view.row["clean"] is True, checks_of(view)  # the runner found the key that the adapter is sealed to
+    assert view.row["clean"] is True, checks_of(view)  # the runner had the retired key that the adapter is sealed to
 
     with Reader(operator.home) as reader:
         receipts = reader.receipts(run_id)
