@@ -11,12 +11,12 @@ NAMES = sorted(path.stem.removeprefix("bench_") for path in Path(__file__).paren
 
 def main() -> int:
     """Run the named benchmarks, or all of them."""
-    wanted = sys.argv[1:] or NAMES
-    unknown = [name for name in wanted if name not in NAMES]
+    names = sys.argv[1:] or NAMES
+    unknown = [name for name in names if name not in NAMES]
     if unknown:
         print(f"no benchmark {unknown[0]!r}; there are: {', '.join(NAMES)}")
         return 2
-    for name in wanted:
+    for name in names:
         print(f"\n== {name}", flush=True)
         subprocess.run([sys.executable, "-m", f"tests.benchmarks.bench_{name}"], check=True)
     return 0

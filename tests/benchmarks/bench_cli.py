@@ -1,6 +1,6 @@
-"""How long quick commands take from start to exit, beside a Python that does nothing.
+"""How long quick commands take from start to exit, compared with a Python that does nothing.
 
-Rounds are interleaved, so that what else the machine does hits every column alike; medians and ratios are printed.
+Rounds are interleaved, so that other load on the machine affects every column alike; medians and ratios are printed.
 Run: `python -m tests.benchmarks.bench_cli [ROUNDS]`.
 """
 
@@ -25,7 +25,7 @@ JUDGED: Final = "runs --json, empty home"
 
 
 def commands(empty: Path, filled: Path) -> dict[str, list[str]]:
-    """What is timed, by name; the first is what the others are compared with."""
+    """The timed commands by name; the others are compared with the first."""
     entry = Path(sys.executable).with_name("glasshouse")
     start = [str(entry)] if entry.exists() else [sys.executable, "-m", "glasshouse_tui.cli"]
     return {
@@ -40,7 +40,7 @@ def commands(empty: Path, filled: Path) -> dict[str, list[str]]:
 
 
 def fill(home: Path) -> None:
-    """Enter finished runs into a new store."""
+    """Write finished runs into a new store."""
     with Writer(home) as writer:
         for number in range(STORED_RUNS):
             run_id = f"{number:012x}"
@@ -49,7 +49,7 @@ def fill(home: Path) -> None:
 
 
 class Times(NamedTuple):
-    """Seconds of one command: from start to exit, and of processor time, which a busy machine hardly moves."""
+    """Seconds of one command: from start to exit, and of processor time, which other load hardly affects."""
 
     wall: float
     processor: float
@@ -67,13 +67,13 @@ def timed(command: list[str]) -> Times:
 
 
 def measure(timed_commands: dict[str, list[str]], rounds: int) -> dict[str, list[Times]]:
-    """The times of every command over interleaved rounds, after one that warms the caches."""
+    """The times of every command over interleaved rounds, after a first one that warms the caches."""
     times: dict[str, list[Times]] = {name: [] for name in timed_commands}
     for round_ in range(rounds + 1):
         for name, command in timed_commands.items():
-            found = timed(command)
+            taken = timed(command)
             if round_:
-                times[name].append(found)
+                times[name].append(taken)
     return times
 
 
@@ -85,12 +85,12 @@ def main() -> None:
         empty, filled = Path(folder, "empty"), Path(folder, "filled")
         fill(filled)
         times = measure(commands(empty, filled), rounds)
-    walls = {name: statistics.median(found.wall for found in each) for name, each in times.items()}
-    processors = {name: statistics.median(found.processor for found in each) for name, each in times.items()}
+    walls = {name: statistics.median(taken.wall for taken in each) for name, each in times.items()}
+    processors = {name: statistics.median(taken.processor for taken in each) for name, each in times.items()}
     out = [f"{f'medians of {rounds} rounds':<28}{'wall':>9}{'fastest':>9}{'cpu':>9}{'wall x':>8}{'cpu x':>8}"]
     for name, each in times.items():
         out.append(
-            f"{name:<28}{walls[name]:>8.3f}s{min(found.wall for found in each):>8.3f}s{processors[name]:>8.3f}s"
+            f"{name:<28}{walls[name]:>8.3f}s{min(taken.wall for taken in each):>8.3f}s{processors[name]:>8.3f}s"
             f"{walls[name] / walls[PYTHON]:>8.1f}{processors[name] / processors[PYTHON]:>8.1f}"
         )
     verdict = "met" if walls[JUDGED] < MUST_SECONDS else "MISSED"

@@ -48,7 +48,7 @@ WRITER: Final = "from tests.benchmarks.bench_console import write_events; import
 
 
 class Screen:
-    """A program in a pseudo-terminal of its own."""
+    """A program in its own pseudo-terminal."""
 
     def __init__(self, *command: str, columns: int = 120, lines: int = 40) -> None:
         self.started = time.perf_counter()
@@ -73,24 +73,24 @@ class Screen:
 
     def until(self, text: str, seconds: float = 60.0) -> float:
         """Seconds from the start until the text was drawn."""
-        seen = b""
+        output = b""
         while time.perf_counter() - self.started < seconds:
-            seen += self.read(0.05)
-            if text in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", seen.decode(errors="replace")):
+            output += self.read(0.05)
+            if text in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", output.decode(errors="replace")):
                 return time.perf_counter() - self.started
         raise TimeoutError(text)
 
     def read(self, seconds: float) -> bytes:
-        """What is drawn next, empty when nothing is within that time."""
+        """What is drawn next; empty when nothing is drawn within that time."""
         return os.read(self._master, 65536) if select.select([self._master], [], [], seconds)[0] else b""
 
     def drain(self, quiet: float) -> None:
-        """Read until nothing was drawn for so long."""
+        """Read until nothing is drawn for `quiet` seconds."""
         while self.read(quiet):
             pass
 
     def press(self, key: str) -> float:
-        """Seconds from a key to what it draws; begun while nothing else is being drawn."""
+        """Seconds from a key to what it draws; waits first until nothing else is being drawn."""
         self.drain(0.02)
         os.write(self._master, key.encode())
         started = time.perf_counter()
@@ -99,7 +99,7 @@ class Screen:
         return time.perf_counter() - started
 
     def watch(self, seconds: float) -> tuple[float, float]:
-        """Share of a core in percent, and memory in MB, over a stretch of time."""
+        """Percentage of a core and memory in MB while the program runs for `seconds`."""
         process = psutil.Process(self.process.pid)
         before, ends = process.cpu_times(), time.perf_counter() + seconds
         while time.perf_counter() < ends:
@@ -110,7 +110,7 @@ class Screen:
 
 
 def write_events(home: str) -> None:
-    """Commit ten times a second what 200 steps a second report, until killed."""
+    """Commit 200 steps a second in ten transactions, until killed."""
     chain, first = ChainWriter(RUN), 0
     with Writer(Path(home)) as writer:
         writer.create_run(
@@ -139,19 +139,19 @@ def _console(home: Path) -> tuple[str, ...]:
 
 
 def first_frame(home: Path) -> None:
-    """The console's first frame beside that of the smallest app there is."""
+    """The console's first frame, compared with that of a minimal Textual app."""
     ours, smallest = [], []
     for _ in range(ROUNDS):
         with Screen(sys.executable, "-c", MINIMAL) as screen:
             smallest.append(screen.until("first frame"))
         with Screen(*_console(home)) as screen:
             ours.append(screen.until("glasshouse"))
-    least, mean = statistics.median(smallest), statistics.median(ours)
-    print(f"first frame: minimal app {least:.3f} s, console {mean:.3f} s, {mean - least:+.3f} s (goal +0.2)")
+    least, console = statistics.median(smallest), statistics.median(ours)
+    print(f"first frame: minimal app {least:.3f} s, console {console:.3f} s, {console - least:+.3f} s (goal +0.2)")
 
 
 def keys_and_watching(home: Path) -> None:
-    """Key to display in History, then processor time and memory on the Run screen, both beside a live run."""
+    """Key to display in History, then processor time and memory on the Run screen, both during a live run."""
     writer = subprocess.Popen([sys.executable, "-c", WRITER, str(home)])
     try:
         with Screen(*_console(home)) as screen:
@@ -175,7 +175,7 @@ def keys_and_watching(home: Path) -> None:
 
 
 def main() -> None:
-    """Run all of them."""
+    """Run all measurements."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
     rows = parser.parse_args().rows

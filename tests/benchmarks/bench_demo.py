@@ -1,7 +1,7 @@
 """How long `glasshouse demo` takes from start to exit, and where the time goes.
 
 Each round runs it twice in a fresh home, so that a first run (which measures the environment) and a second one (which
-knows it) meet the same machine. Run: `python -m tests.benchmarks.bench_demo [ROUNDS]`.
+has it cached) see the same load. Run: `python -m tests.benchmarks.bench_demo [ROUNDS]`.
 """
 
 from __future__ import annotations
@@ -33,12 +33,14 @@ def demo(home: str) -> tuple[float, dict[str, Any]]:
 
 def stages(row: dict[str, Any], total: float) -> dict[str, float]:
     """Seconds by stage; `rest` is staging, collecting, cleaning and the start of processes."""
-    found = {f"{kind} {name}": taken for kind, phases in row["phases"].items() for name, taken in phases.items()}
-    return {**found, "rest": total - sum(found.values())}
+    phases_seconds = {
+        f"{kind} {name}": taken for kind, phases in row["phases"].items() for name, taken in phases.items()
+    }
+    return {**phases_seconds, "rest": total - sum(phases_seconds.values())}
 
 
 def main() -> None:
-    """Print medians by stage and the whole against its limits."""
+    """Print medians by stage, and the total against its limits."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS
     times: dict[str, list[float]] = {"first run": [], "second run": []}
     by_stage: dict[str, list[float]] = {}

@@ -1,7 +1,7 @@
-"""Pods on loopback: from the first answer of sshd to the first training step, and how fast staging is beside `scp`.
+"""Pods on loopback: from sshd's first answer to the first training step, and the speed of staging against `scp`.
 
 The fake RunPod stands in for the provider; sshd, staging, launch and training are real. Times between states come from
-the store, so that making the pod is not in them. Needs openssh-server, and root for the pods' namespaces. Run:
+the store, so that they exclude creating the pod. Needs openssh-server, and root for the pods' namespaces. Run:
 `python -m tests.benchmarks.bench_pods [ROUNDS] [MIB]`.
 """
 
@@ -48,12 +48,12 @@ def spans(view: RunView) -> dict[str, float]:
         return (at[last] - at[first]).total_seconds()
 
     connecting, running = ("run", "connecting", ""), ("run", "running", "")
-    looking = ("run", "staging", "environment: checking the allocation")
+    checking = ("run", "staging", "environment: checking the allocation")
     launching, loading = ("segment:raw", "launching", ""), ("segment:raw", "loading", "")
     first_step = ("segment:raw", "training", "")
     return {
         "connect": between(connecting, ("run", "staging", "")),
-        "environment": between(looking, running) if looking in at else 0.0,
+        "environment": between(checking, running) if checking in at else 0.0,
         "whole": between(connecting, first_step),
         "imports and model load": between(launching, first_step),
         "of that, load": between(loading, first_step),
@@ -61,14 +61,14 @@ def spans(view: RunView) -> dict[str, float]:
 
 
 def first_steps(renter: Renter, rounds: int) -> None:
-    """Runs of a raw segment, one after the other, each on a pod of its own."""
-    seen: dict[str, list[float]] = {}
+    """Runs of a raw segment, one after the other, each on its own pod."""
+    by_span: dict[str, list[float]] = {}
     for _ in range(rounds):
         run_id = renter.start(renter.plan(steps=SMALL))
         view = renter.finish(run_id)
         for name, seconds in spans(view).items():
-            seen.setdefault(name, []).append(seconds)
-    medians = {name: statistics.median(values) for name, values in seen.items()}
+            by_span.setdefault(name, []).append(seconds)
+    medians = {name: statistics.median(values) for name, values in by_span.items()}
     print(f"from sshd's answer to the first step, medians of {rounds} rounds")
     for name, seconds in medians.items():
         print(f"  {name:24}{seconds:8.2f} s")
@@ -97,7 +97,7 @@ def _scp(endpoint: Endpoint, source: Path, target: str) -> float:
 
 
 def staging(folder: Path, rounds: int, mib: int) -> None:
-    """One large file by our staging, with its hash on both sides, and by scp, in turn, to one sshd."""
+    """Send one large file to one sshd, alternately by our staging, with its hash on both sides, and by scp."""
     source = folder / "large"
     with source.open("wb") as file:
         for _ in range(mib):
@@ -124,7 +124,7 @@ def staging(folder: Path, rounds: int, mib: int) -> None:
     print(f"\n{mib} MiB to sshd, medians of {rounds} interleaved rounds")
     print(f"  staging (with hashes)   {mib / fast:8.1f} MiB/s")
     print(f"  scp                     {mib / slow:8.1f} MiB/s")
-    print(f"  staging beside scp      {slow / fast:8.2f}")
+    print(f"  staging / scp           {slow / fast:8.2f}")
 
 
 _PORT: Final = 42022
@@ -142,7 +142,7 @@ def _sshd(folder: Path) -> list[str]:
 
 
 def main() -> None:
-    """Both measurements; says why where pods cannot be made here."""
+    """Run both measurements; prints the reason when this machine cannot run pods."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS
     mib = int(sys.argv[2]) if len(sys.argv) > 2 else MIB
     if lacking := missing():

@@ -4,10 +4,10 @@ The library's own rate is `Cobblestone256Encryptor.update_into` and `Cobblestone
 bytes in one thread, with the best of four block sizes: sealing from a file to a new file, opening from a file to a
 new file and into a fresh memory map. Ours is `seal_package` of that file, SHA-256 and
 durability included, and `open_file` into the map of a fresh memfd, SHA-256 included. Both take turns in each round,
-on the same files, which lie in memory (/dev/shm, where a sync costs nothing) unless `--folder` names another place;
-then both sync. A ratio is that of two medians. Ours needs a second core for SHA-256: on one, or beside other work, the
-ratio falls, so the share of the cores that other work took is printed too. The last lines say what the parts come to
-alone. Printed, never asserted.
+on the same files, which are in memory (/dev/shm, where a sync costs nothing) unless `--folder` names another place;
+both sync. A ratio is that of two medians. Ours needs a second core for SHA-256: on one core, or under other load, the
+ratio falls, so the share of the cores that other work took is printed too. The last lines give the rates of encryption
+and hashing alone. Printed, never asserted.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Chunks = dict[str, int]
 
 
 def library_seals(source: Path, target: Path, chunks: int) -> None:
-    """The plain loop, from file to file."""
+    """Encrypt in a plain loop, from file to file."""
     block = memoryview(bytearray(chunks * CHUNK_BYTES))
     out = memoryview(bytearray(HEADER_BYTES + (chunks + 1) * (CHUNK_BYTES + TAG_BYTES)))
     encryptor = Cobblestone256Encryptor(KEY, CONTEXT)
@@ -69,7 +69,7 @@ def _decrypted(source: Path, chunks: int, place: Callable[[int], memoryview], do
 
 
 def library_opens_to_file(source: Path, target: Path, chunks: int) -> None:
-    """The plain loop, from file to file."""
+    """Decrypt in a plain loop, from file to file."""
     out = memoryview(bytearray((chunks + 1) * (CHUNK_BYTES + TAG_BYTES)))
     with target.open("wb", buffering=0) as opened:
         opened.write(_decrypted(source, chunks, lambda _: out, lambda count: opened.write(out[:count])))
@@ -85,7 +85,7 @@ def fresh_map(size: int) -> Iterator[memoryview]:
 
 
 def library_opens_to_map(source: Path, size: int, chunks: int) -> None:
-    """The plain loop, from a file into a fresh map."""
+    """Decrypt in a plain loop, from a file into a fresh map."""
     with fresh_map(size) as view:
         at = 0
 
@@ -98,13 +98,13 @@ def library_opens_to_map(source: Path, size: int, chunks: int) -> None:
 
 
 def we_seal(source: Path, folder: Path) -> SealedPackage:
-    """A package of the one file."""
+    """Seal a package of the one file."""
     digest = "0" * 64
     return seal_package({source.name: source}, folder, run_id="run", plan_digest=digest, policy_digest=digest)
 
 
 def we_open(package: SealedPackage) -> None:
-    """The package's file into a fresh map."""
+    """Open the package's file into a fresh map."""
     entry = package.manifest.files[0]
     with (
         fresh_map(entry.size) as view,
@@ -123,7 +123,7 @@ def rate(size: int, work: Work) -> float:
 class Bench:
     """One size: its files, and the rates of each way in rounds."""
 
-    made: SealedPackage
+    sealed_package: SealedPackage
 
     def __init__(self, folder: Path, mib: int) -> None:
         self.size = mib * MIB
@@ -137,16 +137,16 @@ class Bench:
                 file.write(part)
 
     def _we_seal(self) -> None:
-        self.made = we_seal(self.source, self.package)
+        self.sealed_package = we_seal(self.source, self.package)
 
     def rounds(self, chunks: Chunks, count: int) -> dict[str, float]:
-        """The median rate of each way in MiB/s. The ways take turns, and each makes its target anew."""
+        """The median rate of each way in MiB/s. The ways take turns, and each creates its target again."""
         ways: dict[str, Work] = {
             "seal": partial(library_seals, self.source, self.sealed, chunks["seal"]),
             "we seal": self._we_seal,
             "open to file": partial(library_opens_to_file, self.sealed, self.opened, chunks["open to file"]),
             "open to map": partial(library_opens_to_map, self.sealed, self.size, chunks["open to map"]),
-            "we open": lambda: we_open(self.made),
+            "we open": lambda: we_open(self.sealed_package),
         }
         rates: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(count):
@@ -158,9 +158,9 @@ class Bench:
         return {name: statistics.median(some) for name, some in rates.items()}
 
     def best_chunks(self) -> Chunks:
-        """With how many chunks a step the library is fastest here, each way."""
-        found = [(chunks, self.rounds(dict.fromkeys(LIBRARY_WAYS, chunks), 3)) for chunks in BLOCK_CHUNKS]
-        return {way: max((rates[way], chunks) for chunks, rates in found)[1] for way in LIBRARY_WAYS}
+        """The number of chunks per step with which the library is fastest on this machine, for each way."""
+        measured = [(chunks, self.rounds(dict.fromkeys(LIBRARY_WAYS, chunks), 3)) for chunks in BLOCK_CHUNKS]
+        return {way: max((rates[way], chunks) for chunks, rates in measured)[1] for way in LIBRARY_WAYS}
 
 
 def spent() -> tuple[float, float]:
@@ -176,20 +176,20 @@ def show(what: str, library: float, ours: float) -> None:
 
 
 def compare(bench: Bench, chunks: Chunks, rounds: int, where: str) -> None:
-    """Both ways, in interleaved rounds."""
+    """Measure and print the library and ours, in interleaved rounds."""
     began, (all_before, mine_before) = time.perf_counter(), spent()
-    found = bench.rounds(chunks, rounds)
+    rates = bench.rounds(chunks, rounds)
     all_after, mine_after = spent()
     others = (all_after - all_before - mine_after + mine_before) / (time.perf_counter() - began) / (os.cpu_count() or 1)
     what = f"{bench.size // MIB} MiB{where}"
-    show(f"sealing {what}", found["seal"], found["we seal"])
+    show(f"sealing {what}", rates["seal"], rates["we seal"])
     for way in ("to file", "to map"):
-        show(f"opening {what}, {way}", found[f"open {way}"], found["we open"])
+        show(f"opening {what}, {way}", rates[f"open {way}"], rates["we open"])
     print(f"    other work took {max(others, 0):.0%} of the cores")
 
 
 def parts() -> None:
-    """What one thread does in memory, over one buffer that stays in the cache."""
+    """The rates of one thread in memory, over one buffer that stays in the cache."""
     plain, out = memoryview(os.urandom(CHUNK_BYTES * 16)), memoryview(bytearray(CHUNK_BYTES * 18))
     encryptor, digest = Cobblestone256Encryptor(KEY, CONTEXT), hashlib.sha256()
     works: dict[str, Work] = {
@@ -198,8 +198,8 @@ def parts() -> None:
     }
     for what, work in works.items():
         again = partial(_repeat, work, 256)
-        found = statistics.median(rate(256 * len(plain), again) for _ in range(9))
-        print(f"{what + ' in memory, one thread':<42}{found:>10.0f} MiB/s")
+        median = statistics.median(rate(256 * len(plain), again) for _ in range(9))
+        print(f"{what + ' in memory, one thread':<42}{median:>10.0f} MiB/s")
 
 
 def _repeat(work: Work, count: int) -> None:
@@ -208,7 +208,7 @@ def _repeat(work: Work, count: int) -> None:
 
 
 def choose(folder: Path | None, mib: int) -> Path:
-    """Where the files lie: the wish, else memory where three of them fit, else the folder of temporary files."""
+    """Where to put the files: the given folder, else /dev/shm if three of them fit, else the temporary folder."""
     fits = SHARED.is_dir() and shutil.disk_usage(SHARED).free > (3 * mib + 64) * MIB
     return folder or (SHARED if fits else Path(tempfile.gettempdir()))
 

@@ -1,7 +1,7 @@
 """The store with a long history: `python tests/benchmarks/bench_store.py [--rows 1000000]`.
 
-Reads of a page are timed on a long and on a short history in interleaved rounds; the ratio of the medians says how
-much the length of the history costs. Printed, never asserted.
+Reads of a page are timed on a long and on a short history in interleaved rounds; the ratio of the medians shows
+how much the length of the history costs. Printed, never asserted.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def _pages(short: Reader, long: Reader, rows: int) -> None:
 
 
 def progress_events(run_id: str, steps: int) -> list[Event]:
-    """A pod's log of two segments: ten noisy steps an event."""
+    """A pod's log of two segments: ten noisy steps per event."""
     noise, chain = random.Random(3), ChainWriter(run_id)  # noqa: S311  the same noise each time
     events: list[Event] = []
     for kind in ("raw", "protected"):
@@ -157,7 +157,7 @@ def _ingesting(home: Path) -> None:
             writer.ingest("bench", [event], number)
         spent = time.perf_counter() - started
     reader = Reader(home)
-    print(f"\ningest, an event a transaction: {spent / len(events) * 1000:.2f} ms an event ({len(events)} events)")
+    print(f"\ningest, one event per transaction: {spent / len(events) * 1000:.2f} ms per event ({len(events)} events)")
     print(f"100 points of 18,000 losses: {_milliseconds(lambda: reader.series_points('bench', 'raw', 100)):.1f} ms")
     print(f"whole log rebuilt: {_milliseconds(lambda: reader.events('bench', 'pod')):.0f} ms")
 

@@ -1,4 +1,4 @@
-"""Looks for words that were planted in a run's inputs, in everything that it left behind."""
+"""Searches everything that a run left behind for canary words that were planted in its inputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAY_LOCATE = frozenset({"allocations.detail"})
 
 
 def columns(home: Path) -> Iterator[tuple[str, bytes]]:
-    """Every column of every table that holds text or bytes, by name, with all that is in it."""
+    """Every text or bytes column of every table: its name and all its values."""
     database = sqlite3.connect(home / "glasshouse.db")
     database.text_factory = bytes
     tables = [name.decode() for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
@@ -28,7 +28,7 @@ def columns(home: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def files(home: Path) -> Iterator[tuple[str, bytes]]:
-    """Every file under a home, by name."""
+    """Every file under a home: its relative path and content."""
     for path in home.rglob("*"):
         if path.is_file():
             yield str(path.relative_to(home)), path.read_bytes()
@@ -38,7 +38,7 @@ _ENCODED = re.compile(rb"[A-Za-z0-9+/_-]{24,}={0,2}")
 
 
 def opened(text: bytes, depth: int = 3) -> bytes:
-    """A text, and behind it what is encoded in it, as in signed statements and tokens."""
+    """A text, followed by what is base64-encoded in it, as in signed statements and tokens."""
     inner = []
     for piece in _ENCODED.findall(text) if depth else ():
         try:
@@ -50,6 +50,6 @@ def opened(text: bytes, depth: int = 3) -> bytes:
     return b"\0".join([text, *inner])
 
 
-def found(canaries: Mapping[str, str], places: Iterator[tuple[str, bytes]]) -> list[tuple[str, str]]:
-    """(canary's name, place) for every canary that is somewhere."""
+def occurrences(canaries: Mapping[str, str], places: Iterator[tuple[str, bytes]]) -> list[tuple[str, str]]:
+    """(canary's name, place) for every occurrence of a canary."""
     return [(name, place) for place, content in places for name, word in canaries.items() if word.encode() in content]

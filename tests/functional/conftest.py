@@ -16,7 +16,7 @@ __all__ = ["fake_runpod", "place", "renting"]
 
 @pytest.fixture(scope="session")
 def can_run_pods() -> None:
-    """Skips where pods cannot be real."""
+    """Skips on a machine that cannot run pods."""
     lacking = missing()
     if lacking:
         pytest.skip(lacking)
@@ -24,7 +24,7 @@ def can_run_pods() -> None:
 
 @pytest.fixture
 def fake_runpod(can_run_pods: None, tmp_path: Path) -> Iterator[FakeRunPod]:
-    """A running fake, without pods; afterwards its answers must have kept to RunPod's published contract."""
+    """A running fake, without pods; afterwards its answers must have conformed to RunPod's published contract."""
     fake = FakeRunPod.start(tmp_path / "runpod")
     try:
         yield fake
@@ -44,7 +44,7 @@ def _lasting_runpod(can_run_pods: None, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture
 def swept_runpod(_lasting_runpod: FakeRunPod) -> Iterator[FakeRunPod]:
-    """As `fake_runpod`, on one process for the whole file: for tests that leave nothing running that calls it."""
+    """As `fake_runpod`, but one process for the whole file: only for tests after which nothing still calls it."""
     _lasting_runpod.reset()
     yield _lasting_runpod
     assert _lasting_runpod.defects() == []
@@ -52,7 +52,7 @@ def swept_runpod(_lasting_runpod: FakeRunPod) -> Iterator[FakeRunPod]:
 
 @pytest.fixture(scope="session")
 def small_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the worker imports beside torch and its like: small enough to be measured in a moment."""
+    """What the worker imports apart from torch and its dependencies: small enough to be measured in a moment."""
     from tests.functional.runs.small_tree import copy_site
 
     target = tmp_path_factory.mktemp("site")

@@ -1,4 +1,4 @@
-"""The road that a pod takes, on the local allocation: staging, measured launch, tail, killed servers, release."""
+"""A pod's path through a run, on the local allocation: staging, measured launch, tail, killed servers, release."""
 
 from __future__ import annotations
 
@@ -54,16 +54,16 @@ time.sleep(60)
 
 
 def _worker_bundle() -> bytes:
-    """Our bundle with a worker in place of its entry that only writes events."""
-    made = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(build_bundle())) as real, zipfile.ZipFile(made, "w") as bundle:
+    """The shipped bundle, with its entry point replaced by a worker that only writes events."""
+    archive = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(build_bundle())) as real, zipfile.ZipFile(archive, "w") as bundle:
         for name in real.namelist():
             bundle.writestr(zipfile.ZipInfo(name), WORKER if name == "__main__.py" else real.read(name))
-    return made.getvalue()
+    return archive.getvalue()
 
 
 @dataclass
-class Road:
+class LocalRun:
     """A run on a local allocation."""
 
     provider: LocalProvider
@@ -75,7 +75,7 @@ class Road:
         return f"{self.lease.root}/run"
 
     async def open(self) -> SshSession:
-        """What the runner's link calls for every new session."""
+        """Open a session, as the runner's link does for every reconnection."""
         self.lease = await self.provider.wait_ready(self.lease)
         self.sessions.append(await self.provider.open_session(self.lease))
         return self.sessions[-1]
@@ -106,85 +106,85 @@ class Road:
 
 
 @pytest.fixture
-async def road(tmp_path: Path) -> AsyncIterator[Road]:
+async def run(tmp_path: Path) -> AsyncIterator[LocalRun]:
     provider = LocalProvider(tmp_path, LIMITS)
     lease = await provider.acquire(Spec(name=allocation_name("test", "run")), "run")
-    made = Road(provider, lease)
-    yield made
-    for session in made.sessions:
+    run = LocalRun(provider, lease)
+    yield run
+    for session in run.sessions:
         await session.close()
     await provider.release(lease)
 
 
 async def _follow(tail: Tail, until: Callable[[list[Event]], bool]) -> list[Event]:
-    seen: list[Event] = []
+    events: list[Event] = []
     async with asyncio.timeout(120):
-        while not until(seen):
-            got = await tail.poll()
-            seen += [tailed.event for tailed in got]
-            if not got:
+        while not until(events):
+            polled = await tail.poll()
+            events += [tailed.event for tailed in polled]
+            if not polled:
                 await asyncio.sleep(0.005)
-    return seen
+    return events
 
 
-async def test_servers_killed_twice_in_mid_run_lose_no_event(road: Road) -> None:
-    told: list[bool] = []
-    async with Reconnecting(road.open, LIMITS, on_link=lambda up, _: told.append(up)) as link:
-        launched = await road.stage_and_launch(link)
-        tail = Tail(link, f"{road.run_dir}/events.jsonl", 0, ChainReader("run"))
-        seen = await _follow(tail, lambda events: len(events) >= 20)
-        road.signal_server(signal.SIGKILL)
-        seen += await _follow(tail, lambda events: len(events) >= 20)
-        road.signal_server(signal.SIGKILL)
-        seen += await _follow(tail, lambda events: len(seen) + len(events) >= EVENTS)
-        await link.call(lambda session: put_inbox(session, road.run_dir, "end.json", b"{}"))
-        seen += await _follow(tail, bool)
+async def test_servers_killed_twice_in_mid_run_lose_no_event(run: LocalRun) -> None:
+    link_states: list[bool] = []
+    async with Reconnecting(run.open, LIMITS, on_link=lambda up, _: link_states.append(up)) as link:
+        launched = await run.stage_and_launch(link)
+        tail = Tail(link, f"{run.run_dir}/events.jsonl", 0, ChainReader("run"))
+        received = await _follow(tail, lambda events: len(events) >= 20)
+        run.signal_server(signal.SIGKILL)
+        received += await _follow(tail, lambda events: len(events) >= 20)
+        run.signal_server(signal.SIGKILL)
+        received += await _follow(tail, lambda events: len(received) + len(events) >= EVENTS)
+        await link.call(lambda session: put_inbox(session, run.run_dir, "end.json", b"{}"))
+        received += await _follow(tail, bool)
         assert await link.call(lambda session: alive(session, launched.pid, launched.start)) is True
-    assert [event.event for event in seen] == [LOG] * EVENTS + [RUN_CLOSED]
-    assert [event.body.get("number") for event in seen[:-1]] == list(range(EVENTS))
-    assert told == [True, False, True, False, True]
-    assert len(road.sessions) == 3
+    assert [event.event for event in received] == [LOG] * EVENTS + [RUN_CLOSED]
+    assert [event.body.get("number") for event in received[:-1]] == list(range(EVENTS))
+    assert link_states == [True, False, True, False, True]
+    assert len(run.sessions) == 3
 
 
-async def test_a_frozen_server_is_noticed_killed_and_passed_by(road: Road) -> None:
-    async with Reconnecting(road.open, LIMITS) as link:
-        await road.stage_and_launch(link)
-        tail = Tail(link, f"{road.run_dir}/events.jsonl", 0, ChainReader("run"))
-        seen = await _follow(tail, lambda events: len(events) >= 20)
-        road.signal_server(signal.SIGSTOP)
-        waiting = asyncio.create_task(_follow(tail, lambda events: len(seen) + len(events) >= EVENTS))
+async def test_a_frozen_server_that_is_killed_loses_no_event(run: LocalRun) -> None:
+    async with Reconnecting(run.open, LIMITS) as link:
+        await run.stage_and_launch(link)
+        tail = Tail(link, f"{run.run_dir}/events.jsonl", 0, ChainReader("run"))
+        received = await _follow(tail, lambda events: len(events) >= 20)
+        run.signal_server(signal.SIGSTOP)
+        waiting = asyncio.create_task(_follow(tail, lambda events: len(received) + len(events) >= EVENTS))
         await asyncio.sleep(1.0)
-        road.signal_server(signal.SIGKILL)
-        seen += await waiting
-    assert [event.seq for event in seen] == list(range(EVENTS))
+        run.signal_server(signal.SIGKILL)
+        received += await waiting
+    assert [event.seq for event in received] == list(range(EVENTS))
 
 
-async def test_a_new_runner_goes_on_from_the_stored_lease_offset_and_head(road: Road, tmp_path: Path) -> None:
-    async with Reconnecting(road.open, LIMITS) as link:
-        launched = await road.stage_and_launch(link)
-        tail = Tail(link, f"{road.run_dir}/events.jsonl", 0, ChainReader("run"))
-        seen = await _follow(tail, lambda events: len(events) >= 30)
+async def test_a_new_runner_continues_from_the_stored_lease_offset_and_head(run: LocalRun, tmp_path: Path) -> None:
+    async with Reconnecting(run.open, LIMITS) as link:
+        launched = await run.stage_and_launch(link)
+        tail = Tail(link, f"{run.run_dir}/events.jsonl", 0, ChainReader("run"))
+        received = await _follow(tail, lambda events: len(events) >= 30)
         offset = tail.offset
-    road.signal_server(signal.SIGKILL)
+    run.signal_server(signal.SIGKILL)
 
-    second = Road(LocalProvider(tmp_path, LIMITS), road.lease)
+    second = LocalRun(LocalProvider(tmp_path, LIMITS), run.lease)
     async with Reconnecting(second.open, LIMITS) as link:
         assert await second.stage_and_launch(link) == launched
-        reader = ChainReader("run", head=seen[-1].hash if seen else GENESIS, next_seq=len(seen))
+        reader = ChainReader("run", head=received[-1].hash if received else GENESIS, next_seq=len(received))
         rest = await _follow(
-            Tail(link, f"{road.run_dir}/events.jsonl", offset, reader),
-            lambda events: len(seen) + len(events) >= EVENTS,
+            Tail(link, f"{run.run_dir}/events.jsonl", offset, reader),
+            lambda events: len(received) + len(events) >= EVENTS,
         )
-    assert [event.seq for event in seen + rest] == list(range(EVENTS))
+    assert [event.seq for event in received + rest] == list(range(EVENTS))
 
 
-async def test_release_ends_the_supervisor_and_proves_empty(road: Road) -> None:
-    async with Reconnecting(road.open, LIMITS) as link:
-        launched = await road.stage_and_launch(link)
-        await _follow(Tail(link, f"{road.run_dir}/events.jsonl", 0, ChainReader("run")), bool)
-    road.signal_server(signal.SIGKILL)
-    await road.provider.release(road.lease)
-    proof = await road.provider.prove_empty(Scope(names=(road.lease.name,), leases=(road.lease,)))
+async def test_release_terminates_the_supervisor_and_proves_the_allocation_gone(run: LocalRun) -> None:
+    async with Reconnecting(run.open, LIMITS) as link:
+        launched = await run.stage_and_launch(link)
+        await _follow(Tail(link, f"{run.run_dir}/events.jsonl", 0, ChainReader("run")), bool)
+    run.signal_server(signal.SIGKILL)
+    await run.provider.release(run.lease)
+    proof = await run.provider.prove_empty(Scope(names=(run.lease.name,), leases=(run.lease,)))
     assert (proof.count, proof.others) == (0, 0)
     assert not is_alive(launched.pid, launched.start)
-    assert await road.provider.observe(road.lease) == "gone"
+    assert await run.provider.observe(run.lease) == "gone"

@@ -25,8 +25,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(out)],
         cwd=ROOT, check=True, capture_output=True,
     )  # fmt: skip
-    (found,) = out.glob("*.whl")
-    return found
+    (path,) = out.glob("*.whl")
+    return path
 
 
 def test_the_data_is_in_the_wheel_and_found_there(wheel: Path, tmp_path: Path) -> None:

@@ -108,13 +108,13 @@ def test_nothing_that_was_planted_is_in_an_export_a_log_or_a_column(own: OwnRun)
     ]
     outputs.append(("show", own.cli("show", "last", "--json").out.encode()))
     assert all(len(text) > 500 for _, text in outputs)
-    assert canaries.found(words, iter(outputs)) == []
+    assert canaries.occurrences(words, iter(outputs)) == []
     everywhere = dict(canaries.columns(own.cli.home))
     assert {"events.body", "receipts.body", "evidence.body", "allocations.detail"} <= everywhere.keys()
-    assert canaries.found(words, ((n, c) for n, c in everywhere.items() if n not in canaries.MAY_LOCATE)) == []
-    assert canaries.found(own.secrets, iter(everywhere.items())) == []
-    assert canaries.found(own.secrets, canaries.files(own.cli.home)) == []
-    assert canaries.found({"the home": "canary-home"}, iter(everywhere.items())), "the search finds what is there"
+    assert canaries.occurrences(words, ((n, c) for n, c in everywhere.items() if n not in canaries.MAY_LOCATE)) == []
+    assert canaries.occurrences(own.secrets, iter(everywhere.items())) == []
+    assert canaries.occurrences(own.secrets, canaries.files(own.cli.home)) == []
+    assert canaries.occurrences({"the home": "canary-home"}, iter(everywhere.items())), "the search finds what is there"
 
 
 @of_own

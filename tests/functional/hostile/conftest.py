@@ -1,4 +1,4 @@
-"""One allocation for all attacks of a module, a run of its own for each."""
+"""One allocation for all attacks of a module, and a separate run for each."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from tests.functional.runs.support import short_plan
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("hostile") / "home"
-    made.mkdir(mode=0o700)
-    return made
+    folder = tmp_path_factory.mktemp("hostile") / "home"
+    folder.mkdir(mode=0o700)
+    return folder
 
 
 @pytest.fixture(scope="module")
 def reference(home: Path, tmp_path_factory: pytest.TempPathFactory) -> EnvironmentReference:
-    """The reference value of an environment with one small package: a small one is measured sooner."""
+    """The reference value of an environment with one small package, so that measuring it is fast."""
     site = tmp_path_factory.mktemp("site")
     (site / "package.py").write_text("installed = True\n")
-    made = EnvironmentReference(home, (str(site),))
-    made.result()
-    return made
+    reference = EnvironmentReference(home, (str(site),))
+    reference.result()
+    return reference
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +43,9 @@ def provider(home: Path) -> LocalProvider:
 
 @pytest.fixture(scope="module")
 def lease(provider: LocalProvider) -> Iterator[Lease]:
-    made = asyncio.run(provider.acquire(Spec(name=allocation_name("test", "run")), "run"))
-    yield asyncio.run(provider.wait_ready(made))
-    asyncio.run(provider.release(made))
+    acquired = asyncio.run(provider.acquire(Spec(name=allocation_name("test", "run")), "run"))
+    yield asyncio.run(provider.wait_ready(acquired))
+    asyncio.run(provider.release(acquired))
 
 
 @pytest.fixture

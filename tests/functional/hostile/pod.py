@@ -1,7 +1,7 @@
 """An allocation in the hands of an attacker, at the other end of a real link from the real runner's parts.
 
-The attacker has the files, the attester's key and the measurements: what the software tier cannot take from it. What it
-writes is what its tests say; nothing on the operator's side is changed for them.
+The attacker has the files, the attester's key and the measurements, which the software tier cannot keep from it. The
+tests decide what it writes; nothing on the operator's side is changed for them.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ IDENTITY = {
 
 
 async def end_of(following: asyncio.Task[None]) -> None:
-    """Wait for the runner's part to end; raises what it raises, and `TimeoutError` when it does not end."""
+    """Wait for the follower to end; raises its exception, or `TimeoutError` when it does not end."""
     await asyncio.wait_for(following, SECONDS)
 
 
@@ -86,7 +86,7 @@ class Pod:
         return self.attester.public_key().public_bytes_raw()
 
     def write(self, data: bytes) -> None:
-        """Bytes at the end of the log, whatever they are."""
+        """Append arbitrary bytes to the log."""
         with self.log.open("ab") as file:
             file.write(data)
 
@@ -101,23 +101,23 @@ class Pod:
         self.say(SEGMENT_STATE, {"segment": "protected", "state": state, "at": 1.0, **detail})
 
     def say_sealed(self, **fields: Any) -> None:
-        """Tell of a sealed adapter: some, unless `fields` say which."""
+        """Log a sealed adapter with made-up digests, except for those in `fields`."""
         digests = dict.fromkeys(("sha256", "sealedSha256", "tensorDigest", "nonceSha256", "runnerHead"), "0" * 64)
         self.say(ADAPTER_SEALED, {"segment": "protected", "size": 1, "sealedSize": 1, **digests, **fields})
 
     def say_closed(self, runner_head: str) -> None:
-        """End the log as an honest attester does, over whatever head."""
+        """Close the log as an honest attester does, over the given runner head."""
         closing = Closing(run_id=self.run_id, pod_head=self.chain.head, runner_head=runner_head, closed=utc_now())
         receipt = closing_receipt(closing, self.attester)
         self.say(RUN_CLOSED, {"runnerHead": runner_head, "failed": None, "receipt": receipt})
 
     async def message(self, name: str) -> dict[str, Any]:
-        """What the runner puts into the inbox."""
-        until = time.monotonic() + SECONDS
-        while time.monotonic() < until:
+        """Wait for a message that the runner puts into the inbox."""
+        deadline = time.monotonic() + SECONDS
+        while time.monotonic() < deadline:
             if (self.folder / "inbox" / name).exists():
-                found: dict[str, Any] = json.loads((self.folder / "inbox" / name).read_bytes())
-                return found
+                content: dict[str, Any] = json.loads((self.folder / "inbox" / name).read_bytes())
+                return content
             await asyncio.sleep(0.01)
         raise AssertionError(f"the runner sent no {name}")
 
@@ -145,7 +145,7 @@ class Operator:
         self.pod = Pod(Path(self.run_dir), run_id)
 
     def follower(self) -> Follower:
-        """Whoever follows the run; made again, it is a restarted runner."""
+        """The part of the runner that follows the run; a second one acts as a restarted runner."""
         launched = Launched(pid=os.getpid(), start=start_time(os.getpid()) or 0, bundle="")
         return Follower(self.context, self.link, self.run_dir, launched, self.lease)
 
@@ -172,12 +172,12 @@ class Operator:
         }  # fmt: skip
 
     async def token(self, *, edits: dict[str, Any] | None = None, **arguments: Any) -> str:
-        """Evidence that answers the challenge and meets every rule, but for what is given."""
+        """Evidence that answers the challenge and meets every rule, except for the given arguments and edits."""
         staging = self.context.staging
         envelope = await self.pod.message("challenge.json")
         challenge = open_challenge(envelope, staging.run_key.public, run_id=self.run_id)
         references = await asyncio.to_thread(staging.references, self.lease)
-        truth: dict[str, Any] = {
+        honest_claims: dict[str, Any] = {
             "attester_public": self.pod.attester_public,
             "cnf": self.pod.cnf.public_key().public_bytes_raw(),
             "measurements": references.measurements,
@@ -187,11 +187,11 @@ class Operator:
             "ssh_host_key": references.ssh_host_key,
             "gpu_uuid": None, "hwmodel": "x", "swversion": "x", "submods": {}, "now": time.time(),
         }  # fmt: skip
-        claims = make_claims(challenge, **{**truth, **arguments})
+        claims = make_claims(challenge, **{**honest_claims, **arguments})
         return sign_evidence(msgspec.structs.replace(claims, **(edits or {})), self.pod.attester)
 
     async def attest(self, token: str | None = None, **arguments: Any) -> None:
-        """Launch, then evidence: `token`, or an answer to the challenge as `self.token` makes it."""
+        """Launch, then evidence: `token`, or what `self.token` answers to the challenge."""
         self.pod.say(LAUNCH_ACCEPTED, self.launch())
         self.pod.state("launching")
         self.pod.state("attesting")
@@ -208,27 +208,27 @@ class Operator:
         return [event.event for event in self.reader.events(self.run_id, "runner")]
 
     def checks(self) -> dict[str, str]:
-        """Each check of the row that these facts make."""
+        """The status of each check of the row that is built from these facts."""
         row, checks = build_row(gather(self.reader, self.run_id), state="failed", reason="")
         assert row["clean"] is False
         return {check.name: check.status for check in checks}
 
     def zeroized(self, **changes: Any) -> Zeroization:
-        """A proof of the wipe of this run."""
-        made = honest.zeroization(
+        """A zeroization predicate for this run that proves the wipe."""
+        proof = honest.zeroization(
             run_id=self.run_id,
             manifest_sha256=self.context.staging.prepared.manifest_digest or "",
             nonce_sha256=self.context.ingest.nonce_digest or "",
         )
-        return msgspec.structs.replace(made, **changes)
+        return msgspec.structs.replace(proof, **changes)
 
-    def say_zeroized(self, found: Zeroization, key: Ed25519PrivateKey | None = None) -> None:
+    def say_zeroized(self, proof: Zeroization, key: Ed25519PrivateKey | None = None) -> None:
         """The receipt of that proof, as the supervisor logs it."""
-        receipt = zeroization_receipt(found, key or self.pod.attester)
+        receipt = zeroization_receipt(proof, key or self.pod.attester)
         self.pod.say(ZEROIZE_DONE, {"segment": "protected", "state": "zeroized", "reasons": [], "receipt": receipt})
 
     def assert_nothing_released(self) -> None:
-        """No key left the operator's machine, and none is on record as released."""
+        """No key left the operator's machine, and none is recorded as released."""
         assert not (self.pod.folder / "inbox" / "release.json").exists()
         assert self.folder.read("release.bin") is None
         assert "release" not in self.reader.receipts(self.run_id)

@@ -65,9 +65,7 @@ def _half_a_character(pod: Pod) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-async def test_a_log_that_does_not_follow_ends_the_run(
-    operator: Operator, attack: Callable[[Pod], None], code: str
-) -> None:
+async def test_a_manipulated_log_ends_the_run(operator: Operator, attack: Callable[[Pod], None], code: str) -> None:
     following = asyncio.create_task(operator.follower().follow())
     await operator.released()
     while operator.writer.tail(operator.run_id, "pod").offset < operator.pod.log.stat().st_size:  # noqa: ASYNC110
@@ -97,8 +95,8 @@ def _without_control(operator: Operator) -> None:
 
 
 def _with_hits(operator: Operator) -> None:
-    found = {"trainer": honest.scan({**dict.fromkeys(honest.CLASSES, 0), "adapter": 3})}
-    operator.say_zeroized(operator.zeroized(after={**operator.zeroized().after, **found}))
+    hits = {"trainer": honest.scan({**dict.fromkeys(honest.CLASSES, 0), "adapter": 3})}
+    operator.say_zeroized(operator.zeroized(after={**operator.zeroized().after, **hits}))
 
 
 @pytest.mark.parametrize(
@@ -121,12 +119,12 @@ async def test_a_receipt_that_proves_nothing_leaves_the_runtime_unverified(
     await end_of(following)
     view = operator.reader.run(operator.run_id)
     assert (view.summary.runtime_state, view.summary.key) == ("unverified", "released")
-    told = [change.reason for change in view.transitions if change.subject == "runtime"]
-    assert code in told[-1]
+    reasons = [change.reason for change in view.transitions if change.subject == "runtime"]
+    assert code in reasons[-1]
     assert operator.checks()["zeroization_proven"] == "failed"
 
 
-async def test_a_receipt_that_proves_the_wipe_is_taken(operator: Operator) -> None:
+async def test_a_receipt_that_proves_the_wipe_is_accepted(operator: Operator) -> None:
     following = asyncio.create_task(operator.follower().follow())
     await operator.released()
     operator.say_zeroized(operator.zeroized())
@@ -154,17 +152,17 @@ def _exchanged(operator: Operator) -> tuple[bytes, bytes]:
 
 
 def _pickled(operator: Operator) -> tuple[bytes, bytes]:
-    made = _sealed(operator, PICKLE)
-    return made, made
+    sealed = _sealed(operator, PICKLE)
+    return sealed, sealed
 
 
 def _of_an_earlier_run(operator: Operator) -> tuple[bytes, bytes]:
-    made = _sealed(operator, PICKLE, run_id="earlier")
-    return made, made
+    sealed = _sealed(operator, PICKLE, run_id="earlier")
+    return sealed, sealed
 
 
 @pytest.mark.parametrize(
-    ("attack", "told"),
+    ("attack", "code"),
     [
         (_exchanged, "adapter_other_sealed_file"),
         (_pickled, "adapter_malformed"),
@@ -172,19 +170,19 @@ def _of_an_earlier_run(operator: Operator) -> tuple[bytes, bytes]:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-async def test_an_adapter_that_is_not_the_runs_is_not_taken_for_one(
-    operator: Operator, attack: Callable[[Operator], tuple[bytes, bytes]], told: str
+async def test_an_adapter_that_does_not_belong_to_the_run_is_rejected(
+    operator: Operator, attack: Callable[[Operator], tuple[bytes, bytes]], code: str
 ) -> None:
     following = asyncio.create_task(operator.follower().follow())
     await operator.released()
-    named, lies_there = attack(operator)
-    operator.pod.say_sealed(sha256=sha256_hex(PICKLE), sealedSha256=sha256_hex(named))
+    announced, stored = attack(operator)
+    operator.pod.say_sealed(sha256=sha256_hex(PICKLE), sealedSha256=sha256_hex(announced))
     operator.pod.state("done")
     await end_of(following)
-    (operator.pod.folder / "outbox" / "protected" / "adapter.sealed").write_bytes(lies_there)
+    (operator.pod.folder / "outbox" / "protected" / "adapter.sealed").write_bytes(stored)
     await collect(operator.context, operator.link, operator.run_dir)
-    seen = operator.context.journal.bodies(AdapterCollected)[-1]
-    assert (seen.segment, seen.status, seen.code) == ("protected", "wrong", told)
+    collected = operator.context.journal.bodies(AdapterCollected)[-1]
+    assert (collected.segment, collected.status, collected.code) == ("protected", "wrong", code)
     assert operator.checks()["adapters_open"] == "failed"
 
 
@@ -221,7 +219,7 @@ async def test_a_log_that_closes_over_a_foreign_head_makes_no_clean_row(operator
 
 
 async def test_a_log_whose_end_was_cut_off_makes_no_clean_row(operator: Operator) -> None:
-    """The pod keeps its last lines to itself: the runner waits, then closes over a log without an end."""
+    """The pod withholds its last lines: the runner waits, then closes the run with an incomplete log."""
     follower = operator.follower()
     following = asyncio.create_task(follower.follow())
     await operator.released()
@@ -250,7 +248,7 @@ async def test_a_log_whose_end_was_cut_off_makes_no_clean_row(operator: Operator
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-async def test_an_event_that_could_not_be_published_is_not_taken_in(
+async def test_an_event_that_could_not_be_published_is_rejected(
     operator: Operator, event: str, body: dict[str, Any]
 ) -> None:
     following = asyncio.create_task(operator.follower().follow())

@@ -48,7 +48,9 @@ async def test_an_honest_answer_opens_the_release(operator: Operator) -> None:
     ("change", "code"),
     [({"bundleDigest": "0" * 64}, "measurement_mismatch"), ({"jobDigest": "0" * 64}, "job_mismatch")],
 )
-async def test_a_launch_of_something_else_ends_the_run(operator: Operator, change: dict[str, Any], code: str) -> None:
+async def test_a_launch_of_another_bundle_or_job_ends_the_run(
+    operator: Operator, change: dict[str, Any], code: str
+) -> None:
     operator.pod.say(LAUNCH_ACCEPTED, operator.launch(**change))
     assert await _refusal(operator) == code
     operator.assert_nothing_released()
@@ -88,7 +90,7 @@ async def test_evidence_that_fails_is_denied_with_its_codes(
     assert operator.checks()["attestation_verified"] == "failed"
 
 
-async def test_what_is_no_evidence_is_denied(operator: Operator) -> None:
+async def test_malformed_evidence_is_denied(operator: Operator) -> None:
     following = asyncio.create_task(operator.follower().follow())
     await operator.attest("\u2603.a.b")
     assert await operator.pod.message("denied.json") == {"codes": ["evidence_malformed"]}
@@ -98,7 +100,7 @@ async def test_what_is_no_evidence_is_denied(operator: Operator) -> None:
 
 
 async def test_evidence_of_an_earlier_challenge_is_denied(operator: Operator) -> None:
-    """The attacker keeps a good answer back until it is stale; the runner has asked again meanwhile."""
+    """The attacker withholds a valid answer until it is stale; meanwhile the runner has sent a new challenge."""
     following = asyncio.create_task(operator.follower().follow())
     operator.pod.say(LAUNCH_ACCEPTED, operator.launch())
     operator.pod.state("launching")
@@ -122,7 +124,7 @@ async def test_evidence_of_an_earlier_challenge_is_denied(operator: Operator) ->
     operator.assert_nothing_released()
 
 
-async def test_a_clock_that_was_moved_back_makes_no_old_answer_young(
+async def test_moving_the_clock_back_does_not_make_old_evidence_fresh(
     operator: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     following = asyncio.create_task(operator.follower().follow())
@@ -172,7 +174,7 @@ async def test_a_restarted_runner_sends_the_same_release_again_and_makes_no_seco
     assert operator.names().count(RELEASE_GRANTED) == 1
 
 
-async def test_a_stored_release_that_was_exchanged_is_not_sent(operator: Operator) -> None:
+async def test_a_stored_release_that_was_replaced_is_not_sent(operator: Operator) -> None:
     following = asyncio.create_task(operator.follower().follow())
     await operator.released()
     following.cancel()
@@ -186,7 +188,7 @@ async def test_a_stored_release_that_was_exchanged_is_not_sent(operator: Operato
     assert not (operator.pod.folder / "inbox" / "release.json").exists()
 
 
-async def test_a_pod_that_says_it_was_released_to_gets_nothing_and_no_clean_row(operator: Operator) -> None:
+async def test_a_pod_that_claims_a_release_gets_no_key_and_no_clean_row(operator: Operator) -> None:
     operator.pod.say(LAUNCH_ACCEPTED, operator.launch())
     operator.pod.state("launching")
     opened = {"segment": "protected", "runnerHead": "0" * 64, "manifestSha256": "0" * 64}

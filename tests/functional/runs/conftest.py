@@ -43,18 +43,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def reference_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the measured environment is kept between homes, and between the processes of the suite."""
+    """The cached measurement of the environment, shared by all homes and all processes of the suite."""
     return _shared(tmp_path_factory) / f"torch-{CACHE}"
 
 
 def _shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of all the suite's processes."""
+    """The temporary folder that all pytest-xdist workers share."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
-def _put(source: Path, target: Path) -> None:
-    """A copy that nobody sees half."""
+def _copy_atomically(source: Path, target: Path) -> None:
+    """Copy a file unless the target exists; another process never sees a partial copy."""
     if source.exists() and not target.exists():
         part = target.with_name(f"{target.name}.{os.getpid()}")
         shutil.copy(source, part)
@@ -63,7 +63,7 @@ def _put(source: Path, target: Path) -> None:
 
 @pytest.fixture(scope="session")
 def small_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As `reference_cache`, of the small site, which each process of the suite has for itself."""
+    """As `reference_cache`, for the small site, which each process of the suite copies for itself."""
     return tmp_path_factory.mktemp("small-reference") / CACHE
 
 
@@ -73,7 +73,7 @@ def _operator(home: Path, cache: Path) -> Iterator[Operator]:
         shutil.copy(cache, home / CACHE)
     operator = Operator(home)
     yield operator
-    _put(home / CACHE, cache)
+    _copy_atomically(home / CACHE, cache)
     operator.check_artifacts()
     for process in psutil.process_iter(["cmdline"]):
         if str(home) in " ".join(process.info["cmdline"] or ()) and process.pid != os.getpid():
@@ -84,24 +84,24 @@ def _operator(home: Path, cache: Path) -> Iterator[Operator]:
 def operator(
     tmp_path: Path, small_tree: Path, small_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Operator]:
-    """A fresh home. Whatever is started for it trains without torch, and is the shipped code otherwise."""
+    """A fresh home. Every process started for it trains without torch, and is the shipped code otherwise."""
     monkeypatch.setenv("PYTHONPATH", str(small_tree))
     yield from _operator(tmp_path / "home", small_cache)
 
 
 @pytest.fixture
 def torch_operator(tmp_path: Path, reference_cache: Path) -> Iterator[Operator]:
-    """A fresh home of the shipped code, with its real training: for what is about that."""
+    """A fresh home with the shipped code and its real training, for tests of the training itself."""
     yield from _operator(tmp_path / "home", reference_cache)
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, reference_cache: Path) -> Iterator[tuple[Operator, RunView]]:
-    """A finished pair, raw first, that many tests look at."""
+    """A finished pair, raw first, shared by many tests."""
     for operator in _operator(tmp_path_factory.mktemp("finished") / "home", reference_cache):
         run_id = operator.start(short_plan(challenge="a buyer's text"))
         view = operator.finish(run_id)
-        _put(operator.home / CACHE, reference_cache)
+        _copy_atomically(operator.home / CACHE, reference_cache)
         yield operator, view
 
 
@@ -109,7 +109,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, reference_cache: Path) ->
 def renter(
     operator: Operator, small_site: Path, fake_runpod: FakeRunPod, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Renter]:
-    """An operator who rents from the fake, and has lost track of nothing when the test ends; trains without torch."""
+    """An operator who rents from the fake and trains without torch; at the end the ledger must know every pod."""
     yield from _renter(Renter(operator.home, fake_runpod, (str(small_site),)), monkeypatch)
 
 
@@ -121,12 +121,12 @@ def torch_renter(
     yield from _renter(Renter(torch_operator.home, fake_runpod, site_paths()), monkeypatch)
 
 
-def _renter(made: Renter, monkeypatch: pytest.MonkeyPatch) -> Iterator[Renter]:
-    for name, value in made.fake.environment().items():
+def _renter(renter: Renter, monkeypatch: pytest.MonkeyPatch) -> Iterator[Renter]:
+    for name, value in renter.fake.environment().items():
         monkeypatch.setenv(name, value)
-    made.configure()
-    yield made
-    made.check_ledger()
+    renter.configure()
+    yield renter
+    renter.check_ledger()
 
 
 SHORT = Target(steps=10)
@@ -140,22 +140,22 @@ def worker_bundle() -> bytes:
 
 @pytest.fixture(scope="session")
 def small_reference(small_site: Path) -> str:
-    """The digest of an environment that has the small site alone."""
+    """The digest of an environment that consists of the small site."""
     return reference_of([small_site])
 
 
 @pytest.fixture
 def pods() -> Iterator[Callable[..., Pod]]:
-    """`pods(bundle, sites, plan, ...)`: a staged run folder; whatever runs in it is ended with the test."""
+    """`pods(bundle, sites, plan, ...)`: a staged run folder; its processes are killed when the test ends."""
     base = Path(tempfile.mkdtemp(prefix="glasshouse-pod-"))
-    made: list[Pod] = []
+    started: list[Pod] = []
 
-    def begin(*given: Any, **more: Any) -> Pod:
-        made.append(Pod(base / str(len(made)), *given, **more))
-        return made[-1]
+    def begin(*args: Any, **options: Any) -> Pod:
+        started.append(Pod(base / str(len(started)), *args, **options))
+        return started[-1]
 
     yield begin
-    for pod in made:
+    for pod in started:
         pod.end()
     shutil.rmtree(base, ignore_errors=True)
 
@@ -167,11 +167,11 @@ def small_pod(
     """`small_pod(patches, ...)`: a pod whose trainer needs no torch, with entries of its bundle patched."""
 
     def begin(
-        patches: Patches | None = None, *, target: Target = SHORT, sites: Sequence[Path] | None = None, **more: Any
+        patches: Patches | None = None, *, target: Target = SHORT, sites: Sequence[Path] | None = None, **options: Any
     ) -> Pod:
         bundle = with_small_training(worker_bundle, patches)
         plan = short_plan("protected", target=target)
-        return pods(bundle, sites or [small_site], plan, **{"reference": small_reference, **more})
+        return pods(bundle, sites or [small_site], plan, **{"reference": small_reference, **options})
 
     return begin
 

@@ -1,8 +1,8 @@
-"""A runner that stops itself: `dying.py SIGNAL POINT --home DIR --run ID`. SIGKILL ends it, SIGSTOP holds it.
+"""A runner that stops itself: `dying.py SIGNAL POINT --home DIR --run ID`. SIGKILL kills it, SIGSTOP suspends it.
 
 Points right after something was committed: `evidence:KIND`, `event:NAME` (of the allocation's log),
-`state:SUBJECT:STATE`, and `next`: whatever state of the run, its parts or its allocation is entered that was never
-entered before. Right before a function that is awaited: `call:MODULE:NAME`.
+`state:SUBJECT:STATE`, and `next`: the first commit of a state that neither the run, its parts nor its allocation has
+been in before. Right before an async function is called: `call:MODULE:NAME`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _held: list[bool] = []
 
 
 def _stop() -> None:
-    """Once: a runner that was let go on comes to such points again."""
+    """Stop once only: a resumed runner may pass the same point again."""
     if not _held:
         _held.append(True)
         os.kill(os.getpid(), SIGNAL)
@@ -53,14 +53,14 @@ def _after_each(methods: Iterable[str], is_the_point: Callable[..., bool]) -> No
     transaction = Writer.transaction
 
     @contextlib.contextmanager
-    def several(self: Writer) -> Iterator[None]:
+    def wrapped_transaction(self: Writer) -> Iterator[None]:
         with transaction(self):
             yield
         if is_the_point():
             _reached.append(True)
         stop_if_committed(self)
 
-    setattr(Writer, "transaction", several)  # noqa: B010
+    setattr(Writer, "transaction", wrapped_transaction)  # noqa: B010
 
 
 def _after(method: str, is_the_point: Callable[..., bool]) -> None:
@@ -68,7 +68,7 @@ def _after(method: str, is_the_point: Callable[..., bool]) -> None:
 
 
 def _after_the_next_state(home: str, run_id: str) -> None:
-    """After the commit of any state that this run, or its allocation, has not been in."""
+    """Stop after the commit of any state that this run or its allocation has not been in."""
     path = database_path(Path(home))
 
     def entered() -> set[tuple[str, str]]:
@@ -89,27 +89,27 @@ def _after_the_next_state(home: str, run_id: str) -> None:
 
 
 def _stop_before(module: str, name: str) -> None:
-    place = importlib.import_module(module)
-    real = getattr(place, name)
+    target = importlib.import_module(module)
+    real = getattr(target, name)
 
-    async def wrapped(*args: Any, **more: Any) -> Any:
+    async def wrapped(*args: Any, **options: Any) -> Any:
         _stop()
-        return await real(*args, **more)
+        return await real(*args, **options)
 
-    setattr(place, name, wrapped)
+    setattr(target, name, wrapped)
 
 
 if __name__ == "__main__":
     SIGNAL = signal.Signals[sys.argv.pop(1)]
-    how, *what = sys.argv.pop(1).split(":")
-    if how == "next":
+    kind, *point = sys.argv.pop(1).split(":")
+    if kind == "next":
         _after_the_next_state(sys.argv[2], sys.argv[4])
-    elif how == "call":
-        _stop_before(*what)
-    elif how == "evidence":
-        _after("evidence", lambda kind, body: kind == what[0])
-    elif how == "event":
-        _after("ingest", lambda events, offset: any(event.event == what[0] for event in events))
+    elif kind == "call":
+        _stop_before(*point)
+    elif kind == "evidence":
+        _after("evidence", lambda evidence_kind, body: evidence_kind == point[0])
+    elif kind == "event":
+        _after("ingest", lambda events, offset: any(event.event == point[0] for event in events))
     else:
-        _after("transition", lambda subject, state, reason="": [subject, state] == what)
+        _after("transition", lambda subject, state, reason="": [subject, state] == point)
     raise SystemExit(main())

@@ -1,6 +1,6 @@
-"""Signs an artifact anew with keys of its own: the operator and the machine together, who can fabricate a whole row.
+"""Re-signs an artifact with freshly generated keys: operator and machine colluding, who can fabricate a whole row.
 
-So every signature, digest and link fits, and what refuses a change made on the way is the check of what it means.
+Every signature, digest and hash link is valid, so only a check of the content can refuse a change made on the way.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ Edit = Callable[[Any], Any]
 
 
 def predicate(envelope: dict[str, Any]) -> dict[str, Any]:
-    """What an envelope states, unchecked."""
-    stated: dict[str, Any] = json.loads(base64.b64decode(envelope["payload"]))
-    found: dict[str, Any] = stated.get("predicate", stated)
-    return found
+    """The predicate of an envelope; its signature is not checked."""
+    statement: dict[str, Any] = json.loads(base64.b64decode(envelope["payload"]))
+    content: dict[str, Any] = statement.get("predicate", statement)
+    return content
 
 
 def public(private: Ed25519PrivateKey) -> bytes:
@@ -49,9 +49,9 @@ def public(private: Ed25519PrivateKey) -> bytes:
 
 
 class Forger:
-    """Rebuilds an exported document. `edits` change a part on the way, by name: `plan`, `policy`, `challenge`,
-    `claims`, `result`, `release`, `zeroization`, `closing`, `series`, `row`, `delegation`, and `runner:EVENT` or
-    `pod:EVENT` for a body (None drops the event).
+    """Rebuilds an exported document. `edits` maps a part's name to a function that changes it: `plan`, `policy`,
+    `challenge`, `claims`, `result`, `release`, `zeroization`, `closing`, `series`, `row`, `delegation`, and
+    `runner:EVENT` or `pod:EVENT` for a body (None drops the event).
     """
 
     def __init__(self, document: dict[str, Any], **edits: Edit) -> None:
@@ -64,7 +64,7 @@ class Forger:
         self._logs = self.bundle["logs"]
         self._old = {entry["hash"] for log in self._logs.values() for entry in log}
         self._chains = {name: ChainWriter(self.run_id) for name in ("runner", "pod")}
-        self._made: dict[str, list[dict[str, Any]]] = {"runner": [], "pod": []}
+        self._rebuilt: dict[str, list[dict[str, Any]]] = {"runner": [], "pod": []}
         self._old_attester = base64.b64decode(self._logs["pod"][0]["body"]["attesterKey"])
         self.series: dict[str, Series] = {}
 
@@ -104,7 +104,7 @@ class Forger:
             assert ready, "the logs wait for each other"
             entry = waiting[ready[0]].pop(0)
             self._append(ready[0], entry)
-        self.bundle["logs"] = self._made
+        self.bundle["logs"] = self._rebuilt
         self.bundle["heads"] = {name: chain.head for name, chain in self._chains.items()}
 
     def _is_ready(self, entry: dict[str, Any]) -> bool:
@@ -137,55 +137,57 @@ class Forger:
             nanos = np.array(one.nanos[first:last], dtype="<u8").tobytes()
             body = committed(event, body_of(Steps(body["segment"], first, losses, nanos)))
         log = self._chains[chain]
-        made = event_hash(log.next_seq, log.head, entry["ts"], event, self.run_id, body)
-        self._hashes[entry["hash"]] = made
-        self._made[chain].append({"seq": log.next_seq, "ts": entry["ts"], "event": event, "hash": made, "body": body})
-        log.head, log.next_seq = made, log.next_seq + 1
+        new_hash = event_hash(log.next_seq, log.head, entry["ts"], event, self.run_id, body)
+        self._hashes[entry["hash"]] = new_hash
+        self._rebuilt[chain].append(
+            {"seq": log.next_seq, "ts": entry["ts"], "event": event, "hash": new_hash, "body": body}
+        )
+        log.head, log.next_seq = new_hash, log.next_seq + 1
         after = getattr(self, f"_after_{chain}_{event.replace('.', '_')}", None)
         if after:
             after()
 
-    # What is signed on the way
+    # Parts that are signed again while the logs are rebuilt
 
     def _pod_launch_accepted(self, body: dict[str, Any]) -> dict[str, Any]:
         return body | {"attesterKey": base64.b64encode(public(self.attester)).decode()}
 
     def _after_runner_attest_challenge(self) -> None:
         old = msgspec.convert(predicate(self.bundle["challenge"]), Challenge)
-        made = msgspec.structs.replace(
+        changed = msgspec.structs.replace(
             old, plan_digest=self.plan, policy_digest=self.policy, runner_head=self._chains["runner"].head
         )
-        self.bundle["challenge"] = sign_challenge(self._edited("challenge", made), self.run)
+        self.bundle["challenge"] = sign_challenge(self._edited("challenge", changed), self.run)
 
     def _pod_attest_evidence(self, body: dict[str, Any]) -> dict[str, Any]:
         old = parse_evidence(body["token"], self._old_attester)
         heads = type(old.heads)(self._hashes[old.heads.runner], self._hashes[old.heads.pod])
-        made = msgspec.structs.replace(
+        changed = msgspec.structs.replace(
             old, attester_key=public(self.attester), plan_digest=self.plan, policy_digest=self.policy, heads=heads
         )
-        made = self._edited("claims", made)
-        bound: Claims = msgspec.structs.replace(made, eat_nonce=bound_nonce(made))
+        changed = self._edited("claims", changed)
+        bound: Claims = msgspec.structs.replace(changed, eat_nonce=bound_nonce(changed))
         token = sign_evidence(bound, self.attester)
         self.bundle["evidence"] = token
         return {"token": token}
 
     def _runner_attest_result(self, body: dict[str, Any]) -> dict[str, Any]:
         old = msgspec.convert(self.bundle["result"], AttestationResult)
-        made = msgspec.structs.replace(
+        changed = msgspec.structs.replace(
             old, evidence_sha256=sha256_hex(self.bundle["evidence"].encode()), policy_sha256=self.policy
         )
-        self.result: AttestationResult = self._edited("result", made)
+        self.result: AttestationResult = self._edited("result", changed)
         self.bundle["result"] = msgspec.to_builtins(self.result)
-        told = {"status": self.result.status, "codes": list(self.result.reason_codes)}
-        return body | told | {"resultSha256": result_digest(self.result)}
+        outcome = {"status": self.result.status, "codes": list(self.result.reason_codes)}
+        return body | outcome | {"resultSha256": result_digest(self.result)}
 
     def _runner_release_granted(self, body: dict[str, Any]) -> dict[str, Any]:
         old = msgspec.convert(self._mapped(predicate(self.bundle["receipts"]["release"])), Release)
-        made = msgspec.structs.replace(
+        changed = msgspec.structs.replace(
             old, result_sha256=result_digest(self.result), evidence_sha256=self.result.evidence_sha256,
             policy_sha256=self.policy, runner_head=self._chains["runner"].head,
         )  # fmt: skip
-        receipt = release_receipt(self._edited("release", made), self.run)
+        receipt = release_receipt(self._edited("release", changed), self.run)
         self.bundle["receipts"]["release"] = receipt
         return body | {"receiptSha256": digest_of(receipt)}
 
@@ -197,16 +199,16 @@ class Forger:
 
     def _pod_zeroize_done(self, body: dict[str, Any]) -> dict[str, Any]:
         old = msgspec.convert(predicate(body["receipt"]), Zeroization)
-        made = msgspec.structs.replace(old, pod_head=self._chains["pod"].head)
-        receipt = zeroization_receipt(self._edited("zeroization", made), self.attester)
+        changed = msgspec.structs.replace(old, pod_head=self._chains["pod"].head)
+        receipt = zeroization_receipt(self._edited("zeroization", changed), self.attester)
         self.bundle["receipts"]["zeroization"] = countersign(receipt, self.run)
         return body | {"receipt": receipt}
 
     def _pod_run_closed(self, body: dict[str, Any]) -> dict[str, Any]:
-        made = Closing(
+        changed = Closing(
             run_id=self.run_id, pod_head=self._chains["pod"].head, runner_head=body["runnerHead"], closed="now"
         )
-        return body | {"receipt": closing_receipt(self._edited("closing", made), self.attester)}
+        return body | {"receipt": closing_receipt(self._edited("closing", changed), self.attester)}
 
     def _sign_row(self) -> None:
         row = {name: value for name, value in self.document.items() if name not in ("format", "bundle")}

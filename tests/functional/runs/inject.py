@@ -1,6 +1,6 @@
-"""Has a process that stands still in a system call make another one, by ptrace: what it may do, seen from outside.
+"""Makes a process that is blocked in a system call execute another one, by ptrace, to test from outside what it may do.
 
-Only with CAP_SYS_PTRACE, and on x86-64. The process goes on as if nothing had been: its registers are put back.
+Needs CAP_SYS_PTRACE and x86-64. The process then continues unaffected, because its registers are restored.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class _Registers(ctypes.Structure):
 
 
 def possible() -> bool:
-    """Whether this machine and user can do it at all."""
+    """Whether this machine and user can inject system calls."""
     status = next(line for line in open("/proc/self/status") if line.startswith("CapEff"))  # noqa: PTH123, SIM115
     return platform.machine() == "x86_64" and bool(int(status.split()[1], 16) >> 19 & 1)
 
@@ -52,7 +52,7 @@ class Stopped:
         self._ptrace(_GETREGS, 0, ctypes.addressof(self._kept))
 
     def call(self, name: str, *arguments: int | bytes) -> int:
-        """Make a system call there; its result, negative for an errno. Bytes become a string on its stack."""
+        """Make a system call in the process; returns the result, negative for an errno. Bytes are put on its stack."""
         registers = _Registers.from_buffer_copy(self._kept)
         place = self._kept.rsp - _RED_ZONE
         values = []
@@ -67,7 +67,7 @@ class Stopped:
         for register, value in zip(names, values, strict=False):
             setattr(registers, register, value & (1 << 64) - 1)
         registers.rax = NUMBERS[name]
-        registers.orig_rax = (1 << 64) - 1  # or the kernel would restart the call that was interrupted
+        registers.orig_rax = (1 << 64) - 1  # otherwise the kernel would restart the interrupted call
         registers.rip = self._kept.rip - len(_SYSCALL)
         self._ptrace(_SETREGS, 0, ctypes.addressof(registers))
         self._ptrace(_CONT_STEP, 0, 0)
@@ -77,7 +77,7 @@ class Stopped:
         return int(result)
 
     def restore(self) -> None:
-        """Put the registers back as they were."""
+        """Restore the registers."""
         self._ptrace(_SETREGS, 0, ctypes.addressof(self._kept))
 
     def _write(self, at: int, data: bytes) -> None:
@@ -92,7 +92,7 @@ class Stopped:
 
 @contextmanager
 def stopped(pid: int) -> Iterator[Stopped]:
-    """Hold a process that waits in a system call; it goes on afterwards."""
+    """Suspend a process that waits in a system call; it continues afterwards."""
     if libc.ptrace(_ATTACH, pid, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "ptrace attach")
     os.waitpid(pid, _WALL)

@@ -1,6 +1,6 @@
 """One protected segment without a runner's process: the shipped launcher, supervisor and verifier, step by step.
 
-The test is the runner here, so that it can hold a segment wherever it likes and look at its processes.
+The test plays the runner, so that it can hold a segment at any point and inspect its processes.
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ def with_small_training(bundle: bytes, patches: Patches | None = None) -> bytes:
 
 
 def patched(bundle: bytes, patches: Patches, replaced: Mapping[str, str] | None = None) -> bytes:
-    """The same archive with some entries made anew."""
-    made = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(bundle)) as old, zipfile.ZipFile(made, "w", zipfile.ZIP_STORED) as new:
+    """The same archive with some entries patched or replaced."""
+    archive = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(bundle)) as old, zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as new:
         content = {name: old.read(name) for name in old.namelist()}
         content |= {name: text.encode() for name, text in (replaced or {}).items()}
         for name, patch in patches.items():
@@ -85,7 +85,7 @@ def patched(bundle: bytes, patches: Patches, replaced: Mapping[str, str] | None 
             assert content[name].decode() != before, f"the patch of {name} does nothing"
         for name in sorted(content):
             new.writestr(zipfile.ZipInfo(name), content[name])
-    return made.getvalue()
+    return archive.getvalue()
 
 
 def without_capabilities() -> None:
@@ -98,7 +98,7 @@ def without_capabilities() -> None:
 
 
 def reference_of(sites: Sequence[Path]) -> str:
-    """The environment's digest as this side has it."""
+    """The environment's digest as the operator's side computes it."""
     return listed_environment(tuple(map(str, sites))).measure().digest
 
 
@@ -148,17 +148,17 @@ class Pod:
     # -- launch and follow
 
     def launch(self, confine: Callable[[], None] | None = None) -> dict[str, Any]:
-        """Start the supervisor as over SSH; what the launcher answers. `confine` runs before its first byte."""
+        """Start the supervisor as over SSH; returns the launcher's answer. `confine` runs in the child before exec."""
         command = launch_command(
             sys.executable, str(self.bundle_path), sha256_hex(self.bundle), str(self.folder), self.sites
         )
-        told = subprocess.run(command, capture_output=True, check=False, timeout=SECONDS, preexec_fn=confine)
-        answer: dict[str, Any] = json.loads(told.stdout)
+        launched = subprocess.run(command, capture_output=True, check=False, timeout=SECONDS, preexec_fn=confine)
+        answer: dict[str, Any] = json.loads(launched.stdout)
         self.pid, self.start = int(answer.get("pid", 0)), int(answer.get("start", 0))
         return answer
 
     def follow(self) -> list[Event]:
-        """Every event so far, its chain checked."""
+        """Every event so far; checks the hash chain."""
         path = self.folder / "events.jsonl"
         if path.exists():
             with path.open("rb") as file:
@@ -171,35 +171,35 @@ class Pod:
         return self.events
 
     def wait(self, name: str, seconds: float = SECONDS) -> Event:
-        """The first event of a name."""
+        """Wait for the first event with this name."""
         return self.until(lambda: self.named(name), name, seconds)
 
     def wait_state(self, *states: str) -> dict[str, Any]:
-        """The first change to one of the segment's states."""
+        """Wait for the first change of the segment to one of these states."""
         return self.until(lambda: next((one for one in self.states() if one["state"] in states), None), str(states))
 
-    def until(self, look: Callable[[], T | None], what: str, seconds: float = SECONDS) -> T:
-        """Look until something is there; fail when the supervisor has ended without it."""
-        until = time.monotonic() + seconds
+    def until(self, poll: Callable[[], T | None], what: str, seconds: float = SECONDS) -> T:
+        """Poll until the result is not None; fails when the supervisor ends first."""
+        deadline = time.monotonic() + seconds
         while True:
             alive = self.alive()
             self.follow()
-            if (found := look()) is not None:
-                return found
-            assert alive, f"the supervisor ended without {what}: {self.told()}"
-            assert time.monotonic() < until, f"no {what}: {self.told()}"
+            if (result := poll()) is not None:
+                return result
+            assert alive, f"the supervisor ended without {what}: {self.log_text()}"
+            assert time.monotonic() < deadline, f"no {what}: {self.log_text()}"
             time.sleep(0.01)
 
     def named(self, name: str) -> Event | None:
-        """The first event of a name that is there already."""
+        """The first event with this name so far, or None."""
         return next((event for event in self.events if event.event == name), None)
 
     def states(self) -> list[dict[str, Any]]:
         """Each change of the segment's state so far."""
         return [event.body for event in self.events if event.event == SEGMENT_STATE]
 
-    def told(self) -> str:
-        """What the logs say, for a failing test."""
+    def log_text(self) -> str:
+        """The logs' text, for the message of a failing test."""
         texts = [path.read_text() for path in (self.folder / "supervisor.log", self.folder / "protected.log")
                  if path.exists()]  # fmt: skip
         return "\n".join([*texts, *(str(state) for state in self.states()[-2:])])
@@ -207,7 +207,7 @@ class Pod:
     # -- the runner's answers
 
     def put(self, name: str, message: object) -> None:
-        """A message into the inbox, whole."""
+        """Put a message into the inbox atomically."""
         part = self.folder / "inbox" / f"{name}.part"
         part.write_bytes(canonical(message))
         part.rename(part.with_suffix(""))
@@ -215,7 +215,7 @@ class Pod:
     def attest(self) -> AttestationResult:
         """Challenge, wait for the evidence, appraise it."""
         self.wait_state("attesting", "failed")
-        assert self.states()[-1]["state"] == "attesting", self.told()
+        assert self.states()[-1]["state"] == "attesting", self.log_text()
         self._challenge = Challenge(
             run_id=RUN, nonce=base64.b64encode(self.nonces.issue(RUN)).decode(), plan_digest=plan_digest(self.plan),
             manifest_digest=self.package.digest, policy_digest=policy_digest(self.policy), challenge=None,
@@ -240,15 +240,15 @@ class Pod:
         return base64.b64decode(self.wait(LAUNCH_ACCEPTED).body["attesterKey"])
 
     def enforcement(self) -> dict[str, str]:
-        """What the evidence says of each control."""
-        return {name: seen.value for name, seen in parse_evidence(self.token, self.attester).enforcement.items()}
+        """The value that the evidence states for each control."""
+        return {name: control.value for name, control in parse_evidence(self.token, self.attester).enforcement.items()}
 
     def answer(self, result: AttestationResult) -> None:
         """Release the keys, or deny them, as the result says."""
         if not result.accepted:
             self.put("denied.json", {"codes": list(result.reason_codes)})
             return
-        made = prepare_release(
+        release = prepare_release(
             result, self.package.keys, run_id=RUN, run_key=self.run_key, runner_head="2" * 64, pod_head="3" * 64
         )
         info = release_info(
@@ -256,8 +256,8 @@ class Pod:
             manifest_sha256=self.package.digest, run_id=RUN,
         )  # fmt: skip
         message = {
-            "ciphertext": base64.b64encode(made.ciphertext).decode(), "info": base64.b64encode(info).decode(),
-            "receipt": made.receipt, "runnerHead": "4" * 64,
+            "ciphertext": base64.b64encode(release.ciphertext).decode(), "info": base64.b64encode(info).decode(),
+            "receipt": release.receipt, "runnerHead": "4" * 64,
         }  # fmt: skip
         self.put("release.json", message)
 
@@ -270,7 +270,7 @@ class Pod:
         return last
 
     def run(self) -> Zeroization:
-        """Launch, attest, release, train, wipe; the receipt."""
+        """Launch, attest, release, train and wipe; returns the receipt."""
         assert "error" not in self.launch()
         result = self.attest()
         assert result.accepted, result.reason_codes
@@ -287,39 +287,39 @@ class Pod:
         )  # fmt: skip
 
     def verdict(self) -> tuple[str, set[str]]:
-        """The state that the supervisor claims, and its reasons with those that the receipt itself gives."""
+        """The state that the supervisor claims, and its reasons together with the receipt's own faults."""
         body = self.wait(ZEROIZE_DONE).body
         return body["state"], {*body["reasons"], *zeroization_faults(self.receipt())}
 
     # -- processes
 
     def alive(self) -> bool:
-        """Whether the supervisor lives."""
+        """Whether the supervisor is running."""
         return not gone(self.pid, self.start)
 
     def processes(self) -> list[psutil.Process]:
         """The supervisor and every process of its session."""
-        found = []
+        running = []
         for pid in psutil.pids() if self.pid else []:
             with contextlib.suppress(ProcessLookupError, psutil.Error):
                 if os.getsid(pid) == self.pid and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-                    found.append(psutil.Process(pid))
-        return found
+                    running.append(psutil.Process(pid))
+        return running
 
     def role(self, *words: str) -> psutil.Process:
-        """The one process in a role; waits until it is there."""
+        """The process with a role; waits until it is started."""
         return self.until(lambda: self._in_role(words), " ".join(words))
 
     def _in_role(self, words: tuple[str, ...]) -> psutil.Process | None:
         for process in self.processes():
             with contextlib.suppress(psutil.Error):
-                # A child that has not come to its own program yet still looks like the supervisor.
+                # Between fork and exec, a child still has the supervisor's command line.
                 of_supervisor = process.pid == self.pid
                 if process.cmdline()[5 : 5 + len(words)] == list(words) and of_supervisor == (words == ("supervisor",)):
                     return process
         return None
 
     def end(self) -> None:
-        """Kill whatever is left."""
+        """Kill the remaining processes."""
         for process in self.processes():
             process.send_signal(signal.SIGKILL)

@@ -23,7 +23,7 @@ MANY_CALLS: Final = 600
 
 
 class Renter(Operator):
-    """Pods are rented at the fake; they use this machine's environment as an image would bring it."""
+    """Pods are rented at the fake; they use this machine's installed packages in place of an image's."""
 
     def __init__(self, home: Path, fake: FakeRunPod, sites: Sequence[str]) -> None:
         super().__init__(home)
@@ -55,7 +55,7 @@ class Renter(Operator):
         )
 
     def long_plan(self, segments: Segments = "raw", **request: Any) -> Plan:
-        """One that trains until it is told to hurry."""
+        """A plan that trains until `hurry` is called."""
         return self.plan(segments, changes={"target": LONG}, **request)
 
     def glasshouse(self, *words: str) -> subprocess.CompletedProcess[str]:
@@ -64,19 +64,19 @@ class Renter(Operator):
         return subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
 
     def trainer(self, run_id: str) -> psutil.Process:
-        """The trainer of a run on a pod, which knows nothing of this home."""
+        """The trainer of a run on a pod; its command line does not name this home."""
         lines = ((process, " ".join(process.info["cmdline"] or ())) for process in psutil.process_iter(["cmdline"]))
         (supervisor,) = (process for process, line in lines if run_id in line and "supervisor --dir" in line)
         (trainer,) = (child for child in supervisor.children(recursive=True) if "trainer" in child.cmdline())
         return trainer
 
     def ledger(self) -> list[AllocationView]:
-        """Every allocation that the ledger ever knew, newest first."""
+        """Every allocation ever recorded in the ledger, newest first."""
         with Reader(self.home) as reader:
             return reader.allocations()
 
     def check_ledger(self) -> None:
-        """No pod is listed that the ledger does not know, or believes to be gone."""
-        believed = {one.name for one in self.ledger() if one.released_at is None}
+        """Every listed pod is in the ledger and not recorded as gone."""
+        unreleased = {one.name for one in self.ledger() if one.released_at is None}
         ours = {pod.name for pod in self.fake.pods() if pod.name.startswith("glasshouse-")}
-        assert ours <= believed
+        assert ours <= unreleased

@@ -43,7 +43,7 @@ class Workload:
 
 @dataclass
 class Outcome:
-    """As the loop's own."""
+    """As `loop.Outcome`."""
 
     steps: int
     elapsed_ns: int
@@ -54,7 +54,7 @@ class Outcome:
 
 
 class Trainer:
-    """The workload, and an optimizer in name."""
+    """The workload, and a buffer in place of an optimizer."""
 
     def __init__(self, workload: Workload, plan: Any) -> None:
         self.workload = workload
@@ -67,9 +67,9 @@ _hurry: list[bool] = []
 
 
 def pin(noise_seed: int) -> None:
-    """What is learnt follows from the seed alone, so that two segments learn the same: finite numbers.
+    """Derive the learnt values, all finite, from the seed alone, so that two segments learn the same.
 
-    From here on SIGUSR1 has the training hurry to its end, so that a test can hold it for as long as it likes.
+    From here on SIGUSR1 makes the training finish at once, so that a test can let it run for as long as it needs.
     """
     signal.signal(signal.SIGUSR1, lambda *_: _hurry.append(True))
     noise = bytearray(hashlib.shake_256(noise_seed.to_bytes(16, "little")).digest(8 * VALUES))
@@ -78,7 +78,7 @@ def pin(noise_seed: int) -> None:
 
 
 def recorded(device: str, dtype: str) -> dict[str, Any]:
-    """As much as there is."""
+    """The numerics that this training has."""
     return {"device": device, "dtype": dtype}
 
 
@@ -88,13 +88,13 @@ def import_architecture(model_type: str) -> None:
 
 def load(plan: Any, files: dict[str, int]) -> Workload:
     """Map the payload read-only."""
-    made = Workload({name: mmap.mmap(fd, 0, prot=mmap.PROT_READ) for name, fd in files.items()})
-    made.trainable[ADAPTER] = bytearray(4 * VALUES)
-    return made
+    workload = Workload({name: mmap.mmap(fd, 0, prot=mmap.PROT_READ) for name, fd in files.items()})
+    workload.trainable[ADAPTER] = bytearray(4 * VALUES)
+    return workload
 
 
 def _window(data: memoryview) -> int:
-    """Where a window of a file begins that is no header and no padding."""
+    """The start of a window of a file that is neither header nor padding."""
     for start in range(len(data) // 2, len(data) - WINDOW, 8):
         if patterns.usable(data[start : start + WINDOW // 2]):
             return start
@@ -102,7 +102,7 @@ def _window(data: memoryview) -> int:
 
 
 def _fill(workload: Workload) -> None:
-    """Plaintext and what is learnt from it, without a copy that nobody wipes."""
+    """Fill the row with plaintext and the buffers with learnt values, without a copy that is never wiped."""
     with memoryview(workload.maps[TOKENS]) as tokens, memoryview(workload.row) as row:
         start = _window(tokens)
         row[:] = tokens[start : start + WINDOW]
@@ -116,12 +116,12 @@ def warm_up(trainer: Trainer, reporter: Any) -> None:
 
 
 def measure(trainer: Trainer, reporter: Any, *, with_evidence: bool) -> Outcome:
-    """Steps of five milliseconds or, in a hurry, of none; each is reported with the time it took."""
+    """Steps of five milliseconds, or of none after SIGUSR1; each is reported with the time it took."""
     target, every = trainer.plan.target, trainer.plan.training.checkpoint_every
     losses: list[float] = []
     nanos: list[int] = []
     chain = StepChain()
-    told, stop = 0, None
+    reported, stop = 0, None
     while stop is None:
         began = time.perf_counter_ns()
         if not _hurry:
@@ -135,26 +135,28 @@ def measure(trainer: Trainer, reporter: Any, *, with_evidence: bool) -> Outcome:
             stop = "target_seconds"
         at_checkpoint = len(nanos) % every == 0
         if stop is not None or at_checkpoint or len(nanos) % (500 if _hurry else 10) == 0:
-            reporter.progress(told, losses[told:], nanos[told:])
-            told = len(nanos)
+            reporter.progress(reported, losses[reported:], nanos[reported:])
+            reported = len(nanos)
             if at_checkpoint:
-                reporter.checkpoint(told, digest(trainer.workload.trainable), chain.head() if with_evidence else None)
+                reporter.checkpoint(
+                    reported, digest(trainer.workload.trainable), chain.head() if with_evidence else None
+                )
             stop = stop or reporter.should_stop()
     return Outcome(len(nanos), sum(nanos), stop, losses[-1], chain.head() if with_evidence else None)
 
 
 def digest(trainable: dict[str, bytearray]) -> str:
-    """As of the real adapter."""
+    """The tensor digest, computed as for the real adapter."""
     return tensor_digest((name, "F32", (VALUES,), memoryview(data)) for name, data in trainable.items())
 
 
 def is_finite(trainable: dict[str, bytearray]) -> bool:
-    """Bytes are."""
+    """Always true: `pin` makes finite numbers only."""
     return True
 
 
 def write(trainable: dict[str, bytearray], metadata: str, fd: int) -> int:
-    """The adapter as safetensors into its memfd."""
+    """Write the adapter as safetensors into its memfd."""
     header, places, size = plan_layout(dict.fromkeys(trainable, ("F32", (VALUES,))), metadata)
     os.ftruncate(fd, size)
     with mmap.mmap(fd, size) as target, memoryview(target) as view:
@@ -165,7 +167,7 @@ def write(trainable: dict[str, bytearray], metadata: str, fd: int) -> int:
 
 
 def rehearse(plan: Any, model_type: str) -> None:
-    """Whatever is imported or started late, once."""
+    """Run once what would otherwise import modules or allocate memory only when it is needed."""
     hashlib.sha256(b"").hexdigest()
     sweep_python()
     sweep_heap()
@@ -176,7 +178,7 @@ def rehearse(plan: Any, model_type: str) -> None:
 def write_patterns(
     workload: Workload, optimizer: bytearray, last_row: int, fd: int, *, secret_weights: bool
 ) -> dict[str, int]:
-    """Windows of row, weights, adapter and moments."""
+    """Write windows of row, weights, adapter and moments."""
     target = mmap.mmap(fd, patterns.STORE_BYTES)
     with target, memoryview(target) as view, memoryview(workload.maps[WEIGHTS]) as weights:
         start = _window(weights)
@@ -186,10 +188,10 @@ def write_patterns(
             (patterns.ADAPTER, memoryview(workload.trainable[ADAPTER])[64:96]),
             (patterns.MOMENTS, memoryview(optimizer)[512:544]),
         ]
-        found = patterns.write(view, items)
+        counts = patterns.write(view, items)
         for _, item in items:
             item.release()
-        return found
+        return counts
 
 
 def wipe(workload: Workload, trainer: Trainer) -> dict[str, Any]:

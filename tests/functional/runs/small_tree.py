@@ -1,7 +1,7 @@
 """An installation whose training needs no torch: a copy of `engine` that `PYTHONPATH` puts before the real one.
 
-The command line, the runners, the servers and the bundles of whatever is started with it are the shipped code. Replaced
-are the training (`small.py`) and what the worker needs beside it, so that its environment is measured in a moment.
+The command line, the runners, the servers and the bundles started from it are the shipped code. Only the training
+(`small.py`) and the worker's installed packages are replaced, so that measuring the environment takes a moment.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ BUNDLE: Final = "engine/remote/bundle.py"
 
 
 def copy_site(target: Path) -> None:
-    """What the worker imports beside torch and its like. By its metadata it is all there, as an image must have it."""
+    """Copy what the worker imports apart from torch and its dependencies, and every package's metadata."""
     for installed in map(Path, site_paths()):
         for pattern in (*PACKAGES, *MODULES):
-            for found in installed.glob(pattern):
-                if found.is_dir():
-                    shutil.copytree(found, target / found.name, symlinks=True)
+            for path in installed.glob(pattern):
+                if path.is_dir():
+                    shutil.copytree(path, target / path.name, symlinks=True)
                 else:
-                    shutil.copy(found, target)
-        for found in installed.glob("*.dist-info/METADATA"):
-            (target / found.parent.name).mkdir()
-            shutil.copy(found, target / found.parent.name)
-    compileall.compile_dir(target, maxlevels=0, quiet=1)  # or each process of each segment would compile these
+                    shutil.copy(path, target)
+        for metadata in installed.glob("*.dist-info/METADATA"):
+            (target / metadata.parent.name).mkdir()
+            shutil.copy(metadata, target / metadata.parent.name)
+    compileall.compile_dir(target, maxlevels=0, quiet=1)  # otherwise each process of each segment would compile these
 
 
 def copy_engine(tree: Path, site: Path) -> None:
-    """The installation, whose workers use `site`."""
+    """Copy the installation; its workers use `site`."""
     package = Path(engine.__file__).parent
-    shutil.copytree(package, tree / "engine")  # with its compiled files: runners write none
+    shutil.copytree(package, tree / "engine")  # with its compiled files, because runners write none
     (tree / "data").symlink_to(package.parent / "data")
     for name, text in small_modules().items():
         (tree / name).write_text(text)

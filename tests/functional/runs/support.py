@@ -1,4 +1,4 @@
-"""What a person does with a home, for tests of real runs."""
+"""An operator's actions on a home, for tests of real runs."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from engine.store.writer import Writer
 
 RUN_SECONDS = 300.0
 LONG: Final = Target(steps=20_000)
-"""For the small training: a hundred seconds and more, unless it is told to hurry."""
+"""For the small training: more than a hundred seconds, unless `hurry` is called."""
 DYING = Path(__file__).with_name("dying.py")
 
 
 def short_plan(segments: Segments = "pair", *, steps: int = 60, **changes: Any) -> Plan:
-    """The demo's plan on a few steps."""
+    """The demo's plan with few steps."""
     plan = preset("demo")
     training = msgspec.structs.replace(plan.training, warmup_steps=5, checkpoint_every=25)
     changes = {"target": Target(steps=steps), "training": training, "segments": segments, **changes}
@@ -40,7 +40,7 @@ def short_plan(segments: Segments = "pair", *, steps: int = 60, **changes: Any) 
 
 
 class Operator:
-    """A home, and what a person does with it."""
+    """A home, and what an operator does with it."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -54,7 +54,7 @@ class Operator:
         resume_run(self.home, run_id)
 
     def kill_runner(self, run_id: str) -> None:
-        """End the runner as a crash would."""
+        """Kill the runner as a crash would."""
         runner = self.runner(run_id)
         runner.send_signal(signal.SIGKILL)
         runner.wait(60)
@@ -64,12 +64,12 @@ class Operator:
         return self._stop_at("SIGKILL", point, monkeypatch, go)
 
     def hold_at(self, point: str, monkeypatch: pytest.MonkeyPatch, go: Callable[[], Any]) -> Any:
-        """Have it stand still there, until `held` lets it go on."""
+        """As `die_at`, but suspend the runner there until `held` resumes it."""
         return self._stop_at("SIGSTOP", point, monkeypatch, go)
 
     @contextlib.contextmanager
     def held(self, run_id: str) -> Iterator[None]:
-        """Wait until the runner stands still; it goes on at the end of the block."""
+        """Wait until the runner is suspended; it is resumed at the end of the block."""
         self.until(lambda: [p.status() for p in self.processes(run_id, DYING.name)] == [psutil.STATUS_STOPPED])
         (runner,) = self.processes(run_id, DYING.name)
         yield
@@ -99,7 +99,7 @@ class Operator:
             return reader.run(run_id)
 
     def wait(self, run_id: str, done: Callable[[RunView], bool], seconds: float = RUN_SECONDS) -> RunView:
-        """Wait until the run is as asked for, or final."""
+        """Wait until `done` holds for the run, or its state is final."""
         until = time.monotonic() + seconds
         with Reader(self.home) as reader:
             while True:
@@ -119,7 +119,7 @@ class Operator:
             time.sleep(0.05)
 
     def finish(self, run_id: str) -> RunView:
-        """Wait for the run's end, and for its runner's."""
+        """Wait until the run has a row and its runner has exited."""
         view = self.wait(run_id, lambda view: view.row is not None)
         self.until(lambda: not self.processes(run_id, "--run"))
         return view
@@ -141,35 +141,37 @@ class Operator:
 
     def remote_folder(self, run_id: str) -> Path:
         """The run's folder on the local allocation."""
-        found = list((self.home / "local").glob(f"glasshouse-*-{run_id}-*/**/{run_id}"))
-        assert len(found) == 1, found
-        return found[0]
+        folders = list((self.home / "local").glob(f"glasshouse-*-{run_id}-*/**/{run_id}"))
+        assert len(folders) == 1, folders
+        return folders[0]
 
     def processes(self, run_id: str, word: str = "") -> list[psutil.Process]:
         """Processes of this home that name the run (or its allocation) and `word` on their command line."""
-        found = []
+        processes = []
         for process in psutil.process_iter(["cmdline"]):
             line = " ".join(process.info["cmdline"] or ())
             if run_id in line and str(self.home) in line and word in line:
-                found.append(process)
-        return found
+                processes.append(process)
+        return processes
 
     def verified(self, run_id: str) -> Verification:
-        """What `verify` makes of the run's exported artifact, at home."""
+        """The verification of the run's exported artifact with the home's own trust anchors."""
         with Reader(self.home) as reader:
             text = render(export_run(reader, run_id), "json")
         return verify_bytes(text, anchors(self.home))
 
     def check_artifacts(self) -> None:
-        """Every run that ended here, however it ended, exports as a genuine artifact that says the same of it."""
+        """Every run that ended in this home, however it ended, exports as a genuine artifact with the same `clean`."""
         with Reader(self.home) as reader:
             ended = [run for run in reader.runs(states=FINAL_RUN_STATES) if "run" in reader.receipts(run.id)]
         for run in ended:
-            found = self.verified(run.id)
-            failed = {proof.name: f"{proof.code}: {proof.reason}" for proof in found.proofs if proof.status == "failed"}
-            failed = {name: told for name, told in failed.items() if not told.startswith("measurement_unknown")}
+            verification = self.verified(run.id)
+            failed = {
+                proof.name: f"{proof.code}: {proof.reason}" for proof in verification.proofs if proof.status == "failed"
+            }
+            failed = {name: reason for name, reason in failed.items() if not reason.startswith("measurement_unknown")}
             assert not failed, (run.state, run.reason, failed)
-            assert found.clean in {run.clean, None}
+            assert verification.clean in {run.clean, None}
 
     def runner(self, run_id: str) -> psutil.Process:
         """The runner's process."""

@@ -1,4 +1,4 @@
-"""The public artifact of a real pair: what it holds, that a stranger can check it, and that no change of it passes."""
+"""The public artifact of a real pair: its contents, that a stranger can verify it, and that every change is refused."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Path_ = tuple[str | int, ...]
 
 @pytest.fixture(scope="session")
 def known(finished: Finished) -> Anchors:
-    """What the operator's own home trusts."""
+    """The trust anchors of the operator's own home."""
     return anchors(finished[0].home)
 
 
@@ -48,23 +48,23 @@ def _line(document: dict[str, Any]) -> str:
     return trust_line(bytes.fromhex(document["bundle"]["operator"]))
 
 
-def _failed(found: Verification) -> dict[str, str]:
-    return {proof.name: proof.code for proof in found.proofs if proof.status == "failed"}
+def _failed(verification: Verification) -> dict[str, str]:
+    return {proof.name: proof.code for proof in verification.proofs if proof.status == "failed"}
 
 
 def test_it_verifies_at_home(finished: Finished, exported: dict[str, Any], known: Anchors) -> None:
-    found = verify_bytes(_bytes(exported), known)
-    assert _failed(found) == {}
-    assert {proof.status for proof in found.proofs} == {"passed"}
-    assert [proof.name for proof in found.proofs] == list(PROOFS)
-    assert (found.genuine, found.complete, found.clean) == (True, True, True)
-    assert found.id == finished[1].summary.id
-    assert len(found.checks) == 16
+    verification = verify_bytes(_bytes(exported), known)
+    assert _failed(verification) == {}
+    assert {proof.status for proof in verification.proofs} == {"passed"}
+    assert [proof.name for proof in verification.proofs] == list(PROOFS)
+    assert (verification.genuine, verification.complete, verification.clean) == (True, True, True)
+    assert verification.id == finished[1].summary.id
+    assert len(verification.checks) == 16
 
 
 def test_it_has_the_published_names_on_top(exported: dict[str, Any]) -> None:
     published = json.loads(data_path("published_rows.json").read_text())["loraRows"]
-    ours = {"workload", "published", "scope"}  # of the facts file, not of the published rows
+    ours = {"workload", "published", "scope"}  # fields of the facts file, not of the published rows
     names = {name for row in published for name in row} - ours
     assert len(names) > 15
     assert names <= exported.keys()
@@ -78,13 +78,15 @@ def test_it_fits_the_shipped_schema(exported: dict[str, Any]) -> None:
     assert not validator.is_valid({name: value for name, value in exported.items() if name != "seed"})
 
 
-def test_who_trusts_nobody_is_told_so_and_sees_every_other_proof(exported: dict[str, Any], tmp_path: Path) -> None:
-    found = verify_bytes(_bytes(exported), anchors(tmp_path / "nobody"))
-    assert _failed(found) == {"signer": "signer_unknown"}
-    assert [proof.status for proof in found.proofs].count("passed") == len(PROOFS) - 1
+def test_a_verifier_without_trusted_keys_gets_signer_unknown_and_every_other_proof(
+    exported: dict[str, Any], tmp_path: Path
+) -> None:
+    verification = verify_bytes(_bytes(exported), anchors(tmp_path / "nobody"))
+    assert _failed(verification) == {"signer": "signer_unknown"}
+    assert [proof.status for proof in verification.proofs].count("passed") == len(PROOFS) - 1
 
 
-def test_a_document_that_the_logs_tell_of_is_not_left_out(exported: dict[str, Any], known: Anchors) -> None:
+def test_leaving_out_a_document_that_the_logs_mention_is_refused(exported: dict[str, Any], known: Anchors) -> None:
     for name in ("challenge", "evidence", "result", "policy", "lock"):
         failed = _failed(verify_bytes(_bytes(_replaced(exported, ("bundle", name), None)), known))
         assert failed["parts"] == "receipt_mismatch"
@@ -92,15 +94,15 @@ def test_a_document_that_the_logs_tell_of_is_not_left_out(exported: dict[str, An
         assert not _accepts(_replaced(exported, ("bundle", "receipts", name), None), known)
 
 
-def test_a_stranger_names_the_operator(exported: dict[str, Any], tmp_path: Path) -> None:
-    found = verify_bytes(_bytes(exported), anchors(tmp_path / "x", trust=[_line(exported)]))
-    assert found.genuine
+def test_a_stranger_verifies_by_trusting_the_operators_key(exported: dict[str, Any], tmp_path: Path) -> None:
+    verification = verify_bytes(_bytes(exported), anchors(tmp_path / "x", trust=[_line(exported)]))
+    assert verification.genuine
 
 
-def test_a_bundle_that_nobody_knows_is_told(
+def test_an_unknown_bundle_is_reported(
     exported: dict[str, Any], finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # What another version of this project would build.
+    # As if this version of the project built another bundle.
     monkeypatch.setattr("engine.records.trust.rebuilt", lambda _: "0" * 64)
     assert _failed(verify_bytes(_bytes(exported), anchors(finished[0].home))) == {"measurement": "measurement_unknown"}
     reference = tmp_path / "reference.json"
@@ -110,11 +112,11 @@ def test_a_bundle_that_nobody_knows_is_told(
     reference.write_text(json.dumps({"version": 1, "bundles": [digest]}))
     assert verify_bytes(_bytes(exported), anchors(finished[0].home, references=[reference])).genuine
     reference.write_text(json.dumps({"version": 1, "bundles": [digest], "environments": ["0" * 64]}))
-    found = verify_bytes(_bytes(exported), anchors(finished[0].home, references=[reference]))
-    assert _failed(found) == {"measurement": "measurement_unknown"}
+    verification = verify_bytes(_bytes(exported), anchors(finished[0].home, references=[reference]))
+    assert _failed(verification) == {"measurement": "measurement_unknown"}
 
 
-def test_a_policy_that_the_verifier_finds_too_loose_is_told(exported: dict[str, Any], known: Anchors) -> None:
+def test_a_policy_looser_than_the_verifiers_is_refused(exported: dict[str, Any], known: Anchors) -> None:
     from dataclasses import replace
 
     import msgspec
@@ -122,32 +124,32 @@ def test_a_policy_that_the_verifier_finds_too_loose_is_told(exported: dict[str, 
     strict = msgspec.structs.replace(
         default_policy(), required_controls=(*default_policy().required_controls, "network_namespace")
     )
-    found = verify_bytes(_bytes(exported), replace(known, policies=(strict,)))
-    assert _failed(found) == {"policy": "policy_loosened"}
+    verification = verify_bytes(_bytes(exported), replace(known, policies=(strict,)))
+    assert _failed(verification) == {"policy": "policy_loosened"}
 
 
-def test_the_challenge_must_be_the_one_that_was_asked_for(exported: dict[str, Any], finished: Finished) -> None:
+def test_the_challenge_must_be_the_requested_one(exported: dict[str, Any], finished: Finished) -> None:
     home = finished[0].home
     assert verify_bytes(_bytes(exported), anchors(home, challenge="a buyer's text")).genuine
-    found = verify_bytes(_bytes(exported), anchors(home, challenge="another text"))
-    assert _failed(found) == {"challenge": "challenge_mismatch"}
+    verification = verify_bytes(_bytes(exported), anchors(home, challenge="another text"))
+    assert _failed(verification) == {"challenge": "challenge_mismatch"}
 
 
-def test_a_summary_says_what_it_lacks(finished: Finished, known: Anchors) -> None:
+def test_a_summary_states_what_it_leaves_out(finished: Finished, known: Anchors) -> None:
     operator, view = finished
     with Reader(operator.home) as reader:
         short = dump_artifact(export_run(reader, view.summary.id, summary=True))
     assert short["bundle"]["series"] is None
     assert short["bundle"]["leftOut"] == ["series"]
-    found = verify_bytes(_bytes(short), known)
-    assert (found.genuine, found.complete, found.clean) == (True, False, None)
-    assert [proof.name for proof in found.proofs if proof.status == "not_checked"] == ["series", "row"]
+    verification = verify_bytes(_bytes(short), known)
+    assert (verification.genuine, verification.complete, verification.clean) == (True, False, None)
+    assert [proof.name for proof in verification.proofs if proof.status == "not_checked"] == ["series", "row"]
     short["bundle"]["leftOut"] = []
     assert _failed(verify_bytes(_bytes(short), known)) == {"series": "series_mismatch"}
 
 
 def _leaves(value: Any, at: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
-    """Every value of a document that holds no other, and every empty list and object."""
+    """Every scalar value of a document, and every empty list and object."""
     if isinstance(value, dict) and value:
         for name, inner in value.items():
             yield from _leaves(inner, (*at, name))
@@ -159,7 +161,7 @@ def _leaves(value: Any, at: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
 
 
 def _changed(value: Any) -> list[Any]:
-    """Other values of the same kind, and of another."""
+    """Other values of the same type, and of another."""
     if isinstance(value, bool):
         return [not value, None]
     if isinstance(value, int):
@@ -177,18 +179,18 @@ def _changed(value: Any) -> list[Any]:
 
 
 def _replaced(document: dict[str, Any], at: Path_, value: Any) -> dict[str, Any]:
-    """The document with one value changed; what lies beside it is shared with the original."""
-    made = copy.copy(document)
-    inner: Any = made
+    """The document with one value changed; everything else is shared with the original."""
+    changed = copy.copy(document)
+    inner: Any = changed
     for step in at[:-1]:
         inner[step] = copy.copy(inner[step])
         inner = inner[step]
     inner[at[-1]] = value
-    return made
+    return changed
 
 
 def _accepts(document: dict[str, Any], known: Anchors) -> bool:
-    """Whether no proof fails; the first that does decides, so that thousands of changes can be tried."""
+    """Whether no proof fails; stops at the first that does, because thousands of changes are tried."""
     try:
         artifact = parse_artifact(_bytes(document))
     except GlasshouseError:
@@ -201,7 +203,7 @@ def _accepts(document: dict[str, Any], known: Anchors) -> bool:
 
 @pytest.fixture
 def remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A text is looked at once, however many thousand changed artifacts have it: what it is depends on it alone."""
+    """Cache the check of each text, because thousands of changed artifacts share most of their texts."""
     monkeypatch.setattr("engine.records.public.is_public_text", functools.cache(is_public_text))
 
 
@@ -256,19 +258,23 @@ def test_any_changed_bit_of_a_series_is_refused(exported: dict[str, Any], known:
 
 
 def _resigned(exported: dict[str, Any], change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """The row rewritten and signed anew by a thief of no key: by keys of the thief's own."""
+    """The row rewritten and signed again by an attacker who has none of the keys and uses new ones."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     from engine.attestation.receipts import RUN, delegate, sign, statement
     from engine.wire import digest_of
 
-    made = copy.deepcopy(exported)
-    change(made)
+    forged = copy.deepcopy(exported)
+    change(forged)
     operator, run = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
-    bundle = made["bundle"]
-    row = {name: value for name, value in made.items() if name not in ("format", "bundle")}
+    bundle = forged["bundle"]
+    row = {name: value for name, value in forged.items() if name not in ("format", "bundle")}
     delegation = delegate(
-        operator, run.public_key().public_bytes_raw(), run_id=made["id"], plan_digest=made["planDigest"], seconds=1e6
+        operator,
+        run.public_key().public_bytes_raw(),
+        run_id=forged["id"],
+        plan_digest=forged["planDigest"],
+        seconds=1e6,
     )
     body = json.loads(base64.b64decode(bundle["receipts"]["run"]["payload"]))["predicate"]
     body |= {"row_sha256": digest_of(row), "delegation_sha256": digest_of(delegation)}
@@ -278,23 +284,23 @@ def _resigned(exported: dict[str, Any], change: Callable[[dict[str, Any]], None]
     }
     bundle["receipts"]["run"] = sign(statement(RUN, subjects | {"row": digest_of(row)}, body), run)
     bundle |= {"delegation": delegation, "operator": operator.public_key().public_bytes_raw().hex()}
-    return made
+    return forged
 
 
-def test_a_row_rewritten_by_another_operator_is_refused_even_by_who_trusts_that_operator(
+def test_a_row_rewritten_by_another_operator_is_refused_even_when_that_operator_is_trusted(
     exported: dict[str, Any],
 ) -> None:
-    made = _resigned(exported, lambda document: document.update(overheadPct=-5.0))
+    forged = _resigned(exported, lambda document: document.update(overheadPct=-5.0))
     trusted = Anchors(
-        trusted=TrustedKeys.given([trusted_key(_line(made))]),
+        trusted=TrustedKeys.given([trusted_key(_line(forged))]),
         policies=(default_policy(),),
     )
-    failed = _failed(verify_bytes(_bytes(made), trusted))
+    failed = _failed(verify_bytes(_bytes(forged), trusted))
     assert failed["row"] == "row_mismatch"
     assert {"challenge", "release", "zeroization"} <= failed.keys()
 
 
-def test_what_is_no_artifact_is_told_in_one_sentence(known: Anchors, exported: dict[str, Any]) -> None:
+def test_malformed_and_unsigned_artifacts_raise_typed_errors(known: Anchors, exported: dict[str, Any]) -> None:
     for text in (b"", b"[]", b"{}", b"\xff", b'{"format": "glasshouse-row/1"}', b'{"a": 1, "a": 2}', b"[" * 100_000):
         with pytest.raises(GlasshouseError) as caught:
             verify_bytes(text, known)

@@ -1,4 +1,4 @@
-"""Ending a run early: what was released is wiped and proven so, and the machine is given back."""
+"""Cancelling a run: what was released is wiped with proof, and the allocation is released."""
 
 from __future__ import annotations
 

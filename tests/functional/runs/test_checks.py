@@ -1,4 +1,4 @@
-"""Each check of the row fails when the fact that it rests on is broken; the material is a real pair's."""
+"""Each check of the row fails when the fact that it depends on is broken; the facts are those of a real pair."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_a_broken_fact_fails_its_check(facts: Facts, check: str, change: Change)
     assert check in _failed(change(facts))
 
 
-def test_a_wrong_raw_adapter_is_seen_behind_a_sealed_one(facts: Facts) -> None:
+def test_a_wrong_raw_adapter_fails_although_the_other_is_sealed(facts: Facts) -> None:
     first = _plan(order="protected-first")(facts)
     sealed = _body("runner_log", ADAPTER_COLLECTED, "protected", status="sealed")
     assert "adapters_open" in _failed(sealed(first))

@@ -1,4 +1,4 @@
-"""Each process of a protected segment killed at each stage: what can be wiped is wiped, and nothing is proven."""
+"""Each process of a protected segment killed at each stage: what can be wiped is wiped, and no wipe is claimed."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ CODES = {"trainer": "trainer_", "opener": "keyproc_", "sealer": "keyproc_", "sca
 
 @pytest.fixture
 def pod(small_pod: Callable[..., Pod], request: pytest.FixtureRequest) -> Pod:
-    """A pod that trains until it is stopped, or only a moment when the crash comes after the training."""
+    """A pod that trains until it is stopped, or only briefly when the crash comes after the training."""
     state = request.getfixturevalue("state")
     seconds = 0.2 if state in {"sealing", "zeroizing"} else 60.0
     return small_pod(target=Target(seconds=seconds))
 
 
 def kill_in(pod: Pod, state: str, victim: str) -> None:
-    """Kill a process the moment that a state is logged; the supervisor stands still meanwhile."""
+    """Kill a process as soon as a state is logged; the supervisor is suspended meanwhile."""
     pod.wait_state(state)
     supervisor = pod.role("supervisor")
     supervisor.suspend()
@@ -45,7 +45,7 @@ def kill_in(pod: Pod, state: str, victim: str) -> None:
 
 
 def payload(pod: Pod) -> list[Path]:
-    """The supervisor's own descriptors of the payload, from outside; empty where it may not be looked at."""
+    """The supervisor's own descriptors of the payload, from outside; empty where /proc denies access."""
     names = ("/memfd:tokens", "/memfd:weights", "/memfd:adapter")
     try:
         entries = list(Path(f"/proc/{pod.pid}/fd").iterdir())
@@ -70,10 +70,10 @@ def content(fds: list[int]) -> bytes:
         ("attesting", "trainer"), ("attesting", "opener"), ("attesting", "sealer"), ("attesting", "scanner"),
     ],
 )  # fmt: skip
-def test_killed_before_the_release_no_key_is_given(state: str, victim: str, pod: Pod) -> None:
+def test_a_process_killed_before_the_release_means_no_key_is_released(state: str, victim: str, pod: Pod) -> None:
     pod.launch()
     if state == "launching":
-        pod.role("keyproc", "seal")  # the last that is started
+        pod.role("keyproc", "seal")  # the last process to be started
     kill_in(pod, state, victim)
     last = pod.finish()
     assert last["state"] == "failed"
@@ -90,7 +90,9 @@ def test_killed_before_the_release_no_key_is_given(state: str, victim: str, pod:
         ("training", "scanner"), ("zeroizing", "scanner"),
     ],
 )  # fmt: skip
-def test_killed_after_the_release_the_rest_is_wiped_and_nothing_is_proven(state: str, victim: str, pod: Pod) -> None:
+def test_a_process_killed_after_the_release_has_the_rest_wiped_and_nothing_proven(
+    state: str, victim: str, pod: Pod
+) -> None:
     pod.launch()
     result = pod.attest()
     fds = held(pod)
@@ -109,8 +111,8 @@ def test_killed_after_the_release_the_rest_is_wiped_and_nothing_is_proven(state:
     last = pod.finish()
     assert last["state"] == "failed"
     assert last["code"].startswith(CODES[victim])
-    state_told, reasons = pod.verdict()
-    assert state_told == "unverified"
+    claimed, reasons = pod.verdict()
+    assert claimed == "unverified"
     assert f"abandoned_{last['code']}" in reasons
     assert all(process.gone for process in pod.receipt().processes)
     assert not any(content(fds))
@@ -118,7 +120,7 @@ def test_killed_after_the_release_the_rest_is_wiped_and_nothing_is_proven(state:
         os.close(fd)
 
 
-def test_a_trainer_that_is_let_go_wipes_itself_before_it_ends(small_pod: Callable[..., Pod]) -> None:
+def test_a_dismissed_trainer_wipes_its_memory_before_it_exits(small_pod: Callable[..., Pod]) -> None:
     tell = '(Path(self.setup["scratch"]) / "wiping").touch()'
     line = "                from engine.worker.training import secret_patterns\n\n                with contextlib"
     patch = {TRAINER: lambda text: text.replace(line, f"                {tell}\n{line}")}

@@ -1,6 +1,6 @@
 """What the real processes of a protected segment can do, and what can be done to them, while they wait for the keys.
 
-And what a machine that lacks a control shows, or is refused for, as the policy says.
+A machine that lacks a control reports it as absent, or is refused when the policy requires the control.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ print(json.dumps(found))
 
 
 def as_a_user_who_may_dump() -> None:
-    """No privileges, little memory to lock, and core dumps on: whatever a process does not forbid is allowed."""
+    """Drop privileges, limit lockable memory, allow core dumps: only the process's own hardening forbids them."""
     hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
     resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
     resource.setrlimit(resource.RLIMIT_MEMLOCK, (1 << 20, 1 << 20))
@@ -81,16 +81,16 @@ def as_a_user_who_may_dump() -> None:
 
 
 def attack(pids: list[int]) -> dict[int, dict[str, str]]:
-    """What another process of the same user reaches of these."""
-    told = subprocess.run(
+    """What another process of the same user can access in these processes."""
+    attacker = subprocess.run(
         [sys.executable, "-I", "-S", "-c", ATTACKER, *map(str, pids)],
         capture_output=True, check=True, preexec_fn=without_capabilities,
     )  # fmt: skip
-    return {int(pid): tried for pid, tried in json.loads(told.stdout).items()}
+    return {int(pid): tried for pid, tried in json.loads(attacker.stdout).items()}
 
 
 def attempts(scratch: Path, outside: Path) -> dict[str, tuple[str, tuple[int | bytes, ...]]]:
-    """Calls that a process is made to try."""
+    """System calls to inject into a process, by name."""
     return {
         "tcp": ("socket", (2, 1, 0)),
         "udp": ("socket", (2, 2, 0)),
@@ -110,7 +110,7 @@ def attempts(scratch: Path, outside: Path) -> dict[str, tuple[str, tuple[int | b
 
 
 def tried(pid: int, scratch: Path, outside: Path) -> dict[str, str]:
-    """How each attempt ends in the process."""
+    """The outcome of each attempt in the process."""
     outcome = {}
     with inject.stopped(pid) as process:
         for name, (call, arguments) in attempts(scratch, outside).items():
@@ -144,7 +144,7 @@ def test_a_live_segment_resists_its_own_user_and_then_trains(real_pod: Pod, tmp_
     assert result.accepted, result.reason_codes
     enforced = {name for name, value in real_pod.enforcement().items() if value == "enforced"}
     assert enforced >= {*default_policy().required_controls, "single_task"}
-    assert real_pod.enforcement()["mlockall"].startswith("failed:"), "a machine without the means shows it"
+    assert real_pod.enforcement()["mlockall"].startswith("failed:"), "a machine that cannot lock its memory reports it"
 
     roles = {name: real_pod.role(*words).pid for name, words in {**HARDENED, "supervisor": ("supervisor",)}.items()}
     control = subprocess.Popen([sys.executable, "-I", "-S", "-c", "input()"], stdin=subprocess.PIPE)
@@ -183,7 +183,7 @@ def test_a_live_segment_resists_its_own_user_and_then_trains(real_pod: Pod, tmp_
 
 
 def wait_for_read(pid: int) -> None:
-    """Until a process has come to its first read, so that it stands in a system call."""
+    """Wait until a process is blocked in its first read, so that it is in a system call."""
     until = time.monotonic() + 60
     while not Path(f"/proc/{pid}/syscall").read_text().startswith("0 ") and time.monotonic() < until:
         time.sleep(0.01)
@@ -202,7 +202,7 @@ def test_no_process_of_a_segment_leaves_a_core_dump(small_pod: Callable[..., Pod
     subprocess.run(crash, cwd=tmp_path, check=False, preexec_fn=as_a_user_who_may_dump)
     if not dumps(tmp_path):
         pytest.skip("a crash here writes no core dump: allow them (ulimit -c unlimited) to have this run")
-    before = dumps(Path("/"))  # where a segment's processes stand
+    before = dumps(Path("/"))  # the working directory of a segment's processes
     pod = small_pod()
     pod.launch(as_a_user_who_may_dump)
     pod.wait_state("attesting")
@@ -219,7 +219,7 @@ class _Program(ctypes.Structure):
 
 
 def without_call(*numbers: int) -> Callable[[], None]:
-    """A kernel that does not have these system calls, for whoever installs this, and all that it starts."""
+    """A filter that hides these system calls from its process and all children, as an older kernel would."""
     steps = [Instruction(0x20, 0, 0, 0)]
     for number in numbers:
         steps += [Instruction(0x15, 0, 1, number), Instruction(0x06, 0, 0, RET_ERRNO | errno.ENOSYS)]
@@ -248,9 +248,9 @@ def test_a_machine_without_landlock_shows_it_and_the_segment_is_zeroized(small_p
     pod.launch(LANDLOCK)
     result = pod.attest()
     assert result.accepted
-    seen = pod.enforcement()
-    assert set(seen) == set(CONTROLS)
-    assert (seen["landlock_fs"], seen["landlock_tcp"], seen["seccomp"]) == ("absent", "absent", "enforced")
+    controls = pod.enforcement()
+    assert set(controls) == set(CONTROLS)
+    assert (controls["landlock_fs"], controls["landlock_tcp"], controls["seccomp"]) == ("absent", "absent", "enforced")
     pod.answer(result)
     pod.finish()
     assert pod.verdict() == ("zeroized", set())

@@ -1,7 +1,7 @@
-"""Artifacts whose every signature fits: what they mean is checked too, each with its own code.
+"""Artifacts whose signatures are all valid: their content is checked too, each fault with its own code.
 
-The forger has all keys and is trusted. It could fabricate a row that is consistent throughout; nothing here claims
-otherwise. But what it signs must be consistent, or it is refused.
+The forger has all keys and is trusted. It can fabricate a fully consistent row, which software attestation cannot
+prevent; but every inconsistency in what it signs is refused.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Finished = tuple[Operator, RunView]
 
 
 def verified(exported: dict[str, Any], **edits: Edit) -> Verification:
-    """What a verifier who trusts the forger makes of the forgery."""
+    """The verification of the forgery by a verifier who trusts the forger."""
     forger = Forger(exported, **edits)
     document = forger.build()
     if "finish" in edits:
@@ -50,9 +50,9 @@ def verified(exported: dict[str, Any], **edits: Edit) -> Verification:
     return verify_bytes(json.dumps(document).encode(), Anchors(trusted=trusted, policies=(default_policy(),)))
 
 
-def failures(found: Verification) -> dict[str, str]:
+def failures(verification: Verification) -> dict[str, str]:
     """The code of each proof that failed."""
-    return {proof.name: proof.code for proof in found.proofs if proof.status == "failed"}
+    return {proof.name: proof.code for proof in verification.proofs if proof.status == "failed"}
 
 
 def struct(**fields: Any) -> Edit:
@@ -66,28 +66,30 @@ def entries(**fields: Any) -> Edit:
 
 
 def dropped(_: Any) -> None:
-    """No such event."""
+    """An edit that drops the event."""
     return
 
 
-def without_control(found: Any) -> Any:
-    """A receipt whose scan never found the content key."""
+def without_control(receipt: Any) -> Any:
+    """A receipt whose scan before the wipe did not find the content key, so that its control failed."""
     before = {
-        target: msgspec.structs.replace(scan, hits=dict.fromkeys(scan.hits, 0)) for target, scan in found.before.items()
+        target: msgspec.structs.replace(scan, hits=dict.fromkeys(scan.hits, 0))
+        for target, scan in receipt.before.items()
     }
-    return msgspec.structs.replace(found, before=before)
+    return msgspec.structs.replace(receipt, before=before)
 
 
-def with_hits(found: Any) -> Any:
-    """A receipt whose scan found something after the wipe."""
+def with_hits(receipt: Any) -> Any:
+    """A receipt whose scan after the wipe has hits."""
     after = {
-        target: msgspec.structs.replace(scan, hits=dict.fromkeys(scan.hits, 1)) for target, scan in found.after.items()
+        target: msgspec.structs.replace(scan, hits=dict.fromkeys(scan.hits, 1))
+        for target, scan in receipt.after.items()
     }
-    return msgspec.structs.replace(found, after=after)
+    return msgspec.structs.replace(receipt, after=after)
 
 
 def faster(series: dict[str, Series]) -> dict[str, Series]:
-    """Step times of the protected segment made up afterwards."""
+    """Invented step times of the protected segment."""
     one = series["protected"]
     return series | {"protected": Series(losses=one.losses, nanos=tuple(taken // 2 for taken in one.nanos))}
 
@@ -100,31 +102,31 @@ def without_seccomp(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def better_reasons(row: dict[str, Any]) -> dict[str, Any]:
-    """The same verdicts for better reasons."""
+    """The same verdicts with other reasons."""
     return row | {"checks": [check | {"reason": "verified in hardware"} for check in row["checks"]]}
 
 
 def appended(series: dict[str, Series]) -> dict[str, Series]:
-    """Steps of the raw segment that the log never brought."""
+    """Steps of the raw segment that the log does not have."""
     one = series["raw"]
     return series | {"raw": Series(losses=(*one.losses, one.losses[-1]), nanos=(*one.nanos, 1_000_000))}
 
 
-def found_again(body: dict[str, Any]) -> dict[str, Any]:
-    """The log of the scans says that something was left."""
+def with_logged_hits(body: dict[str, Any]) -> dict[str, Any]:
+    """The logged scan after the wipe has hits."""
     return body | {"hits": dict.fromkeys(body["hits"], 7)} if body["moment"] == "after" else body
 
 
 def other_tensors_in_raw(body: dict[str, Any]) -> dict[str, Any]:
-    """The raw segment came to other tensors at a checkpoint."""
+    """The raw segment has other tensors at a checkpoint."""
     return body | {"tensorDigest": "0" * 64} if body["segment"] == "raw" else body
 
 
-def test_a_consistent_forgery_passes_for_who_trusts_the_forger(exported: dict[str, Any]) -> None:
-    """It is what the software tier cannot prove; without this the other tests here would prove nothing."""
-    found = verified(exported)
-    assert failures(found) == {}
-    assert (found.genuine, found.clean) == (True, True)
+def test_a_consistent_forgery_passes_when_the_forger_is_trusted(exported: dict[str, Any]) -> None:
+    """The software tier cannot detect this; it shows that the other tests here fail only because of their edits."""
+    verification = verified(exported)
+    assert failures(verification) == {}
+    assert (verification.genuine, verification.clean) == (True, True)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +174,7 @@ def test_a_consistent_forgery_passes_for_who_trusts_the_forger(exported: dict[st
         ({"series": appended}, "series", "series_mismatch"),
         ({f"pod:{ADAPTER_SAVED}": entries(tensorDigest="0" * 64)}, "logs", "log_contradicts"),
         ({f"pod:{ADAPTER_SEALED}": entries(nonceSha256="0" * 64)}, "logs", "log_contradicts"),
-        ({f"pod:{ZEROIZE_SCAN}": found_again}, "logs", "log_contradicts"),
+        ({f"pod:{ZEROIZE_SCAN}": with_logged_hits}, "logs", "log_contradicts"),
         ({"result": struct(run_id="0" * 12)}, "result", "result_mismatch"),
         ({"release": struct(cnf_public="0" * 64)}, "release", "release_other_result"),
         ({"release": struct(result_id="0" * 32)}, "release", "release_other_result"),
@@ -199,14 +201,14 @@ def test_a_consistent_forgery_passes_for_who_trusts_the_forger(exported: dict[st
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else value,
 )
-def test_what_does_not_fit_is_refused_though_every_signature_holds(
+def test_an_inconsistency_is_refused_although_every_signature_is_valid(
     exported: dict[str, Any], edits: dict[str, Edit], proof: str, code: str
 ) -> None:
     failed = failures(verified(exported, **edits))
     assert failed.get(proof) == code, failed
 
 
-def test_one_artifact_passed_off_as_two_is_seen(exported: dict[str, Any]) -> None:
+def test_one_adapter_passed_off_as_two_is_refused(exported: dict[str, Any]) -> None:
     raw = exported["rawAdapterSha256"]
     sealed = {
         f"pod:{ADAPTER_SEALED}": entries(sha256=raw),
@@ -217,17 +219,17 @@ def test_one_artifact_passed_off_as_two_is_seen(exported: dict[str, Any]) -> Non
     assert failures(verified(exported, **sealed)) == {"row": "row_mismatch"}
 
 
-def test_a_loss_that_is_not_finite_is_seen(exported: dict[str, Any]) -> None:
+def test_a_loss_that_is_not_finite_is_refused(exported: dict[str, Any]) -> None:
     def burst(series: dict[str, Series]) -> dict[str, Series]:
         return {
             kind: Series(losses=(*one.losses[:5], float("nan"), *one.losses[6:]), nanos=one.nanos)
             for kind, one in series.items()
         }
 
-    found = verified(exported, series=burst)
-    assert failures(found) == {"row": "row_mismatch"}
-    told = next(proof.reason for proof in found.proofs if proof.name == "row")
-    assert "checks" in told
+    verification = verified(exported, series=burst)
+    assert failures(verification) == {"row": "row_mismatch"}
+    reason = next(proof.reason for proof in verification.proofs if proof.name == "row")
+    assert "checks" in reason
 
 
 @pytest.mark.parametrize(
@@ -238,7 +240,7 @@ def test_a_loss_that_is_not_finite_is_seen(exported: dict[str, Any]) -> None:
     ],
     ids=lambda change: next(iter(change)),
 )  # fmt: skip
-def test_a_summary_is_held_to_all_that_needs_no_series(exported: dict[str, Any], change: dict[str, Any]) -> None:
+def test_a_summary_is_checked_in_all_that_needs_no_series(exported: dict[str, Any], change: dict[str, Any]) -> None:
     def shortened(document: dict[str, Any]) -> dict[str, Any]:
         document["bundle"] |= {"series": None, "leftOut": ["series"]}
         return document

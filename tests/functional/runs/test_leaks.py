@@ -1,6 +1,6 @@
-"""Planted leaks: a stray copy anywhere that the scan reads makes the wipe unverified, and never zeroized.
+"""Planted leaks: a stray copy anywhere that the scan reads makes the runtime state unverified, never zeroized.
 
-The leaks are patched into a bundle of the test's own; the shipped one has no way to leak on request.
+The leaks are patched into the test's own bundle; the shipped one cannot leak on request.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ LEAKS: dict[str, tuple[Leak, str, str]] = {
 
 
 def planted(leak: Leak) -> dict[str, Callable[[str], str]]:
-    """The patch that puts a statement before a line; a slot for it where a class has fixed ones."""
+    """The patch that inserts a statement before a line; a class with slots loses them, so that it can hold the copy."""
     path, line, statement = leak
     indent = line[: len(line) - len(line.lstrip())]
 
@@ -61,17 +61,19 @@ def planted(leak: Leak) -> dict[str, Callable[[str], str]]:
 
 
 @pytest.mark.parametrize("what", LEAKS)
-def test_a_stray_copy_in_memory_is_found_where_it_lies(what: str, small_pod: Callable[..., Pod]) -> None:
+def test_a_stray_copy_in_memory_is_reported_for_the_process_that_has_it(
+    what: str, small_pod: Callable[..., Pod]
+) -> None:
     leak, target, name = LEAKS[what]
     pod = small_pod(planted(leak))
     receipt = pod.run()
     assert pod.verdict() == ("unverified", {"zeroization_hits"})
-    hits = {(each, found) for each, scan in receipt.after.items() for found, count in scan.hits.items() if count}
+    hits = {(process, hit) for process, scan in receipt.after.items() for hit, count in scan.hits.items() if count}
     assert (target, name) in hits
-    assert {found.removesuffix("_half") for _, found in hits} == {name.removesuffix("_half")}
+    assert {hit.removesuffix("_half") for _, hit in hits} == {name.removesuffix("_half")}
 
 
-# The row is passed by value: a call lays it on the stack, where it stays when the call has returned.
+# The row is passed by value: the call copies it onto the stack, where it remains after the call returns.
 ON_STACK = """\
         row = bytes(workload.row)
         detail = secret_patterns.wipe(workload, trainer)
@@ -84,7 +86,7 @@ ON_STACK = """\
 """
 
 
-def test_a_copy_on_the_stack_is_told_apart_from_one_on_the_heap(small_pod: Callable[..., Pod]) -> None:
+def test_a_copy_on_the_stack_is_distinguished_from_one_on_the_heap(small_pod: Callable[..., Pod]) -> None:
     line = "        detail = secret_patterns.wipe(workload, trainer)\n"
     pod = small_pod({TRAINER: lambda text: text.replace(line, ON_STACK)})
     receipt = pod.run()
@@ -92,19 +94,23 @@ def test_a_copy_on_the_stack_is_told_apart_from_one_on_the_heap(small_pod: Calla
     assert receipt.after["trainer"].where["stack"] > 0
 
 
-def test_every_process_of_a_segment_is_bound_at_its_start(small_pod: Callable[..., Pod], tmp_path: Path) -> None:
+def test_every_process_of_a_segment_has_its_symbols_bound_at_start(
+    small_pod: Callable[..., Pod], tmp_path: Path
+) -> None:
     line = "    argv = sys.argv[1:]\n"
-    told = f"open({str(tmp_path)!r} + '/' + '-'.join(argv[:2]), 'wb').write(open('/proc/self/environ', 'rb').read())"
-    pod = small_pod({"engine/worker/main.py": lambda text: text.replace(line, f"{line}    {told}\n", 1)})
+    dump_environ = (
+        f"open({str(tmp_path)!r} + '/' + '-'.join(argv[:2]), 'wb').write(open('/proc/self/environ', 'rb').read())"
+    )
+    pod = small_pod({"engine/worker/main.py": lambda text: text.replace(line, f"{line}    {dump_environ}\n", 1)})
     pod.run()
     assert pod.verdict() == ("zeroized", set())
-    found = {path.name.partition("---")[0]: path.read_bytes().split(b"\0") for path in tmp_path.iterdir()}
-    assert set(found) == {"supervisor", "trainer", "keyproc-open", "keyproc-seal", "scanner"}
+    environments = {path.name.partition("---")[0]: path.read_bytes().split(b"\0") for path in tmp_path.iterdir()}
+    assert set(environments) == {"supervisor", "trainer", "keyproc-open", "keyproc-seal", "scanner"}
     ((name, value),) = BIND_NOW.items()
-    assert {role for role, words in found.items() if f"{name}={value}".encode() not in words} == set()
+    assert {role for role, words in environments.items() if f"{name}={value}".encode() not in words} == set()
 
 
-def test_plaintext_in_scratch_is_told_and_removed(small_pod: Callable[..., Pod]) -> None:
+def test_plaintext_in_scratch_is_reported_and_removed(small_pod: Callable[..., Pod]) -> None:
     write = '(Path(self.setup["scratch"]) / "left").write_bytes(workload.row)'
     pod = small_pod(planted((TRAINER, WIPING, write)))
     pod.run()
@@ -113,7 +119,7 @@ def test_plaintext_in_scratch_is_told_and_removed(small_pod: Callable[..., Pod])
 
 
 @pytest.mark.parametrize("holder", ["the supervisor", "another process"])
-def test_a_deleted_file_that_is_held_open_is_told(holder: str, small_pod: Callable[..., Pod]) -> None:
+def test_a_deleted_file_that_is_held_open_is_reported(holder: str, small_pod: Callable[..., Pod]) -> None:
     hold = 'self.stray = open(self._context.scratch / "held", "wb"); (self._context.scratch / "held").unlink()'
     pod = small_pod(planted((PROTECTED, SEALING, hold)) if holder == "the supervisor" else {})
     held = pod.folder / "scratch" / "held"
@@ -148,12 +154,12 @@ def test_a_whole_run_that_leaks_is_never_called_zeroized(
         (reason,) = [t.reason for t in reader.run(run_id).transitions if t.state == "unverified"]
         envelope = reader.receipts(run_id)["zeroization"]
     assert reason == "zeroization_hits"
-    after = found_after(envelope)
+    after = hits_after(envelope)
     assert after["keyproc open"]["content_key"] > 0
     assert after["trainer"]["canary_row"] > 0
 
 
-def found_after(envelope: dict[str, str]) -> dict[str, dict[str, int]]:
-    """The hits after the wipe, as the receipt has them; its signatures are the verifier's business."""
+def hits_after(envelope: dict[str, str]) -> dict[str, dict[str, int]]:
+    """The hits after the wipe that the receipt states; its signatures are not checked."""
     predicate = json.loads(base64.b64decode(envelope["payload"]))["predicate"]
     return {target: scan["hits"] for target, scan in predicate["after"].items()}

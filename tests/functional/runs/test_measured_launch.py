@@ -1,4 +1,4 @@
-"""The bytes that are measured are the bytes that run: bundles and installed files exchanged at every place."""
+"""The bytes that are measured are the bytes that run: bundles and installed files are replaced at every stage."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ ENTRY = "def main() -> int:\n"
 
 
 def evil(bundle: bytes, mark: Path) -> bytes:
-    """The same bundle, but every process of it leaves a mark first."""
+    """The same bundle, but each of its processes first appends to the mark file."""
     leave = f"open({str(mark)!r}, 'a').write(repr(sys.argv))\n\n\n"
     return patched(bundle, {MAIN: lambda text: text.replace(ENTRY, leave + ENTRY)})
 
 
 @pytest.fixture
 def mark(tmp_path: Path) -> Path:
-    """Where a foreign bundle leaves its mark."""
+    """The file to which a foreign bundle appends when it runs."""
     return tmp_path / "mark"
 
 
 def refused(pod: Pod) -> tuple[str, ...]:
-    """Attest, deny, and see that no key was given; the reason codes."""
+    """Attest, deny and check that no key was released; returns the reason codes."""
     result = pod.attest()
     pod.answer(result)
     last = pod.finish()
@@ -38,7 +38,7 @@ def refused(pod: Pod) -> tuple[str, ...]:
     return result.reason_codes
 
 
-def test_a_bundle_exchanged_before_the_launch_is_not_started(small_pod: Callable[..., Pod], mark: Path) -> None:
+def test_a_bundle_replaced_before_the_launch_is_not_started(small_pod: Callable[..., Pod], mark: Path) -> None:
     pod = small_pod()
     pod.bundle_path.write_bytes(evil(pod.bundle, mark))
     assert pod.launch()["error"] == "bundle_digest_mismatch"
@@ -46,7 +46,7 @@ def test_a_bundle_exchanged_before_the_launch_is_not_started(small_pod: Callable
     assert not mark.exists()
 
 
-def test_a_bundle_exchanged_after_the_launch_never_runs(small_pod: Callable[..., Pod], mark: Path) -> None:
+def test_a_bundle_replaced_after_the_launch_never_runs(small_pod: Callable[..., Pod], mark: Path) -> None:
     pod = small_pod()
     pod.launch()
     supervisor = pod.role("supervisor")
@@ -83,13 +83,13 @@ def own_site(small_site: Path, tmp_path: Path) -> Path:
 
 
 def flip_a_letter(path: Path) -> None:
-    """One byte of a comment or a docstring, so that the module works as before."""
+    """Change one byte of a comment or docstring, so that the module still works."""
     content = path.read_bytes()
     at = content.index(b"the ")
     path.write_bytes(content[:at] + b"T" + content[at + 1 :])
 
 
-def test_one_byte_of_an_installed_package_is_seen_and_no_key_is_given(
+def test_a_changed_byte_in_an_installed_package_is_detected_and_no_key_is_released(
     small_pod: Callable[..., Pod], own_site: Path, small_site: Path
 ) -> None:
     flip_a_letter(own_site / "joserfc" / "jws.py")
@@ -98,7 +98,7 @@ def test_one_byte_of_an_installed_package_is_seen_and_no_key_is_given(
     assert refused(pod) == ("environment_mismatch",)
 
 
-def test_a_file_exchanged_for_the_import_and_put_back_is_seen(
+def test_a_file_replaced_during_the_import_and_restored_is_detected(
     small_pod: Callable[..., Pod], own_site: Path, mark: Path
 ) -> None:
     pod = small_pod(sites=[own_site])

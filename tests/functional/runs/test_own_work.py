@@ -1,4 +1,4 @@
-"""Own data, own model, either order, either target; and the adapter that comes out of it."""
+"""The user's own data and model, either order, either target, and the resulting adapter."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def data_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def model_folder(tmp_path: Path) -> Path:
-    """A model folder as a person has one: config, tokenizer, weights."""
+    """A model folder as a user has one: config, tokenizer, weights."""
     folder = tmp_path / "my-model"
     folder.mkdir()
     files = build_payload(preset("demo")).files
@@ -78,7 +78,7 @@ def test_private_data_on_a_local_model_runs_protected_and_its_adapter_loads_in_p
 
 
 def _loaded_sum(model_folder: Path, adapter: Path) -> float:
-    """The sum of all |lora_B| after peft loaded the adapter onto the base model, in a process of its own."""
+    """The sum of all |lora_B| after peft loaded the adapter onto the base model, in a separate process."""
     program = """
 import sys, torch
 from peft import PeftModel

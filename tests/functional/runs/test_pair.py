@@ -63,7 +63,7 @@ def test_the_artifacts_differ_and_the_tensors_do_not(finished: Finished) -> None
     assert row["rawTensorDigest"] == row["protectedTensorDigest"]
 
 
-def test_losses_are_equal_to_the_last_bit_and_fall_into_the_series(finished: Finished) -> None:
+def test_losses_are_bitwise_equal_and_step_times_sum_to_the_elapsed_time(finished: Finished) -> None:
     operator, view = finished
     with Reader(operator.home) as reader:
         raw, protected = (reader.series(view.summary.id, kind) for kind in ("raw", "protected"))
@@ -80,7 +80,7 @@ def test_the_overhead_is_the_published_formula(finished: Finished) -> None:
     assert row["overheadCi95"] is None
 
 
-def test_each_log_is_whole_and_holds_the_others_heads(finished: Finished) -> None:
+def test_each_log_is_complete_and_records_the_other_logs_heads(finished: Finished) -> None:
     operator, view = finished
     run_id = view.summary.id
     with Reader(operator.home) as reader:
@@ -149,7 +149,7 @@ def test_nothing_of_the_run_is_left_behind(finished: Finished) -> None:
     assert operator.processes(view.summary.id) == []
 
 
-def test_no_private_key_and_no_payload_lies_in_the_database_or_the_logs(finished: Finished) -> None:
+def test_no_private_key_is_in_the_database_or_the_logs(finished: Finished) -> None:
     operator, _ = finished
     keys = OperatorKeys.load(operator.home / "keys")
     secrets = [keys.signing.private_bytes_raw(), keys.recipient.private_bytes_raw()]
@@ -169,6 +169,6 @@ def test_the_home_is_private(finished: Finished) -> None:
     assert (home / "glasshouse.db").stat().st_mode & 0o777 == 0o600
 
 
-def test_the_database_is_sound(finished: Finished) -> None:
+def test_the_database_passes_the_integrity_check(finished: Finished) -> None:
     connection = sqlite3.connect(Path(finished[0].home) / "glasshouse.db")
     assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)

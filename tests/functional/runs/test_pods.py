@@ -1,4 +1,4 @@
-"""Whole runs on rented pods: real OpenSSH servers behind a fake RunPod, rented and ended as the real ones would be."""
+"""Whole runs on rented pods: real OpenSSH servers behind a fake RunPod, rented and terminated like real ones."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from tests.functional.runs.support import LONG, checks_of
 
 
 def is_training(view: RunView) -> bool:
-    """True while the raw segment takes steps."""
+    """Whether a segment has taken steps and is still training."""
     return any(one.state == "training" and one.steps > 0 for one in view.segments)
 
 
 def places_in_export(renter: Renter, run_id: str) -> list[tuple[str, str]]:
-    """Where a run's export, with all that is encoded in it, tells where its pod or its home is."""
+    """The places in a run's export, decoded, that reveal where its pod or its home is."""
     with Reader(renter.home) as reader:
         published = canaries.opened(render(export_run(reader, run_id), "json"))
-    assert b'"_type":"https://in-toto.io' in published, "what is encoded is read"
+    assert b'"_type":"https://in-toto.io' in published, "encoded statements are decoded"
     (entry,) = renter.ledger()
     places = {"the pod": str(entry.provider_id), "its name": entry.name, "an address": "127.0.0.1"}
-    return canaries.found({**places, "the home": str(renter.home)}, iter([("export", published)]))
+    return canaries.occurrences({**places, "the home": str(renter.home)}, iter([("export", published)]))
 
 
 def run_on_a_pod(renter: Renter) -> None:
-    """The demo on a pod, by the command line: clean, and nothing is left."""
-    told = renter.glasshouse(
+    """Run the demo on a pod by the command line; the row must be clean and no pod left."""
+    completed = renter.glasshouse(
         "run", "--preset", "demo", "--provider", "runpod", "--steps", "20", "--warmup", "5", "--json"
     )
-    assert told.returncode == 0, told.stderr
-    row = json.loads(told.stdout)
+    assert completed.returncode == 0, completed.stderr
+    row = json.loads(completed.stdout)
     assert row["clean"] is True
     assert row["cleanup"] == {"activeRunPodPodsAfterRun": 0, "otherActivePods": 0}
     assert row["provider"] == "runpod"
@@ -49,11 +49,11 @@ def run_on_a_pod(renter: Renter) -> None:
     assert places_in_export(renter, row["id"]) == []
 
 
-def test_the_demo_on_a_pod_is_clean_and_leaves_none(torch_renter: Renter) -> None:
+def test_the_demo_on_a_pod_is_clean_and_leaves_no_pod(torch_renter: Renter) -> None:
     run_on_a_pod(torch_renter)
 
 
-def test_a_pair_by_the_sdk_is_clean_and_leaves_none(renter: Renter) -> None:
+def test_a_pair_through_the_sdk_is_clean_and_leaves_no_pod(renter: Renter) -> None:
     renter.configure("sdk")
     run_on_a_pod(renter)
 
@@ -123,7 +123,7 @@ def test_a_restarted_container_is_no_longer_the_same_allocation(renter: Renter) 
     assert renter.fake.pods() == []
 
 
-def test_a_pod_that_stays_listed_is_leaked_loudly_and_ended_later(renter: Renter) -> None:
+def test_a_pod_that_stays_listed_is_reported_as_leaked_and_terminated_later(renter: Renter) -> None:
     renter.configure(terminate=2.0)
     renter.fake.fault("terminate", "ignored", times=None)
     run_id = renter.start(renter.plan())
@@ -147,7 +147,7 @@ def test_a_pod_that_stays_listed_is_leaked_loudly_and_ended_later(renter: Renter
     assert checks_of(view)["allocation_gone"] == "passed"
 
 
-def test_a_pod_whose_runner_died_is_ended_by_its_deadline(renter: Renter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pod_whose_runner_died_is_terminated_at_its_deadline(renter: Renter, monkeypatch: pytest.MonkeyPatch) -> None:
     renter.configure(max_cost=0.0058)  # about 30 seconds
     run_id: str = renter.die_at("state:run:connecting", monkeypatch, lambda: renter.start(renter.plan()))
     renter.wait(run_id, lambda view: view.summary.orphaned)
@@ -181,7 +181,7 @@ def test_a_kept_pod_serves_the_next_run_and_both_rows_are_settled(renter: Renter
         assert places_in_export(renter, run_id) == []
 
 
-def test_a_run_cancelled_while_it_waits_for_its_pod_leaves_none(renter: Renter) -> None:
+def test_a_run_cancelled_while_it_waits_for_its_pod_leaves_no_pod(renter: Renter) -> None:
     renter.fake.fault("create", "pull_forever")
     run_id = renter.start(renter.plan())
     renter.wait(run_id, lambda view: view.summary.reason.startswith("image"))

@@ -1,4 +1,4 @@
-"""Links, servers and runners that die in mid-run: nothing is lost, nothing is done twice."""
+"""Links, servers and runners that die during a run: nothing is lost, and nothing is done twice."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_a_second_runner_for_one_run_is_turned_away(operator: Operator) -> None:
     operator.finish(run_id)
 
 
-def test_two_runs_on_one_machine_never_time_each_other(operator: Operator) -> None:
+def test_two_runs_on_one_machine_never_run_at_once(operator: Operator) -> None:
     first = operator.start(short_plan("raw", target=LONG))
     operator.wait(first, lambda view: _training(view, "raw"))
     second = operator.start(short_plan("raw", steps=5))

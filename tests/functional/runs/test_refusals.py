@@ -1,4 +1,4 @@
-"""Attacks on the live road: each is refused with its own code, and the row is not clean."""
+"""Attacks on a running system: each is refused with its own code, and the row is not clean."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys that are exchanged while a run goes on: its delegation and its adapter are by and for the old ones."""
+"""Keys rotated during a run: its delegation is signed by, and its adapter sealed to, the old keys."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engine.store.reader import Reader
 from tests.functional.runs.support import LONG, Operator, checks_of, segment_state, short_plan
 
 
-def test_keys_rotate_under_a_run_and_its_row_and_adapter_stay_the_homes_own(operator: Operator) -> None:
+def test_keys_rotated_during_a_run_leave_its_row_verifiable_and_its_adapter_readable(operator: Operator) -> None:
     run_id = operator.start(short_plan("protected", target=LONG))
     operator.wait(run_id, lambda view: segment_state(view, "protected") == "training")
     old = OperatorKeys.load(operator.home / "keys")
@@ -23,7 +23,7 @@ def test_keys_rotate_under_a_run_and_its_row_and_adapter_stay_the_homes_own(oper
     view = operator.finish(run_id)
     assert view.row is not None, operator.log_of(run_id)
     assert view.plan_digest is not None
-    assert view.row["clean"] is True, checks_of(view)  # the runner found the key that the adapter is sealed to
+    assert view.row["clean"] is True, checks_of(view)  # the runner had the retired key that the adapter is sealed to
 
     with Reader(operator.home) as reader:
         receipts = reader.receipts(run_id)

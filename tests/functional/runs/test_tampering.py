@@ -1,4 +1,4 @@
-"""Somebody on the allocation's disk changes what a protected run leaves there, at three of its last stages."""
+"""An attacker with access to the allocation's disk changes files of a protected run in three of its last stages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from tests.functional.runs.support import LONG, Operator, checks_of, segment_state, short_plan
 
 
-def test_scratch_adapter_and_end_tampered_with_in_one_run_are_each_told_by_a_check_of_its_own(
+def test_tampering_with_scratch_adapter_and_log_end_fails_one_check_each(
     operator: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = short_plan("protected", target=LONG)
