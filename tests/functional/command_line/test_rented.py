@@ -174,7 +174,9 @@ def test_what_cannot_be_ended_is_loud_exits_1_and_stays_loud(desk: Desk) -> None
     assert listed.code == 0
     assert f"glasshouse cleanup {mine}" in listed.out
     desk.fake.clear()
-    assert desk.cli("cleanup", mine, "--yes").code == 0
+    done = desk.cli("cleanup", mine, "--yes")
+    # The sentinel, which `cleanup` started, tries again too: where it was first, nothing is left to terminate.
+    assert done.code == 0 or desk.state(mine) == "gone", done.err
     assert desk.ours() == []
 
 

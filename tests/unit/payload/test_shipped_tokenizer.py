@@ -30,6 +30,10 @@ def test_its_ids_fit_the_models_configuration() -> None:
     assert TOKENIZER.token_to_id("<|im_start|>") == 1
 
 
-@given(st.text(st.characters(max_codepoint=0x2FF)))
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
+
+# Hypothesis also tries the string constants of the code under test, and decoding leaves special tokens out.
+@given(st.text(st.characters(max_codepoint=0x2FF)).filter(lambda text: not any(token in text for token in SPECIAL)))
 def test_any_text_survives_the_round_trip(text: str) -> None:
     assert TOKENIZER.decode(TOKENIZER.encode(text).ids) == text
