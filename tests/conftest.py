@@ -16,8 +16,8 @@ _HAS_TORCH: Final = importlib.util.find_spec("torch") is not None
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One per core up to six, and four even on two cores: many tests wait for processes, links and clocks."""
-    return max(4, min(6, os.cpu_count() or 1))
+    """One per core up to four, and three even on two cores: many tests wait for processes, links and clocks."""
+    return max(3, min(4, os.cpu_count() or 1))
 
 
 def _skipping() -> Generator[None, object, object]:
