@@ -42,11 +42,6 @@ def is_final(summary: RunSummary) -> bool:
     return summary.state in FINAL_RUN_STATES
 
 
-def segment_of(view: RunView, kind: str) -> SegmentView | None:
-    """The segment of this kind, or None if the plan has none."""
-    return next((segment for segment in view.segments if segment.kind == kind), None)
-
-
 def stages(view: RunView, kind: str, now: datetime) -> tuple[Stage, ...]:
     """The stages of one segment in order; empty if no transitions are known, as in published rows."""
     moves = _moves(view, f"segment:{kind}")
@@ -143,7 +138,7 @@ def overhead(view: RunView) -> tuple[float, str] | None:
     """The overhead in percent and its kind (provisional or single pair); None until both segments have steps."""
     if view.summary.overhead_pct is not None:
         return view.summary.overhead_pct, SINGLE_PAIR if is_final(view.summary) else PROVISIONAL
-    raw, protected = segment_of(view, "raw"), segment_of(view, "protected")
+    raw, protected = view.segment("raw"), view.segment("protected")
     raw_rate = raw.steps_per_second if raw else None
     protected_rate = protected.steps_per_second if protected else None
     if not raw_rate or not protected_rate:

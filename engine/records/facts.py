@@ -60,7 +60,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
     def segment(self, kind: str) -> SegmentView | None:
         """The segment's view, or None when the plan has none of that kind."""
-        return next((segment for segment in self.view.segments if segment.kind == kind), None)
+        return self.view.segment(kind)
 
     def pod(self, kind: type[BodyT], segment: str | None = None) -> list[Logged[BodyT]]:
         """The allocation's events of a form, of one segment if given; raises `ValueError` for one in another form."""

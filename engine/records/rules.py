@@ -52,11 +52,6 @@ def not_applicable(applies: Applies, segments: str) -> Outcome | None:
     return None
 
 
-def segment_of(view: RunView, kind: str) -> SegmentView | None:
-    """The segment's view, None when the plan has none of that kind."""
-    return next((segment for segment in view.segments if segment.kind == kind), None)
-
-
 def attestation(view: RunView) -> Outcome:
     """Whether the evidence met the policy."""
     state = view.summary.attestation
@@ -78,7 +73,7 @@ def raw_completed(view: RunView) -> Outcome:
     """Whether the raw segment ran to its end."""
     if view.summary.segments == "protected":
         return "not_applicable", "the plan has no raw segment"
-    raw = segment_of(view, "raw")
+    raw = view.segment("raw")
     if raw is not None and raw.state == "done":
         return "passed", f"{raw.steps} steps, to its end"
     return "failed", f"the raw segment is {raw.state if raw else 'absent'}"
@@ -121,7 +116,7 @@ def _reached(target: Target, segment: SegmentView) -> bool:
 
 def adapters_distinct(view: RunView) -> Outcome:
     """Whether the two adapters are two files: run and segment are bound into each."""
-    raw, protected = segment_of(view, "raw"), segment_of(view, "protected")
+    raw, protected = view.segment("raw"), view.segment("protected")
     first = raw.adapter_sha256 if raw else None
     second = protected.adapter_sha256 if protected else None
     if first is None or second is None:
@@ -152,7 +147,7 @@ def _zeroization_so_far(view: RunView) -> Outcome:
 
 
 def _raw_so_far(view: RunView) -> Outcome:
-    outcome, raw = raw_completed(view), segment_of(view, "raw")
+    outcome, raw = raw_completed(view), view.segment("raw")
     is_running = raw is not None and raw.state not in ("done", "failed")
     return ("pending", outcome[1]) if is_running and outcome[0] == "failed" else outcome
 

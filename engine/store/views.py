@@ -130,6 +130,10 @@ class RunView(_View, frozen=True, kw_only=True):
     environment: dict[str, Any] | None = None
     """The source of the allocation's Python packages, the seconds that their installation took, and the measurement."""
 
+    def segment(self, kind: str) -> SegmentView | None:
+        """The segment of this kind, or None if the plan has none."""
+        return next((segment for segment in self.segments if segment.kind == kind), None)
+
 
 class Series(_View, frozen=True, kw_only=True):
     """Per-step series of one segment: float32 losses and step times in nanoseconds, equally long."""

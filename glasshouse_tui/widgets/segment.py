@@ -11,7 +11,7 @@ from textual.containers import Vertical
 
 from engine.store.views import RunView, SegmentView
 from glasshouse_tui.format import DASH, count, duration, loss, rate, whole_percent, words
-from glasshouse_tui.run_metrics import fraction_done, segment_of, stages
+from glasshouse_tui.run_metrics import fraction_done, stages
 from glasshouse_tui.state_styles import state_style
 from glasshouse_tui.widgets.paint import Line, Lines, bar, line, spread
 from glasshouse_tui.widgets.stages import StageRow
@@ -43,7 +43,7 @@ class SegmentCard(Vertical):
     def show(self, view: RunView, now: datetime) -> None:
         """Show this card's segment of a run as of `now`."""
         self._shown = (view, now)
-        segment = segment_of(view, self.kind)
+        segment = view.segment(self.kind)
         if segment is None:
             self.display = False
             return
