@@ -179,7 +179,7 @@ async def test_a_lost_link_does_no_harm_and_a_second_runner_joins_the_installati
     await asyncio.wait_for(under_way.wait(), 60)
     other = await prepare(link, lease, lock=lock, on_phase=second)
     assert (await one).python == other.python
-    assert len(phases) > 6
+    assert len(phases) >= 6, "the second runner heard nothing of the installation after its link was lost"
     assert sorted(index.fetched) == sorted(index.files), "two installed concurrently, or one installed again"
 
 
