@@ -31,7 +31,7 @@ def of_segments(facts: Facts) -> Updates:
     """Count from the logs and the plan: the warm-up that ran, and the steps that were measured after it."""
     warmed = {body.segment: body.warmup_steps for body in bodies(facts.pod_log, TrainStarted)}
     sealed = bodies(facts.runner_log, PackageSealed)
-    counted = {
+    counted: dict[str, int | None] = {
         segment.kind: warmed[segment.kind] + segment.steps if segment.kind in warmed else None
         for segment in facts.view.segments
     }
