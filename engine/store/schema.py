@@ -210,6 +210,7 @@ def _add_readings(connection: sqlite3.Connection) -> None:
             base INTEGER NOT NULL,
             began INTEGER NOT NULL)"""
     )
+    connection.execute("ALTER TABLE runs ADD COLUMN timing_slack_pct REAL")
 
 
 STEPS: Final[tuple[tuple[str, Callable[[sqlite3.Connection], None]], ...]] = (

@@ -232,7 +232,10 @@ class Writer:
                     canonical(msgspec.to_builtins(list(checks))).decode(),
                 ),
             )
-            db.execute("UPDATE runs SET overhead_pct = ?, clean = ? WHERE key = ?", (overhead, row.get("clean"), run))
+            db.execute(
+                "UPDATE runs SET overhead_pct = ?, timing_slack_pct = ?, clean = ? WHERE key = ?",
+                (overhead, row.get("timingSlackPct"), row.get("clean"), run),
+            )
             present = db.execute("SELECT state FROM runs WHERE key = ?", (run,)).fetchone()["state"]
             if present not in FINAL_RUN_STATES:
                 states.move(db, run, run_id, "run", state, reason, now)
