@@ -179,6 +179,14 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
     "zeroization_deleted_files": ("A deleted file is still held open, so its content may still exist.", _TERMINATE),
     "zeroization_device": ("The accelerator's memory is not back at its baseline, so it may hold secrets.", _TERMINATE),
     "zeroization_incomplete": ("The zeroization receipt does not cover everything that it must cover.", _NOT_WIPED),
+    # training
+    "phase_impossible": ("The allocation reports phases of a segment that the plan cannot produce.", _TAMPERED),
+    "training_out_of_order": ("The allocation's events of the training are not in a possible order.", _TAMPERED),
+    "steps_over_plan": ("The allocation reports more steps than the plan has.", _TAMPERED),
+    "step_impossible": ("The allocation reports a step that cannot have happened.", _TAMPERED),
+    "checkpoint_impossible": ("The allocation reports a checkpoint where the plan has none.", _TAMPERED),
+    "time_impossible": ("The allocation reports times that are impossible.", _TAMPERED),
+    "finish_mismatch": ("The end of the training does not match the steps that were reported.", _TAMPERED),
     # the public artifact
     "artifact_malformed": ("This is not a valid public artifact.", "Export the row again, or ask for the file again."),
     "artifact_unsigned": (

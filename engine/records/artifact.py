@@ -56,7 +56,11 @@ class RowCheck(_Part, frozen=True, kw_only=True):
 
 
 class RowSegment(_Part, frozen=True, kw_only=True):
-    """One segment; times in seconds."""
+    """One segment; times in seconds.
+
+    `updates` are the optimiser's steps, warm-up included; `samples_used` what they were computed from, each time that a
+    sample was used; `epochs` how often that is all of the data.
+    """
 
     kind: Literal["raw", "protected"]
     position: Count
@@ -64,6 +68,9 @@ class RowSegment(_Part, frozen=True, kw_only=True):
     reason: Text
     stop_reason: Code | None
     steps: Count
+    updates: Count | None
+    samples_used: Count | None
+    epochs: Seconds | None
     elapsed_sec: Seconds | None
     steps_per_second: Seconds | None
     last_loss: float | None
@@ -87,12 +94,18 @@ class Row(_Part, frozen=True, kw_only=True):
     step_budget: Count | None
     raw_elapsed_sec: Seconds | None
     raw_steps: Count | None
+    raw_updates: Count | None
+    raw_samples_used: Count | None
+    raw_epochs: Seconds | None
     raw_final_loss: float | None
     raw_stop_reason: Code | None
     raw_adapter_sha256: Digest | None
     raw_tensor_digest: Digest | None
     protected_elapsed_sec: Seconds | None
     protected_steps: Count | None
+    protected_updates: Count | None
+    protected_samples_used: Count | None
+    protected_epochs: Seconds | None
     protected_final_loss: float | None
     protected_stop_reason: Code | None
     protected_adapter_sha256: Digest | None
@@ -100,6 +113,7 @@ class Row(_Part, frozen=True, kw_only=True):
     overhead_pct: float | None
     overhead_ci95: tuple[float, float] | None
     overhead_precision_pct: float | None
+    timing_slack_pct: Seconds | None
     noise_floor_pct: float | None
     verdict: Text | None
     attestation: Code
@@ -121,6 +135,7 @@ class Row(_Part, frozen=True, kw_only=True):
     version: Code
     plan_digest: Digest
     data_digest: Digest | None
+    data_samples: Count | None
     seed: Count
     challenge: Text | None
     inject_overhead_pct: Seconds

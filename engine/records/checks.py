@@ -24,6 +24,7 @@ from engine.measure.stepchain import step_chain
 from engine.records import rules
 from engine.records.facts import Facts
 from engine.records.rules import Group, Outcome
+from engine.records.timing import timing_outcome
 from engine.store.views import Check
 
 Checker = Callable[[Facts], Outcome]
@@ -232,4 +233,5 @@ ARTIFACT: Final[dict[str, Checker]] = {
     "same_tensors": _same_tensors,
     "step_chain": _evidence_of_steps,
     "nothing_injected": _honest_timing,
+    "timing_consistent": timing_outcome,
 }

@@ -18,6 +18,7 @@ _NESTED: Final = ("format", "bundle", "enforcement", "checks", "segments", "phas
 _UNKNOWN: Final = "unknown"
 _PAGE: Final = (
     ("Overhead", "overheadPct", " %"),
+    ("Timing slack of the overhead, to either side", "timingSlackPct", " %"),
     ("95 % interval of the overhead", "overheadCi95", ""),
     ("Precision within this pair", "overheadPrecisionPct", " %"),
     ("Verdict on the overhead", "verdict", ""),
@@ -27,6 +28,7 @@ _PAGE: Final = (
     ("Order", "order", ""),
     ("Target", "targetSec", " s"),
     ("Step budget", "stepBudget", ""),
+    ("Samples of the data", "dataSamples", ""),
     ("Attestation", "attestation", ""),
     ("Tier", "tier", ""),
     ("EAR status", "earStatus", ""),
@@ -43,6 +45,9 @@ _PAGE: Final = (
 _OPTIONAL: Final = ("modelRevision", "targetSec", "stepBudget", "challenge")  # null means absent here, not unknown
 _SEGMENT: Final = (
     ("Steps", "Steps", ""),
+    ("Updates, warm-up included", "Updates", ""),
+    ("Samples used", "SamplesUsed", ""),
+    ("Epochs", "Epochs", ""),
     ("Time", "ElapsedSec", " s"),
     ("Final loss", "FinalLoss", ""),
     ("Stopped by", "StopReason", ""),

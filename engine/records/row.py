@@ -13,6 +13,8 @@ from engine.measure.overhead import pair_overhead_pct
 from engine.plan import FREE
 from engine.records.checks import is_clean, verdicts
 from engine.records.facts import Facts
+from engine.records.timing import timing_slack_pct
+from engine.records.updates import of_segments
 from engine.store.views import Check, RunView, SegmentView
 from engine.wire import utc_now
 
@@ -21,6 +23,9 @@ TIER_NOTE: Final = (
     "It is no hardware TEE claim."
 )
 PLACES: Final = 6
+TIMING: Final = "timing_consistent"
+OF_TIMING: Final = ("overheadPct", "overheadPrecisionPct", "timingSlackPct", "verdict")
+"""Fields that say nothing when the step times contradict what else is known of them."""
 
 
 _REASON: Final = re.compile(r"([a-z0-9_]+)(: .*)?", re.DOTALL)
@@ -77,7 +82,22 @@ def build_row(
         "otherActivePods": None if proof is None else proof.others,
     }
     row["overheadPrecisionPct"] = _precision(facts)
+    row["timingSlackPct"] = timing_slack_pct(facts) if facts.plan.segments == "pair" else None
+    if any(check.name == TIMING and check.status == "failed" for check in checks):
+        row |= dict.fromkeys(OF_TIMING)
+    _add_updates(facts, row)
     return row, checks
+
+
+def _add_updates(facts: Facts, row: dict[str, Any]) -> None:
+    """What the segments trained, warm-up included."""
+    counted = of_segments(facts)
+    row["dataSamples"] = counted.samples
+    for segment in row["segments"]:
+        kind = segment["kind"]
+        fields = counted.fields(counted.updates[kind])
+        segment.update(fields)
+        row |= {f"{kind}{name[0].upper()}{name[1:]}": value for name, value in fields.items()}
 
 
 def _precision(facts: Facts) -> float | None:
@@ -113,6 +133,8 @@ def _row(view: RunView, checks: tuple[Check, ...], *, clean: bool | None) -> dic
         **_segment_fields("protected", protected),
         "overheadPct": _rounded(value, 2),
         "overheadCi95": None,
+        "overheadPrecisionPct": None,
+        "timingSlackPct": None,
         "noiseFloorPct": None,
         "verdict": "not resolved" if value is not None and clean is not None else None,
         "attestation": summary.attestation,
@@ -134,6 +156,7 @@ def _row(view: RunView, checks: tuple[Check, ...], *, clean: bool | None) -> dic
         "version": __version__,
         "planDigest": view.plan_digest,
         "dataDigest": plan.get("data", {}).get("digest"),
+        "dataSamples": None,
         "seed": plan.get("seed"),
         "challenge": plan.get("challenge"),
         "injectOverheadPct": plan.get("injectOverheadPct"),
@@ -152,6 +175,9 @@ def _segment_fields(kind: str, segment: SegmentView | None) -> dict[str, Any]:
     return {
         f"{kind}ElapsedSec": _rounded(segment.elapsed_sec) if segment else None,
         f"{kind}Steps": segment.steps if segment else None,
+        f"{kind}Updates": None,
+        f"{kind}SamplesUsed": None,
+        f"{kind}Epochs": None,
         f"{kind}FinalLoss": segment.final_loss if segment else None,
         f"{kind}StopReason": segment.stop_reason if segment else None,
         f"{kind}AdapterSha256": segment.adapter_sha256 if segment else None,
@@ -163,4 +189,5 @@ def _segment(segment: SegmentView) -> dict[str, Any]:
     built: dict[str, Any] = msgspec.to_builtins(segment)
     built["stepsPerSecond"] = _rounded(segment.steps_per_second)
     built["reason"] = public_reason(segment.reason)
+    built |= {"updates": None, "samplesUsed": None, "epochs": None}
     return built

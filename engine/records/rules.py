@@ -37,6 +37,7 @@ NAMES: Final[Mapping[Group, Mapping[str, Applies]]] = {
         "same_tensors": "pair",
         "step_chain": "protected",
         "nothing_injected": "always",
+        "timing_consistent": "always",
     },
 }
 """Every check by verdict, in the order in which they are shown, and the plans to which it applies."""

@@ -39,6 +39,7 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     complete: bool
     clean: bool | None
     overhead_pct: float | None
+    timing_slack_pct: float | None
     proofs: tuple[Proven, ...]
     checks: tuple[dict[str, Any], ...]
 
@@ -64,6 +65,7 @@ def verify(artifact: Artifact, anchors: Anchors) -> Verification:
         complete=complete,
         clean=bool(case.recomputed_row["clean"]) if computed else None,
         overhead_pct=case.recomputed_row["overheadPct"] if computed else None,
+        timing_slack_pct=case.recomputed_row["timingSlackPct"] if computed else None,
         proofs=proofs,
         checks=tuple(case.recomputed_row["checks"]) if computed else (),
     )

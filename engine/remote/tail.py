@@ -45,6 +45,8 @@ class Tail:
         self._refusal: WireError | None = None
         self._drained_size = -1
         self.offset = offset
+        self.drained = False
+        """Whether the last `poll` read all that the log held when it began, an incomplete last line included."""
 
     async def poll(self) -> list[Tailed]:
         """The new events whose lines are complete, `POLL_BYTES` at most; empty when there are none.
@@ -83,11 +85,13 @@ class Tail:
         if (size or 0) < self.offset:
             raise WireError("The log is shorter than it was.", code="log_shrunk")
         if size is None or size == self._drained_size:
+            self.drained = True
             return b""
         if size > MAX_LOG_BYTES:
             raise WireError("The log is longer than the limit.", code="log_too_long")
         block = await session.read_at(self._path, self.offset, min(POLL_BYTES, size - self.offset))
-        self._drained_size = size if self.offset + len(block) == size else -1
+        self.drained = self.offset + len(block) == size
+        self._drained_size = size if self.drained else -1
         return block
 
 

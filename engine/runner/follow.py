@@ -18,6 +18,7 @@ from engine.remote.transfer import put_inbox
 from engine.runner.context import RunContext
 from engine.runner.heartbeat import Heartbeat
 from engine.runner.relying_party import RelyingParty
+from engine.runner.sightings import Sightings
 from engine.wire import ChainReader, canonical
 
 POLL_SECONDS: Final = 0.2
@@ -43,6 +44,7 @@ class Follower:
         tail = context.writer.tail(context.run_id, "pod")
         reader = ChainReader(context.run_id, head=tail.head, next_seq=tail.next_seq)
         self._tail = Tail(link, f"{run_dir}/events.jsonl", tail.offset, reader)
+        self._sightings = Sightings(context.writer, context.journal, context.run_id)
         self._cancel_sent = False
         self._checked_at = self._received_at = time.monotonic()
 
@@ -89,10 +91,11 @@ class Follower:
             self._context.note(f"the supervisor could not be requested to stop: {error.code}")
 
     async def _take(self) -> bool:
-        tailed = await self._tail.poll()
+        tailed = await self._sightings.read(self._tail)
         if not tailed:
             return False
-        self._ingest.take(tailed)
+        self._ingest.take(tailed, self._sightings.note)
+        self._sightings.settle()
         self._checked_at = self._received_at = time.monotonic()
         return True
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
+
+import msgspec
 
 from engine.attestation.evidence import observed_controls
 from engine.errors import RefusedError, WireError
@@ -20,15 +23,19 @@ from engine.events import (
     LogLine,
     PackageOpened,
     PodClosed,
+    ProgressDigest,
     SegmentState,
     TrainFinished,
     ZeroizeDone,
     fields_of,
     read_body,
 )
+from engine.plan import load_plan
+from engine.records.progression import Progression
 from engine.records.public import is_public
 from engine.records.rebuild import gpu_model
 from engine.remote.tail import Tailed
+from engine.store import progress
 from engine.store.reader import Reader
 from engine.store.views import PROTECTED_STAGES
 from engine.store.writer import Writer
@@ -43,6 +50,10 @@ SEGMENT_ORDER: Final = (*PROTECTED_STAGES, "failed")
 KEY_BYTES: Final = 32
 
 
+Noting = Callable[[Sequence[Event]], None]
+"""Called with the new events of a reading, inside the transaction that stores them."""
+
+
 class Expected(NamedTuple):
     """What the launch event must name: the digests of the bundle and the job that were sent."""
 
@@ -55,6 +66,7 @@ class _Known:
     """What the log contained so far, and the resulting states."""
 
     states: dict[str, str]
+    progression: Progression
     launch: LaunchAccepted | None = None
     token: str | None = None
     opened: bool = False
@@ -80,12 +92,15 @@ class Ingest:
                 "key": view.summary.key,
                 "runtime": view.summary.runtime_state,
                 **{f"segment:{segment.kind}": segment.state for segment in view.segments},
-            }
+            },
+            Progression(load_plan(view.plan)),
         )
         self.expected: Expected | None = None
         self.nonce_digest: str | None = None
         """SHA-256 of the nonce that was sent, once there is one."""
         for event in reader.events(run_id, "pod"):
+            with contextlib.suppress(RefusedError):  # an earlier version may have stored what is refused now
+                self._follow(event)
             if event.event != TRAIN_PROGRESS:
                 self._remember(_body_of(event))
 
@@ -136,26 +151,31 @@ class Ingest:
         if self.states["key"] == "released" and self.states["runtime"] not in {"zeroized", "unverified"}:
             self.advance("runtime", "unverified", "zeroization_missing: the allocation left no receipt of a wipe")
 
-    def take(self, received: Sequence[Tailed]) -> None:
-        """Apply one read of the log in one transaction: events, offset, states and segment fields.
+    def take(self, received: Sequence[Tailed], noting: Noting = lambda events: None) -> None:
+        """Apply one read of the log in one transaction: events, offset, states, segment fields, and what `noting`
+        writes about the events that are new.
 
         Raises `WireError` (`event_invalid`, and as `Writer.ingest`) and `RefusedError` (`evidence_repeated`,
-        `launch_repeated`, `measurement_mismatch`, `job_mismatch`). The events before the refused one are kept.
+        `launch_repeated`, `measurement_mismatch`, `job_mismatch`, and as `Progression`). The events before the refused
+        one are kept.
         """
         try:
-            self._commit(received)
+            self._commit(received, noting)
         except (WireError, RefusedError):
             for one in received:  # the refused event raises again
-                self._commit([one])
+                self._commit([one], noting)
             raise
 
-    def _commit(self, received: Sequence[Tailed]) -> None:
+    def _commit(self, received: Sequence[Tailed], noting: Noting) -> None:
         before = copy.deepcopy(self._known)
         try:
             with self._writer.transaction():
-                for event, _ in received:
+                stored = self._writer.tail(self._run_id, "pod").next_seq
+                events = [event for event, _ in received if event.seq >= stored]
+                for event in events:
                     self._apply_event(event)
-                self._writer.ingest(self._run_id, [event for event, _ in received], received[-1].end)
+                self._writer.ingest(self._run_id, events, received[-1].end)
+                noting(events)
         except BaseException:
             self._known = before
             raise
@@ -163,14 +183,25 @@ class Ingest:
     def _apply_event(self, event: Event) -> None:
         try:
             _require_public(event)
+            self._follow(event)
             if event.event == TRAIN_PROGRESS:
-                return  # the store reads its steps, and refuses invalid ones with a code of its own
+                return  # the store reads its steps
             body = _body_of(event)
             self._check(body)
             self._apply(body)
             self._remember(body)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise WireError(f"An event {event.event} is malformed.", code="event_invalid") from error
+
+    def _follow(self, event: Event) -> None:
+        """Refuse what the plan cannot produce."""
+        if event.event != TRAIN_PROGRESS:
+            self._known.progression.take(_body_of(event))
+            return
+        steps = progress.steps_of(event.body)
+        part = msgspec.convert(committed(TRAIN_PROGRESS, event.body), ProgressDigest, strict=True)
+        losses, nanos = progress.unpack_losses(steps.losses), progress.unpack_nanos(steps.nanos)
+        self._known.progression.steps(part, losses, nanos)
 
     def _check(self, body: Body) -> None:
         known = self._known

@@ -36,6 +36,7 @@ from engine.runner.folder import RunFolder
 from engine.runner.follow import Follower
 from engine.runner.ingest import Ingest
 from engine.runner.journal import Journal
+from engine.runner.sightings import Sightings
 from engine.runner.staging import LAUNCHED, Staging
 from engine.runner.start import INPUTS
 from engine.store.reader import Reader
@@ -251,6 +252,8 @@ class Runner:
                     lease = await staging.make_ready(link, lease, self._environment_phase)
                     self._raise_if_cancelled_before_launch()
                     self.ingest.expected = staging.expected(lease)
+                    if not self._is_launched():
+                        Sightings(self.writer, self.journal, self.run_id).nothing_yet()
                     launched = await staging.deliver(link, lease)
                 self._enter("running")
                 follower = Follower(self.context, link, staging.run_dir(lease), launched, lease)

@@ -258,7 +258,12 @@ class Staging:
             },
         )
         self._journal.add(
-            PackageSealed(manifest_digest=digest, plan_digest=plan_digest(self.plan), bundle_digest=self.bundle_digest)
+            PackageSealed(
+                manifest_digest=digest,
+                plan_digest=plan_digest(self.plan),
+                bundle_digest=self.bundle_digest,
+                samples=payload.samples,
+            )
         )
         self.folder.write(PREPARED, msgspec.json.encode(prepared))
         self._prepared = prepared

@@ -163,6 +163,7 @@ def summary(row: sqlite3.Row) -> RunSummary:
         cleanup=row["cleanup"],
         clean=None if row["clean"] is None else bool(row["clean"]),
         orphaned=_orphaned(row),
+        timing_slack_pct=row["timing_slack_pct"],
     )
 
 

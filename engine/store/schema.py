@@ -202,8 +202,20 @@ def _add_allocation_ends(connection: sqlite3.Connection) -> None:
     connection.execute("CREATE INDEX allocation_runs_by_run ON allocation_runs (run)")
 
 
+def _add_readings(connection: sqlite3.Connection) -> None:
+    connection.execute(
+        """CREATE TABLE readings (
+            run INTEGER PRIMARY KEY REFERENCES runs,
+            clock TEXT NOT NULL,
+            base INTEGER NOT NULL,
+            began INTEGER NOT NULL)"""
+    )
+    connection.execute("ALTER TABLE runs ADD COLUMN timing_slack_pct REAL")
+
+
 STEPS: Final[tuple[tuple[str, Callable[[sqlite3.Connection], None]], ...]] = (
     ("0001_tables", _create_tables),
     ("0002_published_rows", insert_published),
     ("0003_allocation_ends", _add_allocation_ends),
+    ("0004_readings", _add_readings),
 )

@@ -110,6 +110,8 @@ class RunSummary(_View, frozen=True, kw_only=True):
     clean: bool | None
     orphaned: bool
     """True when the run is not final and no running runner owns it."""
+    timing_slack_pct: float | None = None
+    """By how much the overhead could be off with step times that the runner's clock does not contradict, in percent."""
 
 
 class RunView(_View, frozen=True, kw_only=True):

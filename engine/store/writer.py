@@ -16,13 +16,14 @@ import msgspec
 from engine.errors import StoreError
 from engine.events import Chain
 from engine.plan import Plan, dump_plan, plan_digest
-from engine.store import chains, ledger, process_locks, requests, states
+from engine.store import chains, ledger, process_locks, readings, requests, states
 from engine.store.chains import Tail
 from engine.store.connection import translated
 from engine.store.home import database_path
 from engine.store.ledger import AllocationFields
 from engine.store.opening import open_for_writing
 from engine.store.published import search_text
+from engine.store.readings import Reading
 from engine.store.views import (
     FINAL_RUN_STATES,
     Check,
@@ -231,7 +232,10 @@ class Writer:
                     canonical(msgspec.to_builtins(list(checks))).decode(),
                 ),
             )
-            db.execute("UPDATE runs SET overhead_pct = ?, clean = ? WHERE key = ?", (overhead, row.get("clean"), run))
+            db.execute(
+                "UPDATE runs SET overhead_pct = ?, timing_slack_pct = ?, clean = ? WHERE key = ?",
+                (overhead, row.get("timingSlackPct"), row.get("clean"), run),
+            )
             present = db.execute("SELECT state FROM runs WHERE key = ?", (run,)).fetchone()["state"]
             if present not in FINAL_RUN_STATES:
                 states.move(db, run, run_id, "run", state, reason, now)
@@ -259,6 +263,16 @@ class Writer:
         """
         with self._transaction() as db:
             return chains.append(db, states.key_of(db, run_id), chain, events)
+
+    def last_reading(self, run_id: str) -> Reading | None:
+        """When the allocation's log was last read to its end; None before that."""
+        with self._lock, translated(self._path):
+            return readings.last(self._connection, states.key_of(self._connection, run_id))
+
+    def keep_reading(self, run_id: str, reading: Reading) -> None:
+        """Store when the allocation's log was last read to its end."""
+        with self._transaction() as db:
+            readings.keep(db, states.key_of(db, run_id), reading)
 
     # Proofs
 

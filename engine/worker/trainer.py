@@ -56,8 +56,12 @@ class _Reporter:
                 if error.code != TIMEOUT:
                     raise
                 return None
-            self._stop = "lease_expired" if command.get("reason") == "lease_expired" else "cancelled"
+            self.take_stop(command)
         return self._stop
+
+    def take_stop(self, command: dict[str, Any]) -> None:
+        """Keep the reason of a request to stop."""
+        self._stop = "lease_expired" if command.get("reason") == "lease_expired" else "cancelled"
 
 
 class TrainerRole:
@@ -94,9 +98,15 @@ class TrainerRole:
 
     def _work(self, workload: Workload, trainer: loop.Trainer) -> None:
         reporter = _Reporter(self.channel)
-        loop.warm_up(trainer, reporter)
-        self.channel.send({"msg": "warmed", "gpu": _gpu(workload.device)})
+        warmed = loop.warm_up(trainer, reporter)
+        self.channel.send({"msg": "warmed", "gpu": _gpu(workload.device), "warmupSteps": warmed})
+        self._await_train(reporter)
         outcome = loop.measure(trainer, reporter, with_evidence=self.kind == "protected")
+        # Before the adapter is digested, which may take seconds: the runner times the window by this message.
+        self.channel.send({"msg": "measured", "steps": outcome.steps, "elapsedNs": outcome.elapsed_ns})
+        tensor_digest = adapter.digest(workload.trainable)
+        if outcome.steps and outcome.steps % self.plan.training.checkpoint_every == 0:
+            reporter.checkpoint(outcome.steps, tensor_digest, outcome.step_chain)
         self.channel.send(
             {
                 "msg": "finished",
@@ -105,7 +115,7 @@ class TrainerRole:
                 "stopReason": outcome.stop_reason,
                 "finalLoss": _finite(outcome.final_loss),
                 "stepChain": outcome.step_chain,
-                "tensorDigest": adapter.digest(workload.trainable),
+                "tensorDigest": tensor_digest,
                 "adapterFinite": adapter.is_finite(workload.trainable),
             }
         )
@@ -113,15 +123,20 @@ class TrainerRole:
         if self.kind == "protected":
             self._wipe(workload, trainer, outcome.last_row)
 
+    def _await_train(self, reporter: _Reporter) -> None:
+        """Wait until `train.started` is in the log: the window must lie between that line and `train.measured`."""
+        while (received := self.channel.recv()[0]).get("cmd") == "stop":
+            reporter.take_stop(received)
+        if received.get("cmd") != "train":
+            raise _unexpected(received, "train")
+
     def _expect(self, command: str) -> dict[str, Any]:
         """Wait for one command; any other ends the process. Stops that arrive before `write_adapter` are ignored."""
         received, _ = self.channel.recv()
         while command == "write_adapter" and received.get("cmd") == "stop":
             received, _ = self.channel.recv()
         if received.get("cmd") != command:
-            raise GlasshouseError(
-                f"The supervisor sent {received.get('cmd')!r} where {command!r} was expected.", code="worker_stopped"
-            )
+            raise _unexpected(received, command)
         return received
 
     def _lock_down(self) -> None:
@@ -163,6 +178,12 @@ class TrainerRole:
         self._expect("wipe")
         detail = secret_patterns.wipe(workload, trainer)
         self.channel.send({"msg": "wiped", "detail": detail})
+
+
+def _unexpected(received: dict[str, Any], command: str) -> GlasshouseError:
+    return GlasshouseError(
+        f"The supervisor sent {received.get('cmd')!r} where {command!r} was expected.", code="worker_stopped"
+    )
 
 
 def _finite(value: float | None) -> float | None:

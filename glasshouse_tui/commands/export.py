@@ -13,6 +13,7 @@ import click
 from engine.errors import GlasshouseError, UsageError
 from glasshouse_tui.commands.base import RUN_ID, QuietSubcommand, Subcommand, open_reader, session_of
 from glasshouse_tui.commands.output import as_builtins, emit_json, emit_text, plain
+from glasshouse_tui.format import slack
 
 if TYPE_CHECKING:
     from engine.records.formats import Format
@@ -192,6 +193,8 @@ def _verdict(result: Verification) -> str:
         return f"NOT GENUINE under what you trust: {', '.join(dict.fromkeys(codes))}."
     if not result.complete:
         return "All present parts verify, but the step series are omitted: the figures could not be recomputed."
-    overhead = "" if result.overhead_pct is None else f" Overhead {result.overhead_pct:+.2f} %."
+    overhead = ""
+    if result.overhead_pct is not None:
+        overhead = f" Overhead {result.overhead_pct:+.2f} % ({slack(result.timing_slack_pct)})."
     clean = "and clean" if result.clean else "but NOT clean: see the checks that did not pass"
     return f"Genuine {clean}.{overhead} Software tier: no proof against whoever controls both operator and machine."

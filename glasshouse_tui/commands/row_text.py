@@ -95,6 +95,7 @@ def _segments(view: RunView, row: dict[str, Any]) -> str:
     losses = cells("FinalLoss")
     rows = [
         ["steps", *(known(value) for value in steps)],
+        *_updates(row, kinds),
         ["elapsed", *(seconds(value) for value in elapsed)],
         ["rate", *(rate(count, time) for count, time in zip(steps, elapsed, strict=True))],
         ["final loss", *(loss(value) for value in losses)],
@@ -106,6 +107,16 @@ def _segments(view: RunView, row: dict[str, Any]) -> str:
         rows.insert(0, ["state", *(live[kind].state if kind in live else UNKNOWN for kind in kinds)])
     body = table(["", *kinds], rows)
     return "\n".join(_INDENT + line for line in body.splitlines())
+
+
+def _updates(row: dict[str, Any], kinds: list[str]) -> list[list[str]]:
+    """What was trained, warm-up included; rows of an earlier version do not say."""
+    names = {"updates": "Updates", "samples used": "SamplesUsed", "epochs": "Epochs"}
+    return [
+        [title, *(known(row[f"{kind}{name}"]) for kind in kinds)]
+        for title, name in names.items()
+        if all(f"{kind}{name}" in row for kind in kinds)
+    ]
 
 
 def _results(view: RunView, row: dict[str, Any]) -> str:
@@ -120,6 +131,9 @@ def _results(view: RunView, row: dict[str, Any]) -> str:
                 overhead_text(row.get("overheadPct"), row.get("overheadCi95"), provisional=provisional),
             )
         )
+        if "timingSlackPct" in row and not provisional:
+            value = row["timingSlackPct"]
+            pairs.append(("timing slack", UNKNOWN if value is None else f"±{value:.2f} %, by the runner's own clock"))
         precision = row.get("overheadPrecisionPct")
         within = UNKNOWN if precision is None else f"+-{precision:.2f} % within this pair's segments"
         pairs.append(("precision", within))

@@ -73,6 +73,8 @@ def _cells(run: RunSummary) -> tuple[str, ...]:
     state = f"{run.state}, no runner" if run.orphaned else run.state
     judged = run.state in FINAL_RUN_STATES and run.source == "mine"
     overhead = f"{run.overhead_pct:.2f} %" if run.overhead_pct is not None else UNKNOWN
+    if run.timing_slack_pct is not None:
+        overhead += f" (timing ±{run.timing_slack_pct:.2f} %)"
     return (
         plain(run.id),
         plain(run.label),

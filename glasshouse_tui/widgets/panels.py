@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from engine.store.views import Check, LogLine, RunView
-from glasshouse_tui.format import DASH, brief, clock, controls_text, duration, percent, plain, words
+from glasshouse_tui.format import DASH, brief, clock, controls_text, duration, percent, plain, slack, words
 from glasshouse_tui.run_metrics import is_final, overhead, reason_of
 from glasshouse_tui.state_styles import UNKNOWN, StateStyle, state_style, verdict_style
 from glasshouse_tui.widgets.paint import Line, line
@@ -83,6 +83,8 @@ def _overhead(view: RunView) -> Line:
         kind = f"{kind}: {plain(str(verdict))}"
     elif is_final(view.summary):
         kind = f"{kind}, no interval"
+    if is_final(view.summary) and view.summary.source != "published":
+        kind = f"{kind}, {slack(view.summary.timing_slack_pct)}"
     return line((percent(value), "strong"), (f"   {kind}", "muted"))
 
 

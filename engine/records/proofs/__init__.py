@@ -29,5 +29,6 @@ PROOFS: Final[dict[str, Proof]] = {
     "order": logged.order,
     "zeroization": attested.zeroization,
     "series": computed.series,
+    "training": computed.training,
     "row": computed.row,
 }

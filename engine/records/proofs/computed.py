@@ -7,12 +7,14 @@ from datetime import timedelta
 from typing import Final
 
 from engine.attestation.reasons import refusal
-from engine.events import TrainFinished
+from engine.events import COMMITTED, ProgressDigest, TrainFinished, read_body
 from engine.measure.stepchain import step_chain
 from engine.records import rebuild
 from engine.records.artifact import check_steps
-from engine.records.proofs.case import Case, NotCheckedError, moment
+from engine.records.progression import Progression
+from engine.records.proofs.case import Case, NotApplicableError, NotCheckedError, moment
 from engine.store.views import FINAL_RUN_STATES
+from engine.wire import TRAIN_PROGRESS
 
 SLACK: Final = timedelta(minutes=5)  # an operator's clock may be adjusted during a run
 
@@ -36,6 +38,23 @@ def series(case: Case) -> str:
         if finished.step_chain not in ((chains[kind],) if kind == "protected" else (None, chains[kind])):
             raise refusal("series_mismatch", "it is not the one that was chained while training")
     return " and ".join(f"{len(one.losses)} {kind} steps" for kind, one in case.facts.series.items())
+
+
+def training(case: Case) -> str:
+    """The allocation's log says of the training only what the plan can produce; by the runner's own rules."""
+    if case.bundle.series is None:
+        raise NotCheckedError
+    if not case.facts.pod_log:
+        raise NotApplicableError
+    progression = Progression(case.facts.plan)
+    for event in case.facts.pod_log:
+        if event.event != TRAIN_PROGRESS:
+            progression.take(read_body(event, COMMITTED["pod"][event.event]))
+            continue
+        part = read_body(event, ProgressDigest)
+        one = case.facts.series[part.segment]
+        progression.steps(part, one.losses[part.first : part.to], one.nanos[part.first : part.to])
+    return " and ".join(f"{track.steps} {kind} steps" for kind, track in progression.tracks.items())
 
 
 def row(case: Case) -> str:

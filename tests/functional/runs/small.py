@@ -110,9 +110,10 @@ def _fill(workload: Workload) -> None:
         os.preadv(_NOISE, [buffer], offset)
 
 
-def warm_up(trainer: Trainer, reporter: Any) -> None:
-    """The first step."""
+def warm_up(trainer: Trainer, reporter: Any) -> int:
+    """The first step, in place of all that the plan asks for."""
     _fill(trainer.workload)
+    return int(trainer.plan.training.warmup_steps)
 
 
 def measure(trainer: Trainer, reporter: Any, *, with_evidence: bool) -> Outcome:
@@ -137,11 +138,11 @@ def measure(trainer: Trainer, reporter: Any, *, with_evidence: bool) -> Outcome:
         if stop is not None or at_checkpoint or len(nanos) % (500 if _hurry else 10) == 0:
             reporter.progress(reported, losses[reported:], nanos[reported:])
             reported = len(nanos)
-            if at_checkpoint:
+            stop = stop or reporter.should_stop()
+            if at_checkpoint and stop is None:
                 reporter.checkpoint(
                     reported, digest(trainer.workload.trainable), chain.head() if with_evidence else None
                 )
-            stop = stop or reporter.should_stop()
     return Outcome(len(nanos), sum(nanos), stop, losses[-1], chain.head() if with_evidence else None)
 
 
