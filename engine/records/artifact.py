@@ -19,7 +19,7 @@ from engine.attestation.reasons import refusal
 from engine.errors import RefusedError, WireError
 from engine.events import Code, Count, Digest
 from engine.measure.series import pack_series, unpack_series
-from engine.store.progress import LOSS_BYTES, NANO_BYTES, Steps, body_of
+from engine.store.progress import LOSS_BYTES, NANO_BYTES, Steps, body_of, unpack_losses, unpack_nanos
 from engine.store.views import CheckStatus, CleanupState, Series
 from engine.wire import GENESIS, TRAIN_PROGRESS, Event, committed, event_hash, parse, sha256_hex
 
@@ -255,7 +255,7 @@ def unpacked(blob: Blob) -> Series:
         raise malformed("a series is damaged") from error
     if len(losses) != blob.steps:
         raise malformed("a series has another length than it states")
-    return Series(losses=tuple(losses.tolist()), nanos=tuple(nanos.tolist()))
+    return Series(losses=unpack_losses(losses.tobytes()), nanos=unpack_nanos(nanos.tobytes()))
 
 
 def events_of(entries: list[Entry], run_id: str) -> list[Event]:

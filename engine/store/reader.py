@@ -231,7 +231,9 @@ class Reader:
         """
         with self._reading() as db:
             segment = _segment_key(db, run_id, kind)
-            losses = () if segment is None else progress.unpack_losses(progress.read_losses(db, segment))
+            losses: Sequence[float] = (
+                () if segment is None else progress.unpack_losses(progress.read_losses(db, segment))
+            )
         pairs: list[tuple[int, float]] = []
         count = min(points, len(losses))
         for index in range(count):
