@@ -245,7 +245,7 @@ def packed(series: Series) -> Blob:
     return Blob(steps=len(series.losses), sha256=sha256_hex(blob), data=base64.b64encode(blob).decode())
 
 
-def unpacked(blob: Blob, most: int) -> Series:
+def unpacked(blob: Blob, most: int = MAX_STEPS) -> Series:
     """The inverse of `packed`, for `most` steps at most.
 
     Raises `RefusedError` (`artifact_malformed`), and `series_mismatch` for more steps before any is inflated.

@@ -22,7 +22,7 @@ import asyncssh
 from engine.errors import RemoteError
 from engine.remote.failures import disk_full, translated
 from engine.remote.session import SshSession
-from engine.system.files import private_file
+from engine.system.files import open_named, private_file
 from engine.wire import sha256_hex
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ async def in_order(parts: Iterable[tuple[Coroutine[Any, Any, T], int]]) -> Async
 
 
 def _open_source(source: bytes | Path) -> BinaryIO:
-    return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
+    return io.BytesIO(source) if isinstance(source, bytes) else open_named(source)
 
 
 def _identity(source: bytes | Path) -> tuple[int, str]:
@@ -159,7 +159,7 @@ def _identity(source: bytes | Path) -> tuple[int, str]:
     if isinstance(source, bytes):
         return len(source), sha256_hex(source)
     try:
-        with source.open("rb") as file:
+        with open_named(source) as file:
             return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise RemoteError(f"{source} cannot be read: {error.strerror}.", code="local_unreadable") from error

@@ -47,6 +47,7 @@ from engine.sealing.package import SEALED_SUFFIX, read_manifest, seal_package
 from engine.sealing.run_key import RunKey
 from engine.store.reader import Reader
 from engine.store.writer import Writer
+from engine.system.files import open_named
 from engine.wire import canonical, digest_of, parse, sha256_hex
 from engine.worker.job import JOB_FILE, Job
 
@@ -381,5 +382,5 @@ def _content(source: bytes | Path) -> bytes:
 def _sha256(source: bytes | Path) -> str:
     if isinstance(source, bytes):
         return sha256_hex(source)
-    with source.open("rb") as file:
+    with open_named(source) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
