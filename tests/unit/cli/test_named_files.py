@@ -18,7 +18,7 @@ OPTIONS = {
     "--policy": ([*VERIFY, "--policy"], "policy_unreadable"),
     "--revocation": ([*VERIFY, "--revocation"], "revocation_unreadable"),
     "--trust": ([*VERIFY, "--trust"], "trust_invalid"),
-    "--data": (["run", "--preset", "demo", "--data"], "data_missing"),
+    "--data": (["run", "--preset", "demo", "--stand-in", "--data"], "data_unreadable"),
     "run --policy": (["run", "--preset", "demo", "--policy"], "policy_unreadable"),
     "key restore": (["key", "restore", "--passphrase-file", "PASSPHRASE"], "backup_invalid"),
     "--passphrase-file": (["key", "restore", str(STORED / "row.json"), "--passphrase-file"], "usage"),
@@ -44,6 +44,6 @@ def test_what_is_no_file_is_refused_at_once(
     assert main(["--home", str(home), *given, str(named), "--json"]) in (1, 2)
     error = json.loads(capsys.readouterr().out)["error"]
     # A folder or a loop is refused while options are parsed, and a device is found missing or unreadable.
-    assert error["code"] in ((code, "usage", "data_unreadable") if kind != "fifo" else (code,))
+    assert error["code"] in ((code, "usage", "data_missing") if kind != "fifo" else (code,))
     assert error["hint"]
     assert not (home / "keys").exists()
