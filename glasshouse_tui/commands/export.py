@@ -11,6 +11,7 @@ import click
 
 from engine.errors import GlasshouseError, UsageError
 from engine.system.files import read_named
+from engine.system.text import visible_json
 from glasshouse_tui.commands.base import RUN_ID, QuietSubcommand, Subcommand, open_reader, session_of
 from glasshouse_tui.commands.output import as_builtins, emit_json, emit_text, plain
 
@@ -50,7 +51,7 @@ def export(context: click.Context, run_id: str, form: Format, output: Path | Non
         if session.json and form != "json":
             raise UsageError("--json and --format conflict on stdout.", "Add -o FILE, or remove one of them.")
         sys.stdout.flush()
-        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.write(visible_json(data) if form == "json" else data)
         sys.stdout.buffer.flush()
         return 0
     _write(output, data, force=force)
