@@ -243,6 +243,15 @@ class Reader:
                 pairs.append((end, mean))
         return pairs
 
+    def event_counts(self, run_id: str, chain: Chain) -> dict[str, tuple[int, int]]:
+        """By name, how many events of a log are stored and the bytes of their bodies; without progress events."""
+        with self._reading() as db:
+            rows = db.execute(
+                "SELECT event, count(*), sum(length(body)) FROM events WHERE run = ? AND chain = ? GROUP BY event",
+                (states.key_of(db, run_id), chain),
+            ).fetchall()
+        return {row[0]: (row[1], row[2]) for row in rows}
+
     def log(self, run_id: str, after: int = 0, limit: int | None = None, *, last: int | None = None) -> list[LogLine]:
         """Lines of both logs after row id `after`, in order of arrival; `last` returns only that many of the newest.
 
