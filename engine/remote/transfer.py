@@ -12,6 +12,7 @@ import io
 import os
 import posixpath
 import re
+import shutil
 from collections import deque
 from contextlib import aclosing
 from pathlib import Path
@@ -92,14 +93,15 @@ async def put_inbox(session: SshSession, run_dir: str, name: str, data: bytes) -
 async def download(session: SshSession, remote: str, local: Path, max_bytes: int) -> str:
     """Download a regular file of at most `max_bytes` to `local` (mode 0600); returns its SHA-256 in hex.
 
-    Raises `remote_missing`, `remote_not_a_file`, `remote_too_large`, `remote_changed`, `local_unwritable`,
-    `link_lost`.
+    Raises `remote_missing`, `remote_not_a_file`, `remote_too_large`, `remote_changed`, `local_disk_full`,
+    `local_unwritable`, `link_lost`.
     """
     size = await session.size(remote)
     if size is None:
         raise RemoteError(f"{remote} does not exist on the allocation.", code="remote_missing")
     if size > max_bytes:
         raise RemoteError(f"{remote} has {size} bytes; at most {max_bytes} are accepted.", code="remote_too_large")
+    _require_local_space(local, size)
     try:
         with private_file(local) as target:
             digest = await _fetch(session, remote, size, target.write)
@@ -108,6 +110,20 @@ async def download(session: SshSession, remote: str, local: Path, max_bytes: int
             f"{local} cannot be written: {error.strerror}.", "Free some space.", code="local_unwritable"
         ) from error
     return digest
+
+
+def _require_local_space(local: Path, size: int) -> None:
+    """Raise `local_disk_full` before a file is fetched for which this machine has no room."""
+    try:
+        free = shutil.disk_usage(local.parent).free
+    except OSError:
+        return  # writing reports the reason
+    if free < size + SPARE_BYTES:
+        raise RemoteError(
+            f"{local} needs {size:,} bytes, and the disk has {free:,} left.",
+            "Free some space there, then continue with `glasshouse resume`.",
+            code="local_disk_full",
+        )
 
 
 async def _fetch(session: SshSession, remote: str, size: int, write: Callable[[bytes], object]) -> str:

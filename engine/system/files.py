@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import io
+import mmap
 import os
 import secrets
 import stat
@@ -75,6 +76,20 @@ def read_named(path: Path, most: int) -> bytes:
 
 def _not_regular(path: Path) -> OSError:
     return OSError(errno.EINVAL, "it is not a regular file", str(path))
+
+
+@contextmanager
+def mapped(path: Path) -> Iterator[memoryview]:
+    """The bytes of a regular file of our own, mapped: however large it is, it takes no memory that others lack.
+
+    Raises `OSError` as `open_named`. The file must not be cut meanwhile.
+    """
+    with open_named(path) as file:
+        if not os.fstat(file.fileno()).st_size:
+            yield memoryview(b"")
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping, memoryview(mapping) as view:
+            yield view
 
 
 def sync_folder(folder: Path) -> None:
