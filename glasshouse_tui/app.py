@@ -16,6 +16,7 @@ from textual.app import SystemCommand
 from textual.binding import BindingType
 from textual.screen import Screen
 
+from engine.system.text import visible
 from glasshouse_tui import backend
 from glasshouse_tui.bindings import ANYWHERE, KEYS, Key, bindings_for
 from glasshouse_tui.messages import ProvidersListed, RunMissing, SettingsRead, StoreAvailable, StoreTrouble
@@ -239,5 +240,5 @@ def run_console(home: Path, *, open_run: str | None = None, read_only: bool = Fa
         for stream in (sys.stdout, sys.stderr):
             os.dup2(devnull, stream.fileno())
     for sentence in app.farewell:
-        print(sentence, file=sys.stderr)
+        print(visible(sentence), file=sys.stderr)
     return code

@@ -32,6 +32,7 @@ from engine.store.home import has_database
 from engine.store.reader import Reader
 from engine.store.views import AllocationView
 from engine.store.writer import Writer
+from engine.system.text import visible
 from engine.wire import utc_now
 
 TICK_SECONDS: Final = 5.0
@@ -168,7 +169,7 @@ def _open(reader: Reader) -> list[AllocationView]:
 
 
 def _log(text: str) -> None:
-    sys.stderr.write(f"{utc_now()} {text}\n")
+    sys.stderr.write(f"{utc_now()} {visible(text)}\n")
     sys.stderr.flush()
 
 

@@ -10,7 +10,8 @@ import msgspec
 from safetensors import SafetensorError, safe_open
 
 from engine.errors import DataError, WireError
-from engine.payload.shape import ModelShape, read_config
+from engine.payload.shape import MAX_CONFIG_BYTES, ModelShape, read_config
+from engine.system.files import open_named, read_named
 from engine.wire import digest_of, parse
 
 INDEX: Final = "model.safetensors.index.json"
@@ -46,7 +47,7 @@ def _indexed(folder: Path) -> dict[str, str]:
     if path.stat().st_size > MAX_INDEX_BYTES:
         raise invalid
     try:
-        raw = parse(path.read_bytes())
+        raw = parse(read_named(path, MAX_INDEX_BYTES))
     except (WireError, UnicodeDecodeError) as error:
         raise invalid from error
     weights = raw.get("weight_map") if isinstance(raw, dict) else None
@@ -87,6 +88,14 @@ def _shards(folder: Path) -> tuple[tuple[Path, ...], dict[str, tuple[int, ...]]]
     return paths, shapes
 
 
+def _config(folder: Path) -> bytes:
+    try:
+        return read_named(_required(folder, "config.json"), MAX_CONFIG_BYTES)
+    except OSError as error:
+        why = f"has a config.json that cannot be read: {error.strerror}"
+        raise _refuse(why, "Save the model again.", "model_config_invalid") from error
+
+
 def read_folder(folder: Path, targets: tuple[str, ...]) -> ModelFolder:
     """The folder's parts. `targets` are the projections that LoRA trains.
 
@@ -99,7 +108,7 @@ def read_folder(folder: Path, targets: tuple[str, ...]) -> ModelFolder:
             "Check the path given with --model.",
             code="model_folder_missing",
         )
-    config, shape = read_config(_required(folder, "config.json").read_bytes())
+    config, shape = read_config(_config(folder))
     tokenizer = _required(folder, "tokenizer.json")
     shards, shapes = _shards(folder)
     required = {
@@ -122,6 +131,6 @@ def folder_digest(folder: ModelFolder) -> str:
     """SHA-256 in hex over the names and digests of config.json, tokenizer.json and the shards."""
     files = {"config.json": digest_of(folder.config)}
     for path in (folder.tokenizer, *folder.shards):
-        with path.open("rb") as file:
+        with open_named(path) as file:
             files[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
     return digest_of(files)

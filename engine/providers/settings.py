@@ -12,8 +12,10 @@ from typing import Final, Literal
 import msgspec
 
 from engine.errors import UsageError
+from engine.system.files import read_named
 
 FILE: Final = "config.toml"
+MAX_BYTES: Final = 1024 * 1024
 DEFAULT_IMAGE: Final = "runpod/pytorch:1.0.2-cu1281-torch280-ubuntu2404"
 _ROOT_RULE: Final = "must be a folder path other than `/`, without `~`, `.`, `..` or a trailing slash"
 _INDEX: Final = re.compile(r"(?:https?|file)://[\x21-\x7e]+")
@@ -103,7 +105,7 @@ def load_settings(home: Path) -> Settings:
     """The home's settings, or the defaults if there is no file; raises `UsageError` (`config_invalid`)."""
     path = home / FILE
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_named(path, MAX_BYTES).decode("utf-8")
     except FileNotFoundError:
         return Settings()
     except (OSError, UnicodeDecodeError) as error:

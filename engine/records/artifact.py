@@ -19,13 +19,14 @@ from engine.attestation.reasons import refusal
 from engine.errors import RefusedError, WireError
 from engine.events import Code, Count, Digest
 from engine.measure.series import pack_series, unpack_series
-from engine.store.progress import LOSS_BYTES, NANO_BYTES, Steps, body_of
+from engine.store.progress import LOSS_BYTES, NANO_BYTES, Steps, body_of, unpack_losses, unpack_nanos
 from engine.store.views import CheckStatus, CleanupState, Series
 from engine.wire import GENESIS, TRAIN_PROGRESS, Event, committed, event_hash, parse, sha256_hex
 
 FORMAT: Final = "glasshouse-row/1"
-MAX_ARTIFACT_BYTES: Final = 64 * 1024 * 1024
-MAX_STEPS: Final = 4_000_000
+MAX_ARTIFACT_BYTES: Final = 32 * 1024 * 1024
+"""Two segments of some 1.5 million steps each, and their logs. A text of it takes up to four times as much decoded."""
+MAX_STEPS: Final = 2_000_000
 SERIES: Final = "series"
 _BASE64: Final = r"^[A-Za-z0-9+/]*={0,2}$(?!\n)"
 
@@ -259,18 +260,33 @@ def packed(series: Series) -> Blob:
     return Blob(steps=len(series.losses), sha256=sha256_hex(blob), data=base64.b64encode(blob).decode())
 
 
-def unpacked(blob: Blob) -> Series:
-    """The inverse of `packed`; raises `RefusedError` (`artifact_malformed`)."""
+def unpacked(blob: Blob, most: int = MAX_STEPS) -> Series:
+    """The inverse of `packed`, for `most` steps at most.
+
+    Raises `RefusedError` (`artifact_malformed`), and `series_mismatch` for more steps before any is inflated.
+    """
+    if blob.steps > most:
+        raise refusal("series_mismatch", f"it has {blob.steps} steps, and log and plan allow {most}")
     try:
         raw = base64.b64decode(blob.data, validate=True)
         if sha256_hex(raw) != blob.sha256 or base64.b64encode(raw).decode() != blob.data:
             raise malformed("a series has another digest than it states")
-        losses, nanos = unpack_series(raw, max_steps=MAX_STEPS)
+        losses, nanos = unpack_series(raw, max_steps=blob.steps)
     except (binascii.Error, WireError) as error:
         raise malformed("a series is damaged") from error
     if len(losses) != blob.steps:
         raise malformed("a series has another length than it states")
-    return Series(losses=tuple(losses.tolist()), nanos=tuple(nanos.tolist()))
+    return Series(losses=unpack_losses(losses.tobytes()), nanos=unpack_nanos(nanos.tobytes()))
+
+
+def logged_steps(log: list[Event]) -> dict[str, int]:
+    """By segment, how many steps the progress events of a log bring."""
+    reached: dict[str, int] = {}
+    for event in log:
+        kind, last = event.body.get("segment"), event.body.get("to")
+        if event.event == TRAIN_PROGRESS and isinstance(kind, str) and type(last) is int:
+            reached[kind] = max(last, reached.get(kind, 0))
+    return reached
 
 
 def events_of(entries: list[Entry], run_id: str) -> list[Event]:

@@ -8,7 +8,8 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from engine.records.artifact import Artifact, dump_artifact
+from engine.errors import UsageError
+from engine.records.artifact import MAX_ARTIFACT_BYTES, Artifact, dump_artifact
 from engine.records.row import TIER_NOTE
 from engine.wire import digest_of
 
@@ -57,9 +58,19 @@ _SEGMENT: Final = (
 
 
 def render(artifact: Artifact, form: Format) -> bytes:
-    """The artifact in one of `FORMATS`; only JSON can be verified."""
+    """The artifact in one of `FORMATS`; only JSON can be verified.
+
+    Raises `UsageError` (`export_too_large`) for JSON that `verify` would not read.
+    """
     if form == "json":
-        return msgspec.json.format(msgspec.json.encode(dump_artifact(artifact)), indent=2) + b"\n"
+        text = msgspec.json.format(msgspec.json.encode(dump_artifact(artifact)), indent=2) + b"\n"
+        if len(text) > MAX_ARTIFACT_BYTES:
+            raise UsageError(
+                f"The artifact would have {len(text):,} bytes, and `verify` reads {MAX_ARTIFACT_BYTES:,} at most.",
+                "Add --summary to leave out the step series.",
+                code="export_too_large",
+            )
+        return text
     text = _page(artifact) if form == "md" else _line(artifact)
     return text.encode()
 

@@ -15,6 +15,7 @@ from engine.attestation.signers import NOTHING, Statements, TrustedKeys, read_re
 from engine.errors import UsageError, WireError
 from engine.remote.bundle import build_bundle, bundle_digest
 from engine.sealing.manifest import is_digest
+from engine.system.files import read_named
 from engine.wire import canonical, parse
 
 MAX_REFERENCE_BYTES: Final = 1024 * 1024
@@ -85,14 +86,22 @@ def own_reference() -> Reference:
 
 def read_reference(path: Path) -> Reference:
     """Reference values from their file; raises `UsageError` (`reference_invalid`)."""
+    try:
+        data = read_named(path, MAX_REFERENCE_BYTES)
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be read: {error.strerror}.",
+            "Give --reference a file of reference values.",
+            code="reference_invalid",
+        ) from error
     invalid = UsageError(
         f"{path} is not a file of reference values.",
         'It must be one JSON object: {"version": 1, "bundles": ["<SHA-256 in hex>"], "environments": []}.',
         code="reference_invalid",
     )
     try:
-        reference = msgspec.convert(parse(_read(path, MAX_REFERENCE_BYTES)), Reference, strict=True)
-    except (OSError, WireError, msgspec.ValidationError) as error:
+        reference = msgspec.convert(parse(data), Reference, strict=True)
+    except (WireError, msgspec.ValidationError) as error:
         raise invalid from error
     if reference.version != 1 or not all(map(is_digest, (*reference.bundles, *reference.environments))):
         raise invalid
@@ -102,14 +111,9 @@ def read_reference(path: Path) -> Reference:
 def read_policy(path: Path) -> Policy:
     """A policy from its file; raises as `load_policy`, and `UsageError` (`policy_unreadable`)."""
     try:
-        data = _read(path, MAX_POLICY_BYTES)
+        data = read_named(path, MAX_POLICY_BYTES)
     except OSError as error:
         raise UsageError(
             f"{path} cannot be read: {error.strerror}.", "Give --policy a policy file.", code="policy_unreadable"
         ) from error
     return load_policy(data)
-
-
-def _read(path: Path, most: int) -> bytes:
-    with path.open("rb") as file:
-        return file.read(most + 1)

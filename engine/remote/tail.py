@@ -38,12 +38,16 @@ class Tail:
     `offset` and `reader` advance only over events that were returned.
     """
 
-    def __init__(self, source: Caller, path: str, offset: int, reader: ChainReader) -> None:
+    def __init__(
+        self, source: Caller, path: str, offset: int, reader: ChainReader, *, max_bytes: int = MAX_LOG_BYTES
+    ) -> None:
+        """`max_bytes`: the longest log that is accepted, from its first byte on."""
         self._source = source
         self._path = path
         self._reader = reader
         self._refusal: WireError | None = None
         self._drained_size = -1
+        self._max_bytes = max_bytes
         self.offset = offset
         self.drained = False
         """Whether the last `poll` read all that the log held when it began, an incomplete last line included."""
@@ -87,7 +91,7 @@ class Tail:
         if size is None or size == self._drained_size:
             self.drained = True
             return b""
-        if size > MAX_LOG_BYTES:
+        if size > self._max_bytes:
             raise WireError("The log is longer than the limit.", code="log_too_long")
         block = await session.read_at(self._path, self.offset, min(POLL_BYTES, size - self.offset))
         self.drained = self.offset + len(block) == size

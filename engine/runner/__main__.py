@@ -10,6 +10,7 @@ from pathlib import Path
 
 from engine.errors import GlasshouseError
 from engine.runner.lifecycle import Runner
+from engine.system.text import visible
 
 
 def main() -> int:
@@ -21,7 +22,7 @@ def main() -> int:
     try:
         return 0 if asyncio.run(Runner(options.home, options.run).execute()) == "finished" else 1
     except GlasshouseError as error:
-        sys.stderr.write(f"{error.code}: {error.message} {error.hint}\n")
+        sys.stderr.write(visible(f"{error.code}: {error.message} {error.hint}") + "\n")
         return 1
     except Exception:
         traceback.print_exc()

@@ -11,6 +11,7 @@ from engine.runner.journal import Journal
 from engine.runner.staging import Staging
 from engine.store.reader import Reader
 from engine.store.writer import Writer
+from engine.system.text import visible
 from engine.wire import utc_now
 
 
@@ -40,5 +41,5 @@ class RunContext:
 
     def note(self, text: str) -> None:
         """Write a line to the runner's log file."""
-        sys.stderr.write(f"{utc_now()} {text}\n")
+        sys.stderr.write(f"{utc_now()} {visible(text)}\n")
         sys.stderr.flush()

@@ -31,7 +31,7 @@ def spec_for(home: Path, plan: Plan, settings: Settings, name: str) -> Spec:
         max_price=request.max_price if request.max_price is not None else defaults.max_price,
         max_cost=request.max_cost if request.max_cost is not None else defaults.max_cost,
         disk_gb=defaults.disk_gb or _disk_gb(plan),
-        max_seconds=_seconds(plan),
+        max_seconds=longest_seconds(plan) + (plan.provider.keep_for or 0) * 60.0,
     )
 
 
@@ -46,10 +46,10 @@ def _disk_gb(plan: Plan) -> int:
     return ENVIRONMENT_GB + 2 * weights
 
 
-def _seconds(plan: Plan) -> float:
+def longest_seconds(plan: Plan) -> float:
+    """How long a run may take at most, preparation and both segments included; kept time comes on top."""
     segment = plan.target.seconds if plan.target.seconds is not None else STEPS_SECONDS
-    training = segment * len(plan.kinds()) * MARGIN
-    return PREPARATION_SECONDS + training + (plan.provider.keep_for or 0) * 60.0
+    return PREPARATION_SECONDS + segment * len(plan.kinds()) * MARGIN
 
 
 _LENGTH: Final = 16

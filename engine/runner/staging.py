@@ -16,7 +16,7 @@ import msgspec
 from engine.attestation.measurement import Measurements
 from engine.attestation.policy import Policy, default_policy, policy_digest, policy_from
 from engine.events import PackageSealed
-from engine.payload.build import HUB, Payload, build_payload
+from engine.payload.build import ADAPTER, HUB, Payload, build_payload
 from engine.plan import Plan, dump_plan, plan_digest
 from engine.providers.protocol import Lease
 from engine.providers.settings import Settings
@@ -47,6 +47,7 @@ from engine.sealing.package import SEALED_SUFFIX, read_manifest, seal_package
 from engine.sealing.run_key import RunKey
 from engine.store.reader import Reader
 from engine.store.writer import Writer
+from engine.system.files import open_named
 from engine.wire import canonical, digest_of, parse, sha256_hex
 from engine.worker.job import JOB_FILE, Job
 
@@ -68,6 +69,8 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
     hub_weights: dict[str, str]
     model_type: str
     noise_seed: int
+    adapter_bytes: int | None = None
+    """The size of the adapter before its first step, which training does not change; None in earlier versions."""
 
 
 class References(msgspec.Struct, frozen=True, kw_only=True):
@@ -243,6 +246,7 @@ class Staging:
             hub_weights={name: entry["sha256"] for name, entry in hub.get("files", {}).items()},
             model_type=str(config.get("model_type", "")),
             noise_seed=payload.noise_seed,
+            adapter_bytes=len(_content(payload.files[ADAPTER])),
         )
         self._writer.evidence(
             self.run_id,
@@ -386,5 +390,5 @@ def _content(source: bytes | Path) -> bytes:
 def _sha256(source: bytes | Path) -> str:
     if isinstance(source, bytes):
         return sha256_hex(source)
-    with source.open("rb") as file:
+    with open_named(source) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

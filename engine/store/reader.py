@@ -231,7 +231,9 @@ class Reader:
         """
         with self._reading() as db:
             segment = _segment_key(db, run_id, kind)
-            losses = () if segment is None else progress.unpack_losses(progress.read_losses(db, segment))
+            losses: Sequence[float] = (
+                () if segment is None else progress.unpack_losses(progress.read_losses(db, segment))
+            )
         pairs: list[tuple[int, float]] = []
         count = min(points, len(losses))
         for index in range(count):
@@ -240,6 +242,15 @@ class Reader:
             if math.isfinite(mean):
                 pairs.append((end, mean))
         return pairs
+
+    def event_counts(self, run_id: str, chain: Chain) -> dict[str, tuple[int, int]]:
+        """By name, how many events of a log are stored and the bytes of their bodies; without progress events."""
+        with self._reading() as db:
+            rows = db.execute(
+                "SELECT event, count(*), sum(length(body)) FROM events WHERE run = ? AND chain = ? GROUP BY event",
+                (states.key_of(db, run_id), chain),
+            ).fetchall()
+        return {row[0]: (row[1], row[2]) for row in rows}
 
     def log(self, run_id: str, after: int = 0, limit: int | None = None, *, last: int | None = None) -> list[LogLine]:
         """Lines of both logs after row id `after`, in order of arrival; `last` returns only that many of the newest.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -11,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from engine.errors import GlasshouseError, UsageError
+from engine.system.files import read_named
+from engine.system.text import visible_json
 from glasshouse_tui.commands.base import RUN_ID, QuietSubcommand, Subcommand, open_reader, session_of
 from glasshouse_tui.commands.output import as_builtins, emit_json, emit_text, plain
 from glasshouse_tui.format import slack
@@ -51,7 +52,7 @@ def export(context: click.Context, run_id: str, form: Format, output: Path | Non
         if session.json and form != "json":
             raise UsageError("--json and --format conflict on stdout.", "Add -o FILE, or remove one of them.")
         sys.stdout.flush()
-        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.write(visible_json(data) if form == "json" else data)
         sys.stdout.buffer.flush()
         return 0
     _write(output, data, force=force)
@@ -159,16 +160,12 @@ def _content(file: Path) -> bytes:
     from engine.records.artifact import MAX_ARTIFACT_BYTES
 
     try:
-        # O_NONBLOCK: opening a FIFO must not block.
-        with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as opened:
-            regular = stat.S_ISREG(os.fstat(opened.fileno()).st_mode)
-            content = opened.read(MAX_ARTIFACT_BYTES + 1) if regular else b""
+        return read_named(file, MAX_ARTIFACT_BYTES)
     except OSError as error:
         why = error.strerror or type(error).__name__
-        raise UsageError(f"{file} cannot be read: {why}.", "Check the path.", code="file_unreadable") from error
-    if not regular:
-        raise UsageError(f"{file} is not a regular file.", "Give an exported artifact.", code="file_unreadable")
-    return content
+        raise UsageError(
+            f"{file} cannot be read: {why}.", "Give an exported artifact.", code="file_unreadable"
+        ) from error
 
 
 def _text(file: Path, result: Verification) -> str:

@@ -14,27 +14,32 @@ from typing import Any, BinaryIO
 import msgspec
 
 from engine.errors import UsageError
+from engine.system.text import visible, visible_json
 from glasshouse_tui.format import parse_time
 
 UNKNOWN = "unknown"
+_LAYOUT = "\n\t"
 
 
 def emit_json(document: object) -> None:
-    """Write one JSON document (UTF-8, indented; NaN and infinities become null) to stdout."""
-    body = msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
+    """Write one JSON document (UTF-8, indented; NaN and infinities become null) to stdout.
+
+    Foreign text in it cannot control the terminal either: see `visible_json`.
+    """
+    body = visible_json(msgspec.json.format(msgspec.json.encode(document), indent=2)) + b"\n"
     sys.stdout.flush()
     sys.stdout.buffer.write(body)
     sys.stdout.buffer.flush()
 
 
 def emit_text(text: str) -> None:
-    """Write text and a newline to stdout."""
-    sys.stdout.write(text + "\n")
+    """Write text and a newline to stdout; whatever it quotes cannot control the terminal."""
+    sys.stdout.write(visible(text, keep=_LAYOUT) + "\n")
 
 
 def say(text: str) -> None:
-    """Write one line to stderr and flush it."""
-    sys.stderr.write(text + "\n")
+    """Write text and a newline to stderr, as `emit_text` does, and flush it."""
+    sys.stderr.write(visible(text, keep=_LAYOUT) + "\n")
     sys.stderr.flush()
 
 
@@ -44,8 +49,8 @@ def note(text: str) -> None:
 
 
 def plain(text: object) -> str:
-    """`text` with control characters escaped, so that it cannot control the terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+    """`text` on one line, control characters escaped: it can neither control the terminal nor fake a line."""
+    return visible(str(text))
 
 
 def as_builtins(value: object) -> Any:

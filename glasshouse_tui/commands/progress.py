@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import IO, Final
 
 from engine.store.views import RunView, SegmentView
+from engine.system.text import visible
 from glasshouse_tui.commands.output import loss, plain, rate
 
 _WIDTH: Final = 12
@@ -85,7 +86,8 @@ class Progress:
         self._shown[segment.kind] = (now, segment.steps)
         self._write(progress_line(view, segment), transient=segment.state == "training")
 
-    def _write(self, line: str, *, transient: bool = False) -> None:
+    def _write(self, text: str, *, transient: bool = False) -> None:
+        line = visible(text, keep="\n")
         if not self._terminal:
             self._stream.write(line + "\n")
         elif transient:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Final
 
 from engine.records.proofs import attested, computed, logged, signed
-from engine.records.proofs.case import Case, NotApplicableError, NotCheckedError, Proof
+from engine.records.proofs.case import MALFORMED, Case, NotApplicableError, NotCheckedError, Proof
 
-__all__ = ["PROOFS", "Case", "NotApplicableError", "NotCheckedError", "Proof"]
+__all__ = ["MALFORMED", "PROOFS", "Case", "NotApplicableError", "NotCheckedError", "Proof"]
 
 PROOFS: Final[dict[str, Proof]] = {
     "parts": signed.parts,

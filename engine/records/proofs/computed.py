@@ -27,17 +27,18 @@ def series(case: Case) -> str:
         raise NotCheckedError
     if case.bundle.left_out or set(case.bundle.series) != set(case.facts.plan.kinds()):
         raise refusal("series_mismatch", "it has other segments than the plan")
-    chains = {kind: step_chain(one.losses, one.nanos) for kind, one in case.facts.series.items()}
+    facts = case.full_facts
+    chains = {kind: step_chain(one.losses, one.nanos) for kind, one in facts.series.items()}
     if chains != case.run_receipt.series:
         raise refusal("series_mismatch", "it is not the one that was signed")
-    check_steps(case.facts.pod_log, case.facts.series)
-    for finished in (logged.body for logged in case.facts.pod(TrainFinished)):
-        kind, one = finished.segment, case.facts.series.get(finished.segment)
+    check_steps(facts.pod_log, facts.series)
+    for finished in (logged.body for logged in facts.pod(TrainFinished)):
+        kind, one = finished.segment, facts.series.get(finished.segment)
         if one is None or (finished.steps, finished.elapsed_ns) != (len(one.nanos), sum(one.nanos)):
             raise refusal("series_mismatch", f"the attester counted other steps or another time ({kind})")
         if finished.step_chain not in ((chains[kind],) if kind == "protected" else (None, chains[kind])):
             raise refusal("series_mismatch", "it is not the one that was chained while training")
-    return " and ".join(f"{len(one.losses)} {kind} steps" for kind, one in case.facts.series.items())
+    return " and ".join(f"{len(one.losses)} {kind} steps" for kind, one in facts.series.items())
 
 
 def training(case: Case) -> str:

@@ -186,7 +186,7 @@ async def test_an_adapter_that_does_not_belong_to_the_run_is_rejected(
     assert operator.checks()["adapters_open"] == "failed"
 
 
-@pytest.mark.parametrize("size", [0, 4 * 1024**3 + 1])
+@pytest.mark.parametrize("size", [0, 16 * 1024**2, 4 * 1024**3 + 1])
 async def test_a_link_and_an_endless_file_in_place_of_the_adapter_are_not_fetched(
     operator: Operator, size: int, tmp_path: Path
 ) -> None:
@@ -204,6 +204,7 @@ async def test_a_link_and_an_endless_file_in_place_of_the_adapter_are_not_fetche
     with pytest.raises(GlasshouseError) as caught:
         await collect(operator.context, operator.link, operator.run_dir)
     assert caught.value.code == ("remote_too_large" if size else "remote_not_a_file")
+    assert not list(operator.context.folder.adapters.glob("*sealed*"))
     assert operator.checks()["adapters_open"] == "failed"
 
 
