@@ -17,7 +17,7 @@ from engine.errors import PlanError
 from engine.events import AdapterSaved, AdapterSealed, Chain, LaunchAccepted, ResultReached, SegmentState, TrainFinished
 from engine.plan import Plan, load_plan
 from engine.records.artifact import Artifact, Bundle, Entry, events_of, is_whole, malformed, unpacked
-from engine.records.facts import Facts, bodies
+from engine.records.facts import Facts, bodies, policy_of
 from engine.records.public import is_public
 from engine.records.row import build_row
 from engine.store.views import AttestationState, CleanupState, RunSummary, RunView, SegmentView, Series
@@ -54,6 +54,7 @@ def facts_of(artifact: Artifact, bundle: Bundle) -> Facts:
         pod_whole=whole("pod", bundle.logs.pod, pod),
         receipts={name: receipt for name, receipt in receipts.items() if receipt is not None},
         series={kind: series.get(kind, Series(losses=(), nanos=())) for kind in plan.kinds()},
+        policy=policy_of(bundle.policy),
     )
     return _with_final_states(facts)
 

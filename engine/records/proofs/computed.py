@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from datetime import timedelta
-from typing import Final
 
 from engine.attestation.reasons import refusal
 from engine.events import TrainFinished
 from engine.measure.stepchain import step_chain
 from engine.records import rebuild
 from engine.records.artifact import check_steps
+from engine.records.facts import CLOCK_SLACK
 from engine.records.proofs.case import Case, NotCheckedError, moment
 from engine.store.views import FINAL_RUN_STATES
-
-SLACK: Final = timedelta(minutes=5)  # an operator's clock may be adjusted during a run
 
 
 def series(case: Case) -> str:
@@ -59,7 +56,7 @@ def _implausible(case: Case) -> list[str]:
         wrong.append("version")
     stated = (case.delegation.issued, row["startedAt"], row["finishedAt"], case.run_receipt.finished)
     times = [moment(text) for text in stated if text is not None]
-    if any(later + SLACK < earlier for earlier, later in itertools.pairwise(times)):
+    if any(later + CLOCK_SLACK < earlier for earlier, later in itertools.pairwise(times)):
         wrong.append("startedAt, finishedAt")
     if row["finishedAt"] is None or (row["startedAt"] is None and row["state"] == "finished"):
         wrong.append("finishedAt")
