@@ -13,7 +13,7 @@ from typing import Final, Literal
 import msgspec
 
 from engine.attestation.challenge import nonce_object
-from engine.attestation.claims import ENFORCED, PROFILE, Claims, bound_nonce
+from engine.attestation.claims import ENFORCED, PROFILE, SOFTWARE_NAME, Claims, bound_nonce
 from engine.attestation.evidence import parse_evidence
 from engine.attestation.measurement import Measurements
 from engine.attestation.nonce import NonceLedger
@@ -62,7 +62,7 @@ class Expectations(msgspec.Struct, frozen=True, kw_only=True):
     nonce: bytes | None = None
 
 
-class Appraisal(msgspec.Struct, frozen=True, kw_only=True):
+class Appraisal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One rule's outcome. `code` is a key of `REASONS` if it failed, else empty; `hint` says what to do."""
 
     name: str
@@ -72,7 +72,7 @@ class Appraisal(msgspec.Struct, frozen=True, kw_only=True):
     hint: str = ""
 
 
-class AttestationResult(msgspec.Struct, frozen=True, kw_only=True):
+class AttestationResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The Verifier's result. `result_id` identifies it for the one release that may be made on it.
 
     `cnf` (hex) is the attested key, present only if the evidence was accepted. Times are UTC.
@@ -125,7 +125,7 @@ class _Case:
         measured, reference = claims.measurements, expected.measurements
         return {
             "run": lambda: _equal("run_mismatch", claims.run_id, expected.run_id),
-            "profile": lambda: _equal("profile_unknown", claims.eat_profile, PROFILE),
+            "profile": lambda: _equal("profile_unknown", (claims.eat_profile, claims.swname), (PROFILE, SOFTWARE_NAME)),
             "time": self._time,
             "bundle": lambda: _equal("measurement_mismatch", measured.bundle, reference.bundle),
             "lock": lambda: _equal("lock_mismatch", measured.lock, reference.lock),

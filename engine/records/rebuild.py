@@ -27,7 +27,7 @@ from engine.records.artifact import (
     malformed,
     unpacked,
 )
-from engine.records.facts import Facts, bodies
+from engine.records.facts import Facts, bodies, policy_of
 from engine.records.public import is_public
 from engine.records.row import OF_TIMING, TIMING, build_row
 from engine.store.views import AttestationState, CleanupState, RunSummary, RunView, SegmentView, Series
@@ -66,6 +66,7 @@ def facts_of(artifact: Artifact, bundle: Bundle) -> Facts:
         pod_whole=whole("pod", bundle.logs.pod, pod),
         receipts={name: receipt for name, receipt in receipts.items() if receipt is not None},
         series={kind: Series(losses=(), nanos=()) for kind in plan.kinds()},
+        policy=policy_of(bundle.policy),
     )
     return _with_final_states(facts)
 

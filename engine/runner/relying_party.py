@@ -17,15 +17,18 @@ import msgspec
 from engine.attestation.challenge import Challenge, sign_challenge
 from engine.attestation.nonce import NonceLedger
 from engine.attestation.policy import policy_digest
+from engine.attestation.reasons import refusal
 from engine.attestation.receipts import countersign, read_release
 from engine.attestation.release import prepare_release
 from engine.attestation.verifier import AttestationResult, Expectations, appraise, result_digest
+from engine.attestation.wipe_proof import Expected as ExpectedWipe
+from engine.attestation.wipe_proof import contradictions
 from engine.attestation.zeroization import Zeroization, read_zeroization
 from engine.errors import RefusedError
 from engine.events import ChallengeSent, ReleaseDenied, ReleaseGranted, ResultReached, ZeroizeDone, fields_of
 from engine.plan import plan_digest
 from engine.providers.protocol import Lease
-from engine.records.facts import wipe_faults
+from engine.records.wipe import expected_wipe, wipe_faults
 from engine.remote.reconnect import Reconnecting
 from engine.remote.transfer import put_inbox
 from engine.runner.context import RunContext
@@ -222,24 +225,37 @@ class RelyingParty:
         }
 
     def _check_zeroization(self, done: ZeroizeDone) -> None:
-        """Check the attester's zeroization receipt, and countersign it if it is authentic."""
+        """Read the attester's zeroization receipt field by field, and countersign it if an honest worker can have made
+        it; it may still prove nothing.
+        """
+        self._wipe_checked = True
         context, receipt = self._context, fields_of(done.receipt)
         try:
-            zeroization: Zeroization = read_zeroization(
-                receipt,
-                self._attester,
-                run_id=context.run_id,
-                manifest_sha256=context.staging.prepared.manifest_digest or "",
-                nonce_sha256=self._ingest.nonce_digest or "",
-            )
+            proof, expected = self._read_zeroization(receipt)
         except RefusedError as error:
             self._ingest.advance("runtime", "unverified", f"{error.code}: {error.message}")
-            self._wipe_checked = True
             return
         envelope = countersign(receipt, context.staging.run_key.signing)
         context.writer.receipt(context.run_id, "zeroization", envelope)
-        faults = wipe_faults(zeroization, done)
+        faults = wipe_faults(proof, done, expected)
         if not faults:
             self._ingest.advance("key", "destroyed")
         self._ingest.advance("runtime", "unverified" if faults else "zeroized", ", ".join(faults))
-        self._wipe_checked = True
+
+    def _read_zeroization(self, receipt: dict[str, Any]) -> tuple[Zeroization, ExpectedWipe]:
+        """The receipt, and what it agrees with; raises `RefusedError` for one that must not be countersigned."""
+        context = self._context
+        proof = read_zeroization(
+            receipt,
+            self._attester,
+            run_id=context.run_id,
+            manifest_sha256=context.staging.prepared.manifest_digest or "",
+            nonce_sha256=self._ingest.nonce_digest or "",
+        )
+        log = list(context.reader.events(context.run_id, "pod"))
+        expected = expected_wipe(context.plan, context.staging.policy, log)
+        if expected is None:
+            raise refusal("zeroization_other_log", "its log has another one")
+        if found := contradictions(proof, expected):
+            raise refusal(found[0], ", ".join(found[1:]))
+        return proof, expected

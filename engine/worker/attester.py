@@ -30,6 +30,7 @@ from engine.attestation.reasons import refusal
 from engine.attestation.receipts import read_release
 from engine.errors import GlasshouseError, RefusedError
 from engine.events import AntiDebugReady, ChallengeTaken, Control, DenialTaken, EvidenceSent, Measured, PackageOpened
+from engine.sealing.manifest import is_digest
 from engine.wire import sha256_hex
 from engine.worker.context import Context
 from engine.worker.identity import cpu_name
@@ -194,10 +195,10 @@ class Attestation:
             sealed = base64.b64decode(ciphertext, validate=True)
         except ValueError as error:
             raise refusal("release_other_result") from error
-        if (receipt.evidence_sha256, receipt.ciphertext_sha256, receipt.cnf_public) != (
-            self._evidence_digest,
-            sha256_hex(sealed),
-            self._cnf.hex(),
+        expected = (self._evidence_digest, sha256_hex(sealed), self._cnf.hex(), job.policy_digest, job.manifest_digest)
+        stated = (receipt.evidence_sha256, receipt.ciphertext_sha256, receipt.cnf_public)
+        if (*stated, receipt.policy_sha256, receipt.manifest_sha256) != expected or not is_digest(
+            str(message.get("runnerHead"))
         ):
             raise RefusedError(
                 "The release was made for other evidence than this segment sent.", code="release_other_result"

@@ -32,7 +32,8 @@ from engine.attestation.receipts import (
 from engine.attestation.revocation import read_revocations, rotation_statement
 from engine.attestation.statements import PAYLOAD_TYPE, open_statement
 from engine.attestation.verifier import appraise
-from engine.attestation.zeroization import read_zeroization, runtime_state, zeroization_receipt
+from engine.attestation.wipe_proof import runtime_state
+from engine.attestation.zeroization import read_zeroization, zeroization_receipt
 from engine.measure.safetensors_header import plan_layout, read_header
 from engine.plan import dump_plan, load_plan, preset
 from engine.records.trust import anchors
@@ -113,7 +114,7 @@ def _zeroization(data: bytes) -> object:
         manifest_sha256=proof.manifest_sha256,
         nonce_sha256=proof.nonce_sha256,
     )
-    return runtime_state(receipt)
+    return runtime_state(receipt, honest.expected_wipe())
 
 
 class _Hostile:

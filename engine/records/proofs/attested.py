@@ -12,7 +12,8 @@ from engine.attestation.reasons import refusal
 from engine.attestation.receipts import (
     read_release,
 )
-from engine.attestation.verifier import Expectations, appraise, result_digest
+from engine.attestation.verifier import VERIFIER_ID, Expectations, appraise, result_digest
+from engine.attestation.wipe_proof import contradictions
 from engine.attestation.zeroization import read_zeroization
 from engine.errors import RefusedError
 from engine.events import (
@@ -26,6 +27,7 @@ from engine.events import (
     ResultReached,
     ZeroizeDone,
 )
+from engine.records.facts import CLOCK_SLACK
 from engine.records.proofs.case import Case, NotApplicableError, moment, require_equal
 from engine.sealing.pem import key_id
 from engine.wire import RELEASE_GRANTED, canonical, digest_of, sha256_hex
@@ -40,18 +42,27 @@ def challenge(case: Case) -> str:
     signed = open_challenge(case.bundle.challenge, case.run_key, run_id=case.run_id)
     nonce = sha256_hex(signed.nonce_bytes)
     sent, answered = case.facts.runner(ChallengeSent), case.facts.pod(ChallengeTaken)
-    if not sent or not answered:
-        raise refusal("challenge_mismatch", "a log lacks it")
+    logged = [one for one in sent if one.body.nonce_sha256 == nonce]
+    if len(logged) != 1:
+        raise refusal("challenge_mismatch", "the runner's log lacks it")
     require_equal(
         "challenge_mismatch",
         plan=(signed.plan_digest, digest_of(case.bundle.plan)),
         package=(signed.manifest_digest, case.run_receipt.manifest_sha256),
-        policy=(signed.policy_digest, digest_of(case.bundle.policy)),
         text=(signed.challenge, case.row["challenge"]),
         bundle=(signed.bundle, case.run_receipt.bundle_sha256),
-        runnerNonce=(sent[-1].body.nonce_sha256, nonce),
+        runnerHead=(signed.runner_head, logged[0].hash),
+    )
+    if case.bundle.policy is not None:  # it is published with the result
+        require_equal("challenge_mismatch", policy=(signed.policy_digest, digest_of(case.bundle.policy)))
+    if not answered:
+        # The run ended, or its allocation died, before the attester took the challenge.
+        if case.bundle.evidence is not None:
+            raise refusal("challenge_mismatch", "the allocation's log lacks it")
+        return "sent, and never taken by the attester"
+    require_equal(
+        "challenge_mismatch",
         podNonce=(answered[0].body.nonce_sha256, nonce),
-        runnerHead=(signed.runner_head, sent[-1].hash),
         podHead=(answered[0].body.runner_head, signed.runner_head),
     )
     return "with the text of the request" if signed.challenge else "a fresh nonce, no text"
@@ -137,6 +148,8 @@ def result(case: Case) -> str:
         policy=(stored.policy_sha256, digest_of(case.bundle.policy)),
         package=(stored.manifest_sha256, case.run_receipt.manifest_sha256),
         key=(stored.cnf, cnf),
+        policyId=(stored.policy_id, policy_from(case.bundle.policy).id),
+        verifier=(stored.verifier_id, VERIFIER_ID),
         document=(result_digest(stored), digest_of(case.bundle.result)),
     )
     return f"logged before the release, EAR {stored.status}"
@@ -185,6 +198,9 @@ def release(case: Case) -> str:
     body = read_release(case.bundle.receipts.release, case.run_key, run_id=case.run_id)
     if len(granted) != 1 or not case.result.accepted:
         raise refusal("release_before_result")
+    decided, released, ended = moment(case.result.issued), moment(body.released), moment(case.run_receipt.finished)
+    if not decided - CLOCK_SLACK <= released <= ended + CLOCK_SLACK:
+        raise refusal("release_other_result", "released")
     opened, package = case.facts.pod(PackageOpened), body.manifest_sha256
     before = case.facts.runner_log[granted[0].seq - 1].hash
     require_equal(
@@ -222,9 +238,11 @@ def zeroization(case: Case) -> str:
     )
     signers = [signature["keyid"] for signature in receipt["signatures"]]
     logged = done[0].body.receipt.payload if len(done) == 1 else None
-    places = case.hashes("pod")
-    if wipe.pod_head not in places or not done or places[wipe.pod_head] >= done[0].seq:
-        raise refusal("receipt_mismatch", "it does not link to the log before it")
+    expected = case.facts.expected_wipe()
+    if expected is None:
+        raise refusal("receipt_mismatch", "the log has not exactly one")
+    if found := contradictions(wipe, expected):  # no honest runner countersigns it
+        raise refusal(found[0], ", ".join(found[1:]))
     require_equal(
         "receipt_mismatch",
         logged=(logged, receipt.get("payload")),

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from datetime import timedelta
-from typing import Final
 
 from engine.attestation.reasons import refusal
 from engine.events import COMMITTED, ProgressDigest, TrainFinished, read_body
 from engine.measure.stepchain import step_chain
 from engine.records import rebuild
 from engine.records.artifact import check_steps
+from engine.records.facts import CLOCK_SLACK
 from engine.records.progression import Progression
 from engine.records.proofs.case import Case, NotApplicableError, NotCheckedError, moment
 from engine.store.views import FINAL_RUN_STATES
 from engine.wire import TRAIN_PROGRESS
-
-SLACK: Final = timedelta(minutes=5)  # an operator's clock may be adjusted during a run
 
 
 def series(case: Case) -> str:
@@ -53,7 +50,7 @@ def training(case: Case) -> str:
             progression.take(read_body(event, COMMITTED["pod"][event.event]))
             continue
         part = read_body(event, ProgressDigest)
-        one = case.facts.series[part.segment]
+        one = case.full_facts.series[part.segment]
         progression.steps(part, one.losses[part.first : part.to], one.nanos[part.first : part.to])
     return " and ".join(f"{track.steps} {kind} steps" for kind, track in progression.tracks.items())
 
@@ -79,7 +76,7 @@ def _implausible(case: Case) -> list[str]:
         wrong.append("version")
     stated = (case.delegation.issued, row["startedAt"], row["finishedAt"], case.run_receipt.finished)
     times = [moment(text) for text in stated if text is not None]
-    if any(later + SLACK < earlier for earlier, later in itertools.pairwise(times)):
+    if any(later + CLOCK_SLACK < earlier for earlier, later in itertools.pairwise(times)):
         wrong.append("startedAt, finishedAt")
     if row["finishedAt"] is None or (row["startedAt"] is None and row["state"] == "finished"):
         wrong.append("finishedAt")

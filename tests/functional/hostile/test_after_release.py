@@ -13,6 +13,7 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from engine.attestation.zeroization import Area, ProcessEnd
 from engine.errors import GlasshouseError
 from engine.events import AdapterCollected
 from engine.runner.collect import collect
@@ -90,13 +91,45 @@ def _replayed(operator: Operator) -> None:
 
 
 def _without_control(operator: Operator) -> None:
-    silent = {"key": honest.scan(dict.fromkeys(honest.KEYS, 0))}
+    silent = {"keyproc open": honest.scan(dict.fromkeys(honest.KEYS[:4], 0))}
     operator.say_zeroized(operator.zeroized(before={**operator.zeroized().before, **silent}))
 
 
 def _with_hits(operator: Operator) -> None:
     hits = {"trainer": honest.scan({**dict.fromkeys(honest.CLASSES, 0), "adapter": 3})}
     operator.say_zeroized(operator.zeroized(after={**operator.zeroized().after, **hits}))
+
+
+def _empty(operator: Operator) -> None:
+    """A target called x, a process called cat, no methods, ended before it began, thousands of processes unseen."""
+    stray = honest.scan({"adapter": 0}, bytes_read=1, skipped={"device": Area(1, 10**10)})
+    cat = ProcessEnd(role="cat", pid=1, start_time=1, gone=True)
+    began = "2999-01-01T00:00:00.000Z"
+    operator.say_zeroized(
+        operator.zeroized(
+            before={"x": stray}, after={"x": stray}, processes=[cat], methods=[], began=began, processes_unseen=9999,
+            sanitization="NIST SP 800-88 Purge",
+        )
+    )  # fmt: skip
+
+
+def _of_another_adapter(operator: Operator) -> None:
+    operator.say_zeroized(operator.zeroized(adapter_sha256="1" * 64))
+
+
+def _linked_elsewhere(operator: Operator) -> None:
+    operator.say_zeroized(operator.zeroized(pod_head="1" * 64))
+
+
+def _hardly_read(operator: Operator) -> None:
+    after = operator.zeroized().after
+    few = msgspec.structs.replace(after["trainer"], bytes_read=4096)
+    operator.say_zeroized(operator.zeroized(after={**after, "trainer": few}))
+
+
+def _without_an_adapter(operator: Operator) -> None:
+    operator.sealed = True  # said, and not done
+    operator.say_zeroized(operator.zeroized(adapter_sha256=None))
 
 
 @pytest.mark.parametrize(
@@ -106,17 +139,25 @@ def _with_hits(operator: Operator) -> None:
         (_replayed, "receipt_other_run"),
         (_without_control, "zeroization_no_control"),
         (_with_hits, "zeroization_hits"),
+        (_empty, "zeroization_constants"),
+        (_of_another_adapter, "zeroization_other_log"),
+        (_linked_elsewhere, "zeroization_other_log"),
+        (_hardly_read, "zeroization_short"),
+        (_without_an_adapter, "zeroization_incomplete"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
+@pytest.mark.parametrize("end", ["done", "failed"])
 async def test_a_receipt_that_proves_nothing_leaves_the_runtime_unverified(
-    operator: Operator, attack: Callable[[Operator], None], code: str
+    operator: Operator, attack: Callable[[Operator], None], code: str, end: str
 ) -> None:
     following = asyncio.create_task(operator.follower().follow())
     await operator.released()
     attack(operator)
-    operator.pod.state("done")
+    operator.pod.state(end, **({} if end == "done" else {"code": "trainer_died"}))
     await end_of(following)
+    countersigned = "zeroization" in operator.reader.receipts(operator.run_id)
+    assert countersigned == (attack in (_without_control, _with_hits, _hardly_read, _without_an_adapter))
     view = operator.reader.run(operator.run_id)
     assert (view.summary.runtime_state, view.summary.key) == ("unverified", "released")
     reasons = [change.reason for change in view.transitions if change.subject == "runtime"]

@@ -125,6 +125,7 @@ class Forger:
 
     def _append(self, chain: str, entry: dict[str, Any]) -> None:
         event = entry["event"]
+        self._now = entry["ts"]
         special = getattr(self, f"_{chain}_{event.replace('.', '_')}", None)
         body = self._mapped(entry["body"])
         body = self._edited(f"{chain}:{event}", special(body) if special else body)
@@ -206,7 +207,7 @@ class Forger:
 
     def _pod_run_closed(self, body: dict[str, Any]) -> dict[str, Any]:
         changed = Closing(
-            run_id=self.run_id, pod_head=self._chains["pod"].head, runner_head=body["runnerHead"], closed="now"
+            run_id=self.run_id, pod_head=self._chains["pod"].head, runner_head=body["runnerHead"], closed=self._now
         )
         return body | {"receipt": closing_receipt(self._edited("closing", changed), self.attester)}
 

@@ -24,6 +24,7 @@ from engine.wire import (
     ALLOCATION_GONE,
     ANTI_DEBUG_READY,
     ATTEST_RESULT,
+    LAUNCH_ACCEPTED,
     MEASURED,
     PACKAGE_SEALED,
     RELEASE_GRANTED,
@@ -86,6 +87,16 @@ def with_hits(receipt: Any) -> Any:
         for target, scan in receipt.after.items()
     }
     return msgspec.structs.replace(receipt, after=after)
+
+
+def without_process(receipt: Any) -> Any:
+    """A receipt that leaves out the trainer among the processes that ended."""
+    return msgspec.structs.replace(receipt, processes=receipt.processes[:-2])
+
+
+def with_gpu(body: dict[str, Any]) -> dict[str, Any]:
+    """A launch that saw a GPU, which the receipt does not mention."""
+    return body | {"gpu": {"uuid": "GPU-1", "name": "NVIDIA H100", "driver": "550"}}
 
 
 def faster(series: dict[str, Series]) -> dict[str, Series]:
@@ -181,8 +192,22 @@ def test_a_consistent_forgery_passes_when_the_forger_is_trusted(exported: dict[s
         ({"zeroization": without_control}, "row", "row_mismatch"),
         ({"zeroization": with_hits}, "row", "row_mismatch"),
         ({"zeroization": struct(nonce_sha256="0" * 64)}, "zeroization", "receipt_other_run"),
-        ({"zeroization": struct(adapter_sha256="0" * 64)}, "zeroization", "receipt_mismatch"),
-        ({"zeroization": struct(pod_head="0" * 64)}, "zeroization", "receipt_mismatch"),
+        ({"zeroization": struct(adapter_sha256="0" * 64)}, "zeroization", "zeroization_other_log"),
+        ({"zeroization": struct(pod_head="0" * 64)}, "zeroization", "zeroization_other_log"),
+        ({"zeroization": struct(methods=[])}, "zeroization", "zeroization_constants"),
+        ({"zeroization": struct(sanitization="NIST SP 800-88 Purge")}, "zeroization", "zeroization_constants"),
+        ({"zeroization": struct(began="2999-01-01T00:00:00.000Z")}, "zeroization", "zeroization_times"),
+        ({"zeroization": struct(processes_unseen=10_000)}, "row", "row_mismatch"),
+        ({"zeroization": without_process}, "row", "row_mismatch"),
+        ({f"pod:{LAUNCH_ACCEPTED}": with_gpu}, "zeroization", "zeroization_device_missing"),
+        ({"release": struct(policy_sha256="0" * 64)}, "release", "release_other_result"),
+        ({"release": struct(result_sha256="0" * 64)}, "release", "release_other_result"),
+        ({"release": struct(pod_head="0" * 64)}, "release", "release_other_result"),
+        ({"release": struct(released="2000-01-01T00:00:00.000Z")}, "release", "release_other_result"),
+        ({"closing": struct(closed="2000-01-01T00:00:00.000Z")}, "logs", "log_broken"),
+        ({"closing": struct(runner_head="0" * 64)}, "logs", "log_broken"),
+        ({"result": struct(verifier_id="another/9")}, "result", "result_mismatch"),
+        ({"claims": struct(swname="another-worker")}, "evidence", "profile_unknown"),
         ({"closing": struct(pod_head="0" * 64)}, "logs", "log_broken"),
         ({f"pod:{RELEASE_PLAN_COMPLETED}": entries(runnerHead="0" * 64)}, "order", "order_broken"),
         ({f"pod:{RELEASE_PLAN_COMPLETED}": entries(manifestSha256="0" * 64)}, "release", "release_other_result"),

@@ -205,7 +205,7 @@ def read(kind: str, envelope: dict[str, Any], publics: tuple[bytes, ...]) -> Any
     if kind == "release":
         return receipts.read_release(envelope, publics[0], run_id="run-1")
     if kind == "zeroization":
-        digests = {"manifest_sha256": "01" * 32, "nonce_sha256": "02" * 32}
+        digests = {"manifest_sha256": proof().manifest_sha256, "nonce_sha256": proof().nonce_sha256}
         return zeroization.read_zeroization(envelope, publics, run_id="run-1", **digests)
     if kind == "run":
         return receipts.read_run_receipt(envelope, publics, run_id="run-1", row=ROW)
