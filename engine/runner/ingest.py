@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from engine.attestation.evidence import observed_controls
+from engine.attestation.receipts import Release
 from engine.errors import RefusedError, WireError
 from engine.events import (
     POD,
@@ -85,6 +86,8 @@ class Ingest:
         self.expected: Expected | None = None
         self.nonce_digest: str | None = None
         """SHA-256 of the nonce that was sent, once there is one."""
+        self.released: Release | None = None
+        """What the receipt of the release states, once there is one."""
         for event in reader.events(run_id, "pod"):
             if event.event != TRAIN_PROGRESS:
                 self._remember(_body_of(event))
@@ -140,7 +143,8 @@ class Ingest:
         """Apply one read of the log in one transaction: events, offset, states and segment fields.
 
         Raises `WireError` (`event_invalid`, and as `Writer.ingest`) and `RefusedError` (`evidence_repeated`,
-        `launch_repeated`, `measurement_mismatch`, `job_mismatch`). The events before the refused one are kept.
+        `launch_repeated`, `measurement_mismatch`, `job_mismatch`, `release_other_result`). The events before the
+        refused one are kept.
         """
         try:
             self._commit(received)
@@ -177,6 +181,12 @@ class Ingest:
         if isinstance(body, EvidenceSent) and known.token is not None and body.token != known.token:
             # The evidence that is stored and exported must be the evidence that was appraised.
             raise RefusedError("The allocation sent evidence twice, and the two differ.", code="evidence_repeated")
+        if isinstance(body, PackageOpened) and self.released is not None:
+            opened = body.manifest_sha256, body.ciphertext_sha256
+            if opened != (self.released.manifest_sha256, self.released.ciphertext_sha256):
+                raise RefusedError(
+                    "The allocation opened another release than the one sent.", code="release_other_result"
+                )
         if not isinstance(body, LaunchAccepted) or self.expected is None:
             return
         if known.launch is not None and known.launch != body:

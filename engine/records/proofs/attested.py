@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from engine.attestation.challenge import open_challenge
+from engine.attestation.ear import result_digest
 from engine.attestation.enforcement import BUNDLE, combined
 from engine.attestation.measurement import Measurements
 from engine.attestation.policy import narrower_or_equal, policy_digest, policy_from
@@ -12,7 +13,7 @@ from engine.attestation.reasons import refusal
 from engine.attestation.receipts import (
     read_release,
 )
-from engine.attestation.verifier import Expectations, appraise, result_digest
+from engine.attestation.verifier import Expectations, appraise
 from engine.attestation.zeroization import read_zeroization
 from engine.errors import RefusedError
 from engine.events import (
@@ -26,7 +27,7 @@ from engine.events import (
     ResultReached,
     ZeroizeDone,
 )
-from engine.records.proofs.case import Case, NotApplicableError, moment, require_equal
+from engine.records.proofs.case import Case, NotApplicableError, require_equal
 from engine.sealing.pem import key_id
 from engine.wire import RELEASE_GRANTED, canonical, digest_of, sha256_hex
 
@@ -87,9 +88,7 @@ def evidence(case: Case) -> str:
         nonce=case.challenge.nonce_bytes,
     )
     policy = policy_from(case.bundle.policy)
-    appraisal = appraise(
-        token, expected=expected, policy=policy, nonces=None, now=moment(case.result.issued).timestamp()
-    )
+    appraisal = appraise(token, expected=expected, policy=policy, nonces=None, now=case.result.issued)
     codes, stored = appraisal.reason_codes, case.result
     # What only the runner could check (freshness, the allocation, references) may have failed in addition.
     if not set(codes) <= set(stored_codes) or (case.result.accepted and not appraisal.accepted):
@@ -130,14 +129,15 @@ def result(case: Case) -> str:
     require_equal(
         "result_mismatch",
         run=(stored.run_id, case.run_id),
-        digest=(logged[0].body.result_sha256, result_digest(stored)),
+        verifier=(stored.verifier_build, f"glasshouse {case.row['version']}"),
+        digest=(logged[0].body.result_sha256, result_digest(case.bundle.result or "")),
         status=(logged[0].body.status, stored.status),
         codes=(logged[0].body.codes, list(stored.reason_codes)),
         evidence=(stored.evidence_sha256, sha256_hex((case.bundle.evidence or "").encode())),
         policy=(stored.policy_sha256, digest_of(case.bundle.policy)),
         package=(stored.manifest_sha256, case.run_receipt.manifest_sha256),
         key=(stored.cnf, cnf),
-        document=(result_digest(stored), digest_of(case.bundle.result)),
+        nonce=(stored.nonce, case.claims.eat_nonce if case.attested else stored.nonce),
     )
     return f"logged before the release, EAR {stored.status}"
 
@@ -190,7 +190,7 @@ def release(case: Case) -> str:
     require_equal(
         "release_other_result",
         receipt=(granted[0].body.receipt_sha256, digest_of(case.bundle.receipts.release)),
-        result=((body.result_id, body.result_sha256), (case.result.result_id, result_digest(case.result))),
+        result=((body.result_id, body.result_sha256), (case.result.result_id, result_digest(case.bundle.result or ""))),
         evidence=(body.evidence_sha256, case.result.evidence_sha256),
         policy=(body.policy_sha256, case.result.policy_sha256),
         package=(package, case.run_receipt.manifest_sha256),
@@ -201,8 +201,16 @@ def release(case: Case) -> str:
             [event.body.manifest_sha256 for event in opened] or [body.manifest_sha256],
             [body.manifest_sha256],
         ),
+        ciphertext=(
+            [event.body.ciphertext_sha256 for event in opened] or [body.ciphertext_sha256],
+            [body.ciphertext_sha256],
+        ),
     )
-    return f"once, at {body.released}"
+    # The ciphertext is not published: whoever breaks or kept the attested key would read the content keys out of it.
+    both = (
+        "as both sides signed its digest" if opened else "its digest stated by the runner alone, as it was not opened"
+    )
+    return f"once, at {body.released}, {both}"
 
 
 def zeroization(case: Case) -> str:
