@@ -205,6 +205,10 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
         "The worker code that ran is neither what this installation builds nor a reference that you named.",
         "Install the version that made the row, or name its bundle with --reference.",
     ),
+    "environment_unknown": (
+        "No reference value covers what was installed where the worker ran, so what ran is unknown.",
+        "Ask the operator how it was installed, measure the same installation, and give its values with --reference.",
+    ),
     "environment_changed": (
         "Installed files changed while the worker started, so its measurement may not describe what runs.",
         "Start the run again once nothing is being installed; if it happens twice, use another allocation.",

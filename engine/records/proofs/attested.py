@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from engine.attestation.challenge import open_challenge
@@ -9,7 +11,7 @@ from engine.attestation.ear import result_digest
 from engine.attestation.enforcement import BUNDLE, combined
 from engine.attestation.measurement import Measurements
 from engine.attestation.policy import narrower_or_equal, policy_digest, policy_from
-from engine.attestation.reasons import refusal
+from engine.attestation.reasons import REASONS, refusal
 from engine.attestation.receipts import (
     read_release,
 )
@@ -27,9 +29,16 @@ from engine.events import (
     ResultReached,
     ZeroizeDone,
 )
-from engine.records.proofs.case import Case, NotApplicableError, require_equal
+from engine.records.proofs.case import Case, NotApplicableError, UnknownError, require_equal
 from engine.sealing.pem import key_id
 from engine.wire import RELEASE_GRANTED, canonical, digest_of, sha256_hex
+
+_COVERED: Final = {
+    "release": "as the signed reference values of release {title} list it",
+    "given": "as a reference that you gave lists it; it is unsigned, so you alone vouch for it",
+    "here": "as this home measured it on this machine; somebody else needs a reference to know it",
+    "there": "as your runner had it measured on the allocation before the run: unchanged since, vouched for by nobody",
+}
 
 
 def challenge(case: Case) -> str:
@@ -171,10 +180,30 @@ def measurement(case: Case) -> str:
         raise refusal("measurement_mismatch", "the log has another")
     if not case.anchors.knows_bundle(measured.bundle, case.bundle.lock):
         raise refusal("measurement_unknown", measured.bundle)
-    if case.anchors.environments and measured.environment not in case.anchors.environments:
+    demanded = case.anchors.demanded_environments()
+    if demanded and measured.environment not in demanded:
         raise refusal("measurement_unknown", f"environment {measured.environment}")
-    known = "a reference" if case.anchors.environments else "the operator's own reference only"
-    return f"bundle {measured.bundle[:16]}…; the environment was compared with {known}"
+    return f"bundle {measured.bundle[:16]}…"
+
+
+def environment(case: Case) -> str:
+    """Lock and environment are among the reference values that the verifier knows; the artifact cannot supply them."""
+    if case.bundle.lock is None or not case.attested:
+        raise NotApplicableError
+    measured: Measurements = case.claims.measurements
+    lock, installed = case.anchors.covering(measured, by_home=_is_signed_here(case))
+    if lock is None or installed is None:
+        uncovered = [f"lock {measured.lock}"] if lock is None else []
+        uncovered += [f"environment {measured.environment}"] if installed is None else []
+        sentence, hint = REASONS["environment_unknown"]
+        reason = f"{sentence[:-1]}: {' and '.join(uncovered)}."
+        raise UnknownError(reason, hint, code="environment_unknown")
+    return _COVERED[installed.origin].format(title=installed.title)
+
+
+def _is_signed_here(case: Case) -> bool:
+    key = case.anchors.trusted.find(case.operator)
+    return key is not None and key.home
 
 
 def release(case: Case) -> str:

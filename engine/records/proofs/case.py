@@ -37,6 +37,10 @@ class NotApplicableError(Exception):
     """The run never came to what this proof is about."""
 
 
+class UnknownError(RefusedError):
+    """What this proof is about is covered by no reference value: nothing is wrong, and nothing is proven."""
+
+
 class NotCheckedError(Exception):
     """The part that this proof needs was left out of the artifact."""
 

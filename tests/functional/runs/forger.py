@@ -53,7 +53,7 @@ def public(private: Ed25519PrivateKey) -> bytes:
 class Forger:
     """Rebuilds an exported document. `edits` maps a part's name to a function that changes it: `plan`, `policy`,
     `challenge`, `claims`, `result`, `ear` (its claims), `release`, `zeroization`, `closing`, `series`, `row`,
-    `delegation`, and `runner:EVENT` or `pod:EVENT` for a body (None drops the event).
+    `delegation`, `bundle_sha256`, and `runner:EVENT` or `pod:EVENT` for a body (None drops the event).
     """
 
     def __init__(self, document: dict[str, Any], **edits: Edit) -> None:
@@ -225,7 +225,8 @@ class Forger:
             adapters={kind: row[f"{kind}AdapterSha256"] for kind in old["adapters"]},
             series={kind: step_chain(one.losses, one.nanos) for kind, one in self.series.items()},
             runner_head=self._chains["runner"].head, pod_head=self._chains["pod"].head,
-            delegation=self.bundle["delegation"], bundle_sha256=old["bundle_sha256"], challenge=row["challenge"],
+            delegation=self.bundle["delegation"], bundle_sha256=self._edited("bundle_sha256", old["bundle_sha256"]),
+            challenge=row["challenge"],
             privates=[self.run],
         )  # fmt: skip
         self.document = {"format": self.document["format"], **row, "bundle": self.bundle}

@@ -14,7 +14,7 @@ import pytest
 
 from engine.attestation.policy import default_policy
 from engine.attestation.signers import TrustedKeys, trust_line, trusted_key
-from engine.records.trust import Anchors
+from engine.records.trust import Anchors, rebuilt
 from engine.records.verify import Verification, verify_bytes
 from engine.store.views import RunView, Series
 from engine.wire import (
@@ -24,6 +24,7 @@ from engine.wire import (
     ALLOCATION_GONE,
     ANTI_DEBUG_READY,
     ATTEST_RESULT,
+    LAUNCH_ACCEPTED,
     MEASURED,
     PACKAGE_SEALED,
     RELEASE_GRANTED,
@@ -33,6 +34,8 @@ from engine.wire import (
     TRAIN_FINISHED,
     TRAIN_PROGRESS,
     ZEROIZE_SCAN,
+    canonical,
+    sha256_hex,
 )
 from tests.functional.runs.forger import Edit, Forger, public
 from tests.functional.runs.support import Operator
@@ -221,6 +224,34 @@ def test_an_inconsistency_is_refused_although_every_signature_is_valid(
 ) -> None:
     failed = failures(verified(exported, **edits))
     assert failed.get(proof) == code, failed
+
+
+def test_what_ran_is_unknown_where_only_the_artifact_names_it(exported: dict[str, Any]) -> None:
+    """A lock of the forger's own, consistent everywhere: the bundle can be rebuilt around it, and proves nothing."""
+    lock = exported["bundle"]["lock"] | {"torch": "0.0.1.evil"}
+    bundle, digest = rebuilt(canonical(lock)), sha256_hex(canonical(lock))
+    evil = exported | {"bundle": exported["bundle"] | {"lock": lock}}
+
+    def measured(claims: Any) -> Any:
+        changed = msgspec.structs.replace(claims.measurements, bundle=bundle, lock=digest)
+        return msgspec.structs.replace(claims, measurements=changed)
+
+    verification = verified(
+        evil,
+        claims=measured,
+        challenge=struct(bundle=bundle),
+        bundle_sha256=lambda _: bundle,
+        **{
+            f"runner:{PACKAGE_SEALED}": entries(bundleDigest=bundle),
+            f"pod:{LAUNCH_ACCEPTED}": entries(bundleDigest=bundle),
+            f"pod:{MEASURED}": entries(bundle=bundle, lock=digest),
+        },
+    )
+    assert failures(verification) == {}
+    assert (verification.genuine, verification.known) == (True, False)
+    (unknown,) = [proof for proof in verification.proofs if proof.status == "unknown"]
+    assert (unknown.name, unknown.code) == ("environment", "environment_unknown")
+    assert digest in unknown.reason
 
 
 def test_one_adapter_passed_off_as_two_is_refused(exported: dict[str, Any]) -> None:
