@@ -233,10 +233,14 @@ class DenialTaken(Body, frozen=True, kw_only=True):
 
 
 class PackageOpened(Body, frozen=True, kw_only=True):
-    """`enclave.release_plan_completed`: linked to the release in the runner's log."""
+    """`enclave.release_plan_completed`: linked to the release in the runner's log.
+
+    `ciphertext_sha256` is the digest of the release as it arrived, which the runner's receipt states as well.
+    """
 
     segment: Segment
     manifest_sha256: Digest
+    ciphertext_sha256: Digest
     runner_head: Digest
 
 

@@ -112,6 +112,13 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
         "Use a machine that has the control, or a policy that does not require it.",
     ),
     "profile_unknown": ("The evidence follows an unknown profile, so its claims cannot be interpreted.", _UPDATE),
+    # the attestation result
+    "result_malformed": (
+        "The attestation result is not an EAR token of this profile, so nothing in it can be relied on.",
+        _NO_ROW,
+    ),
+    "result_signature_invalid": ("The attestation result is not signed by the run's key.", _NO_ROW),
+    "result_overclaimed": ("The attestation result claims more than its tier or its own vector allows.", _NO_ROW),
     # release
     "release_before_result": ("A release was requested without accepted evidence, so no key was released.", _AGAIN),
     "release_other_result": ("The release does not match the attestation result that it names.", _TAMPERED),
@@ -235,6 +242,10 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
     "measurement_unknown": (
         "The worker code that ran is neither what this installation builds nor a reference that you named.",
         "Install the version that made the row, or name its bundle with --reference.",
+    ),
+    "environment_unknown": (
+        "No reference value covers what was installed where the worker ran, so what ran is unknown.",
+        "Ask the operator how it was installed, measure the same installation, and give its values with --reference.",
     ),
     "environment_changed": (
         "Installed files changed while the worker started, so its measurement may not describe what runs.",

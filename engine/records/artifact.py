@@ -193,7 +193,8 @@ class Receipts(_Part, frozen=True, kw_only=True):
 
 
 class Bundle(_Part, frozen=True, kw_only=True):
-    """What was signed and logged. `operator` is the raw public signing key in hex.
+    """What was signed and logged. `operator` is the raw public signing key in hex. `evidence` is an EAT that the
+    attester signed, `result` an EAR that the run's key signed, both as JWT.
 
     `left_out` is empty, or names the series if the artifact is a summary.
     """
@@ -205,7 +206,7 @@ class Bundle(_Part, frozen=True, kw_only=True):
     lock: dict[str, str] | None
     challenge: dict[str, Any] | None
     evidence: str | None
-    result: dict[str, Any] | None
+    result: str | None
     receipts: Receipts
     logs: Logs
     heads: Heads

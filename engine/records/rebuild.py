@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
+from engine.attestation.ear import peek_result
 from engine.attestation.evidence import observed_controls
 from engine.errors import PlanError
 from engine.events import AdapterSaved, AdapterSealed, Chain, LaunchAccepted, ResultReached, SegmentState, TrainFinished
@@ -137,7 +138,7 @@ def _close(computed: float | None, signed: float | None) -> bool:
 
 
 def _view(row: dict[str, Any], bundle: Bundle, plan: Plan, runner: list[Event], pod: list[Event]) -> RunView:
-    result = bundle.result or {}
+    result = peek_result(bundle.result) if bundle.result is not None else None
     results = bodies(runner, ResultReached)
     launches = bodies(pod, LaunchAccepted)
     requested = any(state.state == "attesting" for state in bodies(pod, SegmentState))
@@ -179,8 +180,8 @@ def _view(row: dict[str, Any], bundle: Bundle, plan: Plan, runner: list[Event], 
         transitions=(),
         checks=(),
         row=None,
-        tier=result.get("tier") if results else None,
-        ear_status=result.get("status") if results else None,
+        tier=result.tier if results and result is not None else None,
+        ear_status=result.status if results and result is not None else None,
         reason_codes=tuple(results[-1].codes) if results else (),
         enforcement=observed_controls(bundle.evidence) if bundle.evidence is not None else None,
     )

@@ -9,10 +9,10 @@ import msgspec
 from engine.attestation.reasons import refusal
 from engine.errors import GlasshouseError
 from engine.records.artifact import Artifact, parse_artifact
-from engine.records.proofs import MALFORMED, PROOFS, Case, NotApplicableError, NotCheckedError, Proof
+from engine.records.proofs import MALFORMED, PROOFS, Case, NotApplicableError, NotCheckedError, Proof, UnknownError
 from engine.records.trust import Anchors
 
-ProofStatus = Literal["passed", "failed", "not_applicable", "not_checked"]
+ProofStatus = Literal["passed", "failed", "not_applicable", "not_checked", "unknown"]
 _OF_SIGNATURES: Final = ("signer", "delegation", "run_receipt")
 
 
@@ -29,14 +29,16 @@ class Proven(msgspec.Struct, frozen=True, kw_only=True):
 class Verification(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """The result of verifying an artifact. `checks` are the row's own verdicts, recomputed if the series are included.
 
-    `genuine`: no proof failed. `complete`: none had to be skipped. `clean`: the row's verdict, as recomputed here; None
-    if that was not possible.
+    `genuine`: no proof failed. `complete`: none had to be skipped. `known`: reference values cover what was installed
+    where the worker ran; without them integrity and origin may hold, and what ran is unknown. `clean`: the row's
+    verdict, as recomputed here; None if that was not possible.
     """
 
     id: str
     label: str
     genuine: bool
     complete: bool
+    known: bool
     clean: bool | None
     overhead_pct: float | None
     timing_slack_pct: float | None
@@ -67,6 +69,7 @@ def verify(artifact: Artifact, anchors: Anchors) -> Verification:
         label=str(artifact.row["label"]),
         genuine=genuine,
         complete=complete,
+        known=all(proof.status != "unknown" for proof in proofs),
         clean=bool(case.recomputed_row["clean"]) if computed else None,
         overhead_pct=case.recomputed_row["overheadPct"] if computed else None,
         timing_slack_pct=case.recomputed_row["timingSlackPct"] if computed else None,
@@ -90,6 +93,8 @@ def tried(name: str, proof: Proof, case: Case) -> Proven:
         return Proven(name=name, status="not_applicable", reason="the run never came to this")
     except NotCheckedError:
         return Proven(name=name, status="not_checked", reason="the series were left out of this artifact")
+    except UnknownError as error:
+        return Proven(name=name, status="unknown", reason=error.message, code=error.code, hint=error.hint)
     except GlasshouseError as error:
         return Proven(name=name, status="failed", reason=error.message, code=error.code, hint=error.hint)
     except MALFORMED as error:  # an artifact may contain anything

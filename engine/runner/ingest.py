@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from engine.attestation.evidence import observed_controls
+from engine.attestation.receipts import Release
 from engine.errors import RefusedError, WireError
 from engine.events import (
     POD,
@@ -98,6 +99,8 @@ class Ingest:
         self.expected: Expected | None = None
         self.nonce_digest: str | None = None
         """SHA-256 of the nonce that was sent, once there is one."""
+        self.released: Release | None = None
+        """What the receipt of the release states, once there is one."""
         for event in reader.events(run_id, "pod"):
             with contextlib.suppress(RefusedError):  # an earlier version may have stored what is refused now
                 self._follow(event)
@@ -156,8 +159,8 @@ class Ingest:
         writes about the events that are new.
 
         Raises `WireError` (`event_invalid`, and as `Writer.ingest`) and `RefusedError` (`evidence_repeated`,
-        `launch_repeated`, `measurement_mismatch`, `job_mismatch`, and as `Progression`). The events before the refused
-        one are kept.
+        `launch_repeated`, `measurement_mismatch`, `job_mismatch`, `release_other_result`, and as `Progression`). The
+        events before the refused one are kept.
         """
         try:
             self._commit(received, noting)
@@ -208,6 +211,12 @@ class Ingest:
         if isinstance(body, EvidenceSent) and known.token is not None and body.token != known.token:
             # The evidence that is stored and exported must be the evidence that was appraised.
             raise RefusedError("The allocation sent evidence twice, and the two differ.", code="evidence_repeated")
+        if isinstance(body, PackageOpened) and self.released is not None:
+            opened = body.manifest_sha256, body.ciphertext_sha256
+            if opened != (self.released.manifest_sha256, self.released.ciphertext_sha256):
+                raise RefusedError(
+                    "The allocation opened another release than the one sent.", code="release_other_result"
+                )
         if not isinstance(body, LaunchAccepted) or self.expected is None:
             return
         if known.launch is not None and known.launch != body:

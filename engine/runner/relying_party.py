@@ -15,12 +15,13 @@ from typing import Any, Final
 import msgspec
 
 from engine.attestation.challenge import Challenge, sign_challenge
+from engine.attestation.ear import parse_result, result_digest, sign_result
 from engine.attestation.nonce import NonceLedger
 from engine.attestation.policy import policy_digest
 from engine.attestation.reasons import refusal
 from engine.attestation.receipts import countersign, read_release
 from engine.attestation.release import prepare_release
-from engine.attestation.verifier import AttestationResult, Expectations, appraise, result_digest
+from engine.attestation.verifier import AttestationResult, Expectations, appraise
 from engine.attestation.wipe_proof import Expected as ExpectedWipe
 from engine.attestation.wipe_proof import contradictions
 from engine.attestation.zeroization import Zeroization, read_zeroization
@@ -54,11 +55,16 @@ class RelyingParty:
         self._nonces = NonceLedger(context.folder.path / NONCES)
         self._sent: set[str] = set()
         self._result: AttestationResult | None = None
+        self._result_token = ""
         self._concluded = False
         self._wipe_checked = False
         stored = context.reader.evidence(context.run_id)
         if "result" in stored:
-            self._result = msgspec.convert(stored["result"], AttestationResult)
+            self._result_token = str(stored["result"].get("token"))
+            self._result = parse_result(self._result_token, context.staging.run_key.public)
+        released = context.reader.receipts(context.run_id).get("release")
+        if released is not None:
+            self._ingest.released = read_release(released, context.staging.run_key.public, run_id=context.run_id)
         self._challenge: dict[str, Any] | None = context.folder.read_json(CHALLENGE)
         if self._challenge is not None:
             self._ingest.nonce_digest = self._challenge["nonceSha256"]
@@ -154,7 +160,8 @@ class RelyingParty:
         writer.evidence(run_id, "policy", msgspec.to_builtins(policy))
         # This call consumes the nonce, so the result is stored immediately: a failure in between would lose it.
         result = appraise(token, expected=expected, policy=policy, nonces=self._nonces, now=time.time())
-        writer.evidence(run_id, "result", msgspec.to_builtins(result))
+        self._result_token = sign_result(result, context.staging.run_key.signing)
+        writer.evidence(run_id, "result", {"token": self._result_token})
         self._result = result
 
     def _record(self, result: AttestationResult) -> None:
@@ -167,7 +174,7 @@ class RelyingParty:
             ResultReached(
                 status=result.status,
                 codes=list(result.reason_codes),
-                result_sha256=result_digest(result),
+                result_sha256=result_digest(self._result_token),
                 pod_head=self._pod_head(),
             )
         )
@@ -207,6 +214,7 @@ class RelyingParty:
             receipt = prepared.receipt
             context.writer.receipt(context.run_id, "release", receipt)
         body = read_release(receipt, staging.run_key.public, run_id=context.run_id)
+        self._ingest.released = body
         granted = context.journal.once(ReleaseGranted(receipt_sha256=digest_of(receipt), pod_head=body.pod_head))
         ciphertext = context.folder.read(CIPHERTEXT) or b""
         if hashlib.sha256(ciphertext).hexdigest() != body.ciphertext_sha256:

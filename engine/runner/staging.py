@@ -20,6 +20,7 @@ from engine.payload.build import ADAPTER, HUB, Payload, build_payload
 from engine.plan import Plan, dump_plan, plan_digest
 from engine.providers.protocol import Lease
 from engine.providers.settings import Settings
+from engine.records.reference import remember
 from engine.remote.bundle import build_bundle, bundle_digest, site_paths
 from engine.remote.launch import Launched, launch
 from engine.remote.reconnect import Reconnecting
@@ -141,10 +142,13 @@ class Staging:
         The local allocation's environment is this installation's own and measured here; any other was measured there
         before anything of the run was staged (`make_ready`).
         """
+        measurements = Measurements(
+            bundle=self.bundle_digest, lock=digest_of(lock_in(self._bundle)), environment=self._environment(lease)
+        )
+        # The home's own reference values: `verify` knows its rows by them, without a database.
+        remember(self.folder.home, measurements, on_this_machine=lease.environment == "own")
         return References(
-            measurements=Measurements(
-                bundle=self.bundle_digest, lock=digest_of(lock_in(self._bundle)), environment=self._environment(lease)
-            ),
+            measurements=measurements,
             pod_id=allocation_digest(lease),
             ssh_host_key=host_key_digest(lease, self._salt()),
         )

@@ -103,6 +103,7 @@ class Attestation:
             bundle=sha256_hex(bundle), lock=lock_of(bundle), environment=environment.digest
         )
         self._evidence_digest = ""
+        self._ciphertext_digest = ""
         self.runner_head = ""
         self.nonce_digest = ""
         log = context.log
@@ -204,12 +205,18 @@ class Attestation:
                 "The release was made for other evidence than this segment sent.", code="release_other_result"
             )
         self.runner_head = str(message.get("runnerHead"))
+        self._ciphertext_digest = receipt.ciphertext_sha256
         return {"ciphertext": ciphertext, "info": str(message.get("info"))}
 
     def completed(self, opened: dict[str, Any]) -> None:
         """Log that the package is open, linked to the release in the runner's log."""
         self._context.log.add(
-            PackageOpened(segment="protected", runner_head=self.runner_head, manifest_sha256=opened["manifest_sha256"])
+            PackageOpened(
+                segment="protected",
+                runner_head=self.runner_head,
+                manifest_sha256=opened["manifest_sha256"],
+                ciphertext_sha256=self._ciphertext_digest,
+            )
         )
 
 

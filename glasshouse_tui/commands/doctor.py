@@ -50,13 +50,13 @@ def doctor(
 
     With --provider, check that provider, which costs nothing; exits 0 if it can be used. With --live, also rent one pod
     under --max-cost, and prove that renting, trust and termination work; that costs money. With --reference, only
-    print, as JSON, the digests of the worker that this installation builds.
+    print, as JSON, the digests of the worker that this installation builds and of the packages installed here.
     """
     session = session_of(context)
     if reference:
         from engine.records.trust import own_reference
 
-        emit_json(as_builtins(own_reference()))
+        emit_json(as_builtins(own_reference(_environment(session))))
         return 0
     if live:
         return _live(session, provider, max_cost, max_price, gpu, self_destruct, yes=yes)
@@ -75,6 +75,17 @@ def doctor(
         verdict = "`glasshouse demo` can run here." if can_run else "`glasshouse demo` cannot run here yet."
         emit_text(_text(findings, verdict))
     return 0 if can_run else 1
+
+
+def _environment(session: Session) -> str:
+    """The digest of the environment that a local run would use, measured now unless it was before."""
+    from engine.attestation.measurement import listed_environment
+    from engine.remote.bundle import site_paths
+    from engine.runner.environment_local import environment_reference
+
+    if session.home.is_dir():
+        return environment_reference(session.home, site_paths())
+    return listed_environment(site_paths()).measure().digest  # without a home there is nowhere to keep it
 
 
 def _one_provider(session: Session, provider: str) -> int:

@@ -25,7 +25,13 @@ FAILED: Final = 1
 NOT_CLEAN: Final = 3
 _FILE: Final = click.Path(path_type=Path, dir_okay=False)
 _EXISTING_FILE: Final = click.Path(path_type=Path, dir_okay=False, exists=True)
-_MARKS: Final = {"passed": "ok", "failed": "FAILED", "not_applicable": "-", "not_checked": "not checked"}
+_MARKS: Final = {
+    "passed": "ok",
+    "failed": "FAILED",
+    "not_applicable": "-",
+    "not_checked": "not checked",
+    "unknown": "UNKNOWN",
+}
 
 
 @click.command(cls=Subcommand, short_help="Write the public artifact of a row.")
@@ -96,7 +102,11 @@ def _write(path: Path, data: bytes, *, force: bool) -> None:
 @click.argument("files", type=_FILE, metavar="FILE...", nargs=-1, required=True)
 @click.option("--trust", multiple=True, metavar="KEY", help="Trust an operator's key: fingerprint, hex, or file.")
 @click.option(
-    "--reference", type=_EXISTING_FILE, multiple=True, metavar="FILE", help="Reference digests of good bundles."
+    "--reference",
+    type=_EXISTING_FILE,
+    multiple=True,
+    metavar="FILE",
+    help="Reference values: a release's signed file, or your own digests.",
 )
 @click.option("--policy", type=_EXISTING_FILE, multiple=True, metavar="FILE", help="Another policy to accept.")
 @click.option(
@@ -117,8 +127,9 @@ def verify(
 
     No database and no network is used. A row is accepted if its signer is this home or given by --trust, its worker is
     one that this version builds or given by --reference, and its policy is at least as strict as the built-in one or
-    given by --policy. Exit codes: 0 genuine and clean; 1 a check failed; 3 genuine but not clean, or a summary that
-    could not be checked completely.
+    given by --policy. What was installed there must be known too: from a release's reference values, from --reference,
+    or because this home measured it. Exit codes: 0 genuine and clean; 1 a check failed; 3 genuine but not clean, a
+    summary that could not be checked completely, or environment_unknown: nothing shows what ran.
     """
     from engine.records.trust import anchors
 
@@ -152,7 +163,7 @@ def _judged(file: Path, known: Anchors, *, alone: bool) -> tuple[dict[str, Any],
             raise
         text = f"{plain(file)}\n  FAILED  {error.code}: {plain(error.message)} {error.hint}"
         return {"file": str(file), "genuine": False, "error": error.as_dict(), "text": text}, FAILED
-    code = FAILED if not result.genuine else 0 if result.clean and result.complete else NOT_CLEAN
+    code = FAILED if not result.genuine else 0 if result.clean and result.complete and result.known else NOT_CLEAN
     return {"file": str(file), **as_builtins(result), "text": _text(file, result)}, code
 
 
@@ -180,7 +191,7 @@ def _text(file: Path, result: Verification) -> str:
 
 
 def _proof_line(proof: Proven, width: int) -> str:
-    detail = f"{proof.code}: {proof.reason} {proof.hint}" if proof.status == "failed" else proof.reason
+    detail = f"{proof.code}: {proof.reason} {proof.hint}" if proof.code else proof.reason
     return f"  {proof.name:<{width}}  {_MARKS[proof.status]:<11}  {plain(detail)}".rstrip()
 
 
@@ -188,6 +199,11 @@ def _verdict(result: Verification) -> str:
     if not result.genuine:
         codes = [proof.code for proof in result.proofs if proof.status == "failed"]
         return f"NOT GENUINE under what you trust: {', '.join(dict.fromkeys(codes))}."
+    if not result.known:
+        return (
+            "Genuine by signatures and logs, but WHAT RAN IS UNKNOWN: no reference value covers the packages installed "
+            "where the worker ran. See `environment` above."
+        )
     if not result.complete:
         return "All present parts verify, but the step series are omitted: the figures could not be recomputed."
     overhead = ""

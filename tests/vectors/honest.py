@@ -138,7 +138,7 @@ def claims(answered: Challenge | None = None, **arguments: Any) -> Claims:
         "now": NOW,
     }
     made = make_claims(answered or challenge(), **{**honest, **arguments})
-    return msgspec.structs.replace(made, jti=seed("jti")[:16].hex(), ueid=b"\x01" + seed("ueid")[:16])
+    return msgspec.structs.replace(made, jti=seed("jti")[:16].hex())
 
 
 def token(made: Claims | None = None, *, signer: str = "attester", **edits: Any) -> str:
@@ -167,15 +167,16 @@ def result(**changes: Any) -> AttestationResult:
     made = AttestationResult(
         result_id=seed("result")[:16].hex(),
         run_id=RUN,
-        issued=TIME,
+        issued=NOW,
         status="warning",
         tier="software",
-        verifier_id="glasshouse-verifier/1",
+        verifier_build="glasshouse 0.1.0",
         policy_id=default_policy().id,
         policy_sha256=digest("policy"),
         evidence_sha256=digest("evidence"),
         manifest_sha256=challenge().manifest_digest,
-        trust_vector={},
+        nonce=digest("nonce object"),
+        trust_vector={"hardware": 0, "executables": 32},
         checks=(),
         cnf=public(receiving("cnf")).hex(),
     )

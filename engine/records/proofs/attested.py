@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from engine.attestation.challenge import open_challenge
+from engine.attestation.ear import result_digest
 from engine.attestation.enforcement import BUNDLE, combined
 from engine.attestation.measurement import Measurements
 from engine.attestation.policy import narrower_or_equal, policy_digest, policy_from
-from engine.attestation.reasons import refusal
+from engine.attestation.reasons import REASONS, refusal
 from engine.attestation.receipts import (
     read_release,
 )
-from engine.attestation.verifier import VERIFIER_ID, Expectations, appraise, result_digest
+from engine.attestation.verifier import Expectations, appraise
 from engine.attestation.wipe_proof import contradictions
 from engine.attestation.zeroization import read_zeroization
 from engine.errors import RefusedError
@@ -28,9 +31,16 @@ from engine.events import (
     ZeroizeDone,
 )
 from engine.records.facts import CLOCK_SLACK
-from engine.records.proofs.case import Case, NotApplicableError, moment, require_equal
+from engine.records.proofs.case import Case, NotApplicableError, UnknownError, moment, require_equal
 from engine.sealing.pem import key_id
 from engine.wire import RELEASE_GRANTED, canonical, digest_of, sha256_hex
+
+_COVERED: Final = {
+    "release": "as the signed reference values of release {title} list it",
+    "given": "as a reference that you gave lists it; it is unsigned, so you alone vouch for it",
+    "here": "as this home measured it on this machine; somebody else needs a reference to know it",
+    "there": "as your runner had it measured on the allocation before the run: unchanged since, vouched for by nobody",
+}
 
 
 def challenge(case: Case) -> str:
@@ -98,9 +108,7 @@ def evidence(case: Case) -> str:
         nonce=case.challenge.nonce_bytes,
     )
     policy = policy_from(case.bundle.policy)
-    appraisal = appraise(
-        token, expected=expected, policy=policy, nonces=None, now=moment(case.result.issued).timestamp()
-    )
+    appraisal = appraise(token, expected=expected, policy=policy, nonces=None, now=case.result.issued)
     codes, stored = appraisal.reason_codes, case.result
     # What only the runner could check (freshness, the allocation, references) may have failed in addition.
     if not set(codes) <= set(stored_codes) or (case.result.accepted and not appraisal.accepted):
@@ -141,7 +149,8 @@ def result(case: Case) -> str:
     require_equal(
         "result_mismatch",
         run=(stored.run_id, case.run_id),
-        digest=(logged[0].body.result_sha256, result_digest(stored)),
+        verifier=(stored.verifier_build, f"glasshouse {case.row['version']}"),
+        digest=(logged[0].body.result_sha256, result_digest(case.bundle.result or "")),
         status=(logged[0].body.status, stored.status),
         codes=(logged[0].body.codes, list(stored.reason_codes)),
         evidence=(stored.evidence_sha256, sha256_hex((case.bundle.evidence or "").encode())),
@@ -149,8 +158,7 @@ def result(case: Case) -> str:
         package=(stored.manifest_sha256, case.run_receipt.manifest_sha256),
         key=(stored.cnf, cnf),
         policyId=(stored.policy_id, policy_from(case.bundle.policy).id),
-        verifier=(stored.verifier_id, VERIFIER_ID),
-        document=(result_digest(stored), digest_of(case.bundle.result)),
+        nonce=(stored.nonce, case.claims.eat_nonce if case.attested else stored.nonce),
     )
     return f"logged before the release, EAR {stored.status}"
 
@@ -184,10 +192,30 @@ def measurement(case: Case) -> str:
         raise refusal("measurement_mismatch", "the log has another")
     if not case.anchors.knows_bundle(measured.bundle, case.bundle.lock):
         raise refusal("measurement_unknown", measured.bundle)
-    if case.anchors.environments and measured.environment not in case.anchors.environments:
+    demanded = case.anchors.demanded_environments()
+    if demanded and measured.environment not in demanded:
         raise refusal("measurement_unknown", f"environment {measured.environment}")
-    known = "a reference" if case.anchors.environments else "the operator's own reference only"
-    return f"bundle {measured.bundle[:16]}…; the environment was compared with {known}"
+    return f"bundle {measured.bundle[:16]}…"
+
+
+def environment(case: Case) -> str:
+    """Lock and environment are among the reference values that the verifier knows; the artifact cannot supply them."""
+    if case.bundle.lock is None or not case.attested:
+        raise NotApplicableError
+    measured: Measurements = case.claims.measurements
+    lock, installed = case.anchors.covering(measured, by_home=_is_signed_here(case))
+    if lock is None or installed is None:
+        uncovered = [f"lock {measured.lock}"] if lock is None else []
+        uncovered += [f"environment {measured.environment}"] if installed is None else []
+        sentence, hint = REASONS["environment_unknown"]
+        reason = f"{sentence[:-1]}: {' and '.join(uncovered)}."
+        raise UnknownError(reason, hint, code="environment_unknown")
+    return _COVERED[installed.origin].format(title=installed.title)
+
+
+def _is_signed_here(case: Case) -> bool:
+    key = case.anchors.trusted.find(case.operator)
+    return key is not None and key.home
 
 
 def release(case: Case) -> str:
@@ -206,7 +234,7 @@ def release(case: Case) -> str:
     require_equal(
         "release_other_result",
         receipt=(granted[0].body.receipt_sha256, digest_of(case.bundle.receipts.release)),
-        result=((body.result_id, body.result_sha256), (case.result.result_id, result_digest(case.result))),
+        result=((body.result_id, body.result_sha256), (case.result.result_id, result_digest(case.bundle.result or ""))),
         evidence=(body.evidence_sha256, case.result.evidence_sha256),
         policy=(body.policy_sha256, case.result.policy_sha256),
         package=(package, case.run_receipt.manifest_sha256),
@@ -217,8 +245,16 @@ def release(case: Case) -> str:
             [event.body.manifest_sha256 for event in opened] or [body.manifest_sha256],
             [body.manifest_sha256],
         ),
+        ciphertext=(
+            [event.body.ciphertext_sha256 for event in opened] or [body.ciphertext_sha256],
+            [body.ciphertext_sha256],
+        ),
     )
-    return f"once, at {body.released}"
+    # The ciphertext is not published: whoever breaks or kept the attested key would read the content keys out of it.
+    both = (
+        "as both sides signed its digest" if opened else "its digest stated by the runner alone, as it was not opened"
+    )
+    return f"once, at {body.released}, {both}"
 
 
 def zeroization(case: Case) -> str:

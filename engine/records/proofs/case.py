@@ -12,6 +12,7 @@ import msgspec
 
 from engine.attestation.challenge import Challenge
 from engine.attestation.claims import Claims
+from engine.attestation.ear import parse_result
 from engine.attestation.evidence import parse_evidence
 from engine.attestation.reasons import refusal
 from engine.attestation.receipts import (
@@ -39,6 +40,10 @@ MALFORMED: Final = (ArithmeticError, AttributeError, LookupError, MemoryError, R
 
 class NotApplicableError(Exception):
     """The run never came to what this proof is about."""
+
+
+class UnknownError(RefusedError):
+    """What this proof is about is covered by no reference value: nothing is wrong, and nothing is proven."""
 
 
 class NotCheckedError(Exception):
@@ -154,10 +159,7 @@ class Case:
     def result(self) -> AttestationResult:
         if self.bundle.result is None:
             raise NotApplicableError
-        try:
-            return msgspec.convert(self.bundle.result, AttestationResult, strict=True)
-        except msgspec.ValidationError as error:
-            raise refusal("result_mismatch") from error
+        return parse_result(self.bundle.result, self.run_key)
 
     @property
     def attested(self) -> bool:

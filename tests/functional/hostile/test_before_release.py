@@ -13,6 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from engine.attestation.claims import Observed
+from engine.attestation.ear import peek_result
 from engine.attestation.measurement import Measurements
 from engine.errors import GlasshouseError, RefusedError
 from engine.sealing.release import open_release
@@ -155,7 +156,9 @@ async def test_other_evidence_after_the_first_ends_the_run_and_no_second_release
     assert caught.value.code == "evidence_repeated"
     token = operator.reader.evidence(operator.run_id)["token"]["token"]
     result = operator.reader.evidence(operator.run_id)["result"]
-    assert hashlib.sha256(token.encode()).hexdigest() == result["evidence_sha256"]
+    appraised = peek_result(result["token"])
+    assert appraised is not None
+    assert hashlib.sha256(token.encode()).hexdigest() == appraised.evidence_sha256
     assert await operator.pod.message("release.json") == first
     assert operator.names().count(RELEASE_GRANTED) == 1
 
@@ -191,7 +194,7 @@ async def test_a_stored_release_that_was_replaced_is_not_sent(operator: Operator
 async def test_a_pod_that_claims_a_release_gets_no_key_and_no_clean_row(operator: Operator) -> None:
     operator.pod.say(LAUNCH_ACCEPTED, operator.launch())
     operator.pod.state("launching")
-    opened = {"segment": "protected", "runnerHead": "0" * 64, "manifestSha256": "0" * 64}
+    opened = {"segment": "protected", "runnerHead": "0" * 64, "manifestSha256": "0" * 64, "ciphertextSha256": "0" * 64}
     operator.pod.say(RELEASE_PLAN_COMPLETED, opened)
     operator.pod.say(TRAIN_STARTED, {"segment": "protected", "gpu": None, "numerics": {}})
     operator.pod.state("done")

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from engine.attestation.measurement import list_environment
 from engine.errors import RemoteError, RunError
 from engine.plan import preset
 from engine.providers.protocol import Address, Lease
@@ -143,6 +144,20 @@ async def test_a_lock_is_installed_once_and_found_by_the_next_run(
     assert not again.installed
     assert msgspec.structs.replace(again, installed=True, seconds=ready.seconds) == ready
     assert sorted(index.fetched) == sorted(index.files), "something was fetched again"
+
+
+async def test_one_lock_gives_one_digest_below_any_root(
+    sshd: Sshd, index: Index, link: Reconnecting, tmp_path: Path
+) -> None:
+    """A reference value of an environment would otherwise hold for one folder's name alone."""
+    lock, digests = _lock(index.lock()), set[str]()
+    for root in ("one", "another/deeper"):
+        ready = await prepare(link, _lease(sshd, tmp_path / root, index), lock=lock)
+        site = Path(ready.site_paths[0])
+        digests.add(list_environment([site], Path(sys.executable)).measure().digest)
+        assert not set(NAMES) & _names(Path(ready.python).parent, "*")
+        assert (site / f"{NAMES[0].replace('-', '_')}-{VERSION}.dist-info" / "entry_points.txt").exists()
+    assert len(digests) == 1
 
 
 async def test_a_file_with_another_hash_is_refused_with_pips_own_message(
