@@ -23,7 +23,7 @@ from engine.records.row import build_row
 from engine.store.views import AttestationState, CleanupState, RunSummary, RunView, SegmentView, Series
 from engine.wire import RELEASE_GRANTED, Event, digest_of
 
-STATED: Final = frozenset({"startedAt", "finishedAt", "state", "reason", "version"})
+STATED: Final = frozenset({"startedAt", "finishedAt", "durationSec", "state", "reason", "version"})
 """Fields of a row that only the operator knows: they must be plausible, and are taken as they were signed."""
 OF_SERIES: Final = frozenset({"finite", "same_losses", "step_chain"})
 """Checks that need the series."""
@@ -137,6 +137,7 @@ def _view(
         cleanup=row["cleanupState"] if row["cleanupState"] in _UNPROVEN else "leaked",
         clean=None,
         orphaned=False,
+        duration_sec=row["durationSec"],
     )
     return RunView(
         summary=summary,

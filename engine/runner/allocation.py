@@ -157,11 +157,17 @@ class Allocation:
         return self.entry()
 
     def _keep(self, entry: AllocationView, minutes: int) -> None:
-        fields = with_keep(entry, minutes)
-        until = fields["keep_until"].utc if fields["keep_until"] else ""
-        self._writer.allocation_state(entry.id, "kept", f"kept until {until}", only_from=entry.ledger_state, **fields)
+        until = keep_until(self._writer, entry, minutes)
         watch_on(self._home, self._provider.name)
         self._writer.transition(self._run_id, "cleanup", "kept", f"kept until {until}")
+
+
+def keep_until(writer: Writer, entry: AllocationView, minutes: int) -> str:
+    """Keep an allocation from now, unless it changed since it was read; returns the end of that time in UTC."""
+    fields = with_keep(entry, minutes)
+    until = fields["keep_until"].utc if fields["keep_until"] else ""
+    writer.allocation_state(entry.id, "kept", f"kept until {until}", only_from=entry.ledger_state, **fields)
+    return until
 
 
 def installation_id(writer: Writer, reader: Reader) -> str:
@@ -187,9 +193,14 @@ def kept_allocation(reader: Reader, query: str) -> AllocationView:
 
 
 def record_gone(writer: Writer, journal: Journal, run_id: str, proof: EmptyProof) -> None:
-    """Store the proof of release in the run's evidence, and its counts in the runner's log."""
+    """Store the proof of release in the run's evidence, and its counts in the runner's log, unless they end it.
+
+    The last one counts: an allocation that was gone may be listed again, and be terminated again.
+    """
     writer.evidence(run_id, "allocation_gone", msgspec.to_builtins(proof))
-    journal.once(AllocationGone(count=proof.count, listings=proof.listings, others=proof.others))
+    counted = AllocationGone(count=proof.count, listings=proof.listings, others=proof.others)
+    if journal.bodies(AllocationGone)[-1:] != [counted]:
+        journal.add(counted)
 
 
 async def with_absolute_paths(session: SshSession, lease: Lease) -> Lease:

@@ -26,7 +26,7 @@ from engine.runner.exclusive import ExclusiveUse
 from engine.runner.final_row import (
     FinalState,
     clear_folder,
-    cost_of,
+    cost_of_run,
     destroy_leftovers,
     ending_of,
     settle_runs,
@@ -318,7 +318,7 @@ class Runner:
         """Store the row with the final state, complete open requests, clear the private folder."""
         view = self.reader.run(self.run_id)
         state, reason = ending_of(view, self._error, cancelled=self.cancelled)
-        cost = cost_of(self.allocation.entry(), view.summary)
+        cost = cost_of_run(self.reader, self.run_id, self.allocation.entry())
         store_row(self.writer, self.reader, self.run_id, self._staging(), state=state, reason=reason, cost_usd=cost)
         for request in self.writer.pending_requests(self.run_id):
             self.writer.complete_request(request.id)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import time
 from typing import Any, Final
 
 import msgspec
@@ -32,6 +31,7 @@ from engine.runner.context import RunContext
 from engine.runner.staging import CONTENT_KEYS, References
 from engine.sealing.memory import wipe
 from engine.sealing.release import release_info
+from engine.system.clock import unix_seconds
 from engine.wire import canonical, digest_of
 
 NONCES: Final = "nonces.json"
@@ -150,7 +150,7 @@ class RelyingParty:
         writer.evidence(run_id, "reference", msgspec.to_builtins(references.measurements))
         writer.evidence(run_id, "policy", msgspec.to_builtins(policy))
         # This call consumes the nonce, so the result is stored immediately: a failure in between would lose it.
-        result = appraise(token, expected=expected, policy=policy, nonces=self._nonces, now=time.time())
+        result = appraise(token, expected=expected, policy=policy, nonces=self._nonces, now=unix_seconds())
         writer.evidence(run_id, "result", msgspec.to_builtins(result))
         self._result = result
 
