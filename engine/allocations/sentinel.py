@@ -22,14 +22,16 @@ from typing import Any, Final
 
 from engine.allocations.cleanup import end_one, in_use
 from engine.allocations.returned import look_again
-from engine.errors import GlasshouseError
+from engine.errors import GlasshouseError, StoreError
 from engine.plan import RENTED
 from engine.providers import provider_for
 from engine.providers.protocol import Lease, LedgerEntry, Provider
-from engine.providers.settings import load_settings
+from engine.providers.settings import Settings, load_settings
 from engine.remote.session import SshSession
+from engine.runner.abandon import abandon
 from engine.runner.final_row import is_looked_for
 from engine.runner.leases import lease_of, with_listing
+from engine.runner.lost import Watched
 from engine.runner.spawn import FOLDER, LOCK
 from engine.store.home import has_database
 from engine.store.reader import Reader
@@ -56,6 +58,8 @@ class Sentinel:
         self._beat_at: dict[str, float] = {}
         self._work: dict[tuple[str, str], asyncio.Task[None]] = {}
         """Running tasks by kind and allocation, concurrent so that a slow one does not delay the others."""
+        self._known: list[AllocationView] = []
+        self._settings = Settings()
         self._asked: set[str] = set()
         """The allocations whose age the provider was asked for, after a restart of this machine."""
         self._is_useless = False
@@ -66,18 +70,36 @@ class Sentinel:
         return self._is_useless
 
     async def watch(self) -> None:
-        """Run until nothing rented is open, the home is deleted, or the API key is useless."""
+        """Run until nothing rented is open or looked for, the home is gone, or the API key is useless.
+
+        Once home or database is gone, what was last known to be rented is released: nobody else knows of it.
+        """
         idle = 0
-        while has_database(self._home) and not self._is_useless:
+        watched = Watched(self._home)
+        while not self._is_useless:
+            if (error := watched.lost()) is not None:
+                await self._abandon_all(error)
+                return
+            if not has_database(self._home):
+                await asyncio.sleep(TICK_SECONDS)
+                continue
             with _logged_errors():
                 idle = 0 if self._check_all() else idle + 1
             if idle >= IDLE_TICKS:
                 return
             await asyncio.sleep(TICK_SECONDS)
 
+    async def _abandon_all(self, error: StoreError) -> None:
+        for task in self._work.values():
+            task.cancel()
+        for name in sorted({one.provider for one in self._known}):
+            held = [LedgerEntry(name=one.name, lease=lease_of(one)) for one in self._known if one.provider == name]
+            await abandon("sentinel", self._home, error, held, name, self._settings)
+
     def _check_all(self) -> bool:
         with Reader(self._home) as reader:
             entries, ended = _open(reader), _looked_for(reader)
+            self._known, self._settings = entries, load_settings(self._home)
             for entry in entries:
                 with _logged_errors():
                     if self._is_due(reader, entry):

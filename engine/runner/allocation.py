@@ -14,7 +14,7 @@ import msgspec
 from engine.errors import GlasshouseError, ProviderError, RemoteError, StoreError, UsageError
 from engine.events import AllocationGone
 from engine.plan import Plan
-from engine.providers.protocol import EmptyProof, Lease, Provider, allocation_name
+from engine.providers.protocol import EmptyProof, Lease, LedgerEntry, Provider, allocation_name
 from engine.providers.settings import Settings
 from engine.remote.session import SshSession
 from engine.runner.end_allocation import ENDED, end_allocation, outcome_of
@@ -55,6 +55,8 @@ class Allocation:
         self._journal = journal
         self._on_phase = on_phase
         self._settings = settings
+        self.held: LedgerEntry | None = None
+        """What this process knows it has, whatever becomes of the home; None before the request and after the end."""
 
     async def ensure(self) -> Lease:
         """The run's lease, ready: newly acquired, of a kept allocation, or acquired by an earlier runner."""
@@ -66,9 +68,12 @@ class Allocation:
         if self.is_rented:
             ensure_sentinel(self._home)
         lease = lease_of(entry)
+        self.held = LedgerEntry(name=entry.name, lease=lease)
         if lease is None:
             lease = await self._acquire(entry)
+            self.held = LedgerEntry(name=entry.name, lease=lease)
         ready = await self._provider.wait_ready(msgspec.structs.replace(lease, run_id=self._run_id), self._on_phase)
+        self.held = LedgerEntry(name=entry.name, lease=ready)
         self._writer.allocation_state(entry.id, "ready", **with_lease(ready))
         return ready
 
@@ -76,6 +81,7 @@ class Allocation:
         """Record a lease with absolute paths in the ledger, so that a later runner uses the same folders."""
         entry = self.entry()
         if entry is not None:
+            self.held = LedgerEntry(name=entry.name, lease=lease)
             self._writer.allocation_state(entry.id, "ready", **with_lease(lease))
         return lease
 
@@ -101,6 +107,7 @@ class Allocation:
             return None
         if keep_minutes and entry.ledger_state in {"ready", "kept"}:
             self._keep(entry, keep_minutes)
+            self.held = None
             return None
         if entry.ledger_state not in ENDED:
             with contextlib.suppress(StoreError):  # see `end_allocation`
@@ -112,6 +119,7 @@ class Allocation:
             state = "active" if error.code == "create_unanswered" else "leaked"
             self._writer.transition(self._run_id, "cleanup", state, f"{error.code}: {error.message}")
             raise
+        self.held = None
         self._writer.transition(self._run_id, "cleanup", outcome_of(proof), proof.statement)
         record_gone(self._writer, self._journal, self._run_id, proof)
         return proof

@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import itertools
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from engine.allocations import cleanup, overview, returned, sentinel
@@ -21,7 +23,7 @@ from engine.allocations.sentinel import Sentinel
 from engine.errors import ProviderError, StoreError
 from engine.plan import ProviderRequest, preset
 from engine.providers.protocol import EmptyProof, ExistingAllocation, Lease, LedgerEntry, Reconciliation, Scope
-from engine.runner import allocation, spawn
+from engine.runner import abandon, allocation, spawn
 from engine.runner.end_allocation import end_allocation
 from engine.runner.final_row import store_row
 from engine.runner.leases import with_end, with_intent, with_keep, with_lease
@@ -168,6 +170,30 @@ async def test_a_kept_pod_is_left_alone_until_its_time_is_over(tmp_path: Path, p
     assert pods.existing == {"kept"}
 
 
+async def test_a_sentinel_whose_home_is_gone_releases_what_it_knew_and_leaves_a_word(
+    tmp_path: Path, pods: Pods, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = tmp_path.with_name(f"{tmp_path.name}-state")
+    monkeypatch.setenv("XDG_STATE_HOME", str(state))
+    monkeypatch.setattr(abandon, "provider_for", lambda *_: pods)
+    writer.allocation_intent("a", "runpod", "kept", RUN)
+    writer.allocation_state("a", "created", **with_lease(a_lease("kept")))
+    writer.allocation_state("a", "kept", keep_until=Deadline.after(3600))
+    pods.existing = {"kept"}
+    watcher = Sentinel(tmp_path)
+    watching = asyncio.create_task(watcher.watch())
+    while not watcher._known:  # noqa: ASYNC110  nothing says that it has looked
+        await asyncio.sleep(0.01)
+    assert pods.existing == {"kept"}
+    shutil.rmtree(tmp_path)
+    await asyncio.wait_for(watching, 60)
+    assert pods.existing == set()
+    words = state / "glasshouse" / "last-words.log"
+    assert "released kept (pod-kept)" in words.read_text()
+    assert words.stat().st_mode & 0o777 == 0o600
+    assert tmp_path.name not in os.listdir(tmp_path.parent), "the home was created again"  # noqa: PTH208
+
+
 def test_an_entry_added_after_the_last_check_is_still_watched(
     tmp_path: Path, writer: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,8 +303,9 @@ async def test_a_pod_that_returns_unseen_is_found_by_the_sentinel_and_its_row_is
 ) -> None:
     (tmp_path / "config.toml").write_text("[runpod.limits]\nrecheck = 0.05\n")
     monkeypatch.setattr(returned, "watch_on", lambda *_: None)
-    writer.allocation_intent("a", "runpod", "again", RUN, price_per_hour=3600.0)
-    writer.allocation_state("a", "created", **with_lease(a_lease("again")))
+    writer.allocation_intent("a", "runpod", "again", RUN)
+    lease = msgspec.structs.replace(a_lease("again"), price_per_hour=3600.0)
+    writer.allocation_state("a", "created", **with_lease(lease))
     with Reader(tmp_path) as reader:
         entry = reader.allocation("a")
         assert entry is not None
@@ -332,7 +359,9 @@ async def test_after_a_restart_the_age_that_the_provider_states_decides(
     earlier = Deadline(utc="2026-11-01T00:00:00.000Z", boot="an-earlier-boot", at=1.0, life=3600.0)
     for name in ("young", "old"):
         writer.allocation_intent(name, "runpod", name, None)
-        writer.allocation_state(name, "created", **{**with_lease(a_lease(name)), "deadline": earlier})
+        fields = with_lease(a_lease(name))
+        fields["deadline"] = earlier
+        writer.allocation_state(name, "created", **fields)
         writer.allocation_state(name, "kept", keep_until=earlier)
         pods.ages[name] = 60.0 if name == "young" else 7200.0
     pods.existing = {"young", "old"}
