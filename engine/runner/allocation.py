@@ -14,10 +14,11 @@ import msgspec
 from engine.errors import GlasshouseError, ProviderError, RemoteError, StoreError, UsageError
 from engine.events import AllocationGone
 from engine.plan import Plan
-from engine.providers.protocol import EmptyProof, Lease, LedgerEntry, Provider, allocation_name
+from engine.providers.protocol import EmptyProof, Lease, LedgerEntry, Provider, Spec, allocation_name
 from engine.providers.settings import Settings
 from engine.remote.session import SshSession
 from engine.runner.end_allocation import ENDED, end_allocation, outcome_of
+from engine.runner.folder import INPUTS, MODEL_BYTES, RunFolder
 from engine.runner.journal import Journal
 from engine.runner.leases import lease_of, matching, with_intent, with_keep, with_lease
 from engine.runner.spawn import ensure_sentinel, watch_on
@@ -137,7 +138,7 @@ class Allocation:
         return self._reader.allocation_of(self._run_id)
 
     async def _acquire(self, entry: AllocationView) -> Lease:
-        spec = spec_for(self._home, self._plan, self._settings, entry.name)
+        spec = self._spec(entry.name)
         try:
             lease = await self._provider.acquire(spec, self._run_id, self._on_phase)
         except GlasshouseError as error:
@@ -146,9 +147,13 @@ class Allocation:
         self._writer.allocation_state(entry.id, "created", **with_lease(lease))
         return lease
 
+    def _spec(self, name: str) -> Spec:
+        inputs = RunFolder(self._home, self._run_id).read_json(INPUTS) or {}
+        return spec_for(self._home, self._plan, self._settings, name, inputs.get(MODEL_BYTES))
+
     def _intend(self) -> AllocationView:
         name = allocation_name(installation_id(self._writer, self._reader), self._run_id)
-        fields = with_intent(spec_for(self._home, self._plan, self._settings, name).max_seconds)
+        fields = with_intent(self._spec(name).max_seconds)
         self._writer.allocation_intent(secrets.token_hex(6), self._provider.name, name, self._run_id, **fields)
         entry = self.entry()
         if entry is None:

@@ -17,10 +17,9 @@ from engine.records.facts import Facts, gather
 from engine.records.row import build_row
 from engine.runner.allocation import record_gone
 from engine.runner.end_allocation import outcome_of
-from engine.runner.folder import RunFolder, left_behind
+from engine.runner.folder import INPUTS, RunFolder, left_behind
 from engine.runner.journal import Journal
 from engine.runner.staging import BUNDLE, PREPARED, Staging
-from engine.runner.start import INPUTS
 from engine.sealing.run_key import RUN_KEY_FILES
 from engine.store.reader import Reader
 from engine.store.views import FINAL_RUN_STATES, AllocationView, RunState, RunView

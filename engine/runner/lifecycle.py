@@ -33,13 +33,12 @@ from engine.runner.final_row import (
     settle_runs,
     store_row,
 )
-from engine.runner.folder import RunFolder
+from engine.runner.folder import INPUTS, RunFolder
 from engine.runner.follow import Follower
 from engine.runner.ingest import Ingest
 from engine.runner.journal import Journal
 from engine.runner.lost import LOST, Watched, say_last
 from engine.runner.staging import LAUNCHED, Staging
-from engine.runner.start import INPUTS
 from engine.store.reader import Reader
 from engine.store.views import FINAL_RUN_STATES, RunState
 from engine.store.writer import Writer
