@@ -18,6 +18,7 @@ import msgspec
 import rfc8785
 
 from engine.errors import WireError
+from engine.system.clock import utc
 
 GENESIS: Final = "0" * 64
 MAX_LINE_BYTES: Final = 256 * 1024
@@ -172,7 +173,7 @@ def utc_text(at: datetime) -> str:
 
 def utc_now() -> str:
     """UTC now, as `utc_text` writes it."""
-    return utc_text(datetime.now(UTC))
+    return utc_text(utc())
 
 
 def committed(event: str, body: dict[str, Any]) -> dict[str, Any]:

@@ -17,9 +17,10 @@ from engine.plan import MAX_KEEP_MINUTES, RENTED
 from engine.providers import provider_for
 from engine.providers.protocol import Provider
 from engine.providers.settings import load_settings
+from engine.runner.allocation import keep_until
 from engine.runner.end_allocation import ENDED, end_allocation, outcome_of
 from engine.runner.final_row import settle_runs
-from engine.runner.leases import matching, with_keep
+from engine.runner.leases import matching
 from engine.runner.spawn import watch_on
 from engine.store.reader import Reader
 from engine.store.views import FINAL_RUN_STATES, AllocationView
@@ -182,10 +183,7 @@ def keep(home: Path, allocation_id: str, minutes: int) -> str:
                 f"{entry.name} is not rented, so it need not be kept.", "Just start the next run.", code="keep_refused"
             )
         if entry.ledger_state == "kept":
-            fields = with_keep(entry, minutes)
-            until = fields["keep_until"].utc if fields["keep_until"] else ""
-            writer.allocation_state(entry.id, "kept", f"kept until {until}", only_from="kept", **fields)
-            return until
+            return keep_until(writer, entry, minutes)
         if entry.run_id is None or not in_use(reader, entry):
             resume = "" if entry.run_id is None else f"Resume its run with `glasshouse resume {entry.run_id}`, or "
             raise UsageError(

@@ -7,7 +7,7 @@ key the end of its log and the zeroization, which the runner checks and counters
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -19,6 +19,7 @@ from engine.attestation.reasons import refusal
 from engine.attestation.statements import RunId, Time, open_statement, read_predicate, sign, statement, verify
 from engine.events import Digest, Segment
 from engine.sealing.pem import key_id
+from engine.system.clock import utc
 from engine.wire import digest_of, utc_now, utc_text
 
 __all__ = [
@@ -129,7 +130,7 @@ def delegate(
     now: datetime | None = None,
 ) -> dict[str, Any]:
     """The operator's delegation to a run's key, valid for `seconds`, as an envelope."""
-    issued = now or datetime.now(UTC)
+    issued = now or utc()
     body = Delegation(
         run_id=run_id,
         plan_digest=plan_digest,
@@ -157,7 +158,7 @@ def check_delegation(
     body, subjects = read_predicate(envelope, operator_public, DELEGATION, Delegation)
     if (body.run_id, body.plan_digest) != (run_id, plan_digest):
         raise refusal("delegation_other_run")
-    moment = at or datetime.now(UTC)
+    moment = at or utc()
     try:
         issued, expires = datetime.fromisoformat(body.issued), datetime.fromisoformat(body.expires)
         run_public = bytes.fromhex(body.run_public)

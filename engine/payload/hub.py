@@ -137,6 +137,20 @@ def fetch_hub(model: str, revision: str, *, endpoint: str | None = None, cache: 
     )
 
 
+def hub_bytes(model: str, revision: str, *, endpoint: str | None = None) -> int | None:
+    """The bytes of the weights that an allocation downloads, as the hub lists them; None if that cannot be learned."""
+    try:
+        from huggingface_hub import HfApi
+
+        info = HfApi(endpoint=endpoint).model_info(model, revision=revision, files_metadata=True, timeout=_TIMEOUT_SEC)
+    except Exception:  # whatever fails here fails again, with its own error, when the model is fetched
+        return None
+    sizes = {file.rfilename: file.size for file in info.siblings or [] if file.rfilename.endswith(".safetensors")}
+    chosen = [sizes[SINGLE]] if SINGLE in sizes else [size for name, size in sizes.items() if "/" not in name]
+    known = [size for size in chosen if size is not None]
+    return sum(known) if known and len(known) == len(chosen) else None
+
+
 def _unreachable(model: str) -> DataError:
     return DataError(
         f"The hub cannot be reached for {model}.",

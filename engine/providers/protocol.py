@@ -82,8 +82,9 @@ class Lease(_Record, frozen=True, kw_only=True):
     packages there. `environment` says where they come from: `own` is this installation's environment, `image` is
     preinstalled, `lock` has yet to be installed from the hash-checked lock, by pip from its default index or from
     `index`. `root` is the parent of run folders, relative to the login's home unless absolute. `machine` identifies the
-    machine as the provider knows it. `heartbeat` is a file there that the dead-man's switch watches; `deadline` (UTC)
-    is when the allocation terminates at the latest.
+    machine as the provider knows it. `heartbeat` is a file there that the dead-man's switch watches. The allocation
+    terminates itself `lifetime` seconds after its creation; `left` of them were left when this record was made, None
+    if that is unknown or long ago, and `deadline` shows that moment in UTC.
     """
 
     allocation_id: str
@@ -101,6 +102,8 @@ class Lease(_Record, frozen=True, kw_only=True):
     index: str | None = None
     heartbeat: str | None = None
     deadline: str | None = None
+    lifetime: float | None = None
+    left: float | None = None
     address: Address | None = None
 
     def endpoint(self) -> Endpoint:
@@ -143,7 +146,8 @@ class LedgerEntry(_Record, frozen=True, kw_only=True):
 class ExistingAllocation(_Record, frozen=True, kw_only=True):
     """One allocation that exists. `lease` is None where it cannot be resumed.
 
-    The remaining fields are as the provider reports them, or None: `since` in UTC, `price_per_hour` in USD.
+    The remaining fields are as the provider reports them, or None: `since` in UTC, `price_per_hour` in USD. `age_sec`
+    is the time since then by the provider's own clock; both are its claims.
     """
 
     name: str
@@ -153,6 +157,7 @@ class ExistingAllocation(_Record, frozen=True, kw_only=True):
     gpu_model: str | None = None
     price_per_hour: float | None = None
     since: str | None = None
+    age_sec: float | None = None
 
 
 class Reconciliation(_Record, frozen=True, kw_only=True):
@@ -203,8 +208,11 @@ class Provider(Protocol):
         """The allocation's state now; `unknown` when it cannot be determined."""
         ...
 
-    async def release(self, lease: Lease) -> None:
-        """Terminate the allocation; idempotent. Raises `release_failed` with what is left and where."""
+    async def release(self, lease: Lease) -> bool:
+        """Terminate the allocation; idempotent. Raises `release_failed` with what is left and where.
+
+        True if the provider confirmed the termination. Without that, one that is not listed may be listed again.
+        """
         ...
 
     async def prove_empty(self, scope: Scope) -> EmptyProof:

@@ -44,6 +44,9 @@ class RunPodLimits(_Settings, frozen=True, kw_only=True):
     """How long the process that holds the SDK stays alive without requests."""
     parked: float = 3600.0
     """How long an unanswered creation may still appear; after that, absence from two listings counts as gone."""
+    recheck: float = 15.0
+    """How long after its end a pod is looked for again; then each time after twice as long, up to an hour, or a day if
+    RunPod never confirmed its termination."""
 
 
 class RunPodSettings(_Settings, frozen=True, kw_only=True):

@@ -131,6 +131,7 @@ class Row(_Part, frozen=True, kw_only=True):
     cost_usd: Seconds | None
     started_at: Time | None
     finished_at: Time | None
+    duration_sec: Seconds | None
     state: Code
     reason: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.]{0,64}$(?!\n)")]
     version: Code

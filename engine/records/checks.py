@@ -23,6 +23,7 @@ from engine.measure.stepchain import step_chain
 from engine.records import rules
 from engine.records.facts import Facts
 from engine.records.rules import Group, Outcome
+from engine.records.times import contradictions
 from engine.records.timing import timing_outcome
 from engine.store.views import Check
 
@@ -124,6 +125,23 @@ def _gone(facts: Facts) -> Outcome:
     if cleanup not in {"not_ours", "kept"} and proof and proof.listings == 0 and not facts.pod_log:
         return "not_applicable", "nothing was acquired"
     return rules.allocation_gone(facts.view, proof.listings if proof and proof.count == 0 else None)
+
+
+def _times(facts: Facts) -> Outcome:
+    summary = facts.view.summary
+    found = contradictions(
+        summary.started_at,
+        summary.finished_at,
+        summary.duration_sec,
+        facts.runner_log,
+        facts.pod_log,
+        facts.delegated(),
+    )
+    if found:
+        return "failed", "; ".join(found)
+    if summary.duration_sec is None:
+        return "passed", "no log runs backwards; the duration by the boot clock is unknown"
+    return "passed", "no log runs backwards, and UTC and the boot clock agree"
 
 
 def _finite(facts: Facts) -> Outcome:
@@ -228,6 +246,7 @@ LIFECYCLE: Final[dict[str, Checker]] = {
     "raw_completed": _raw_completed,
     "same_allocation": _same_allocation,
     "allocation_gone": _gone,
+    "times_consistent": _times,
 }
 ARTIFACT: Final[dict[str, Checker]] = {
     "finite": _finite,

@@ -100,6 +100,14 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         proofs = bodies(self.runner_log, AllocationGone)
         return proofs[-1] if proofs else None
 
+    def delegated(self) -> str | None:
+        """When the operator authorised the run's key, as its delegation states; None without one."""
+        try:
+            issued = unverified_payload(self.receipts["delegation"])["predicate"]["issued"]
+        except (KeyError, TypeError, RefusedError):
+            return None
+        return issued if isinstance(issued, str) else None
+
     def is_closed(self) -> bool:
         """Whether the attester signed its log up to the end, including the events after the wipe's receipt."""
         launch, closed = self.pod(LaunchAccepted), self.pod(PodClosed)

@@ -34,7 +34,7 @@ from engine.records.row import OF_TIMING, TIMING, build_row
 from engine.store.views import AttestationState, CleanupState, RunSummary, RunView, SegmentView, Series
 from engine.wire import RELEASE_GRANTED, Event, digest_of
 
-STATED: Final = frozenset({"startedAt", "finishedAt", "state", "reason", "version"})
+STATED: Final = frozenset({"startedAt", "finishedAt", "durationSec", "state", "reason", "version"})
 """Fields of a row that only the operator knows: they must be plausible, and are taken as they were signed."""
 OF_SERIES: Final = frozenset({"finite", "same_losses", "step_chain", TIMING})
 """Checks that need the series."""
@@ -171,6 +171,7 @@ def _view(row: dict[str, Any], bundle: Bundle, plan: Plan, runner: list[Event], 
         cleanup=row["cleanupState"] if row["cleanupState"] in _UNPROVEN else "leaked",
         clean=None,
         orphaned=False,
+        duration_sec=row["durationSec"],
     )
     return RunView(
         summary=summary,

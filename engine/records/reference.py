@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -26,6 +26,7 @@ from engine.attestation.statements import read_predicate
 from engine.errors import RefusedError, UsageError, WireError
 from engine.remote.lockfile import shipped_lock
 from engine.sealing.manifest import is_digest
+from engine.system.clock import utc
 from engine.system.files import read_named, write_private
 from engine.system.resources import data_path
 from engine.wire import canonical, digest_of, parse
@@ -171,7 +172,7 @@ def read_reference(path: Path, *, folder: Path | None = None, now: datetime | No
     """
     raw = _read(path)
     if isinstance(raw, dict) and "payload" in raw:
-        return _signed(path, raw, release_keys(folder), now or datetime.now(UTC))
+        return _signed(path, raw, release_keys(folder), now or utc())
     try:
         plain = msgspec.convert(raw, Reference, strict=True)
     except msgspec.ValidationError as error:

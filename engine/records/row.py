@@ -16,7 +16,6 @@ from engine.records.facts import Facts
 from engine.records.timing import timing_slack_pct
 from engine.records.updates import of_segments
 from engine.store.views import Check, RunView, SegmentView
-from engine.wire import utc_now
 
 TIER_NOTE: Final = (
     "Software tier: whoever controls operator and machine together could fabricate this row. "
@@ -63,13 +62,13 @@ def live_row(view: RunView) -> dict[str, Any]:
 def build_row(
     facts: Facts, *, state: str, reason: str, cost_usd: float | None = None
 ) -> tuple[dict[str, Any], tuple[Check, ...]]:
-    """The final row and its checks, for a run that ends in `state`.
+    """The final row and its checks, for a run that ends in `state`; its view says when it ended.
 
     `cost_usd`: what its rented allocation cost so far, None where that is unknown.
     """
     checks = verdicts(facts)
     row = _row(facts.view, checks, clean=is_clean(checks) and state == "finished")
-    row["state"], row["reason"], row["finishedAt"] = state, public_reason(reason), utc_now()
+    row["state"], row["reason"], row["finishedAt"] = state, public_reason(reason), facts.view.summary.finished_at
     if row["costUsd"] is None:
         row["costUsd"] = _rounded(cost_usd, 4)
     identities = facts.identities()
@@ -151,6 +150,7 @@ def _row(view: RunView, checks: tuple[Check, ...], *, clean: bool | None) -> dic
         "costUsd": 0.0 if summary.provider in FREE else None,
         "startedAt": summary.started_at,
         "finishedAt": summary.finished_at,
+        "durationSec": _rounded(summary.duration_sec, 3),
         "state": summary.state,
         "reason": public_reason(summary.reason),
         "version": __version__,

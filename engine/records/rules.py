@@ -27,6 +27,7 @@ NAMES: Final[Mapping[Group, Mapping[str, Applies]]] = {
         "raw_completed": "always",
         "same_allocation": "pair",
         "allocation_gone": "always",
+        "times_consistent": "always",
     },
     "model_artifact": {
         "finite": "always",

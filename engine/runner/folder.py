@@ -13,6 +13,9 @@ from engine.errors import StoreError
 from engine.system.files import sync_folder, write_private
 
 RUNS: Final = "runs"
+INPUTS: Final = "inputs.json"
+MODEL_BYTES: Final = "modelBytes"
+"""In `INPUTS`: the size of the model's weights, null if it is unknown."""
 ADAPTERS: Final = "adapters"
 LOGS: Final = "logs"
 ADAPTER_FILES: Final = {"raw": "raw.safetensors", "protected": "protected.sealed"}

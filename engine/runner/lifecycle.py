@@ -19,6 +19,7 @@ from engine.providers.protocol import EmptyProof, Lease, Provider
 from engine.providers.settings import load_settings
 from engine.remote.reconnect import Reconnecting
 from engine.remote.session import SshSession
+from engine.runner.abandon import abandon
 from engine.runner.allocation import Allocation, with_absolute_paths
 from engine.runner.collect import collect
 from engine.runner.context import RunContext
@@ -26,19 +27,19 @@ from engine.runner.exclusive import ExclusiveUse
 from engine.runner.final_row import (
     FinalState,
     clear_folder,
-    cost_of,
+    cost_of_run,
     destroy_leftovers,
     ending_of,
     settle_runs,
     store_row,
 )
-from engine.runner.folder import RunFolder
+from engine.runner.folder import INPUTS, RunFolder
 from engine.runner.follow import Follower
 from engine.runner.ingest import Ingest
 from engine.runner.journal import Journal
+from engine.runner.lost import LOST, Watched, say_last
 from engine.runner.sightings import Sightings
 from engine.runner.staging import LAUNCHED, Staging
-from engine.runner.start import INPUTS
 from engine.store.reader import Reader
 from engine.store.views import FINAL_RUN_STATES, RunState
 from engine.store.writer import Writer
@@ -77,10 +78,17 @@ class Runner:
         self._error: GlasshouseError | None = None
         self._proof: EmptyProof | None = None
         self._phase = "", 0.0
+        self._lost: StoreError | None = None
+        self._work: asyncio.Task[None] | None = None
+        self._released_early: asyncio.Task[None] | None = None
 
     async def execute(self) -> str:
-        """Claim the run and bring it to its end; returns the final state."""
+        """Claim the run and bring it to its end; returns the final state.
+
+        Raises `StoreError` (`home_gone`, `database_gone`) once what was acquired is released.
+        """
         self.writer.claim_runner(self.run_id)
+        self.watched = Watched(self.home, self.folder.path)
         try:
             # Read under the lock: another runner may have advanced the run until now.
             summary = self.reader.run(self.run_id).summary
@@ -110,13 +118,59 @@ class Runner:
             finally:
                 watch.cancel()
                 await self.provider.close()
+            if self._is_lost:
+                await self._abandon()
             self._update_earlier_rows()
             final = self._finish()
             destroy_leftovers(self.home, self.reader)
             return final
         finally:
-            self.exclusive.release_lock()
-            self.writer.release_runner(self.run_id)
+            with contextlib.suppress(StoreError) if self._is_lost else contextlib.nullcontext():
+                self.exclusive.release_lock()
+                self.writer.release_runner(self.run_id)
+
+    @property
+    def _is_lost(self) -> bool:
+        """True once nothing can be stored any more."""
+        return self._lost is not None and self._lost.code in LOST
+
+    def _check_home(self) -> None:
+        """Stop the work once home, database or run folder is gone; what is rented is released at once."""
+        if self._lost is not None or (error := self.watched.lost()) is None:
+            return
+        self._lost = error
+        if self._is_lost and self.allocation.is_rented and self.allocation.held and self.allocation.held.lease:
+            self._released_early = asyncio.create_task(self._release_held(error))
+        if self._work is not None:
+            self._work.cancel()
+
+    async def _unless_lost(self, work: Coroutine[Any, Any, None]) -> None:
+        self._work = asyncio.create_task(work)
+        try:
+            await self._work
+        except asyncio.CancelledError:
+            if self._lost is None:
+                raise
+            raise self._lost from None
+
+    async def _abandon(self) -> None:
+        """Release what is still held and raise why; the row of this run cannot be stored anywhere."""
+        error = self._lost
+        if error is None:
+            return
+        if self._released_early is not None:
+            await self._released_early
+        elif self.allocation.held is not None:
+            await self._release_held(error)
+        else:
+            say_last(f"run {self.run_id}: {error.code}: {error.message} It holds no allocation: released.")
+        raise error
+
+    async def _release_held(self, error: StoreError) -> None:
+        held = self.allocation.held
+        await abandon(
+            f"run {self.run_id}", self.home, error, [held] if held else [], self.plan.provider.name, self.settings
+        )
 
     def _enter(self, state: RunState, reason: str = "") -> None:
         """Commit a state that comes after the present one; a resumed run skips the earlier ones."""
@@ -126,6 +180,7 @@ class Runner:
 
     async def _watch_requests(self) -> None:
         while True:
+            self._check_home()
             try:
                 self._check_for_cancel()
             except StoreError as error:
@@ -167,13 +222,11 @@ class Runner:
     async def _drive(self) -> None:
         """Every stage in turn; whatever happens, the allocation is released at the end."""
         try:
-            await self._wait_for_allocation()
-            if self.state != "cleaning":
-                self._raise_if_cancelled_before_launch()
-                self._check_folder()
-                await self._until_collected()
+            await self._unless_lost(self._until_cleaning())
         except Exception as error:
             self._error = self._as_glasshouse_error(error)
+        if self._is_lost:
+            return
         try:
             self.ingest.settle()
             # With the error's code, so that a runner that takes over from here ends the run with the same error.
@@ -186,6 +239,13 @@ class Runner:
             self._proof = await self.allocation.end(self._keep_minutes())
         except Exception as error:
             self._error = self._error or self._as_glasshouse_error(error)
+
+    async def _until_cleaning(self) -> None:
+        await self._wait_for_allocation()
+        if self.state != "cleaning":
+            self._raise_if_cancelled_before_launch()
+            self._check_folder()
+            await self._until_collected()
 
     def _as_glasshouse_error(self, error: Exception) -> GlasshouseError:
         """The error as it is reported; the traceback of an unexpected one goes to the runner's log."""
@@ -321,7 +381,7 @@ class Runner:
         """Store the row with the final state, complete open requests, clear the private folder."""
         view = self.reader.run(self.run_id)
         state, reason = ending_of(view, self._error, cancelled=self.cancelled)
-        cost = cost_of(self.allocation.entry(), view.summary)
+        cost = cost_of_run(self.reader, self.run_id, self.allocation.entry())
         store_row(self.writer, self.reader, self.run_id, self._staging(), state=state, reason=reason, cost_usd=cost)
         for request in self.writer.pending_requests(self.run_id):
             self.writer.complete_request(request.id)

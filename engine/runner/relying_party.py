@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import time
 from typing import Any, Final
 
 import msgspec
@@ -36,6 +35,7 @@ from engine.runner.context import RunContext
 from engine.runner.staging import CONTENT_KEYS, References
 from engine.sealing.memory import wipe
 from engine.sealing.release import release_info
+from engine.system.clock import unix_seconds
 from engine.wire import canonical, digest_of
 
 NONCES: Final = "nonces.json"
@@ -159,7 +159,7 @@ class RelyingParty:
         writer.evidence(run_id, "reference", msgspec.to_builtins(references.measurements))
         writer.evidence(run_id, "policy", msgspec.to_builtins(policy))
         # This call consumes the nonce, so the result is stored immediately: a failure in between would lose it.
-        result = appraise(token, expected=expected, policy=policy, nonces=self._nonces, now=time.time())
+        result = appraise(token, expected=expected, policy=policy, nonces=self._nonces, now=unix_seconds())
         self._result_token = sign_result(result, context.staging.run_key.signing)
         writer.evidence(run_id, "result", {"token": self._result_token})
         self._result = result

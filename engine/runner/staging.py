@@ -37,10 +37,9 @@ from engine.runner.environment_remote import (
     pinned,
     with_prepared_paths,
 )
-from engine.runner.folder import ADAPTER_CONFIG, RunFolder
+from engine.runner.folder import ADAPTER_CONFIG, INPUTS, RunFolder
 from engine.runner.ingest import Expected
 from engine.runner.journal import Journal
-from engine.runner.start import INPUTS
 from engine.sealing.manifest import Manifest
 from engine.sealing.memory import wipe
 from engine.sealing.operator_keys import read_public

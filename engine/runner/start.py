@@ -11,7 +11,7 @@ import msgspec
 
 from engine.errors import GlasshouseError, StoreError, UsageError
 from engine.plan import Plan, checked, plan_digest
-from engine.runner.folder import RunFolder
+from engine.runner.folder import INPUTS, MODEL_BYTES, RunFolder
 from engine.runner.spawn import spawn_runner
 from engine.store.reader import Reader
 from engine.store.writer import Writer
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from engine.attestation.policy import Policy
     from engine.providers.settings import Settings
 
-INPUTS: Final = "inputs.json"
 DELEGATION_SECONDS: Final = 8 * 24 * 3600
 
 
@@ -44,6 +43,7 @@ def start_run(
     from engine.payload.build import plan_with_digests
     from engine.providers import preflight
     from engine.providers.settings import load_settings
+    from engine.runner.spec import check_disk, model_size
     from engine.sealing.operator_keys import OperatorKeys
     from engine.sealing.run_key import RunKey
 
@@ -52,6 +52,8 @@ def start_run(
     settings = load_settings(home)
     preflight(plan.provider.name, home, settings)
     plan = _with_published_name(home, plan, settings)
+    model_bytes = model_size(plan, model_folder) if plan.provider.kind.rents else None
+    check_disk(plan, settings, model_bytes)
     plan = checked(plan_with_digests(plan, data_file=data_file, model_folder=model_folder))
     run_id = secrets.token_hex(6)
     with Writer(home) as writer:
@@ -70,6 +72,7 @@ def start_run(
                     "modelFolder": str(model_folder.resolve()) if model_folder else None,
                     "delegation": delegation,
                     "policy": msgspec.to_builtins(chosen),
+                    MODEL_BYTES: model_bytes,
                 },
             )
             writer.create_run(run_id, plan)

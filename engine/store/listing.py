@@ -8,6 +8,7 @@ from typing import Any, Final, Literal, NamedTuple, get_args
 
 from engine.errors import UsageError
 from engine.store.views import FINAL_RUN_STATES, RunState, RunSummary, Source
+from engine.system.clock import BootTime
 from engine.system.processes import is_alive
 
 Sort = Literal["created_at", "label", "overhead_pct", "model"]
@@ -164,7 +165,14 @@ def summary(row: sqlite3.Row) -> RunSummary:
         clean=None if row["clean"] is None else bool(row["clean"]),
         orphaned=_orphaned(row),
         timing_slack_pct=row["timing_slack_pct"],
+        duration_sec=_duration(row),
     )
+
+
+def _duration(row: sqlite3.Row) -> float | None:
+    began = BootTime.read(row["started_boot"])
+    ended = BootTime.read(row["finished_boot"]) if row["state"] in FINAL_RUN_STATES else BootTime.now()
+    return None if began is None or ended is None else began.until(ended)
 
 
 def _orphaned(row: sqlite3.Row) -> bool:

@@ -319,6 +319,11 @@ class Reader:
         with self._reading() as db:
             return ledger.of_run(db, states.key_of(db, run_id))
 
+    def held_seconds(self, allocation_id: str, run_id: str) -> float | None:
+        """How long a run had an allocation, until its end or until now; None if no clock can tell."""
+        with self._reading() as db:
+            return ledger.held_seconds(db, allocation_id, states.key_of(db, run_id))
+
     def runs_served(self, allocation_id: str) -> list[str]:
         """The ids of the runs that used an allocation, oldest first."""
         with self._reading() as db:

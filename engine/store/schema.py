@@ -213,9 +213,22 @@ def _add_readings(connection: sqlite3.Connection) -> None:
     connection.execute("ALTER TABLE runs ADD COLUMN timing_slack_pct REAL")
 
 
+def _add_boot_times(connection: sqlite3.Connection) -> None:
+    """Moments of the boot clock beside those in UTC, as `BootTime` writes them: durations and costs follow."""
+    for table, column in (
+        ("runs", "started_boot"),
+        ("runs", "finished_boot"),
+        ("allocations", "created_boot"),
+        ("allocations", "released_boot"),
+        ("allocation_runs", "boot"),
+    ):
+        connection.execute(f"ALTER TABLE {table} ADD COLUMN {column} TEXT")
+
+
 STEPS: Final[tuple[tuple[str, Callable[[sqlite3.Connection], None]], ...]] = (
     ("0001_tables", _create_tables),
     ("0002_published_rows", insert_published),
     ("0003_allocation_ends", _add_allocation_ends),
     ("0004_readings", _add_readings),
+    ("0005_boot_times", _add_boot_times),
 )

@@ -41,8 +41,10 @@ def note(db: sqlite3.Connection, run: int | None, subject: str, state: str, at: 
     )
 
 
-def move(db: sqlite3.Connection, run: int, run_id: str, subject: str, state: str, reason: str, at: str) -> None:
-    """Change a state and record it, inside the caller's transaction; raises `StoreError`."""
+def move(
+    db: sqlite3.Connection, run: int, run_id: str, subject: str, state: str, reason: str, at: str, boot: str
+) -> None:
+    """Change a state and record it, inside the caller's transaction; raises `StoreError`. `boot`: now, a `BootTime`."""
     kind = subject.removeprefix("segment:")
     if subject in _COLUMNS:
         column, known = _COLUMNS[subject]
@@ -65,9 +67,11 @@ def move(db: sqlite3.Connection, run: int, run_id: str, subject: str, state: str
     if subject == "run":
         db.execute(
             """UPDATE runs SET state = :state, reason = :reason,
+                started_boot = iif(started_at IS NULL AND :state <> 'queued', :boot, started_boot),
                 started_at = iif(started_at IS NULL AND :state <> 'queued', :at, started_at),
+                finished_boot = iif(:final, ifnull(finished_boot, :boot), NULL),
                 finished_at = iif(:final, ifnull(finished_at, :at), NULL) WHERE key = :run""",
-            {"state": state, "reason": reason, "at": at, "final": state in FINAL_RUN_STATES, "run": run},
+            {"state": state, "reason": reason, "at": at, "boot": boot, "final": state in FINAL_RUN_STATES, "run": run},
         )
     elif subject in _COLUMNS:
         db.execute(f"UPDATE runs SET {_COLUMNS[subject][0]} = ? WHERE key = ?", (state, run))  # noqa: S608

@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from engine.store.deadline import Deadline
+from engine.store.deadline import Deadline, Listed, Recheck
 
 RunState = Literal[
     "queued", "allocating", "connecting", "staging", "running", "collecting", "cleaning",
@@ -113,6 +113,8 @@ class RunSummary(_View, frozen=True, kw_only=True):
     """True when the run is not final and no running runner owns it."""
     timing_slack_pct: float | None = None
     """By how much the overhead could be off with step times that the runner's clock does not contradict, in percent."""
+    duration_sec: float | None = None
+    """Seconds from start to end, or until now, by this machine's boot clock; None if it was restarted in between."""
 
 
 class RunView(_View, frozen=True, kw_only=True):
@@ -184,6 +186,10 @@ class AllocationView(_View, frozen=True, kw_only=True):
     keep_until: Deadline | None = None
     deadline: Deadline | None = None
     intended_until: Deadline | None = None
+    age_sec: float | None = None
+    """Seconds from its request to its end, or until now, by the boot clock; else as the provider states it; or None."""
+    listed: Listed | None = None
+    recheck: Recheck | None = None
 
 
 class Request(_View, frozen=True, kw_only=True):

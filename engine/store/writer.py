@@ -31,6 +31,7 @@ from engine.store.views import (
     Request,
     RequestKind,
 )
+from engine.system.clock import BootTime
 from engine.wire import Event, canonical, parse, utc_now
 
 SegmentKind = Literal["raw", "protected"]
@@ -64,10 +65,14 @@ class Writer:
     An unknown run raises `UsageError` (`run_unknown`).
     """
 
-    def __init__(self, home: Path, *, clock: Callable[[], str] = utc_now) -> None:
+    def __init__(
+        self, home: Path, *, clock: Callable[[], str] = utc_now, boot_clock: Callable[[], BootTime] = BootTime.now
+    ) -> None:
+        """`clock` gives the times that are shown, `boot_clock` those that decide."""
         self.home = home
         self._path = database_path(home)
         self._clock = clock
+        self._boot_clock = boot_clock
         self._lock = threading.RLock()
         self._connection = open_for_writing(home)
 
@@ -117,6 +122,9 @@ class Writer:
             finally:
                 if durable:
                     connection.execute("PRAGMA synchronous = NORMAL")
+
+    def _boot(self) -> str:
+        return str(self._boot_clock())
 
     # Runs
 
@@ -183,7 +191,7 @@ class Writer:
         `StoreError`: `state_unknown`, or `run_final` for a run that would leave a final state.
         """
         with self._transaction() as db:
-            states.move(db, states.key_of(db, run_id), run_id, subject, state, reason, self._clock())
+            states.move(db, states.key_of(db, run_id), run_id, subject, state, reason, self._clock(), self._boot())
 
     def segment(self, run_id: str, kind: SegmentKind, **fields: Unpack[SegmentFields]) -> None:
         """Set fields of a segment that became known."""
@@ -238,7 +246,7 @@ class Writer:
             )
             present = db.execute("SELECT state FROM runs WHERE key = ?", (run,)).fetchone()["state"]
             if present not in FINAL_RUN_STATES:
-                states.move(db, run, run_id, "run", state, reason, now)
+                states.move(db, run, run_id, "run", state, reason, now, self._boot())
 
     # Logs
 
@@ -352,7 +360,7 @@ class Writer:
         """
         with self._transaction(durable=True) as db:
             run = None if run_id is None else states.key_of(db, run_id)
-            ledger.intend(db, allocation_id, provider, name, run, self._clock(), fields)
+            ledger.intend(db, allocation_id, provider, name, run, self._clock(), self._boot(), fields)
 
     def allocation_state(
         self,
@@ -368,12 +376,17 @@ class Writer:
         Raises `StoreError` (`ledger_move`) for a state that cannot follow, or when the present one is not `only_from`.
         """
         with self._transaction(durable=True) as db:
-            ledger.move(db, allocation_id, state, reason, self._clock(), fields, only_from)
+            ledger.move(db, allocation_id, state, reason, self._clock(), self._boot(), fields, only_from)
 
     def take_up(self, allocation_id: str, run_id: str) -> None:
         """Assign a kept allocation to another run; raises `StoreError` (`allocation_in_use`) if it is not kept."""
         with self._transaction(durable=True) as db:
-            ledger.take_up(db, allocation_id, states.key_of(db, run_id), self._clock())
+            ledger.take_up(db, allocation_id, states.key_of(db, run_id), self._clock(), self._boot())
+
+    def allocation_known(self, allocation_id: str, **fields: Unpack[AllocationFields]) -> None:
+        """Add what became known of an allocation; its state stays."""
+        with self._transaction() as db:
+            ledger.add(db, allocation_id, fields)
 
     # Requests and settings
 

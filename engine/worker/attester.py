@@ -7,7 +7,6 @@ import hashlib
 import io
 import re
 import threading
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +30,7 @@ from engine.attestation.receipts import read_release
 from engine.errors import GlasshouseError, RefusedError
 from engine.events import AntiDebugReady, ChallengeTaken, Control, DenialTaken, EvidenceSent, Measured, PackageOpened
 from engine.sealing.manifest import is_digest
+from engine.system.clock import unix_seconds
 from engine.wire import sha256_hex
 from engine.worker.context import Context
 from engine.worker.identity import cpu_name
@@ -156,7 +156,7 @@ class Attestation:
             hwmodel=cpu_name(),
             swversion=__version__,
             submods=self._submods(),
-            now=time.time(),
+            now=unix_seconds(),
             debug=being_traced(),
         )
         return sign_evidence(claims, context.attester)

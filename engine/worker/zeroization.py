@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any, Final, Literal
 
 import msgspec
@@ -14,6 +14,7 @@ from engine.attestation.wipe_proof import SUPERVISOR
 from engine.attestation.zeroization import METHODS, ProcessEnd, Scan, Zeroization
 from engine.errors import RunError
 from engine.events import ZeroizeScan
+from engine.system.clock import utc
 from engine.wire import utc_text
 from engine.worker.children import Child, spawn_on_socket
 from engine.worker.context import Context
@@ -43,7 +44,7 @@ class Prover:
         self._watched: set[tuple[int, int]] = set()
         self._ended: list[tuple[str, int, int]] = []
         self._scans: dict[Moment, dict[str, Scan]] = {"before": {}, "after": {}}
-        self._began = datetime.now(UTC)
+        self._began = utc()
         self._clock = time.monotonic()
         self.failures: list[str] = []
         self.child: Child = spawn_on_socket(

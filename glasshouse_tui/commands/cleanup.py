@@ -42,7 +42,7 @@ def cleanup(context: click.Context, ids: tuple[str, ...], yes: bool) -> int:
         _print_nothing(session, known)
         return 0
     if not session.json:
-        say(table(HEAD, [cells(entry, known.at) for entry in selected], right=frozenset({3, 4, 5})))
+        say(table(HEAD, [cells(entry) for entry in selected], right=frozenset({3, 4, 5})))
     if not yes:
         _confirm(session, selected)
     ended = clean_up(session.home, [entry.id for entry in selected if entry.id is not None], say_phase)

@@ -60,7 +60,12 @@ def doctor(
         return 0
     if live:
         return _live(session, provider, max_cost, max_price, gpu, self_destruct, yes=yes)
-    for flag, value in (("--max-cost", max_cost), ("--gpu", gpu), ("--self-destruct", self_destruct)):
+    for flag, value in (
+        ("--max-cost", max_cost),
+        ("--max-price", max_price),
+        ("--gpu", gpu),
+        ("--self-destruct", self_destruct),
+    ):
         if value is not None:
             raise UsageError(f"{flag} applies to the live self-test.", f"Add --live, or remove {flag}.")
     if provider is not None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import os
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 import click
 
 from engine.errors import GlasshouseError
+from engine.system.clock import utc
 from glasshouse_tui.commands.output import plain
 
 INTERRUPTED: Final = 130
@@ -110,7 +110,7 @@ def write_crash_log(error: BaseException, home: Path) -> Path:
     import tempfile
     import traceback
 
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+    stamp = utc().strftime("%Y%m%dT%H%M%S.%fZ")
     text = "".join(traceback.format_exception(error))
     for folder in (home / "logs", Path(tempfile.gettempdir())):
         path = folder / f"crash-{stamp}-{os.getpid()}.log"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Final
 
 import click
 
 from engine.store.views import FINAL_RUN_STATES, RunSummary, Source
+from engine.system.clock import utc
 from glasshouse_tui.commands.base import RUN_ID, Subcommand, open_reader, session_of
 from glasshouse_tui.commands.follow import print_row
 from glasshouse_tui.commands.output import (
@@ -64,7 +64,7 @@ def runs(context: click.Context, source: tuple[Source, ...], limit: int | None) 
 
 
 def _runs_table(listed: Sequence[RunSummary]) -> str:
-    zone = datetime.now().astimezone().tzname() or "local"
+    zone = utc().astimezone().tzname() or "local"
     head = ("id", "label", "state", "clean", "raw", "protected", "overhead", f"started ({zone})")
     return table(head, [_cells(run) for run in listed], right=_NUMBERS)
 

@@ -133,9 +133,10 @@ class LocalProvider:
         """`alive` with a running server, `stopped` without one, `gone` without a folder."""
         return _observe(self._folder_of(lease.name))
 
-    async def release(self, lease: Lease) -> None:
+    async def release(self, lease: Lease) -> bool:
         """Terminate the allocation's processes and remove its folder; a cancellation does not interrupt it."""
         await asyncio.shield(asyncio.to_thread(_release, self._folder_of(lease.name)))
+        return True
 
     async def prove_empty(self, scope: Scope) -> EmptyProof:
         """Count the allocations of the scope of which a folder, a process or a listening server is left."""

@@ -111,9 +111,9 @@ class RunPodProvider:
         except GlasshouseError:
             return "unknown"
 
-    async def release(self, lease: Lease) -> None:
+    async def release(self, lease: Lease) -> bool:
         """Terminate the pod and prove it by two listings; a cancellation does not interrupt it. Raises `leaked`."""
-        await run_to_completion(self._release(lease))
+        return await run_to_completion(self._release(lease))
 
     async def prove_empty(self, scope: Scope) -> EmptyProof:
         """Count the scope's pods in two listings; a listing that fails is an error, never zero."""
@@ -180,12 +180,13 @@ class RunPodProvider:
         """Report to the caller of this provider why and how long the API makes it wait."""
         self._report(f"{why}: {seconds:.0f} s")
 
-    async def _release(self, lease: Lease) -> None:
+    async def _release(self, lease: Lease) -> bool:
         if self._is_of_another_account(lease.name):
             pods = (await self._account().listed()).pods
             self._check_account(lease.name, [pod for pod in pods if lease.name == pod.name])
-        await self._account().terminate(lease.name, (lease.allocation_id,), lease.price_per_hour)
+        confirmed = await self._account().terminate(lease.name, (lease.allocation_id,), lease.price_per_hour)
         AllocationFolder(self._home, lease.name).destroy()
+        return confirmed
 
     def _is_of_another_account(self, name: str) -> bool:
         """True when it was requested from another server or with another key: our listings may not show its pod."""
@@ -231,8 +232,11 @@ class RunPodProvider:
         try:
             record = folder.record()
         except ProviderError:
-            return folder.seconds_since_written() < self._settings.limits.parked
-        return record is not None and record.open is not None and age(record.open) < self._settings.limits.parked
+            return folder.seconds_since_noticed() < self._settings.limits.parked
+        if record is None or record.open is None:
+            return False
+        passed = age(record.open)  # after a restart of this machine: from when that was noticed
+        return (folder.seconds_since_noticed() if passed is None else passed) < self._settings.limits.parked
 
     def _existing(self, pod: Pod, entry: LedgerEntry) -> ExistingAllocation:
         """The pod with the ledger's lease, or with one that is created again from the folder."""

@@ -153,12 +153,13 @@ class StaticProvider:
         except (RemoteError, ProviderError, UsageError):
             return "unknown"
 
-    async def release(self, lease: Lease) -> None:
+    async def release(self, lease: Lease) -> bool:
         """Terminate what this run left running there and remove its folder; a cancellation does not interrupt it.
 
         The host itself and the installed environment stay.
         """
         await asyncio.shield(asyncio.ensure_future(self._release(lease)))
+        return True
 
     async def prove_empty(self, scope: Scope) -> EmptyProof:
         """A proof without a count: the hosts are the operator's own."""

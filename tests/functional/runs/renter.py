@@ -75,6 +75,11 @@ class Renter(Operator):
         with Reader(self.home) as reader:
             return reader.allocations()
 
+    def receipt(self, run_id: str) -> dict[str, Any]:
+        """The receipt over the run's row."""
+        with Reader(self.home) as reader:
+            return reader.receipts(run_id)["run"]
+
     def check_ledger(self) -> None:
         """Every listed pod is in the ledger and not recorded as gone."""
         unreleased = {one.name for one in self.ledger() if one.released_at is None}

@@ -147,6 +147,25 @@ def test_a_pod_that_stays_listed_is_reported_as_leaked_and_terminated_later(rent
     assert checks_of(view)["allocation_gone"] == "passed"
 
 
+def test_a_pod_that_returns_after_its_end_is_terminated_and_the_row_is_signed_again(renter: Renter) -> None:
+    renter.configure(recheck=0.5)
+    renter.fake.fault("terminate", "unlisted")
+    run_id = renter.start(renter.plan())
+    before = renter.finish(run_id)
+    assert before.row is not None
+    assert (before.summary.cleanup, before.summary.clean) == ("gone", True), checks_of(before)
+    receipt = renter.receipt(run_id)
+    (pod,) = renter.fake.pods()
+    renter.fake.appear(pod.id)
+    renter.until(lambda: not renter.fake.pods())
+    renter.until(lambda: renter.view(run_id).summary.cleanup == "gone" and renter.receipt(run_id) != receipt)
+    row = renter.view(run_id).row
+    assert row is not None
+    assert row["costUsd"] > before.row["costUsd"]
+    assert row["cleanup"]["activeRunPodPodsAfterRun"] == 0
+    assert renter.verify(run_id).genuine, [one for one in renter.verify(run_id).proofs if one.status == "failed"]
+
+
 def test_a_pod_whose_runner_died_is_terminated_at_its_deadline(renter: Renter, monkeypatch: pytest.MonkeyPatch) -> None:
     renter.configure(max_cost=0.0058)  # about 30 seconds
     run_id: str = renter.die_at("state:run:connecting", monkeypatch, lambda: renter.start(renter.plan()))

@@ -183,3 +183,32 @@ def test_two_runs_on_one_machine_never_run_at_once(operator: Operator) -> None:
     assert one.summary.finished_at is not None
     begun = [t.at for t in two.transitions if t.subject == "run" and t.state == "allocating"]
     assert begun[0] >= one.summary.finished_at
+
+
+@pytest.mark.parametrize("what", ["the home", "the database", "the run's folder"])
+def test_a_run_whose_home_is_deleted_ends_at_once_and_leaves_a_last_word(
+    operator: Operator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, what: str
+) -> None:
+    state = tmp_path / "state"
+    monkeypatch.setenv("XDG_STATE_HOME", str(state))
+    run_id = operator.start(short_plan("protected", target=LONG))
+    operator.wait(run_id, lambda view: _training(view, "protected"))
+    runner = operator.runner(run_id)
+    if what == "the run's folder":
+        shutil.rmtree(RunFolder(operator.home, run_id).path)
+        view = operator.finish(run_id)
+        assert (view.summary.state, view.summary.reason.partition(":")[0]) == ("failed", "run_folder_missing")
+        assert view.summary.cleanup == "gone"
+        return
+    if what == "the home":
+        operator.home.rename(tmp_path / "moved")
+    else:
+        (operator.home / "glasshouse.db").unlink()
+    runner.wait(300)
+    assert operator.processes(run_id, "supervisor") == []
+    words = state / "glasshouse" / "last-words.log"
+    text = words.read_text()
+    assert f"run {run_id}: {'home' if what == 'the home' else 'database'}_gone" in text
+    assert "released glasshouse-" in text or "It holds no allocation: released." in text
+    assert words.stat().st_mode & 0o777 == 0o600
+    assert operator.home.exists() == (what != "the home")

@@ -48,6 +48,7 @@ def older(home: Path) -> Path:
         VALUES ('a1', 'local', 'glasshouse-1', 'ready', '2026-01-01T00:00:00.000Z',
             (SELECT key FROM runs WHERE id = 'old1'))"""
     )
+    connection.execute("INSERT INTO allocation_runs (allocation, run, at) SELECT id, run, created_at FROM allocations")
     connection.close()
     return path
 
@@ -80,6 +81,8 @@ def test_older_database_is_updated_after_a_copy(
         assert [run.id for run in reader.runs()] == ["old1"]
         assert reader.count(("published",)) == 17
         assert reader.runs_served("a1") == ["old1"]
+        (entry,) = reader.allocations()
+        assert (entry.age_sec, entry.spent) == (None, None)  # its times in UTC alone decide nothing
     copy = older.with_name(f"glasshouse.db.before-{SCHEMA_VERSION}")
     assert version(older) == SCHEMA_VERSION
     assert version(copy) == OLD
