@@ -67,14 +67,18 @@ def hostile_table(honest: bytes) -> str:
             for name, file in files.items():
                 found[name].append(verified(file, cpu=0, address_space=0))
         sizes = {name: file.stat().st_size for name, file in files.items()}
-    head = f"{'artifact':<36}{'bytes':>12}{'seconds':>10}{'peak MiB':>10}  first refusal"
+    head = f"{'artifact':<36}{'bytes':>12}{'seconds':>10}{'peak MiB':>10}  first refusal besides the signer"
     return "\n".join([head, *(_hostile_line(name, sizes[name], runs) for name, runs in found.items())])
 
 
 def _hostile_line(name: str, size: int, runs: list[dict[str, Any]]) -> str:
     taken = statistics.median(run["seconds"] for run in runs)
     peak = statistics.median(run["peak"] for run in runs) / 1024**2
-    codes = [code for code in runs[0]["codes"].values() if code not in {"passed", "not_checked", "not_applicable"}]
+    codes = [
+        code
+        for code in runs[0]["codes"].values()
+        if code not in {"passed", "not_checked", "not_applicable", "signer_unknown"}
+    ]
     return f"{name:<36}{size:>12,}{taken:>10.2f}{peak:>10.0f}  {next(iter(codes), 'none')}"
 
 
