@@ -63,16 +63,20 @@ def render(artifact: Artifact, form: Format) -> bytes:
     Raises `UsageError` (`export_too_large`) for JSON that `verify` would not read.
     """
     if form == "json":
-        text = msgspec.json.format(msgspec.json.encode(dump_artifact(artifact)), indent=2) + b"\n"
-        if len(text) > MAX_ARTIFACT_BYTES:
-            raise UsageError(
-                f"The artifact would have {len(text):,} bytes, and `verify` reads {MAX_ARTIFACT_BYTES:,} at most.",
-                "Add --summary to leave out the step series.",
-                code="export_too_large",
-            )
-        return text
+        return _json(artifact)
     text = _page(artifact) if form == "md" else _line(artifact)
     return text.encode()
+
+
+def _json(artifact: Artifact) -> bytes:
+    data: bytes = msgspec.json.format(msgspec.json.encode(dump_artifact(artifact)), indent=2) + b"\n"
+    if len(data) > MAX_ARTIFACT_BYTES:
+        raise UsageError(
+            f"The artifact would have {len(data):,} bytes, and `verify` reads {MAX_ARTIFACT_BYTES:,} at most.",
+            "Add --summary to leave out the step series.",
+            code="export_too_large",
+        )
+    return data
 
 
 def artifact_digest(artifact: Artifact) -> str:

@@ -65,6 +65,12 @@ def open_named(path: Path) -> io.BufferedReader:
     return os.fdopen(descriptor, "rb")
 
 
+def unbuffered(path: Path) -> io.FileIO:
+    """A file as `open_named` opens it, without a buffer that would keep parts of it in memory."""
+    with open_named(path) as file:
+        return io.FileIO(os.dup(file.fileno()), "rb")
+
+
 def read_named(path: Path, most: int) -> bytes:
     """The bytes of a file as `open_named` opens it; raises `OSError` also for more than `most`, however it grows."""
     with open_named(path) as file:

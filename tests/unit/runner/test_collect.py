@@ -14,8 +14,8 @@ from engine.wire import sha256_hex
 MIB = 1024 * 1024
 
 
-def _saved(**digests: str) -> AdapterSaved:
-    return AdapterSaved(segment="raw", **{"sha256": "0" * 64, "tensor_digest": "0" * 64, "size": 1, **digests})
+def _saved(sha256: str = "0" * 64, tensor_digest: str = "0" * 64) -> AdapterSaved:
+    return AdapterSaved(segment="raw", sha256=sha256, tensor_digest=tensor_digest, size=1)
 
 
 def test_a_large_adapter_is_compared_with_its_log_in_little_memory(tmp_path: Path) -> None:
