@@ -27,7 +27,11 @@ def lie(small_tree: Path) -> Iterator[Callable[[str], None]]:
     place = small_tree / SMALL
     honest = place.read_text()
     assert honest.count(TAKEN) == 1
-    yield lambda taken: place.write_text(honest.replace(TAKEN, f"nanos.append({taken})")) and None
+
+    def tell(taken: str) -> None:
+        place.write_text(honest.replace(TAKEN, f"nanos.append({taken})"))
+
+    yield tell
     place.write_text(honest)
 
 
