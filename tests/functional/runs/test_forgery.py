@@ -234,7 +234,7 @@ def test_a_loss_that_is_not_finite_is_refused(exported: dict[str, Any]) -> None:
         }
 
     verification = verified(exported, series=burst)
-    assert failures(verification) == {"row": "row_mismatch"}
+    assert failures(verification) == {"row": "row_mismatch", "training": "step_impossible"}
     reason = next(proof.reason for proof in verification.proofs if proof.name == "row")
     assert "checks" in reason
 
