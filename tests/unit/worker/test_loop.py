@@ -107,7 +107,7 @@ def test_a_warm_up_that_a_stop_ends_is_not_counted_as_whole(stopped_after: int |
 
 def test_the_last_steps_checkpoint_is_left_to_the_end_of_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its digest may take seconds, and the window must be reported as over before that."""
-    monkeypatch.setattr(loop.adapter, "digest", lambda _: "0" * 64)
+    monkeypatch.setattr("engine.worker.training.adapter.digest", lambda _: "0" * 64)
     reached: list[int] = []
 
     class Marked(_Listener):
