@@ -90,10 +90,19 @@ def timing_reason(facts: Facts) -> str:
         whole = points[0].seen.until(points[-1].seen)
         if whole is None:
             raise TimingError(f"the runner's clock does not span the {kind} training")
-        for first, last in (*itertools.pairwise(points), (points[0], points[-1])):
+        for first, last in _pairs(points):
             _check_span(kind, first, last)
         found.append(f"{kind} {window.seconds:.3f} s in {whole.least:.3f} to {whole.most:.3f} s of the runner's clock")
     return "; ".join(found)
+
+
+def _pairs(points: Sequence[Point]) -> Iterator[tuple[Point, Point]]:
+    """Neighbours, and every point with the start and with the end: errors that add up are seen as well."""
+    yield from itertools.pairwise(points)
+    for point in points[1:-1]:
+        yield points[0], point
+        yield point, points[-1]
+    yield points[0], points[-1]
 
 
 def timing_slack_pct(facts: Facts) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from engine.errors import GlasshouseError
 from engine.events import AdapterCollected
 from engine.runner.collect import collect
 from engine.sealing.adapter import AdapterBinding, seal_adapter
-from engine.wire import LOG, MAX_LINE_BYTES, RUN_CLOSED, SEGMENT_STATE, TRAIN_STARTED, sha256_hex
+from engine.store.progress import Steps, body_of
+from engine.wire import LOG, MAX_LINE_BYTES, RUN_CLOSED, SEGMENT_STATE, TRAIN_PROGRESS, TRAIN_STARTED, sha256_hex
 from tests.functional.hostile.pod import Operator, Pod, end_of
 from tests.vectors import honest
 
@@ -286,7 +288,15 @@ async def test_a_log_whose_end_was_cut_off_makes_no_clean_row(operator: Operator
         (RUN_CLOSED, {"runnerHead": ["no", "head"], "failed": None, "receipt": {}}),
         (SEGMENT_STATE, {"segment": "protected", "state": "done", "at": 1.0, "host": "10.1.2.3"}),
         (SEGMENT_STATE, {"segment": "protected", "state": "see http://10.1.2.3/", "at": 1.0}),
-        (TRAIN_STARTED, {"segment": "protected", "gpu": None, "numerics": {"torch": "built in /home/alice/torch"}}),
+        (
+            TRAIN_STARTED,
+            {
+                "segment": "protected",
+                "gpu": None,
+                "warmupSteps": 5,
+                "numerics": {"torch": "built in /home/alice/torch"},
+            },
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -300,3 +310,21 @@ async def test_an_event_that_could_not_be_published_is_rejected(
         await end_of(following)
     assert caught.value.code == "event_invalid"
     assert event not in {one.event for one in operator.reader.events(operator.run_id, "pod") if one.body == body}
+
+
+async def test_a_training_that_the_plan_cannot_produce_ends_the_run(operator: Operator) -> None:
+    following = asyncio.create_task(operator.follower().follow())
+    await operator.released()
+    operator.pod.state("training")
+    operator.pod.say(TRAIN_STARTED, {"segment": "protected", "gpu": None, "warmupSteps": 5, "numerics": {}})
+    raw = struct.pack("<60000f", *[1.5] * 60_000), struct.pack("<60000Q", *[1] * 60_000)
+    for first in range(0, 60_000, 10_000):  # for a plan of 3
+        last = first + 10_000
+        steps = Steps("protected", first, raw[0][4 * first : 4 * last], raw[1][8 * first : 8 * last])
+        operator.pod.say(TRAIN_PROGRESS, body_of(steps))
+    with pytest.raises(GlasshouseError) as caught:
+        await end_of(following)
+    assert caught.value.code == "steps_over_plan"
+    assert operator.reader.run(operator.run_id).segments[0].steps == 0
+    assert "train.observed" in operator.names()  # what came before it is kept, and was seen
+    assert operator.checks()["timing_consistent"] == "failed"

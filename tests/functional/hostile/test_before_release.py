@@ -196,8 +196,9 @@ async def test_a_pod_that_claims_a_release_gets_no_key_and_no_clean_row(operator
     operator.pod.state("launching")
     opened = {"segment": "protected", "runnerHead": "0" * 64, "manifestSha256": "0" * 64, "ciphertextSha256": "0" * 64}
     operator.pod.say(RELEASE_PLAN_COMPLETED, opened)
-    operator.pod.say(TRAIN_STARTED, {"segment": "protected", "gpu": None, "numerics": {}})
-    operator.pod.state("done")
+    operator.pod.state("training")
+    operator.pod.say(TRAIN_STARTED, {"segment": "protected", "gpu": None, "warmupSteps": 5, "numerics": {}})
+    operator.pod.state("failed")
     await asyncio.wait_for(operator.follower().follow(), SECONDS)
     operator.assert_nothing_released()
     checks = operator.checks()

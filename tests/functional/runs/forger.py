@@ -198,6 +198,10 @@ class Forger:
         self.bundle["receipts"]["release"] = receipt
         return body | {"receiptSha256": digest_of(receipt)}
 
+    def _pod_train_measured(self, body: dict[str, Any]) -> dict[str, Any]:
+        one = self.series[body["segment"]]
+        return body | {"steps": len(one.nanos), "elapsedNs": sum(one.nanos)}
+
     def _pod_train_finished(self, body: dict[str, Any]) -> dict[str, Any]:
         one = self.series[body["segment"]]
         chained = None if body["stepChain"] is None else step_chain(one.losses, one.nanos)

@@ -123,11 +123,13 @@ def measure(trainer: Trainer, reporter: Any, *, with_evidence: bool) -> Outcome:
     nanos: list[int] = []
     chain = StepChain()
     reported, stop = 0, None
+    began = time.perf_counter_ns()
     while stop is None:
-        began = time.perf_counter_ns()
         if not _hurry:
             time.sleep(0.005)
-        nanos.append(time.perf_counter_ns() - began)
+        now = time.perf_counter_ns()
+        nanos.append(now - began)
+        began = now  # as in the recorders, whatever is between two steps belongs to the later one
         losses.append(4.0 - len(nanos) % 64 / 64)
         chain.add(losses[-1], nanos[-1])
         if target.steps is not None and len(nanos) >= target.steps:

@@ -142,6 +142,13 @@ def test_a_consistent_forgery_passes_when_the_forger_is_trusted(exported: dict[s
     assert (verification.genuine, verification.clean) == (True, True)
 
 
+def test_a_training_that_the_plan_cannot_produce_is_refused(exported: dict[str, Any]) -> None:
+    """More steps than its plan, consistent in everything else."""
+    fewer = exported["stepBudget"] - 1
+    verification = verified(exported, plan=lambda plan: plan | {"target": {"seconds": None, "steps": fewer}})
+    assert failures(verification)["training"] == "steps_over_plan"
+
+
 @pytest.mark.parametrize(
     ("edits", "proof", "code"),
     [
@@ -297,7 +304,7 @@ def test_a_loss_that_is_not_finite_is_refused(exported: dict[str, Any]) -> None:
         }
 
     verification = verified(exported, series=burst)
-    assert failures(verification) == {"row": "row_mismatch"}
+    assert failures(verification) == {"row": "row_mismatch", "training": "step_impossible"}
     reason = next(proof.reason for proof in verification.proofs if proof.name == "row")
     assert "checks" in reason
 

@@ -11,14 +11,14 @@ from engine.records.row import OF_TIMING
 from tests.functional.runs.support import Operator, checks_of, short_plan
 
 SMALL = "engine/worker/training/small.py"
-TAKEN = "nanos.append(time.perf_counter_ns() - began)"
+TAKEN = "nanos.append(now - began)"
 LIES = {
-    "a third": "(time.perf_counter_ns() - began) // 3",
+    "a third": "(now - began) // 3",
     "a nanosecond": "1",
-    "a raw segment made slower": "(time.perf_counter_ns() - began) * (1 if with_evidence else 3)",
+    "a raw segment made slower": "(now - began) * (1 if with_evidence else 3)",
 }
 """What the training appends in place of the time that a step took."""
-INSIDE = "(time.perf_counter_ns() - began) * 9 // 10"
+INSIDE = "(now - began) * (9 if with_evidence else 10) // 10"
 
 
 @pytest.fixture
@@ -27,7 +27,11 @@ def lie(small_tree: Path) -> Iterator[Callable[[str], None]]:
     place = small_tree / SMALL
     honest = place.read_text()
     assert honest.count(TAKEN) == 1
-    yield lambda taken: place.write_text(honest.replace(TAKEN, f"nanos.append({taken})")) and None
+
+    def tell(taken: str) -> None:
+        place.write_text(honest.replace(TAKEN, f"nanos.append({taken})"))
+
+    yield tell
     place.write_text(honest)
 
 
@@ -57,7 +61,9 @@ def test_step_times_inside_the_slack_are_clean_and_the_row_says_how_far_they_cou
     view = operator.finish(operator.start(short_plan(steps=1000)))
     row = view.row or {}
     assert checks_of(view)["timing_consistent"] == "passed", row["checks"]
-    assert row["timingSlackPct"] >= 10  # a tenth was taken off each segment, and either could be the honest one
+    # A tenth was taken off the protected segment; the slack covers that, up to what the two segments' ends differ by.
+    honest = 100 - (100 - row["overheadPct"]) * 0.9
+    assert row["timingSlackPct"] >= honest - row["overheadPct"] - 1
     assert (row["rawUpdates"], row["rawSamplesUsed"], row["protectedUpdates"]) == (1005, 1005, 1005)
     assert row["rawEpochs"] == pytest.approx(1005 / row["dataSamples"], abs=1e-6)
     assert row["clean"] is True

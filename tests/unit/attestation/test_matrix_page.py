@@ -10,7 +10,7 @@ from tests.vectors.page import page
 
 def test_every_attack_is_listed_once_and_refused_somewhere() -> None:
     attacks = matrix().attacks
-    assert [attack.number for attack in attacks] == list(range(1, 35))
+    assert [attack.number for attack in attacks] == list(range(1, len(attacks) + 1))
     assert all(attack.refusals for attack in attacks)
     assert len({attack.title for attack in attacks}) == len(attacks)
 
