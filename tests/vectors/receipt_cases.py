@@ -766,7 +766,7 @@ def signed_documents() -> Iterator[Case]:
         about = {**subjects, "pod-log" if "pod-log" in subjects else "package": digest("another")}
         what = "The subjects of the statement are not those of its content."
         yield one(f"26-{document}-subjects", what, "predicate_malformed", content=plain, about=about)
-        changed = msgspec.to_builtins(msgspec.structs.replace(body, run_id="run-2"))  # type: ignore[type-var]
+        changed = msgspec.to_builtins(msgspec.structs.replace(body, run_id="run-2"))
         yield one(f"26-{document}-of-another-run", "It is of another run.", "receipt_other_run", content=changed)
 
 

@@ -14,7 +14,9 @@ import pytest
 from safetensors.numpy import load
 
 from engine.attestation.receipts import check_delegation, read_release, read_run_receipt
-from engine.attestation.zeroization import read_zeroization, zeroization_faults
+from engine.attestation.wipe_proof import zeroization_faults
+from engine.attestation.zeroization import read_zeroization
+from engine.records.facts import gather
 from engine.sealing.adapter import open_adapter
 from engine.sealing.operator_keys import OperatorKeys
 from engine.store.reader import Reader
@@ -106,6 +108,7 @@ def test_every_receipt_verifies_from_the_operators_key_down(finished: Finished) 
     keys = OperatorKeys.load(operator.home / "keys")
     with Reader(operator.home) as reader:
         receipts, evidence = reader.receipts(run_id), reader.evidence(run_id)
+        expected = gather(reader, run_id).expected_wipe()
     assert view.plan_digest is not None
     assert view.row is not None
     run_public = check_delegation(
@@ -120,7 +123,8 @@ def test_every_receipt_verifies_from_the_operators_key_down(finished: Finished) 
         receipts["zeroization"], (attester, run_public), run_id=run_id, manifest_sha256=release.manifest_sha256,
         nonce_sha256=json.loads(json.dumps(proof_nonce(operator, run_id))),
     )  # fmt: skip
-    assert zeroization_faults(proof) == ()
+    assert expected is not None
+    assert zeroization_faults(proof, expected) == ()
     assert {process.role for process in proof.processes} == {"keyproc open", "keyproc seal", "trainer", "scanner"}
 
 
