@@ -201,9 +201,21 @@ def parse_result(token: str, verifier_public: bytes) -> AttestationResult:
     return _read(open_token(token, verifier_public, _CODES))
 
 
-def peek_result(token: str) -> AttestationResult | None:
-    """The result in a token whose signature another proof checks; None if the token cannot be read."""
+def unverified_result(token: str) -> AttestationResult:
+    """The result in a token whose signature another proof checks.
+
+    Raises `RefusedError` (`result_malformed`, `result_overclaimed`).
+    """
     try:
-        return _read(unverified_claims(token))
-    except (ValueError, RefusedError):
+        claims = unverified_claims(token)
+    except ValueError as error:
+        raise refusal("result_malformed") from error
+    return _read(claims)
+
+
+def peek_result(token: str) -> AttestationResult | None:
+    """As `unverified_result`; None if the token cannot be read."""
+    try:
+        return unverified_result(token)
+    except RefusedError:
         return None

@@ -23,7 +23,7 @@ import msgspec
 from engine.attestation.measurement import Measurements
 from engine.attestation.signers import trusted_key
 from engine.attestation.statements import read_predicate
-from engine.errors import RefusedError, UsageError, WireError
+from engine.errors import RefusedError, StoreError, UsageError, WireError
 from engine.remote.lockfile import shipped_lock
 from engine.sealing.manifest import is_digest
 from engine.system.clock import utc
@@ -110,7 +110,7 @@ class ReleaseValues(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             self.version == 1
             and all(map(is_digest, digests))
             and all(digest_of(lock.packages) == lock.sha256 for lock in self.locks)
-            and all(value.lock in named for value in (*self.bundles, *self.environments))
+            and {value.lock for value in self.bundles} | {value.lock for value in self.environments} <= named
             and _moment(self.issued) < _moment(self.expires)
         )
 
@@ -251,13 +251,23 @@ class _Own(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 def remember(home: Path, measurements: Measurements, *, on_this_machine: bool) -> None:
-    """Keep what a runner measured, so that this home can verify its own rows; idempotent. Raises `OSError`."""
+    """Keep what a runner measured, so that this home can verify its own rows; idempotent.
+
+    Raises `StoreError` (`store_unwritable`).
+    """
     folder = home / FOLDER
-    folder.mkdir(mode=0o700, exist_ok=True)
     own = canonical(msgspec.to_builtins(_Own(origin="here" if on_this_machine else "there", measurements=measurements)))
     path = folder / f"{digest_of(parse(own))}.json"
-    if not path.exists():
-        write_private(path, own)
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if not path.exists():
+            write_private(path, own)
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be written: {error.strerror}.",
+            "Free some space or choose another --home.",
+            code="store_unwritable",
+        ) from error
 
 
 def own_values(home: Path) -> tuple[Known, ...]:

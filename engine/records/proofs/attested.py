@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 
 from engine.attestation.challenge import open_challenge
-from engine.attestation.ear import result_digest
+from engine.attestation.ear import parse_result, result_digest
 from engine.attestation.enforcement import BUNDLE, combined
 from engine.attestation.measurement import Measurements
 from engine.attestation.policy import narrower_or_equal, policy_digest, policy_from
@@ -141,8 +141,10 @@ def _check_reports(case: Case) -> None:
 
 
 def result(case: Case) -> str:
-    """The stored result is the one that was logged, and is about this evidence, package and policy."""
-    stored, logged = case.result, case.facts.runner(ResultReached)
+    """The stored result is signed by the run's key, was logged, and is about this evidence, package and policy."""
+    if case.bundle.result is None:
+        raise NotApplicableError
+    stored, logged = parse_result(case.bundle.result, case.run_key), case.facts.runner(ResultReached)
     if len(logged) != 1:
         raise refusal("result_mismatch", "the log has not exactly one")
     cnf = case.claims.cnf.hex() if stored.accepted else None
@@ -150,7 +152,7 @@ def result(case: Case) -> str:
         "result_mismatch",
         run=(stored.run_id, case.run_id),
         verifier=(stored.verifier_build, f"glasshouse {case.row['version']}"),
-        digest=(logged[0].body.result_sha256, result_digest(case.bundle.result or "")),
+        digest=(logged[0].body.result_sha256, result_digest(case.bundle.result)),
         status=(logged[0].body.status, stored.status),
         codes=(logged[0].body.codes, list(stored.reason_codes)),
         evidence=(stored.evidence_sha256, sha256_hex((case.bundle.evidence or "").encode())),

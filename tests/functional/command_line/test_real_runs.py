@@ -130,12 +130,16 @@ def test_the_export_is_verified_by_the_operator_and_by_a_stranger(own: OwnRun, t
     unknown = stranger("verify", file)
     assert (unknown.code, "signer_unknown" in unknown.out, unknown.out.count("FAILED")) == (1, True, 1)
     line = own.cli("key", "show", "--public").out.strip()
-    assert stranger("verify", file, "--trust", line, "--challenge", "who asks").code == 0
+    trusted = stranger("verify", file, "--trust", line, "--challenge", "who asks")
+    assert (trusted.code, "environment_unknown" in trusted.out, "WHAT RAN IS UNKNOWN" in trusted.out) == (3, True, True)
     assert stranger("verify", file, "--trust", line, "--challenge", "somebody else").code == 1
     assert not stranger.home.exists()
     reference = tmp_path / "reference.json"
     reference.write_text(own.cli("doctor", "--reference").out)
     assert own.cli("verify", file, "--reference", reference).code == 0
+    told = stranger("verify", file, "--trust", line, "--reference", reference)
+    assert (told.code, "you alone vouch for it" in told.out) == (0, True)
+    assert "somebody else needs a reference" in own.cli("verify", file).out
     launched = written.document["artifactSha256"]
     assert launched == own.cli("export", "last", "-o", file, "--force", "--json").document["artifactSha256"]
     bundle = json.loads(file.read_text())["bundle"]["logs"]["pod"][0]["body"]["bundleDigest"]
@@ -181,7 +185,7 @@ def test_a_rotation_keeps_the_row_and_a_revocation_is_seen(own: OwnRun, tmp_path
     refused = own.cli("verify", file, "--json")
     codes = [proof["code"] for proof in refused.document["proofs"] if proof["status"] == "failed"]
     assert (refused.code, codes) == (1, ["signer_revoked"])
-    assert stranger("verify", file, "--trust", line).code == 0
+    assert stranger("verify", file, "--trust", line).code == 3
     told = stranger("verify", file, "--trust", line, "--revocation", statement)
     assert (told.code, "signer_revoked" in told.out) == (1, True)
 

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from engine.attestation.claims import Observed
 from engine.attestation.ear import peek_result
 from engine.attestation.measurement import Measurements
+from engine.attestation.statements import unverified_payload
 from engine.errors import GlasshouseError, RefusedError
 from engine.sealing.release import open_release
 from engine.wire import (
@@ -189,6 +190,22 @@ async def test_a_stored_release_that_was_replaced_is_not_sent(operator: Operator
         await asyncio.wait_for(operator.restarted().follow(), SECONDS)
     assert caught.value.code == "release_other_result"
     assert not (operator.pod.folder / "inbox" / "release.json").exists()
+
+
+async def test_a_pod_that_opened_another_release_ends_the_run(operator: Operator) -> None:
+    following = asyncio.create_task(operator.follower().follow())
+    message = await operator.released()
+    stated = unverified_payload(message["receipt"])["predicate"]
+    opened = {
+        "segment": "protected",
+        "runnerHead": message["runnerHead"],
+        "manifestSha256": stated["manifest_sha256"],
+        "ciphertextSha256": "0" * 64,
+    }
+    operator.pod.say(RELEASE_PLAN_COMPLETED, opened)
+    with pytest.raises(RefusedError) as caught:
+        await end_of(following)
+    assert caught.value.code == "release_other_result"
 
 
 async def test_a_pod_that_claims_a_release_gets_no_key_and_no_clean_row(operator: Operator) -> None:

@@ -69,9 +69,9 @@ def test_a_verifier_has_the_shipped_release_and_reads_it_when_it_is_given(
 ) -> None:
     folder, _ = released
     installed, release = shipped(folder)
-    assert (installed.origin, installed.locks) == ("installed", {digest_of(shipped_lock().versions)})
+    assert (installed.origin, installed.locks) == ("installed", frozenset({digest_of(shipped_lock().versions)}))
     assert (release.origin, release.title, release.environments, release.asked) == (
-        "release", __version__, {"e" * 64}, False,
+        "release", __version__, frozenset({"e" * 64}), False,
     )  # fmt: skip
     known = anchors(tmp_path / "none", shipped_folder=folder)
     real = Measurements(bundle="b" * 64, lock=digest_of(shipped_lock().versions), environment="e" * 64)
@@ -91,7 +91,7 @@ def test_an_unsigned_development_reference_is_never_a_release(tmp_path: Path) ->
     file = tmp_path / "development.json"
     file.write_text(make("--environment", f"here={'e' * 64}").stdout)
     known = read_reference(file)
-    assert (known.origin, known.title, known.environments) == ("given", "", {"e" * 64})
+    assert (known.origin, known.title, known.environments) == ("given", "", frozenset({"e" * 64}))
 
 
 def test_the_maker_refuses_a_key_that_is_not_published_and_a_digest_that_is_none(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from engine.errors import GlasshouseError, RefusedError, UsageError
 from engine.records.artifact import Artifact, dump_artifact, parse_artifact
 from engine.records.formats import FORMATS, render
 from engine.records.public import is_public
-from engine.records.trust import Anchors, anchors, read_reference
+from engine.records.reference import read_reference
+from engine.records.trust import Anchors, anchors
 from engine.records.verify import verify_bytes
 
 STORED = Path(__file__).parents[2] / "vectors" / "artifact"
