@@ -10,6 +10,7 @@ import pytest
 
 from engine.records.export import export_run
 from engine.records.formats import render
+from engine.runner.final_row import SIGNING_FILES
 from engine.store.reader import Reader
 from engine.store.views import RunView
 from engine.wire import ALLOCATION_GONE, TRAIN_PROGRESS
@@ -202,7 +203,8 @@ def test_a_kept_pod_serves_the_next_run_and_both_rows_are_settled(renter: Renter
         view = renter.view(run_id)
         assert checks_of(view)["allocation_gone"] == "passed"
         assert {proof.name: proof.status for proof in renter.verified(run_id).proofs}["row"] == "passed"
-        assert not (renter.home / "runs" / run_id).exists()
+        left = {path.name for path in (renter.home / "runs" / run_id).iterdir()}
+        assert left <= set(SIGNING_FILES), "only what the row is signed with stays while the pod is looked for"
         assert places_in_export(renter, run_id) == []
 
 
