@@ -115,11 +115,12 @@ def move(
     if (state, reason) != (row["state"], row["reason"]):
         connection.execute(
             """UPDATE allocations SET state = :state, reason = :reason, released_at = iif(:over, :at, NULL),
-                released_boot = iif(:over, :boot, NULL), spent = iif(:over, spent, NULL) WHERE id = :id""",
+                released_boot = iif(:over, :boot, NULL), spent = iif(:returned, NULL, spent) WHERE id = :id""",
             {
                 "state": state,
                 "reason": reason,
                 "over": state in _RELEASED,
+                "returned": row["state"] in _RELEASED and state not in _RELEASED,
                 "at": at,
                 "boot": boot,
                 "id": allocation_id,
