@@ -50,7 +50,7 @@ def start_run(
     plan = checked(plan)
     chosen = default_policy() if policy is None else checked_policy(policy, default_policy())
     settings = load_settings(home)
-    preflight(plan.provider.name, home, settings)
+    preflight(plan.provider.name, home, settings, plan.provider.allocation)
     plan = _with_published_name(home, plan, settings)
     plan = checked(plan_with_digests(plan, data_file=data_file, model_folder=model_folder))
     run_id = secrets.token_hex(6)
