@@ -80,9 +80,8 @@ class Sshd:
 
 def _prepared(folder: Path, shell: str | None, home: Path | None, mounts: Sequence[str]) -> str:
     """Shell commands that give this server its own accounts and file systems."""
-    fields = next(line for line in Path("/etc/passwd").read_text().splitlines() if line.startswith(f"{USER}:")).split(
-        ":"
-    )
+    lines = Path("/etc/passwd").read_text().splitlines()
+    fields = next(line for line in lines if line.startswith(f"{USER}:")).split(":")
     fields[5], fields[6] = str(home or fields[5]), shell or fields[6]
     accounts = folder / "passwd"
     accounts.write_text(":".join(fields) + "\nsshd:x:100:65534::/run/sshd:/usr/sbin/nologin\n")
@@ -113,18 +112,18 @@ def openssh(
     config: Sequence[str] = (),
     options: str = "",
     host: asyncssh.SSHKey | None = None,
-    shell: str | None = None,
+    login_shell: str | None = None,
     home: Path | None = None,
     mounts: Sequence[str] = (),
 ) -> Iterator[Sshd]:
     """A server in `folder`; `environment` is added to that of its sessions.
 
     `config` are lines of sshd_config that come before ours, `options` those of the client's key in authorized_keys, and
-    `host` is its host key. `shell` and `home` are those of the login, and `mounts` shell commands that prepare file
+    `host` is its host key. `login_shell` and `home` are those of the login, and `mounts` shell commands that prepare file
     systems: only this server sees them, in a mount namespace of its own (the test is skipped where there is none).
     """
     tool = _tool()
-    private = shell is not None or home is not None or bool(mounts)
+    private = login_shell is not None or home is not None or bool(mounts)
     if private:
         need_accounts()
     host = host or asyncssh.generate_private_key("ssh-ed25519")
@@ -158,7 +157,7 @@ def openssh(
     (folder / "sshd_config").write_text("\n".join(lines) + "\n")
     command = [tool, "-D", "-e", "-f", str(folder / "sshd_config")]
     if private:
-        command = [*NAMESPACE, _prepared(folder, shell, home, mounts) + f"exec {shlex.join(command)}"]
+        command = [*NAMESPACE, _prepared(folder, login_shell, home, mounts) + f"exec {shlex.join(command)}"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
     assert process.stderr is not None
     output = b""
