@@ -44,6 +44,15 @@ def disk_full(path: str, needed: int, free: int | None) -> RemoteError:
     )
 
 
+def noexec(folder: str) -> RemoteError:
+    """The error for a disk from which no program and no library can be loaded."""
+    return RemoteError(
+        f"{folder} is on a disk that is mounted noexec: no library in an environment there could be loaded.",
+        "Set `root` in config.toml to a folder on another disk, or mount it without noexec.",
+        code="environment_noexec",
+    )
+
+
 def not_a_file(path: str) -> RemoteError:
     """The error for a path that is a link, a folder or a device where a file is expected."""
     return RemoteError(f"{path} on the allocation is not a regular file.", code="remote_not_a_file")

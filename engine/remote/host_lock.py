@@ -82,6 +82,32 @@ async def free_lock(session: SshSession, root: str, run_id: str, python: str) ->
     await _request(session, python, "free", root, run_id)
 
 
+class Tried(msgspec.Struct, frozen=True, kw_only=True):
+    """A lock that was tried out in the folder `at`: free bytes there, and who holds the host now, if anybody."""
+
+    at: str
+    free: int
+    noexec: bool
+    busy: Busy | None
+
+
+async def try_lock(session: SshSession, root: str, python: str) -> Tried:
+    """Whether a run could take the lock: it is tried out where the root is or would be, and nothing is left there.
+
+    Raises as `acquire_lock`.
+    """
+    answer = await _request(session, python, "try", root, "")
+    free, run = answer.get("free"), _matching(_NAME, answer.get("run"))
+    if answer.get("tried") is not True or not isinstance(free, int) or free < 0:
+        raise _failed("its answer is not valid")
+    return Tried(
+        at=quoted(str(answer.get("at", "")), 200),
+        free=free,
+        noexec=answer.get("noexec") is True,
+        busy=Busy(by=run, since=_matching(_TIME, answer.get("since"))) if run else None,
+    )
+
+
 @contextlib.asynccontextmanager
 async def renewed(source: Caller, root: str, run_id: str, python: str) -> AsyncIterator[None]:
     """Keep renewing the run's lock during the context: for the time before its supervisor is launched."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import asyncssh
 import msgspec
 
-from engine.errors import ProviderError, RemoteError, UsageError
+from engine.errors import GlasshouseError, ProviderError, RemoteError, UsageError
 from engine.providers.protocol import (
     Address,
     EmptyProof,
@@ -29,13 +29,14 @@ from engine.providers.static.addresses import address_of, check_keys
 from engine.providers.static.explain import explained
 from engine.providers.static.hosts import gpu_of, remove_run
 from engine.remote.endpoint import LinkLimits
+from engine.remote.examine import Part, examine
 from engine.remote.host_lock import Busy, acquire_lock, free_lock
 from engine.remote.login import check_login, check_python, home_of
 from engine.remote.session import SshSession
 from engine.wire import utc_now
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
 
 NAME: Final = "static"
 _PREFIX: Final = "static:"
@@ -91,6 +92,21 @@ class StaticProvider:
         async with await self.open_session(lease) as session:
             if await session.exists(lease.root):
                 await free_lock(session, lease.root, run_id, lease.python)
+
+    async def examine(self, name: str) -> AsyncIterator[Part]:
+        """Log in to a host and try what a run needs there, part by part; nothing is left on it."""
+        host = host_settings(self._settings, name)
+        try:
+            await asyncio.to_thread(check_keys, host)
+            session = await self._open(host, None)
+        except GlasshouseError as error:
+            yield Part(name="login", passed=False, detail=error.message, code=error.code, hint=error.hint)
+            return
+        async with session:
+            through = f", through {len(host.proxy_jump)} pinned jump hosts" if host.proxy_jump else ""
+            yield Part(name="login", passed=True, detail=f"{host.user} at {host.address}, host key pinned{through}")
+            async for part in examine(session, host):
+                yield part
 
     async def acquire(self, spec: Spec, run_id: str, on_phase: OnPhase | None = None) -> Lease:
         """A lease of the host. Nothing is created there yet; the runner takes the host's lock with `claim`."""

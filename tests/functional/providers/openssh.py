@@ -119,8 +119,8 @@ def openssh(
     """A server in `folder`; `environment` is added to that of its sessions.
 
     `config` are lines of sshd_config that come before ours, `options` those of the client's key in authorized_keys, and
-    `host` is its host key. `login_shell` and `home` are those of the login, and `mounts` shell commands that prepare file
-    systems: only this server sees them, in a mount namespace of its own (the test is skipped where there is none).
+    `host` is its host key. `login_shell` and `home` are those of the login, and `mounts` shell commands that prepare
+    file systems: only this server sees them, in a mount namespace of its own (the test is skipped where there is none).
     """
     tool = _tool()
     private = login_shell is not None or home is not None or bool(mounts)
