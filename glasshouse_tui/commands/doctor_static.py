@@ -41,6 +41,6 @@ def examine_hosts(home: Path) -> list[Finding]:
 
     findings = [finding for host in asyncio.run(every()) for finding in host]
     for fault in settings.faults:
-        error = fault.error()
-        findings.append(Finding(f"host {fault.name or '?'}", "missing", f"{error.code}: {error.message}", error.hint))
+        wrong = fault.error()
+        findings.append(Finding(f"host {fault.name or '?'}", "missing", f"{wrong.code}: {wrong.message}", wrong.hint))
     return findings

@@ -59,7 +59,7 @@ def _home(tmp_path: Path, *tables: str) -> Path:
 
 
 def _glasshouse(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "glasshouse_tui", "--home", str(home), *words]
+    command = [str(Path(sys.executable).with_name("glasshouse")), "--home", str(home), *words]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -116,7 +116,7 @@ def test_a_bad_host_is_shown_and_blocks_neither_listing_nor_runs_elsewhere(sshd:
     troubles = {trouble.host: trouble for trouble in overview(home, query=False).troubles}
     assert {name: one.code for name, one in troubles.items()} == {"odd": "config_invalid", "keyless": "key_missing"}
     assert "host odd cannot be used" in trouble_text(troubles["odd"])
-    shown = "\n".join(line.plain for line in _query_lines(overview(home, query=False)))
+    shown = str(_query_lines(overview(home, query=False)))
     assert "host odd cannot be used" in shown
     done = _glasshouse(home, "allocations", "--offline")
     assert done.returncode == 0

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import asyncssh
 import msgspec
@@ -40,7 +41,7 @@ def _server(sshd: Sshd, **more: object) -> Server:
     return Server(**{**fields, "key": str(sshd.client_key), **more})  # type: ignore[arg-type]
 
 
-def _host(target: Sshd, *jumps: Server, **more: object) -> HostSettings:
+def _host(target: Sshd, *jumps: Server, **more: Any) -> HostSettings:
     return target.settings(proxy_jump=jumps, **more)
 
 
