@@ -13,11 +13,9 @@ import contextlib
 import fcntl
 import json
 import os
-import shutil
 import signal
 import stat
 import sys
-import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -152,6 +150,9 @@ def free(root: Path, run: str) -> int:
 
 def attempt(root: Path) -> int:
     """Write and lock a file where the root is or would be, and remove it again; report the disk and a live holder."""
+    import shutil  # only here: the process that holds a lock during a timed run stays small
+    import tempfile
+
     at = next(folder for folder in (root, *root.parents) if folder.is_dir())
     if at == root and not is_safe(root):
         reply(error="others may write to the root")
