@@ -53,12 +53,13 @@ class Listed(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class Trouble(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """A provider that could not be queried, and why."""
+    """A provider that could not be queried, and why; or, with `host`, a static host whose settings cannot be used."""
 
     provider: str
     code: str
     message: str
     hint: str
+    host: str | None = None
 
 
 class Overview(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -80,7 +81,27 @@ def overview(home: Path, *, query: bool = True, ended: bool = False) -> Overview
             entries = reader.allocations(open_only=not ended)
         listed = [_ours(entry, listings.get(entry.provider)) for entry in entries]
     foreign = [_foreign(provider, one) for provider, listing in listings.items() for one in listing.foreign]
-    return Overview(at=utc_now(), allocations=(*listed, *foreign), troubles=tuple(troubles))
+    return Overview(at=utc_now(), allocations=(*listed, *foreign), troubles=(*troubles, *_hosts(home)))
+
+
+def _hosts(home: Path) -> list[Trouble]:
+    """The static hosts that cannot be used as they are configured; nothing is asked over the network."""
+    try:
+        settings = load_settings(home)
+    except GlasshouseError:
+        return []  # reported for every provider that was queried
+    found: list[tuple[str, GlasshouseError]] = [(fault.name, fault.error()) for fault in settings.faults]
+    for host in settings.host:
+        from engine.providers.static.addresses import check_keys  # loads asyncssh, which is needed with a host only
+
+        try:
+            check_keys(host)
+        except GlasshouseError as error:
+            found.append((host.name, error))
+    return [
+        Trouble(provider="static", host=name or "?", code=error.code, message=error.message, hint=error.hint)
+        for name, error in found
+    ]
 
 
 async def _query(

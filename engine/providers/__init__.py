@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from engine.errors import UsageError
 from engine.plan import PROVIDERS
+from engine.providers.settings import only_host
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,8 +40,10 @@ def provider_for(name: str, home: Path, settings: Settings) -> Provider:
     )
 
 
-def preflight(name: str, home: Path, settings: Settings) -> None:
-    """`Provider.preflight` for callers without an event loop."""
+def preflight(name: str, home: Path, settings: Settings, host: str | None = None) -> None:
+    """`Provider.preflight` for callers without an event loop. Of static hosts only `host` matters, or the only one."""
+    if name == "static":
+        settings = only_host(settings, host)
     asyncio.run(_preflight(provider_for(name, home, settings)))
 
 

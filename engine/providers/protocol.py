@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
@@ -51,10 +52,8 @@ class Quote(_Record, frozen=True, kw_only=True):
     price_per_hour: float
 
 
-class Address(_Record, frozen=True, kw_only=True):
-    """Where an SSH server is. `host_key` is its pinned public key; the client key stays in its file, or in the agent
-    that listens at `agent_path`.
-    """
+class Jump(_Record, frozen=True, kw_only=True):
+    """A server on the way to an allocation: where it is, its pinned public key, and the client's key or agent."""
 
     host: str
     port: int
@@ -63,8 +62,8 @@ class Address(_Record, frozen=True, kw_only=True):
     client_key_path: str | None = None
     agent_path: str | None = None
 
-    def endpoint(self) -> Endpoint:
-        """What an SSH session needs."""
+    def endpoint(self, label: str = "") -> Endpoint:
+        """What a connection to it needs; `label` names it in sentences."""
         return Endpoint(
             host=self.host,
             port=self.port,
@@ -72,7 +71,21 @@ class Address(_Record, frozen=True, kw_only=True):
             client_key=None if self.client_key_path is None else Path(self.client_key_path),
             agent_path=self.agent_path,
             host_key=self.host_key,
+            label=label,
         )
+
+
+class Address(Jump, frozen=True, kw_only=True):
+    """Where an SSH server is. `host_key` is its pinned public key; the client key stays in its file, or in the agent
+    that listens at `agent_path`. `jumps` are the servers that lead to it, first to last.
+    """
+
+    jumps: tuple[Jump, ...] = ()
+
+    def endpoint(self, label: str = "") -> Endpoint:
+        """What an SSH session needs."""
+        jumps = tuple(jump.endpoint(f"jump {number}") for number, jump in enumerate(self.jumps, 1))
+        return replace(super().endpoint(label), jumps=jumps)
 
 
 class Lease(_Record, frozen=True, kw_only=True):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
 import msgspec
 
 from engine.errors import RemoteError, WireError
-from engine.remote.failures import disk_full
+from engine.remote.failures import disk_full, noexec
 from engine.remote.inventory import Distribution, mismatches
 from engine.remote.lockfile import Lock, numbers
 from engine.remote.transfer import upload
@@ -94,6 +94,7 @@ class _Probe(msgspec.Struct, frozen=True, kw_only=True):
     pip: str | None
     sites: list[str]
     cuda: str | None
+    noexec: bool = False
 
 
 class _Inventory(msgspec.Struct, frozen=True, kw_only=True):
@@ -180,6 +181,8 @@ async def _from_lock(
     source: Caller, place: Place, probe: _Probe, lock: Lock, report: Callable[[str], None], began: float
 ) -> Prepared:
     _require_fit(probe, lock)
+    if probe.noexec:
+        raise noexec(probe.root)
     folder = posixpath.join(probe.root, f"env-{lock.digest[:16]}-{probe.version}")
     progress = await _request(source, probe.executable, _Progress, "look", folder)
     needs_install = progress.state != "ready"

@@ -11,11 +11,12 @@ from typing import Final
 
 import msgspec
 
-from engine.errors import GlasshouseError, ProviderError, RemoteError, StoreError, UsageError
+from engine.errors import GlasshouseError, ProviderError, StoreError, UsageError
 from engine.events import AllocationGone
 from engine.plan import Plan
 from engine.providers.protocol import EmptyProof, Lease, LedgerEntry, Provider, Spec, allocation_name
 from engine.providers.settings import Settings
+from engine.remote.login import check_login, home_of
 from engine.remote.session import SshSession
 from engine.runner.end_allocation import ENDED, end_allocation, outcome_of
 from engine.runner.folder import INPUTS, MODEL_BYTES, RunFolder
@@ -29,7 +30,6 @@ from engine.store.writer import Writer
 from engine.wire import utc_now
 
 INSTALL: Final = "install"
-_HOME: Final = 'printf %s "$HOME"'
 
 
 class Allocation:
@@ -219,17 +219,10 @@ def record_gone(writer: Writer, journal: Journal, run_id: str, proof: EmptyProof
 async def with_absolute_paths(session: SshSession, lease: Lease) -> Lease:
     """The same lease with absolute paths; relative ones are resolved against the login's home folder.
 
-    Raises `RemoteError` (`remote_home_unknown`).
+    Raises `RemoteError`: `remote_home_unknown`, and what `check_login` raises.
     """
     if all(path is None or path.startswith("/") for path in (lease.root, lease.heartbeat)):
         return lease
-    result = await session.run(["sh", "-c", _HOME])
-    home = result.stdout.decode("utf-8", "replace")
-    if result.exit_status != 0 or not home.startswith("/") or not home.isprintable():
-        raise RemoteError(
-            "The login on the allocation has no home folder.",
-            "Set `root` of the host in the settings to an absolute path.",
-            code="remote_home_unknown",
-        )
+    home = await home_of(session, await check_login(session))
     heartbeat = None if lease.heartbeat is None else posixpath.join(home, lease.heartbeat)
     return msgspec.structs.replace(lease, root=posixpath.join(home, lease.root), heartbeat=heartbeat)

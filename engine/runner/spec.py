@@ -106,9 +106,10 @@ def published_name(home: Path, name: str) -> str:
 
 def host_in(home: Path, settings: Settings, published: str | None) -> str | None:
     """The name in the settings for a published host name; a name from the settings is returned as it is, as is None."""
-    if published is None or any(host.name == published for host in settings.host):
+    names = [*(host.name for host in settings.host), *(fault.name for fault in settings.faults)]
+    if published is None or published in names:
         return published
-    return next((host.name for host in settings.host if published_name(home, host.name) == published), published)
+    return next((name for name in names if published_name(home, name) == published), published)
 
 
 def chosen_host(home: Path, settings: Settings, host: str | None) -> str:

@@ -50,7 +50,7 @@ def start_run(
     plan = checked(plan)
     chosen = default_policy() if policy is None else checked_policy(policy, default_policy())
     settings = load_settings(home)
-    preflight(plan.provider.name, home, settings)
+    preflight(plan.provider.name, home, settings, plan.provider.allocation)
     plan = _with_published_name(home, plan, settings)
     model_bytes = model_size(plan, model_folder) if plan.provider.kind.rents else None
     check_disk(plan, settings, model_bytes)

@@ -40,7 +40,7 @@ def allocations(context: click.Context, ended: bool, offline: bool) -> int:
         emit_text(listing_text(listing, offline=offline))
         for trouble in listing.troubles:
             say(trouble_text(trouble))
-    return 1 if listing.troubles else 0
+    return 1 if any(trouble.host is None for trouble in listing.troubles) else 0
 
 
 def _document(listing: Overview) -> dict[str, Any]:
@@ -120,7 +120,10 @@ def alarm_text(entry: Listed) -> str:
 
 
 def trouble_text(trouble: Trouble) -> str:
-    """The error about a provider that could not be queried."""
+    """The error about a provider that could not be queried, or a host that cannot be used."""
+    if trouble.host is not None:
+        hint = f"\n  {plain(trouble.hint)}" if trouble.hint else ""
+        return f"error: host {plain(trouble.host)} cannot be used ({trouble.code}): {plain(trouble.message)}{hint}"
     text = f"error: {plain(trouble.provider)} could not be queried: {plain(trouble.message)}"
     hint = f"\n  {plain(trouble.hint)}" if trouble.hint else ""
     return f"{text}{hint}\n  Its allocations are unknown, not absent."

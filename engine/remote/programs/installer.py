@@ -86,6 +86,7 @@ def probe(root: str) -> int:
         machine=platform.machine(),
         glibc=platform.libc_ver()[1],
         free=disk.f_bavail * disk.f_frsize,
+        noexec=bool(disk.f_flag & os.ST_NOEXEC),
         pip=pip_version(),
         sites=[
             path for path in sys.path if path.endswith(("/site-packages", "/dist-packages")) and Path(path).is_dir()

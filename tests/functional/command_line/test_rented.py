@@ -207,7 +207,18 @@ def test_the_dead_mans_switch_ends_the_pod_with_its_own_key(desk: Desk) -> None:
     done = desk.cli(*LIVE, "--yes", "--json", "--self-destruct", "4")
     assert (done.code, done.err) == (0, ""), done.out
     steps = {step["name"]: step for step in done.document["steps"]}
-    assert list(steps) == ["rent", "ready", "login", "self-destruct", "proof"]
+    assert list(steps) == [
+        "rent",
+        "ready",
+        "login",
+        "commands",
+        "home",
+        "sftp",
+        "python",
+        "lock",
+        "self-destruct",
+        "proof",
+    ]
     assert "terminated itself with its own key" in steps["self-destruct"]["detail"]
     assert {call.caller for call in desk.fake.calls("terminate")} >= {"pod"}
     assert desk.ours() == []
