@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Final
 
 import msgspec
@@ -228,7 +229,8 @@ def release(case: Case) -> str:
     body = read_release(case.bundle.receipts.release, case.run_key, run_id=case.run_id)
     if len(granted) != 1 or not case.result.accepted:
         raise refusal("release_before_result")
-    decided, released, ended = moment(case.result.issued), moment(body.released), moment(case.run_receipt.finished)
+    decided = datetime.fromtimestamp(case.result.issued, UTC)
+    released, ended = moment(body.released), moment(case.run_receipt.finished)
     if not decided - CLOCK_SLACK <= released <= ended + CLOCK_SLACK:
         raise refusal("release_other_result", "released")
     opened, package = case.facts.pod(PackageOpened), body.manifest_sha256
