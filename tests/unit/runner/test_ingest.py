@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +21,6 @@ from engine.events import (
     fields_of,
     name_of,
 )
-from engine.plan import preset
 from engine.remote.tail import Tailed
 from engine.runner.ingest import Expected, Ingest
 from engine.store.reader import Reader
@@ -61,19 +58,6 @@ def launch(**changes: Any) -> LaunchAccepted:
         "pid": 1, "identity": MACHINE, "cpu": "x", "gpu": None,
     }  # fmt: skip
     return LaunchAccepted(**(fields | changes))
-
-
-@pytest.fixture
-def writer(tmp_path: Path) -> Iterator[Writer]:
-    with Writer(tmp_path) as made:
-        made.create_run(RUN, preset("demo"))
-        yield made
-
-
-@pytest.fixture
-def reader(tmp_path: Path) -> Iterator[Reader]:
-    with Reader(tmp_path) as made:
-        yield made
 
 
 @pytest.fixture
