@@ -63,16 +63,18 @@ class Reconnecting:
         Raises its errors, and the last link failure after `give_up` seconds without a link.
         """
         lost_at: float | None = None
+        last: RemoteError | None = None
         attempt = 0
         while True:
             began = time.monotonic()
             session: SshSession | None = None
             try:
-                session = await self._live(lost_at)
+                session = await self._live(lost_at, last)
                 return await operation(session)
             except RemoteError as error:
                 if not is_link_failure(error):
                     raise
+                last = error
                 if session is not None:
                     await self._drop(session, error)
                 now = time.monotonic()
@@ -84,14 +86,15 @@ class Reconnecting:
                     raise
                 await asyncio.sleep(pause)
 
-    async def _live(self, lost_at: float | None) -> SshSession:
+    async def _live(self, lost_at: float | None, last: RemoteError | None) -> SshSession:
         async with self._opening:
             if self._session is None or not self._session.is_open:
                 left = self._limits.give_up - (time.monotonic() - lost_at if lost_at is not None else 0.0)
                 try:
                     self._session = await asyncio.wait_for(self._opener(), max(left, 0.001))
                 except TimeoutError as error:
-                    raise link_lost("waiting for the allocation") from error
+                    # The attempt that the deadline cuts off says nothing; the one before it said why.
+                    raise last or link_lost("waiting for the allocation") from error
                 self._notify(True, "connected")
             return self._session
 

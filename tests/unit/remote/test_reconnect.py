@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -93,3 +94,20 @@ async def test_it_gives_up_at_its_deadline_with_growing_jittered_pauses(allocati
     assert caught.value.code == "connect_failed"
     assert time.monotonic() - began < 33.0
     assert bounds[:4] == [0.05, 0.1, 0.2, 0.2]
+
+
+async def test_an_attempt_that_the_deadline_cuts_off_leaves_the_failure_before_it(allocation: Allocation) -> None:
+    endpoint = (await allocation.provider.wait_ready(allocation.lease)).endpoint()
+    attempts = 0
+
+    async def refused_then_silent() -> SshSession:
+        nonlocal attempts
+        attempts += 1
+        if attempts > 1:
+            await asyncio.Event().wait()
+        return await SshSession.connect(replace(endpoint, port=1), allocation.limits)
+
+    limits = replace(allocation.limits, give_up=1.0)
+    with pytest.raises(RemoteError) as caught:
+        await Reconnecting(refused_then_silent, limits).call(SshSession.sftp)
+    assert (caught.value.code, attempts) == ("connect_failed", 2)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from engine.errors import RunError
-from engine.plan import preset
 from engine.runner.final_row import SIGNING_FILES, clear_folder, cost_of, destroy_leftovers, ending_of, store_row
 from engine.runner.folder import RunFolder
 from engine.store.reader import Reader
@@ -19,19 +17,6 @@ from engine.store.writer import Writer
 RUN = "0123456789ab"
 CANCELLED = RunError("The run was cancelled.", code="cancelled")
 BROKEN = RunError("It broke.", code="broken")
-
-
-@pytest.fixture
-def writer(tmp_path: Path) -> Iterator[Writer]:
-    with Writer(tmp_path) as made:
-        made.create_run(RUN, preset("demo"))
-        yield made
-
-
-@pytest.fixture
-def reader(tmp_path: Path, writer: Writer) -> Iterator[Reader]:
-    with Reader(tmp_path) as made:
-        yield made
 
 
 def entry(**changes: object) -> AllocationView:

@@ -6,8 +6,6 @@ import asyncio
 import base64
 import itertools
 import struct
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -78,19 +76,6 @@ def launch(**changes: Any) -> LaunchAccepted:
         "pid": 1, "identity": MACHINE, "cpu": "x", "gpu": None,
     }  # fmt: skip
     return LaunchAccepted(**(fields | changes))
-
-
-@pytest.fixture
-def writer(tmp_path: Path) -> Iterator[Writer]:
-    with Writer(tmp_path) as made:
-        made.create_run(RUN, preset("demo"))
-        yield made
-
-
-@pytest.fixture
-def reader(tmp_path: Path) -> Iterator[Reader]:
-    with Reader(tmp_path) as made:
-        yield made
 
 
 @pytest.fixture
