@@ -10,6 +10,7 @@ import msgspec
 
 from engine.errors import StoreError, UsageError
 from engine.store.deadline import Deadline
+from engine.store.failure import Reason, packed, read_failure, reason_text
 from engine.store.views import AllocationView, CleanupState, LedgerState
 from engine.wire import canonical, parse
 
@@ -78,7 +79,7 @@ def move(
     connection: sqlite3.Connection,
     allocation_id: str,
     state: LedgerState,
-    reason: str,
+    why: Reason,
     at: str,
     fields: AllocationFields,
     only_from: LedgerState | None = None,
@@ -105,12 +106,13 @@ def move(
             "Report this as a bug, with the log file.",
             code="ledger_move",
         )
+    reason, error = reason_text(why), packed(why)
     if (state, reason) != (row["state"], row["reason"]):
         connection.execute(
-            "UPDATE allocations SET state = ?, reason = ?, released_at = iif(?, ?, NULL) WHERE id = ?",
-            (state, reason, state in _RELEASED, at, allocation_id),
+            "UPDATE allocations SET state = ?, reason = ?, error = ?, released_at = iif(?, ?, NULL) WHERE id = ?",
+            (state, reason, error, state in _RELEASED, at, allocation_id),
         )
-        _record(connection, allocation_id, state, at, reason)
+        _record(connection, allocation_id, state, at, why)
     _set(connection, allocation_id, fields)
 
 
@@ -144,10 +146,10 @@ def _add_run(connection: sqlite3.Connection, allocation_id: str, run: int, at: s
     connection.execute("INSERT OR IGNORE INTO allocation_runs VALUES (?, ?, ?)", (allocation_id, run, at))
 
 
-def _record(connection: sqlite3.Connection, allocation_id: str, state: str, at: str, reason: str) -> None:
+def _record(connection: sqlite3.Connection, allocation_id: str, state: str, at: str, why: Reason) -> None:
     connection.execute(
-        "INSERT INTO allocation_moves (allocation, state, at, reason) VALUES (?, ?, ?, ?)",
-        (allocation_id, state, at, reason),
+        "INSERT INTO allocation_moves (allocation, state, at, reason, error) VALUES (?, ?, ?, ?, ?)",
+        (allocation_id, state, at, reason_text(why), packed(why)),
     )
 
 
@@ -244,6 +246,7 @@ def _view(row: sqlite3.Row) -> AllocationView:
         state=_SHOWN[row["state"]],
         ledger_state=row["state"],
         reason=row["reason"],
+        error=read_failure(row),
         created_at=row["created_at"],
         released_at=row["released_at"],
         price_per_hour=row["price_per_hour"],

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Final, Literal, NamedTuple, get_args
 
 from engine.errors import UsageError
+from engine.store.failure import Failure, failure_of, read_failure
 from engine.store.views import FINAL_RUN_STATES, RunState, RunSummary, Source
 from engine.system.processes import is_alive
 
@@ -149,6 +150,7 @@ def summary(row: sqlite3.Row) -> RunSummary:
         order=row["run_order"],
         state=row["state"],
         reason=row["reason"],
+        error=_failure(row),
         created_at=row["created_at"],
         started_at=row["started_at"],
         finished_at=row["finished_at"],
@@ -164,6 +166,11 @@ def summary(row: sqlite3.Row) -> RunSummary:
         clean=None if row["clean"] is None else bool(row["clean"]),
         orphaned=_orphaned(row),
     )
+
+
+def _failure(row: sqlite3.Row) -> Failure | None:
+    """Also of a run that failed under a version that stored no hint."""
+    return read_failure(row) or (failure_of(row["reason"]) if row["state"] in ("failed", "cancelled") else None)
 
 
 def _orphaned(row: sqlite3.Row) -> bool:

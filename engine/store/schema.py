@@ -202,8 +202,15 @@ def _add_allocation_ends(connection: sqlite3.Connection) -> None:
     connection.execute("CREATE INDEX allocation_runs_by_run ON allocation_runs (run)")
 
 
+def _add_errors(connection: sqlite3.Connection) -> None:
+    """Code, sentence, hint and causes of a failure, as JSON; null for every other reason."""
+    for table in ("runs", "segments", "transitions", "allocations", "allocation_moves"):
+        connection.execute(f"ALTER TABLE {table} ADD COLUMN error TEXT")
+
+
 STEPS: Final[tuple[tuple[str, Callable[[sqlite3.Connection], None]], ...]] = (
     ("0001_tables", _create_tables),
     ("0002_published_rows", insert_published),
     ("0003_allocation_ends", _add_allocation_ends),
+    ("0004_errors", _add_errors),
 )

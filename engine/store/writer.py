@@ -19,12 +19,14 @@ from engine.plan import Plan, dump_plan, plan_digest
 from engine.store import chains, ledger, process_locks, requests, states
 from engine.store.chains import Tail
 from engine.store.connection import translated
+from engine.store.failure import Reason
 from engine.store.home import database_path
 from engine.store.ledger import AllocationFields
 from engine.store.opening import open_for_writing
 from engine.store.published import search_text
 from engine.store.views import (
     FINAL_RUN_STATES,
+    WARNING,
     Check,
     LedgerState,
     Request,
@@ -175,7 +177,7 @@ class Writer:
             row = db.execute("SELECT label, id, model, gpu_model, provider FROM runs WHERE key = ?", (run,)).fetchone()
             db.execute("UPDATE runs SET search = ? WHERE key = ?", (search_text(*row), run))
 
-    def transition(self, run_id: str, subject: str, state: str, reason: str = "") -> None:
+    def transition(self, run_id: str, subject: str, state: str, reason: Reason = "") -> None:
         """Record a change of state before it is acted upon; the present state with the same reason is ignored.
 
         `subject`: run, segment:raw, segment:protected, attestation, key, runtime, cleanup. Raises
@@ -183,6 +185,11 @@ class Writer:
         """
         with self._transaction() as db:
             states.move(db, states.key_of(db, run_id), run_id, subject, state, reason, self._clock())
+
+    def warn(self, run_id: str, text: str) -> None:
+        """Add a warning to the run's history, for the operator to read; the state of nothing changes."""
+        with self._transaction() as db:
+            states.note(db, states.key_of(db, run_id), WARNING, "warning", self._clock(), text)
 
     def segment(self, run_id: str, kind: SegmentKind, **fields: Unpack[SegmentFields]) -> None:
         """Set fields of a segment that became known."""
@@ -213,7 +220,7 @@ class Writer:
         row: Mapping[str, Any],
         checks: Sequence[Check],
         state: Literal["finished", "failed", "cancelled"] = "finished",
-        reason: str = "",
+        reason: Reason = "",
     ) -> None:
         """Store the row with its checks and end the run; for a run that has already ended only the row is replaced."""
         now = self._clock()
@@ -344,7 +351,7 @@ class Writer:
         self,
         allocation_id: str,
         state: LedgerState,
-        reason: str = "",
+        reason: Reason = "",
         *,
         only_from: LedgerState | None = None,
         **fields: Unpack[AllocationFields],

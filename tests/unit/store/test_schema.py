@@ -21,18 +21,21 @@ from engine.store.writer import Writer
 from engine.system.clock import boot_id
 from engine.system.processes import start_ticks
 
+OLDER = 2
+"""A version whose allocations did not say yet which runs they served."""
+
 Child = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture
 def older(home: Path) -> Path:
-    """A database of the previous version, with a run and its allocation."""
+    """A database of an earlier version, with a run and its allocation."""
     prepare_home(home)
     path = database_path(home)
     create_file(path)
     connection = connect(path)
     connection.execute("PRAGMA journal_mode = WAL")
-    migrations().apply(Database(connection), stop_before=STEPS[-1][0])
+    migrations().apply(Database(connection), stop_before=STEPS[OLDER][0])
     connection.execute(
         """INSERT INTO runs (id, source, label, provider, model, segments, state, created_at, attestation, key_state,
             runtime_state, cleanup, search)
@@ -78,7 +81,7 @@ def test_older_database_is_updated_after_a_copy(
         assert reader.runs_served("a1") == ["old1"]
     copy = older.with_name(f"glasshouse.db.before-{SCHEMA_VERSION}")
     assert version(older) == SCHEMA_VERSION
-    assert version(copy) == SCHEMA_VERSION - 1
+    assert version(copy) == OLDER
     assert copy.stat().st_mode & 0o777 == 0o600
     with sqlite3.connect(copy) as connection:
         result = connection.execute("SELECT id, source FROM runs WHERE source = 'mine'").fetchall()
@@ -101,7 +104,7 @@ def test_no_update_while_a_runner_is_running(home: Path, older: Path) -> None:
         Writer(home)
     assert caught.value.code == "store_in_use"
     assert "old1" in caught.value.message
-    assert version(older) == SCHEMA_VERSION - 1
+    assert version(older) == OLDER
     assert not list(home.glob("*before*"))
 
 
@@ -123,7 +126,7 @@ def test_failed_update_changes_nothing(home: Path, older: Path) -> None:
     with pytest.raises(StoreError) as caught:
         Writer(home)
     assert caught.value.code == "store_corrupt"
-    assert version(older) == SCHEMA_VERSION - 1
+    assert version(older) == OLDER
     with sqlite3.connect(older) as connection:
         assert connection.execute("SELECT run FROM allocations").fetchall() == [(999,)]
 
@@ -133,7 +136,7 @@ def test_a_failed_copy_stops_the_update(home: Path, older: Path) -> None:
     with pytest.raises(StoreError) as caught:
         Writer(home)
     assert caught.value.code == "store_unwritable"
-    assert version(older) == SCHEMA_VERSION - 1
+    assert version(older) == OLDER
 
 
 def test_processes_that_start_together_create_one_database(home: Path, child: Child) -> None:
