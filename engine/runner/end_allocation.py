@@ -10,6 +10,7 @@ from typing import Final, Literal
 from engine.errors import GlasshouseError, ProviderError, StoreError
 from engine.providers.protocol import EmptyProof, Lease, LedgerEntry, Provider, Scope
 from engine.runner.leases import lease_of
+from engine.store.failure import Failure, Reason
 from engine.store.reader import Reader
 from engine.store.views import AllocationView
 from engine.store.writer import Writer
@@ -32,17 +33,23 @@ async def end_allocation(writer: Writer, reader: Reader, provider: Provider, ent
             await provider.release(lease)
         proof = await provider.prove_empty(Scope(names=(entry.name,), leases=() if lease is None else (lease,)))
     except GlasshouseError as error:
-        move(writer, reader, entry, "leaked", f"{error.code}: {error.message}")
+        move(writer, reader, entry, "leaked", Failure.of(error))
         raise
     if proof.unanswered:
-        reason = "the provider gave no clear answer to its request; its name is checked until the outcome is certain"
-        present = _present(reader, entry)
-        writer.allocation_state(entry.id, present.ledger_state, f"create_unanswered: {reason}")
-        raise ProviderError(
-            f"{entry.name}: {reason}.", "Check `glasshouse allocations` later.", code="create_unanswered"
-        )
+        unanswered = _unanswered(entry)
+        writer.allocation_state(entry.id, _present(reader, entry).ledger_state, Failure.of(unanswered))
+        raise unanswered
     move(writer, reader, entry, outcome_of(proof), proof.statement)
     return proof
+
+
+def _unanswered(entry: AllocationView) -> ProviderError:
+    return ProviderError(
+        f"{entry.name}: the provider gave no clear answer to its request; its name is checked until the outcome is "
+        "certain.",
+        "Check `glasshouse allocations` later.",
+        code="create_unanswered",
+    )
 
 
 def _announce(writer: Writer, entry: AllocationView) -> None:
@@ -62,7 +69,7 @@ def outcome_of(proof: EmptyProof) -> Outcome:
     return "gone" if proof.count == 0 else "leaked"
 
 
-def move(writer: Writer, reader: Reader, entry: AllocationView, state: Outcome, reason: str) -> None:
+def move(writer: Writer, reader: Reader, entry: AllocationView, state: Outcome, reason: Reason) -> None:
     """Record the outcome, with the cost up to now."""
     present = _present(reader, entry)
     if present.ledger_state in ENDED:

@@ -86,7 +86,7 @@ class Follower:
                 raise RunError("The supervisor process on the allocation could not be stopped.", code="supervisor_left")
         except (ProviderError, RemoteError) as error:
             # The allocation itself is released next, whatever runs on it.
-            self._context.note(f"the supervisor could not be requested to stop: {error.code}")
+            self._context.note(f"The supervisor could not be asked to stop: {error.code}: {error.message}")
 
     async def _take(self) -> bool:
         tailed = await self._tail.poll()
@@ -103,7 +103,9 @@ class Follower:
     async def _check_liveness(self) -> None:
         if self._cancel_sent and time.monotonic() - self._received_at > CANCEL_SECONDS:
             raise RunError(
-                "The allocation did not react to the request to stop.", "It is stopped now.", code="cancel_unanswered"
+                "The allocation did not react to the request to stop.",
+                "It is released now; `glasshouse allocations` shows the outcome.",
+                code="cancel_unanswered",
             )
         if time.monotonic() - self._checked_at < LIVENESS_SECONDS:
             return
@@ -147,7 +149,7 @@ class Follower:
             await self._put_end()
             await self._until(lambda: self._ingest.closed, END_SECONDS)
         except GlasshouseError as error:
-            self._context.note(f"the supervisor could not be requested to stop: {error.code}")
+            self._context.note(f"The supervisor could not be asked to stop: {error.code}: {error.message}")
 
     async def _until(self, done: Callable[[], bool], seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -156,7 +158,7 @@ class Follower:
                 if not await self._take():
                     await asyncio.sleep(POLL_SECONDS)
             except GlasshouseError as error:
-                self._context.note(f"reading the log failed: {error.code}")
+                self._context.note(f"The rest of the allocation's log could not be read: {error.code}: {error.message}")
                 return
 
 

@@ -17,6 +17,7 @@ import msgspec
 from engine.attestation.challenge import Challenge, sign_challenge
 from engine.attestation.nonce import NonceLedger
 from engine.attestation.policy import policy_digest
+from engine.attestation.reasons import refusal
 from engine.attestation.receipts import countersign, read_release
 from engine.attestation.release import prepare_release
 from engine.attestation.verifier import AttestationResult, Expectations, appraise, result_digest
@@ -32,6 +33,7 @@ from engine.runner.context import RunContext
 from engine.runner.staging import CONTENT_KEYS, References
 from engine.sealing.memory import wipe
 from engine.sealing.release import release_info
+from engine.store.failure import Failure
 from engine.wire import canonical, digest_of
 
 NONCES: Final = "nonces.json"
@@ -207,7 +209,7 @@ class RelyingParty:
         granted = context.journal.once(ReleaseGranted(receipt_sha256=digest_of(receipt), pod_head=body.pod_head))
         ciphertext = context.folder.read(CIPHERTEXT) or b""
         if hashlib.sha256(ciphertext).hexdigest() != body.ciphertext_sha256:
-            raise RefusedError("The stored release is not the one in its receipt.", code="release_other_result")
+            raise refusal("release_other_result", "the stored one is not the one in its receipt")
         info = release_info(
             evidence_sha256=body.evidence_sha256,
             policy_sha256=body.policy_sha256,
@@ -233,7 +235,7 @@ class RelyingParty:
                 nonce_sha256=self._ingest.nonce_digest or "",
             )
         except RefusedError as error:
-            self._ingest.advance("runtime", "unverified", f"{error.code}: {error.message}")
+            self._ingest.advance("runtime", "unverified", Failure.of(error))
             self._wipe_checked = True
             return
         envelope = countersign(receipt, context.staging.run_key.signing)

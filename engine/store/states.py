@@ -69,7 +69,14 @@ def move(db: sqlite3.Connection, run: int, run_id: str, subject: str, state: str
             """UPDATE runs SET state = :state, reason = :reason, error = :error,
                 started_at = iif(started_at IS NULL AND :state <> 'queued', :at, started_at),
                 finished_at = iif(:final, ifnull(finished_at, :at), NULL) WHERE key = :run""",
-            {"state": state, "reason": reason, "error": error, "at": at, "final": state in FINAL_RUN_STATES, "run": run},
+            {
+                "state": state,
+                "reason": reason,
+                "error": error,
+                "at": at,
+                "final": state in FINAL_RUN_STATES,
+                "run": run,
+            },
         )
     elif subject in _COLUMNS:
         db.execute(f"UPDATE runs SET {_COLUMNS[subject][0]} = ? WHERE key = ?", (state, run))  # noqa: S608

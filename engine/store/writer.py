@@ -19,7 +19,7 @@ from engine.plan import Plan, dump_plan, plan_digest
 from engine.store import chains, ledger, process_locks, requests, states
 from engine.store.chains import Tail
 from engine.store.connection import translated
-from engine.store.failure import Reason
+from engine.store.failure import MAX_TEXT, Reason
 from engine.store.home import database_path
 from engine.store.ledger import AllocationFields
 from engine.store.opening import open_for_writing
@@ -187,9 +187,12 @@ class Writer:
             states.move(db, states.key_of(db, run_id), run_id, subject, state, reason, self._clock())
 
     def warn(self, run_id: str, text: str) -> None:
-        """Add a warning to the run's history, for the operator to read; the state of nothing changes."""
+        """Add a warning to the run's history, once, for the operator to read; no state changes."""
         with self._transaction() as db:
-            states.note(db, states.key_of(db, run_id), WARNING, "warning", self._clock(), text)
+            run, shown = states.key_of(db, run_id), text[:MAX_TEXT]
+            known = "SELECT 1 FROM transitions WHERE run = ? AND subject = ? AND reason = ?"
+            if db.execute(known, (run, WARNING, shown)).fetchone() is None:
+                states.note(db, run, WARNING, "warning", self._clock(), shown)
 
     def segment(self, run_id: str, kind: SegmentKind, **fields: Unpack[SegmentFields]) -> None:
         """Set fields of a segment that became known."""
