@@ -145,8 +145,9 @@ def proof_text(entry: Ended, provider_id: str | None) -> str:
         return f"gone     {name}: absent in {entry.listings} successful listings; {others}"
     if entry.outcome == "not_ours":
         return f"let go   {name}: {plain(entry.reason)}"
+    hint = f"\n         {plain(entry.hint)}" if entry.hint else ""
     loud = "LEAKED" if entry.outcome == "leaked" else "UNKNOWN"
     return (
-        f"{loud:<8} {name} may still be billed at {price(entry.price_per_hour)}: {plain(entry.reason)}\n"
+        f"{loud:<8} {name} may still be billed at {price(entry.price_per_hour)}: {plain(entry.reason)}{hint}\n"
         f"         Try again, or terminate it {by_hand(entry.provider, provider_id)}."
     )

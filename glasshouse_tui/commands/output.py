@@ -9,12 +9,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import msgspec
 
 from engine.errors import UsageError
 from glasshouse_tui.format import parse_time
+
+if TYPE_CHECKING:
+    from engine.store.failure import Failure
 
 UNKNOWN = "unknown"
 
@@ -46,6 +49,13 @@ def note(text: str) -> None:
 def plain(text: object) -> str:
     """`text` with control characters escaped, so that it cannot control the terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+
+
+def failure_lines(failure: Failure, *, indent: str = "  ") -> list[str]:
+    """What to do about a stored failure, and what it came from, one line each."""
+    lines = [line for line in failure.hint.splitlines() if line.strip()]
+    lines += [f"caused by {cause}" for cause in failure.cause]
+    return [f"{indent}{plain(line)}" for line in lines]
 
 
 def as_builtins(value: object) -> Any:

@@ -147,12 +147,12 @@ def test_a_restarted_runner_knows_what_the_log_said(ingest: Ingest, writer: Writ
     again.take([log.state("failed", 4.0, code="oom", stop_reason="error")])
     segment = reader.run(RUN).segments[0]
     assert (segment.state, segment.reason, segment.stop_reason) == (
-            "failed",
-            'oom: The raw segment failed. The allocation says: "out of memory"',
-            "error",
-        )
-        assert segment.error is not None
-        assert segment.error.hint
+        "failed",
+        'oom: The raw segment failed. The allocation says: "out of memory"',
+        "error",
+    )
+    assert segment.error is not None
+    assert segment.error.hint
     assert segment.phases == {"launching": 3.0}
 
 
