@@ -28,7 +28,7 @@ from engine.worker.training.model import Workload
 MAX_TEXT: Final = 500
 _MODULE: Final = re.compile(r"[A-Za-z_][\w.]{0,79}", re.ASCII)
 _HOST_MEMORY: Final = "DefaultCPUAllocator: "
-_GPU_ERRORS: Final = {
+GPU_ERRORS: Final = {
     "CUDA error: out of memory": "gpu_out_of_memory",
     "CUBLAS_STATUS_ALLOC_FAILED": "gpu_out_of_memory",
     "no kernel image is available for execution on the device": "gpu_failed",
@@ -248,7 +248,7 @@ def diagnosed(error: Exception) -> tuple[str, str]:
     if isinstance(error, ImportError) and _MODULE.fullmatch(error.name or ""):
         absent = isinstance(error, ModuleNotFoundError)
         return "module_missing", f"The Python module {error.name} {'is missing' if absent else 'cannot be imported'}."
-    known = next((words for words in _GPU_ERRORS if words in text), None)
+    known = next((words for words in GPU_ERRORS if words in text), None)
     if known is None:
         return "trainer_failed", "The training failed."
-    return _GPU_ERRORS[known], f"The GPU reported: {known}."
+    return GPU_ERRORS[known], f"The GPU reported: {known}."

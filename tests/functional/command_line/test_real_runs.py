@@ -174,7 +174,7 @@ def test_a_rotation_keeps_the_row_and_a_revocation_is_seen(own: OwnRun, tmp_path
     line = own.cli("key", "show", "--public").out.strip()
     former = own.cli("key", "show", "--json").document["keys"][0]["fingerprint"]
     stranger = CommandLine(tmp_path / "stranger")
-    assert own.cli("key", "rotate").code == 0
+    assert own.cli("key", "rotate", "--yes").code == 0
     assert own.cli("key", "show", "--public").out.strip() != line
     assert own.cli("verify", file).code == 0
     assert own.cli("key", "revoke", former, "--reason", "compromised", "-o", statement).code == 0
