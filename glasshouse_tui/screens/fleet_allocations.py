@@ -184,7 +184,10 @@ def _count(entries: Sequence[AllocationView]) -> str:
 
 def _query_lines(latest: Overview) -> list[Line]:
     lines = [
-        line((f"? {plain(trouble.provider, 20)} could not be queried: {plain(trouble.message, 160)}", "warn"))
+        line(
+            (f"? {plain(trouble.provider, 20)} could not be queried: {plain(trouble.message, 160)}", "warn"),
+            (f" {plain(trouble.hint, 160)}", "plain"),
+        )
         for trouble in latest.troubles
     ]
     foreign = sum(not entry.ours for entry in latest.allocations)
@@ -205,4 +208,6 @@ def allocation_detail(allocation: AllocationView) -> Line:
         parts.append(f"self-terminates by {moment(allocation.deadline.utc)}")
     if allocation.reason:
         parts.append(plain(allocation.reason, 200))
+    if allocation.error is not None and allocation.error.hint:
+        parts.append(plain(allocation.error.hint, 200))
     return line((" · ".join(parts), "muted"))

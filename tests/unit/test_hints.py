@@ -67,16 +67,16 @@ def one(place: str, call: ast.Call, name: str) -> Raised:
         return Raised(place, constant(place.partition(":")[0], code.id), has_hint)
     if isinstance(code, ast.JoinedStr):  # `trainer_killed`, `scanner_killed`, ...: a role and a fixed end
         end = code.values[-1]
-        return Raised(place, f"trainer{end.value}" if isinstance(end, ast.Constant) else None, has_hint)
+        fixed = str(end.value) if isinstance(end, ast.Constant) else None
+        return Raised(place, None if fixed is None else f"trainer{fixed}", has_hint)
     return Raised(place, None, has_hint)
 
 
 def constant(relative: str, name: str) -> str | None:
     path = Path(str(engine.__file__)).parent.parent / relative
     for node in ast.parse(path.read_text()).body:
-        target = node.target if isinstance(node, ast.AnnAssign) else None
-        if isinstance(target, ast.Name) and target.id == name and isinstance(node.value, ast.Constant):
-            return str(node.value.value)
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == name:
+            return str(node.value.value) if isinstance(node.value, ast.Constant) else None
     return None
 
 
