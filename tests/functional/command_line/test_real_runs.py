@@ -187,6 +187,7 @@ def test_a_rotation_keeps_the_row_and_a_revocation_is_seen(own: OwnRun, tmp_path
 
 
 def test_ctrl_c_cancels_cleans_up_and_exits_130(cli: CommandLine) -> None:
+    cli.home.mkdir(mode=0o700)
     process = cli.start("run", "--preset", "demo", "--segments", "protected", "--steps", "100000", "--json")
     run_id = first_line(process)
     reader = Reader(cli.home)
