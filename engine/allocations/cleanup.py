@@ -22,6 +22,7 @@ from engine.runner.end_allocation import ENDED, end_allocation, outcome_of
 from engine.runner.final_row import settle_runs
 from engine.runner.leases import matching
 from engine.runner.spawn import watch_on
+from engine.store.failure import Failure, Reason, reason_text
 from engine.store.reader import Reader
 from engine.store.views import FINAL_RUN_STATES, AllocationView
 from engine.store.writer import Writer
@@ -39,6 +40,7 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     listings: int
     others: int | None
     reason: str
+    hint: str = ""
     price_per_hour: float | None
 
 
@@ -90,7 +92,7 @@ async def end_one(
         proof = await end_allocation(writer, reader, provider, entry)
     except GlasshouseError as error:
         leaked = error.code != "create_unanswered"
-        return _ended(entry, "leaked" if leaked else "unknown", 0, None, f"{error.code}: {error.message} {error.hint}")
+        return _ended(entry, "leaked" if leaked else "unknown", 0, None, Failure.of(error))
     finally:
         if unfinished and entry.run_id is not None:
             writer.release_runner(entry.run_id)
@@ -113,7 +115,7 @@ def _ended(
     outcome: Literal["gone", "not_ours", "leaked", "unknown"],
     listings: int,
     others: int | None,
-    reason: str,
+    reason: Reason,
 ) -> Ended:
     return Ended(
         id=entry.id,
@@ -122,7 +124,8 @@ def _ended(
         outcome=outcome,
         listings=listings,
         others=others,
-        reason=reason.strip(),
+        reason=reason_text(reason).strip(),
+        hint=reason.hint if isinstance(reason, Failure) else "",
         price_per_hour=entry.price_per_hour,
     )
 

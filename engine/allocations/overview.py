@@ -50,6 +50,8 @@ class Listed(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     keep_until: str | None
     deadline: str | None
     reason: str
+    hint: str = ""
+    """What to do about the failure in `reason`; empty if it is none."""
 
 
 class Trouble(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -188,6 +190,7 @@ def _ours(entry: AllocationView, listing: Reconciliation | None) -> Listed:
         keep_until=entry.keep_until.utc if entry.keep_until else None,
         deadline=entry.deadline.utc if entry.deadline else None,
         reason=entry.reason,
+        hint="" if entry.error is None else entry.error.hint,
     )
 
 

@@ -187,6 +187,7 @@ def _segment_fields(kind: str, segment: SegmentView | None) -> dict[str, Any]:
 
 def _segment(segment: SegmentView) -> dict[str, Any]:
     built: dict[str, Any] = msgspec.to_builtins(segment)
+    del built["error"]  # sentence and hint are not published
     built["stepsPerSecond"] = _rounded(segment.steps_per_second)
     built["reason"] = public_reason(segment.reason)
     built |= {"updates": None, "samplesUsed": None, "epochs": None}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import sys
 import traceback
 from pathlib import Path
 
 from engine.errors import GlasshouseError
 from engine.runner.lifecycle import Runner
+from engine.store.writer import Writer
 from engine.system.text import visible
 
 
@@ -23,10 +25,19 @@ def main() -> int:
         return 0 if asyncio.run(Runner(options.home, options.run).execute()) == "finished" else 1
     except GlasshouseError as error:
         sys.stderr.write(visible(f"{error.code}: {error.message} {error.hint}") + "\n")
+        if error.code != "run_locked":  # another runner has the run
+            _warn(options.home, options.run, f"The runner ended: {error.code}: {error.message} {error.hint}")
         return 1
-    except Exception:
+    except Exception as error:
         traceback.print_exc()
+        _warn(options.home, options.run, f"The runner ended by an internal error ({type(error).__name__}).")
         return 1
+
+
+def _warn(home: Path, run_id: str, text: str) -> None:
+    """Leave the last word in the run's history as well, where `logs` and `watch` show it."""
+    with contextlib.suppress(GlasshouseError), Writer(home) as writer:
+        writer.warn(run_id, text)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from engine.runner.journal import Journal
 from engine.runner.leases import lease_of, matching, with_intent, with_keep, with_lease
 from engine.runner.spawn import ensure_sentinel, watch_on
 from engine.runner.spec import spec_for
+from engine.store.failure import Failure
 from engine.store.reader import Reader
 from engine.store.views import AllocationView
 from engine.store.writer import Writer
@@ -118,7 +119,7 @@ class Allocation:
         except GlasshouseError as error:
             watch_on(self._home, self._provider.name)
             state = "active" if error.code == "create_unanswered" else "leaked"
-            self._writer.transition(self._run_id, "cleanup", state, f"{error.code}: {error.message}")
+            self._writer.transition(self._run_id, "cleanup", state, Failure.of(error))
             raise
         self.held = None
         self._writer.transition(self._run_id, "cleanup", outcome_of(proof), proof.statement)
@@ -142,7 +143,7 @@ class Allocation:
         try:
             lease = await self._provider.acquire(spec, self._run_id, self._on_phase)
         except GlasshouseError as error:
-            self._writer.allocation_state(entry.id, "intent", f"{error.code}: {error.message}")
+            self._writer.allocation_state(entry.id, "intent", Failure.of(error))
             raise
         self._writer.allocation_state(entry.id, "created", **with_lease(lease))
         return lease

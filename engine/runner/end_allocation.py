@@ -13,6 +13,7 @@ from engine.plan import RENTED
 from engine.providers.protocol import EmptyProof, Lease, LedgerEntry, Provider, Scope
 from engine.runner.leases import lease_of, with_listing
 from engine.store.deadline import Recheck
+from engine.store.failure import Failure, Reason
 from engine.store.ledger import AllocationFields
 from engine.store.reader import Reader
 from engine.store.views import AllocationView
@@ -38,18 +39,24 @@ async def end_allocation(writer: Writer, reader: Reader, provider: Provider, ent
             confirmed = await provider.release(lease)
         proof = await provider.prove_empty(Scope(names=(entry.name,), leases=() if lease is None else (lease,)))
     except GlasshouseError as error:
-        move(writer, reader, entry, "leaked", f"{error.code}: {error.message}")
+        move(writer, reader, entry, "leaked", Failure.of(error))
         raise
     if proof.unanswered:
-        reason = "the provider gave no clear answer to its request; its name is checked until the outcome is certain"
-        present = _present(reader, entry)
-        writer.allocation_state(entry.id, present.ledger_state, f"create_unanswered: {reason}")
-        raise ProviderError(
-            f"{entry.name}: {reason}.", "Check `glasshouse allocations` later.", code="create_unanswered"
-        )
+        unanswered = _unanswered(entry)
+        writer.allocation_state(entry.id, _present(reader, entry).ledger_state, Failure.of(unanswered))
+        raise unanswered
     # Without a lease nothing is known to have existed.
     move(writer, reader, entry, outcome_of(proof), proof.statement, confirmed=confirmed or lease is None)
     return proof
+
+
+def _unanswered(entry: AllocationView) -> ProviderError:
+    return ProviderError(
+        f"{entry.name}: the provider gave no clear answer to its request; its name is checked until the outcome is "
+        "certain.",
+        "Check `glasshouse allocations` later.",
+        code="create_unanswered",
+    )
 
 
 def _announce(writer: Writer, entry: AllocationView) -> None:
@@ -70,7 +77,7 @@ def outcome_of(proof: EmptyProof) -> Outcome:
 
 
 def move(
-    writer: Writer, reader: Reader, entry: AllocationView, state: Outcome, reason: str, *, confirmed: bool = False
+    writer: Writer, reader: Reader, entry: AllocationView, state: Outcome, reason: Reason, *, confirmed: bool = False
 ) -> None:
     """Record the outcome, with the cost up to now. What is rented and gone is looked for again, see `Recheck`."""
     present = _present(reader, entry)

@@ -10,6 +10,7 @@ import msgspec
 
 from engine.attestation.receipts import run_receipt
 from engine.errors import GlasshouseError, UsageError
+from engine.hints import HINTS
 from engine.measure.stepchain import step_chain
 from engine.plan import load_plan, plan_digest
 from engine.providers.protocol import EmptyProof
@@ -21,8 +22,9 @@ from engine.runner.folder import INPUTS, RunFolder, left_behind
 from engine.runner.journal import Journal
 from engine.runner.staging import BUNDLE, PREPARED, Staging
 from engine.sealing.run_key import RUN_KEY_FILES
+from engine.store.failure import Failure, Reason, reason_text
 from engine.store.reader import Reader
-from engine.store.views import FINAL_RUN_STATES, AllocationView, RunState, RunView
+from engine.store.views import FINAL_RUN_STATES, AllocationView, RunState, RunView, SegmentView
 from engine.store.writer import Writer
 from engine.wire import GENESIS, utc_now
 
@@ -31,16 +33,21 @@ SIGNING_FILES: Final = (*RUN_KEY_FILES, INPUTS, PREPARED, BUNDLE)
 """What a run's folder keeps until its allocation is gone: its row is then signed again."""
 
 
-def ending_of(view: RunView, error: GlasshouseError | None, *, cancelled: bool) -> tuple[FinalState, str]:
-    """The final state of a run, and its reason: the error first, then a cancellation, then a segment that failed."""
-    if error is not None:
-        return "cancelled" if error.code == "cancelled" else "failed", f"{error.code}: {error.message}"
+def ending_of(view: RunView, failure: Failure | None, *, cancelled: bool) -> tuple[FinalState, Reason]:
+    """The final state of a run, and why: the failure first, then a cancellation, then a segment that failed."""
+    if failure is not None:
+        return "cancelled" if failure.code == "cancelled" else "failed", failure
     if cancelled:
-        return "cancelled", "cancelled: The run was cancelled."
+        return "cancelled", Failure(code="cancelled", message="The run was cancelled.")
     failed = next((segment for segment in view.segments if segment.state != "done"), None)
     if failed is not None:
-        return "failed", failed.reason or f"segment_failed: the {failed.kind} segment {failed.state}"
+        return "failed", failed.error or failed.reason or _unexplained(failed)
     return "finished", ""
+
+
+def _unexplained(failed: SegmentView) -> Failure:
+    message = f"The {failed.kind} segment did not finish; its last state is {failed.state}."
+    return Failure(code="segment_failed", message=message, hint=HINTS["segment_failed"])
 
 
 def cost_of(entry: AllocationView | None, held_seconds: float | None) -> float | None:
@@ -64,7 +71,7 @@ def store_row(
     staging: Staging | None,
     *,
     state: RunState,
-    reason: str,
+    reason: Reason,
     cost_usd: float | None,
     ended: tuple[str, float | None] | None = None,
 ) -> None:
@@ -74,7 +81,7 @@ def store_row(
     `ended`: when an ended run ended, and its duration, as in its present row.
     """
     facts = _ending(gather(reader, run_id), ended)
-    row, checks = build_row(facts, state=state, reason=reason, cost_usd=cost_usd)
+    row, checks = build_row(facts, state=state, reason=reason_text(reason), cost_usd=cost_usd)
     if staging is not None and staging.is_prepared and "delegation" in facts.receipts:
         writer.receipt(run_id, "run", sign_row(staging, facts, row), replace=True)
     final: FinalState = state if state in FINAL_RUN_STATES else "failed"
@@ -150,7 +157,7 @@ def _settle(home: Path, writer: Writer, reader: Reader, run_id: str, proof: Empt
             run_id,
             staging,
             state=view.summary.state,
-            reason=view.summary.reason,
+            reason=view.summary.error or view.summary.reason,
             cost_usd=_cost_again(reader, view, entry),
             ended=(view.row["finishedAt"], view.row.get("durationSec")),
         )

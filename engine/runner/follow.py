@@ -97,7 +97,7 @@ class Follower:
                 raise RunError("The supervisor process on the allocation could not be stopped.", code="supervisor_left")
         except (ProviderError, RemoteError) as error:
             # The allocation itself is released next, whatever runs on it.
-            self._context.note(f"the supervisor could not be requested to stop: {error.code}")
+            self._context.note(f"The supervisor could not be asked to stop: {error.code}: {error.message}")
 
     async def _take(self) -> bool:
         tailed = await self._sightings.read(self._tail)
@@ -124,7 +124,9 @@ class Follower:
             now - max(sent, self._received_at) > CANCEL_SECONDS or now - sent > MOST_CANCEL_SECONDS
         ):
             raise RunError(
-                "The allocation did not react to the request to stop.", "It is stopped now.", code="cancel_unanswered"
+                "The allocation did not react to the request to stop.",
+                "It is released now; `glasshouse allocations` shows the outcome.",
+                code="cancel_unanswered",
             )
         if now > self._until_at:
             raise RunError(
@@ -176,7 +178,7 @@ class Follower:
             await self._put_end()
             await self._until(lambda: self._ingest.closed, END_SECONDS)
         except GlasshouseError as error:
-            self._context.note(f"the supervisor could not be requested to stop: {error.code}")
+            self._context.note(f"The supervisor could not be asked to stop: {error.code}: {error.message}")
 
     async def _until(self, done: Callable[[], bool], seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -185,7 +187,7 @@ class Follower:
                 if not await self._take():
                     await asyncio.sleep(POLL_SECONDS)
             except GlasshouseError as error:
-                self._context.note(f"reading the log failed: {error.code}")
+                self._context.note(f"The rest of the allocation's log could not be read: {error.code}: {error.message}")
                 return
 
 

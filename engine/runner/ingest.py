@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from engine.attestation.evidence import observed_controls
+from engine.attestation.reasons import refusal
 from engine.attestation.receipts import Release
 from engine.errors import RefusedError, WireError
 from engine.events import (
@@ -36,7 +37,9 @@ from engine.records.progression import Progression
 from engine.records.public import is_public
 from engine.records.rebuild import gpu_model
 from engine.remote.tail import Tailed
+from engine.runner.pod_failures import reported
 from engine.store import progress
+from engine.store.failure import Failure, Reason
 from engine.store.reader import Reader
 from engine.store.views import PROTECTED_STAGES
 from engine.store.writer import Writer
@@ -49,6 +52,11 @@ ORDERS: Final = {
 }
 SEGMENT_ORDER: Final = (*PROTECTED_STAGES, "failed")
 KEY_BYTES: Final = 32
+_NO_WIPE: Final = Failure(
+    code="zeroization_missing",
+    message="The allocation left no receipt of a wipe.",
+    hint="Treat the secrets of this run as not wiped, and terminate the allocation.",
+)
 
 
 Noting = Callable[[Sequence[Event]], None]
@@ -142,7 +150,7 @@ class Ingest:
         """By segment, the adapter that the log names."""
         return self._known.adapters
 
-    def advance(self, subject: str, state: str, reason: str = "") -> None:
+    def advance(self, subject: str, state: str, reason: Reason = "") -> None:
         """Record a state if it comes after the present one."""
         order = ORDERS.get(subject, SEGMENT_ORDER)
         if order.index(state) > order.index(self.states[subject]):
@@ -152,7 +160,7 @@ class Ingest:
     def settle(self) -> None:
         """Call when no more events will come: without a receipt the wipe counts as unverified."""
         if self.states["key"] == "released" and self.states["runtime"] not in {"zeroized", "unverified"}:
-            self.advance("runtime", "unverified", "zeroization_missing: the allocation left no receipt of a wipe")
+            self.advance("runtime", "unverified", _NO_WIPE)
 
     def take(self, received: Sequence[Tailed], noting: Noting = lambda events: None) -> None:
         """Apply one read of the log in one transaction: events, offset, states, segment fields, and what `noting`
@@ -222,7 +230,7 @@ class Ingest:
         if known.launch is not None and known.launch != body:
             raise RefusedError("The allocation reported a second, different launch.", code="launch_repeated")
         if body.bundle_digest != self.expected.bundle_digest:
-            raise RefusedError("The allocation runs a bundle that is not the one sent.", code="measurement_mismatch")
+            raise refusal("measurement_mismatch", "the allocation runs a bundle that is not the one sent")
         if body.job_digest != self.expected.job_digest:
             raise RefusedError("The allocation runs a job that is not the one sent.", code="job_mismatch")
 
@@ -279,8 +287,9 @@ class Ingest:
         before = self._known.entered.get(body.segment)
         if before is not None and before[0] != body.state:
             self._writer.segment(self._run_id, body.segment, phases={before[0]: round(body.at - before[1], 6)})
-        reason = "" if body.code is None else f"{body.code}: {self._known.explanations.get(body.code, '')}"
-        self.advance(f"segment:{body.segment}", body.state, reason.rstrip(": "))
+        claim = self._known.explanations.get(body.code or "", "")
+        why: Reason = "" if body.code is None else reported(body.segment, body.code, claim)
+        self.advance(f"segment:{body.segment}", body.state, why)
         if body.stop_reason:
             self._writer.segment(self._run_id, body.segment, stop_reason=body.stop_reason)
         if body.segment == "protected":

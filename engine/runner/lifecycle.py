@@ -40,6 +40,7 @@ from engine.runner.journal import Journal
 from engine.runner.lost import LOST, Watched, say_last
 from engine.runner.sightings import Sightings
 from engine.runner.staging import LAUNCHED, Staging
+from engine.store.failure import Failure, Reason, failure_of
 from engine.store.reader import Reader
 from engine.store.views import FINAL_RUN_STATES, RunState
 from engine.store.writer import Writer
@@ -75,7 +76,7 @@ class Runner:
         self.exclusive = ExclusiveUse(home, self.writer, self.reader, self.provider, self.plan, self.settings, run_id)
         self.cancelled = False
         self.context: RunContext | None = None
-        self._error: GlasshouseError | None = None
+        self._failure: Failure | None = None
         self._proof: EmptyProof | None = None
         self._phase = "", 0.0
         self._lost: StoreError | None = None
@@ -96,7 +97,7 @@ class Runner:
             if self.state in FINAL_RUN_STATES:
                 return self.state
             if self.state == "cleaning":
-                self._error = _from_reason(summary.reason)
+                self._failure = summary.error or failure_of(summary.reason)
             self._store_delegation()
             self.journal = Journal(self.writer, self.reader, self.run_id)
             self.ingest = Ingest(self.writer, self.reader, self.run_id)
@@ -172,7 +173,7 @@ class Runner:
             f"run {self.run_id}", self.home, error, [held] if held else [], self.plan.provider.name, self.settings
         )
 
-    def _enter(self, state: RunState, reason: str = "") -> None:
+    def _enter(self, state: RunState, reason: Reason = "") -> None:
         """Commit a state that comes after the present one; a resumed run skips the earlier ones."""
         if RUN_ORDER.index(state) > RUN_ORDER.index(self.state) or (state == self.state and reason):
             self.writer.transition(self.run_id, "run", state, reason)
@@ -185,7 +186,7 @@ class Runner:
                 self._check_for_cancel()
             except StoreError as error:
                 # A busy or full store must not stop the run from seeing later requests.
-                sys.stderr.write(f"{utc_now()} requests cannot be read: {error.code}\n")
+                sys.stderr.write(f"{utc_now()} requests cannot be read: {error.code}: {error.message}\n")
             await asyncio.sleep(POLL_SECONDS)
 
     def _check_for_cancel(self) -> None:
@@ -224,21 +225,21 @@ class Runner:
         try:
             await self._unless_lost(self._until_cleaning())
         except Exception as error:
-            self._error = self._as_glasshouse_error(error)
+            self._failure = self._failure_of(error)
         if self._is_lost:
             return
         try:
             self.ingest.settle()
-            # With the error's code, so that a runner that takes over from here ends the run with the same error.
-            self._enter("cleaning", f"{self._error.code}: {self._error.message}" if self._error else "")
+            # With the failure, so that a runner that takes over from here ends the run with the same one.
+            self._enter("cleaning", self._failure or "")
         except Exception as error:  # whatever failed, the allocation is released below
-            self._error = self._error or self._as_glasshouse_error(error)
+            self._failure = self._failure or self._failure_of(error)
         try:
             if self.allocation.entry() is None:
                 await self.exclusive.release_host()
             self._proof = await self.allocation.end(self._keep_minutes())
         except Exception as error:
-            self._error = self._error or self._as_glasshouse_error(error)
+            self._failure = self._failure or self._failure_of(error)
 
     async def _until_cleaning(self) -> None:
         await self._wait_for_allocation()
@@ -247,22 +248,26 @@ class Runner:
             self._check_folder()
             await self._until_collected()
 
-    def _as_glasshouse_error(self, error: Exception) -> GlasshouseError:
-        """The error as it is reported; the traceback of an unexpected one goes to the runner's log."""
+    def _failure_of(self, error: Exception) -> Failure:
+        """The error as it is stored; the traceback of an unexpected one goes to the runner's log."""
         if isinstance(error, GlasshouseError):
-            return error
+            return Failure.of(error)
         if isinstance(error, OSError):
-            return RunError(
-                f"The operating system reported an error: {error.strerror or type(error).__name__}.",
-                "Check the free disk space and the permissions of the home folder.",
+            where = "" if error.filename is None else f" at {error.filename}"
+            reported: GlasshouseError = RunError(
+                f"The operating system reported an error{where}: {error.strerror or type(error).__name__}.",
+                "Check the free disk space and the permissions there and of the home folder.",
                 code="os_error",
             )
-        traceback.print_exception(error)
-        return RunError(
-            "The runner had an internal error.",
-            f"See logs/runner-{self.run_id}.log in the home.",
-            code="internal_error",
-        )
+        else:
+            traceback.print_exception(error)
+            reported = RunError(
+                f"The runner had an internal error ({type(error).__name__}).",
+                f"See {self.home / 'logs'}/runner-{self.run_id}.log, and report it with that file.",
+                code="internal_error",
+            )
+        reported.__cause__ = error
+        return Failure.of(reported)
 
     def _check_folder(self) -> None:
         if not self.folder.path.is_dir():
@@ -365,7 +370,7 @@ class Runner:
 
     def _keep_minutes(self) -> int | None:
         """For how long to keep the allocation after this run; None to release it."""
-        if not self.allocation.is_rented or self.cancelled or self._error is not None:
+        if not self.allocation.is_rented or self.cancelled or self._failure is not None:
             return None
         requests = [one for one in self.writer.pending_requests(self.run_id) if one.kind == "keep"]
         minutes = requests[-1].detail.get("minutes") if requests else None
@@ -380,7 +385,7 @@ class Runner:
     def _finish(self) -> FinalState:
         """Store the row with the final state, complete open requests, clear the private folder."""
         view = self.reader.run(self.run_id)
-        state, reason = ending_of(view, self._error, cancelled=self.cancelled)
+        state, reason = ending_of(view, self._failure, cancelled=self.cancelled)
         cost = cost_of_run(self.reader, self.run_id, self.allocation.entry())
         store_row(self.writer, self.reader, self.run_id, self._staging(), state=state, reason=reason, cost_usd=cost)
         for request in self.writer.pending_requests(self.run_id):
@@ -396,9 +401,3 @@ class Runner:
             return Staging(self.plan, self.folder, self.writer, self.journal, self.run_id)
         except GlasshouseError:
             return None
-
-
-def _from_reason(reason: str) -> GlasshouseError | None:
-    """The error with which a run entered the state `cleaning`."""
-    code, separator, message = reason.partition(": ")
-    return RunError(message, code=code) if separator else None

@@ -35,6 +35,7 @@ from engine.runner.context import RunContext
 from engine.runner.staging import CONTENT_KEYS, References
 from engine.sealing.memory import wipe
 from engine.sealing.release import release_info
+from engine.store.failure import Failure
 from engine.system.clock import unix_seconds
 from engine.wire import canonical, digest_of
 
@@ -218,7 +219,7 @@ class RelyingParty:
         granted = context.journal.once(ReleaseGranted(receipt_sha256=digest_of(receipt), pod_head=body.pod_head))
         ciphertext = context.folder.read(CIPHERTEXT) or b""
         if hashlib.sha256(ciphertext).hexdigest() != body.ciphertext_sha256:
-            raise RefusedError("The stored release is not the one in its receipt.", code="release_other_result")
+            raise refusal("release_other_result", "the stored one is not the one in its receipt")
         info = release_info(
             evidence_sha256=body.evidence_sha256,
             policy_sha256=body.policy_sha256,
@@ -241,7 +242,7 @@ class RelyingParty:
         try:
             proof, expected = self._read_zeroization(receipt)
         except RefusedError as error:
-            self._ingest.advance("runtime", "unverified", f"{error.code}: {error.message}")
+            self._ingest.advance("runtime", "unverified", Failure.of(error))
             return
         envelope = countersign(receipt, context.staging.run_key.signing)
         context.writer.receipt(context.run_id, "zeroization", envelope)

@@ -13,6 +13,7 @@ from engine.errors import GlasshouseError, StoreError, UsageError
 from engine.plan import Plan, checked, plan_digest
 from engine.runner.folder import INPUTS, MODEL_BYTES, RunFolder
 from engine.runner.spawn import spawn_runner
+from engine.store.failure import Failure
 from engine.store.reader import Reader
 from engine.store.writer import Writer
 
@@ -87,7 +88,7 @@ def start_run(
             _spawn(writer, run_id)
         except GlasshouseError as error:
             with contextlib.suppress(StoreError):
-                writer.transition(run_id, "run", "failed", f"{error.code}: {error.message}")
+                writer.transition(run_id, "run", "failed", Failure.of(error))
                 folder.destroy()
             raise
     return run_id

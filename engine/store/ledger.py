@@ -9,6 +9,7 @@ import msgspec
 
 from engine.errors import StoreError, UsageError
 from engine.store.deadline import Deadline, Listed, Recheck
+from engine.store.failure import Reason, packed, read_failure, reason_text
 from engine.store.views import AllocationView, CleanupState, LedgerState
 from engine.system.clock import BootTime
 from engine.wire import canonical, parse
@@ -84,7 +85,7 @@ def move(
     connection: sqlite3.Connection,
     allocation_id: str,
     state: LedgerState,
-    reason: str,
+    why: Reason,
     at: str,
     boot: str,
     fields: AllocationFields,
@@ -112,13 +113,16 @@ def move(
             "Report this as a bug, with the log file.",
             code="ledger_move",
         )
+    reason, error = reason_text(why), packed(why)
     if (state, reason) != (row["state"], row["reason"]):
         connection.execute(
-            """UPDATE allocations SET state = :state, reason = :reason, released_at = iif(:over, :at, NULL),
-                released_boot = iif(:over, :boot, NULL), spent = iif(:returned, NULL, spent) WHERE id = :id""",
+            """UPDATE allocations SET state = :state, reason = :reason, error = :error,
+                released_at = iif(:over, :at, NULL), released_boot = iif(:over, :boot, NULL),
+                spent = iif(:returned, NULL, spent) WHERE id = :id""",
             {
                 "state": state,
                 "reason": reason,
+                "error": error,
                 "over": state in _RELEASED,
                 "returned": row["state"] in _RELEASED and state not in _RELEASED,
                 "at": at,
@@ -126,7 +130,7 @@ def move(
                 "id": allocation_id,
             },
         )
-        _record(connection, allocation_id, state, at, reason)
+        _record(connection, allocation_id, state, at, why)
     _set(connection, allocation_id, fields)
 
 
@@ -185,10 +189,10 @@ def _add_run(connection: sqlite3.Connection, allocation_id: str, run: int, at: s
     )
 
 
-def _record(connection: sqlite3.Connection, allocation_id: str, state: str, at: str, reason: str) -> None:
+def _record(connection: sqlite3.Connection, allocation_id: str, state: str, at: str, why: Reason) -> None:
     connection.execute(
-        "INSERT INTO allocation_moves (allocation, state, at, reason) VALUES (?, ?, ?, ?)",
-        (allocation_id, state, at, reason),
+        "INSERT INTO allocation_moves (allocation, state, at, reason, error) VALUES (?, ?, ?, ?, ?)",
+        (allocation_id, state, at, reason_text(why), packed(why)),
     )
 
 
@@ -300,6 +304,7 @@ def _view(row: sqlite3.Row) -> AllocationView:
         state=_SHOWN[row["state"]],
         ledger_state=row["state"],
         reason=row["reason"],
+        error=read_failure(row),
         created_at=row["created_at"],
         released_at=row["released_at"],
         price_per_hour=row["price_per_hour"],

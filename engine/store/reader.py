@@ -18,6 +18,7 @@ from engine.events import Chain
 from engine.store import chains, ledger, listing, progress, requests, states
 from engine.store.chains import Tail
 from engine.store.connection import translated
+from engine.store.failure import read_failure
 from engine.store.home import database_path, has_database
 from engine.store.listing import Filter, Sort
 from engine.store.opening import open_for_reading
@@ -198,14 +199,14 @@ class Reader:
             controls = db.execute(stored, (run, "enforcement")).fetchone()
             environment = db.execute(stored, (run, "environment")).fetchone()
             moves = db.execute(
-                "SELECT id, subject, state, at, reason FROM transitions WHERE run = ? ORDER BY id", (run,)
+                "SELECT id, subject, state, at, reason, error FROM transitions WHERE run = ? ORDER BY id", (run,)
             ).fetchall()
         return RunView(
             summary=listing.summary(row),
             plan=None if row["plan"] is None else parse(row["plan"]),
             plan_digest=row["digest"],
             segments=tuple(_segment(segment) for segment in segments),
-            transitions=tuple(Transition(**dict(move)) for move in moves),
+            transitions=tuple(Transition(**{**dict(move), "error": read_failure(move)}) for move in moves),
             checks=() if row["checks"] is None else msgspec.convert(parse(row["checks"]), tuple[Check, ...]),
             row=None if row["result"] is None else parse(row["result"]),
             tier=row["tier"],
@@ -372,6 +373,7 @@ def _segment(row: sqlite3.Row) -> SegmentView:
         position=row["position"],
         state=row["state"],
         reason=row["reason"],
+        error=read_failure(row),
         stop_reason=row["stop_reason"],
         steps=row["steps"],
         elapsed_sec=row["elapsed_ns"] / 1e9 if row["elapsed_ns"] else None,

@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from engine.store.deadline import Deadline, Listed, Recheck
+from engine.store.failure import Failure
 
 RunState = Literal[
     "queued", "allocating", "connecting", "staging", "running", "collecting", "cleaning",
@@ -26,6 +27,8 @@ RequestKind = Literal["cancel", "keep"]
 CheckStatus = Literal["passed", "failed", "not_applicable", "pending"]
 Source = Literal["mine", "published"]
 
+WARNING: Final = "note"
+"""The subject of a transition that only records a warning of the runner."""
 FINAL_RUN_STATES: Final = ("finished", "failed", "cancelled")
 RAW_STAGES: Final = ("pending", "launching", "loading", "warming", "training", "done")
 PROTECTED_STAGES: Final = (
@@ -50,7 +53,7 @@ class Check(_View, frozen=True, kw_only=True):
 class Transition(_View, frozen=True, kw_only=True):
     """One change of state.
 
-    `subject`: run, segment:raw, segment:protected, attestation, key, runtime, cleanup.
+    `subject`: run, segment:raw, segment:protected, attestation, key, runtime, cleanup; note for a warning.
     """
 
     id: int
@@ -58,6 +61,7 @@ class Transition(_View, frozen=True, kw_only=True):
     state: str
     at: str
     reason: str
+    error: Failure | None = None
 
 
 class SegmentView(_View, frozen=True, kw_only=True):
@@ -75,6 +79,7 @@ class SegmentView(_View, frozen=True, kw_only=True):
     adapter_sha256: str | None
     tensor_digest: str | None
     phases: dict[str, float]
+    error: Failure | None = None
 
     @property
     def steps_per_second(self) -> float | None:
@@ -115,6 +120,8 @@ class RunSummary(_View, frozen=True, kw_only=True):
     """By how much the overhead could be off with step times that the runner's clock does not contradict, in percent."""
     duration_sec: float | None = None
     """Seconds from start to end, or until now, by this machine's boot clock; None if it was restarted in between."""
+    error: Failure | None = None
+    """Why it failed; also while it still cleans up."""
 
 
 class RunView(_View, frozen=True, kw_only=True):
@@ -134,6 +141,11 @@ class RunView(_View, frozen=True, kw_only=True):
     """The observed state of each hardening control, from the evidence; None before there is evidence."""
     environment: dict[str, Any] | None = None
     """The source of the allocation's Python packages, the seconds that their installation took, and the measurement."""
+
+    @property
+    def warnings(self) -> tuple[Transition, ...]:
+        """What the runner noted on the way, oldest first."""
+        return tuple(move for move in self.transitions if move.subject == WARNING)
 
     def segment(self, kind: str) -> SegmentView | None:
         """The segment of this kind, or None if the plan has none."""
@@ -176,6 +188,7 @@ class AllocationView(_View, frozen=True, kw_only=True):
     state: CleanupState
     ledger_state: LedgerState
     reason: str = ""
+    error: Failure | None = None
     created_at: str
     released_at: str | None
     price_per_hour: float | None

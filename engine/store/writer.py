@@ -19,6 +19,7 @@ from engine.plan import Plan, dump_plan, plan_digest
 from engine.store import chains, ledger, process_locks, readings, requests, states
 from engine.store.chains import Tail
 from engine.store.connection import translated
+from engine.store.failure import MAX_TEXT, Reason
 from engine.store.home import database_path
 from engine.store.ledger import AllocationFields
 from engine.store.opening import open_for_writing
@@ -26,6 +27,7 @@ from engine.store.published import search_text
 from engine.store.readings import Reading
 from engine.store.views import (
     FINAL_RUN_STATES,
+    WARNING,
     Check,
     LedgerState,
     Request,
@@ -184,7 +186,7 @@ class Writer:
             row = db.execute("SELECT label, id, model, gpu_model, provider FROM runs WHERE key = ?", (run,)).fetchone()
             db.execute("UPDATE runs SET search = ? WHERE key = ?", (search_text(*row), run))
 
-    def transition(self, run_id: str, subject: str, state: str, reason: str = "") -> None:
+    def transition(self, run_id: str, subject: str, state: str, reason: Reason = "") -> None:
         """Record a change of state before it is acted upon; the present state with the same reason is ignored.
 
         `subject`: run, segment:raw, segment:protected, attestation, key, runtime, cleanup. Raises
@@ -192,6 +194,14 @@ class Writer:
         """
         with self._transaction() as db:
             states.move(db, states.key_of(db, run_id), run_id, subject, state, reason, self._clock(), self._boot())
+
+    def warn(self, run_id: str, text: str) -> None:
+        """Add a warning to the run's history, once, for the operator to read; no state changes."""
+        with self._transaction() as db:
+            run, shown = states.key_of(db, run_id), text[:MAX_TEXT]
+            known = "SELECT 1 FROM transitions WHERE run = ? AND subject = ? AND reason = ?"
+            if db.execute(known, (run, WARNING, shown)).fetchone() is None:
+                states.note(db, run, WARNING, "warning", self._clock(), shown)
 
     def segment(self, run_id: str, kind: SegmentKind, **fields: Unpack[SegmentFields]) -> None:
         """Set fields of a segment that became known."""
@@ -222,7 +232,7 @@ class Writer:
         row: Mapping[str, Any],
         checks: Sequence[Check],
         state: Literal["finished", "failed", "cancelled"] = "finished",
-        reason: str = "",
+        reason: Reason = "",
     ) -> None:
         """Store the row with its checks and end the run; for a run that has already ended only the row is replaced."""
         now = self._clock()
@@ -366,7 +376,7 @@ class Writer:
         self,
         allocation_id: str,
         state: LedgerState,
-        reason: str = "",
+        reason: Reason = "",
         *,
         only_from: LedgerState | None = None,
         **fields: Unpack[AllocationFields],

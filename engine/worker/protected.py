@@ -12,9 +12,10 @@ from typing import Any, Final
 import msgspec
 
 from engine.attestation.policy import policy_from
+from engine.attestation.reasons import refusal
 from engine.attestation.wipe_proof import PAYLOAD, SCANNER, SUPERVISOR, TRAINER, Expected, zeroization_faults
 from engine.attestation.zeroization import ABANDONED_METHODS, METHODS, Zeroization, zeroization_receipt
-from engine.errors import GlasshouseError, RefusedError, RunError
+from engine.errors import GlasshouseError, RunError
 from engine.events import AdapterSealed, Envelope, TrainFinished, ZeroizeDone, ZeroizeStarted
 from engine.plan import SegmentKind
 from engine.sealing.adapter import AdapterBinding
@@ -92,7 +93,7 @@ class ProtectedSegment:
         log.state(KIND, "launching", identity=identity.observe(self._context.folder))
         manifest = read_manifest(self._context.folder / "package")
         if manifest_digest(manifest) != job.manifest_digest:
-            raise RefusedError("The staged manifest is not the one that was sent.", code="manifest_mismatch")
+            raise refusal("manifest_mismatch", "the staged manifest is another one")
         self._hub = hub_weights.fetch(job, self._context.folder)
         measuring = EnvironmentMeasuring(self._context.bundle.sites)
         keys, enforcement = self._launch(manifest)

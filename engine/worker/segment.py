@@ -65,6 +65,7 @@ class TrainerProcess:
                 fds=[setup_fd, self._adapter_fd, *self._files.values(), *fds],
                 env=numerics.ENVIRONMENT,
                 log=self._context.folder / f"{self._kind}.log",
+                is_quotable=self._kind == "raw",
             )
         finally:
             os.close(setup_fd)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -75,7 +76,11 @@ def adapter(
 
 def _refuse_nonempty(folder: Path) -> None:
     if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
-        raise UsageError(f"{folder} already exists and is not an empty folder.", "Give -o another folder.")
+        raise _occupied(folder)
+
+
+def _occupied(folder: Path) -> UsageError:
+    return UsageError(f"{folder} already exists and is not an empty folder.", "Give -o another folder.")
 
 
 def _source(session: Session, view: RunView, kind: Kind) -> Path:
@@ -121,18 +126,29 @@ def _check(view: RunView, kind: Kind, weights: memoryview) -> None:
 
 
 def _write_folder(folder: Path, files: dict[str, bytes | memoryview]) -> None:
-    """Create the folder with its files, or leave everything as it was."""
+    """Create the folder (0700) with its files (0600), or leave everything as it was: an adapter is the user's alone."""
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
     part.mkdir(mode=0o700)
     try:
         for name, data in files.items():
-            with (part / name).open("xb") as file:
+            descriptor = os.open(part / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-        part.rename(folder)
+        _rename(part, folder)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def _rename(part: Path, folder: Path) -> None:
+    """Put the folder in its place; the system itself refuses to replace anything but an empty folder."""
+    try:
+        part.rename(folder)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise _occupied(folder) from error
         raise

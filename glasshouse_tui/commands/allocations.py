@@ -115,6 +115,7 @@ def alarm_text(entry: Listed) -> str:
     if entry.state == FOREIGN or not (text := alarm(entry)):
         return ""
     reason = f"\n  {plain(entry.reason)}" if entry.reason else ""
+    reason += f"\n  {plain(entry.hint)}" if entry.hint else ""
     manually = by_hand(entry.provider, entry.allocation_id)
     return f"{text}{reason}\n  `glasshouse cleanup {entry.id}` tries again; or terminate it {manually}."
 

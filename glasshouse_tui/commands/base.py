@@ -17,7 +17,7 @@ from engine.errors import GlasshouseError
 from engine.plan import RENTED
 from engine.store.home import prepare_home, unwritable
 from glasshouse_tui.allocation_status import is_unused, totals
-from glasshouse_tui.commands.output import note
+from glasshouse_tui.commands.output import note, plain
 from glasshouse_tui.format import money
 
 if TYPE_CHECKING:
@@ -228,9 +228,22 @@ class RunId(click.ParamType[str]):
 RUN_ID: Final = RunId()
 
 
-def check_home(home: Path) -> None:
-    """Create the home folder (0700) if it is absent; raises `StoreError` (`store_unwritable`)."""
+def _say_new(session: Session) -> None:
+    """Say that a home was made: a mistyped path would otherwise look like a home that has lost its runs."""
+    if session.chosen_home:
+        note(
+            f"made a new home in {plain(session.home)}; if you meant an existing one, check --home or {HOME_VARIABLE}."
+        )
+    else:
+        note(f"this is the first start: database, keys and runs are kept in {plain(session.home)}.")
+
+
+def check_home(session: Session) -> None:
+    """Create the home folder (0700) if it is absent, and say so; raises `StoreError` (`store_unwritable`)."""
+    home, is_new = session.home, not session.home.exists()
     prepare_home(home)
+    if is_new:
+        _say_new(session)
     if not os.access(home, os.R_OK | os.W_OK | os.X_OK):
         raise unwritable(home, "its permissions forbid it")
 
@@ -239,5 +252,5 @@ def open_reader(session: Session) -> Reader:
     """The store for reading; raises `StoreError` if it is absent and the home could not hold it."""
     reader = session.reader()
     if not reader.exists():
-        check_home(session.home)
+        check_home(session)
     return reader

@@ -12,6 +12,7 @@ import click
 
 from engine.errors import GlasshouseError
 from engine.system.clock import utc
+from glasshouse_tui.commands.confirm import Declined
 from glasshouse_tui.commands.output import plain
 
 INTERRUPTED: Final = 130
@@ -35,6 +36,8 @@ class Failure:
     message: str
     hint: str
     exit_code: int
+    is_error: bool = True
+    """False for what the user decided: it is reported in its own words alone."""
 
     def as_document(self) -> dict[str, dict[str, str]]:
         """`{"error": {"code", "message", "hint"}}`."""
@@ -42,6 +45,8 @@ class Failure:
 
     def as_text(self) -> str:
         """`error: sentence`, with the hint below."""
+        if not self.is_error:
+            return plain(self.message)
         lines = [f"error: {plain(self.message)}"]
         lines += [f"  {plain(line)}" for line in self.hint.splitlines() if line.strip()]
         return "\n".join(lines)
@@ -50,7 +55,7 @@ class Failure:
 def explain(error: BaseException, home: Path) -> Failure:
     """The failure behind `error`. The traceback of an unexpected error goes to a log whose path the message names."""
     if isinstance(error, GlasshouseError):
-        return Failure(error.code, error.message, error.hint, error.exit_code)
+        return Failure(error.code, error.message, error.hint, error.exit_code, is_error=not isinstance(error, Declined))
     if isinstance(error, click.ClickException):
         return _from_click(error)
     if isinstance(error, (click.Abort, KeyboardInterrupt, EOFError)):

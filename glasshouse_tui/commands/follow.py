@@ -13,7 +13,7 @@ from engine.errors import GlasshouseError, RunError
 from engine.store.views import FINAL_RUN_STATES, RunView
 from glasshouse_tui.commands.base import Session
 from glasshouse_tui.commands.failures import INTERRUPTED
-from glasshouse_tui.commands.output import emit_json, emit_text
+from glasshouse_tui.commands.output import as_builtins, emit_json, emit_text
 from glasshouse_tui.commands.progress import Progress
 from glasshouse_tui.commands.row_text import row_text
 
@@ -80,12 +80,17 @@ def row_of(view: RunView) -> dict[str, Any]:
 
 
 def print_row(session: Session, view: RunView) -> None:
-    """Print the row to stdout, as JSON or as text."""
-    row = row_of(view)
-    if session.json:
+    """Print the row to stdout, as text or as JSON; there with `error` {code, message, hint, cause} if the run failed.
+
+    The row itself is published, with the code alone.
+    """
+    row, error = row_of(view), view.summary.error
+    if not session.json:
+        emit_text(row_text(view, row))
+    elif error is None or view.summary.state == "cancelled":
         emit_json(row)
     else:
-        emit_text(row_text(view, row))
+        emit_json({**row, "error": as_builtins(error)})
 
 
 def start_and_follow(session: Session, start: Callable[[], str]) -> int:
@@ -148,8 +153,10 @@ def _until_final(
 def _runner_gone(session: Session, run_id: str) -> RunError:
     log = session.home / "logs" / f"runner-{run_id}.log"
     hint = f"`glasshouse resume {run_id}` continues it, `glasshouse cancel {run_id}` cancels it."
+    warnings = session.reader().run(run_id).warnings
+    last = f" {warnings[-1].reason}" if warnings else ""
     return RunError(
-        f"Run {run_id} has lost its runner: the process ended before the run did.",
+        f"Run {run_id} has lost its runner: the process ended before the run did.{last}",
         f"{hint}\nThe last output of the runner is in {log}." if log.exists() else hint,
         code="runner_gone",
     )

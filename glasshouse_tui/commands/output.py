@@ -9,13 +9,16 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import msgspec
 
 from engine.errors import UsageError
 from engine.system.text import visible, visible_json
 from glasshouse_tui.format import parse_time
+
+if TYPE_CHECKING:
+    from engine.store.failure import Failure
 
 UNKNOWN = "unknown"
 _LAYOUT = "\n\t"
@@ -51,6 +54,13 @@ def note(text: str) -> None:
 def plain(text: object) -> str:
     """`text` on one line, control characters escaped: it can neither control the terminal nor fake a line."""
     return visible(str(text))
+
+
+def failure_lines(failure: Failure, *, indent: str = "  ") -> list[str]:
+    """What to do about a stored failure, and what it came from, one line each."""
+    lines = [line for line in failure.hint.splitlines() if line.strip()]
+    lines += [f"caused by {cause}" for cause in failure.cause]
+    return [f"{indent}{plain(line)}" for line in lines]
 
 
 def as_builtins(value: object) -> Any:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-import click
-
 from engine.errors import UsageError
+from glasshouse_tui.commands.confirm import confirm
 from glasshouse_tui.commands.output import can_ask, plain, say
 from glasshouse_tui.format import duration, money
 
@@ -47,7 +46,7 @@ def _rents(plan: Plan) -> bool:
 def confirm_price(session: Session, plan: Plan, *, ask: bool) -> None:
     """On a terminal, show the current price of a rented GPU and ask for confirmation; elsewhere do nothing.
 
-    Raises `ProviderError` if there is no quote, `click.Abort` on no.
+    Raises `ProviderError` if there is no quote, `Declined` on no.
     """
     if not _rents(plan) or session.json or not can_ask():
         return
@@ -60,7 +59,7 @@ def confirm_price(session: Session, plan: Plan, *, ask: bool) -> None:
     for line in quote_lines(quote, spec, plan.provider.keep_for):
         say(line)
     if ask:
-        click.confirm("Rent it?", abort=True, err=True)
+        confirm("Rent it?", declined="Not rented.")
 
 
 async def _quote(session: Session, plan: Plan, spec: Spec, settings: Settings) -> Quote:

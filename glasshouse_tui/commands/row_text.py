@@ -7,7 +7,7 @@ from textwrap import fill
 from typing import Any, Final
 
 from engine.store.views import Check, RunView
-from glasshouse_tui.commands.output import UNKNOWN, known, local_time, loss, plain, rate, seconds, table
+from glasshouse_tui.commands.output import UNKNOWN, failure_lines, known, local_time, loss, plain, rate, seconds, table
 from glasshouse_tui.format import controls_text, environment_text
 
 _MARKS: Final = {"passed": "ok", "failed": "FAILED", "not_applicable": "n/a", "pending": "pending"}
@@ -58,7 +58,11 @@ def _headline(view: RunView, row: dict[str, Any]) -> str:
     summary = view.summary
     label = known(row.get("label", summary.label))
     line = f"run {plain(summary.id)}  {label}  {summary.state}, {cleanliness(view)}"
-    return f"{line}\n{_INDENT}{plain(summary.reason)}" if summary.reason else line
+    lines = [line, f"{_INDENT}{plain(summary.reason)}"] if summary.reason else [line]
+    if summary.error is not None:
+        lines += failure_lines(summary.error, indent=_INDENT)
+    lines += [f"{_INDENT}note: {plain(one.reason)}" for one in view.warnings]
+    return "\n".join(lines)
 
 
 def _facts(view: RunView, row: dict[str, Any]) -> str:

@@ -131,13 +131,14 @@ def run(
     """Run a pair, or one segment, from a preset or from your own model and data.
 
     Progress goes to stderr and the row to stdout. Ctrl-C cancels the run and waits for its clean-up. Before a GPU is
-    rented, its price is shown on a terminal and must be confirmed; a script is not asked, and its ceilings apply.
+    rented, its price is shown on a terminal and must be confirmed, with --detach too; --yes skips the question. A
+    script is not asked, and its ceilings apply.
     """
     session = session_of(context)
     inputs = plan_from_options(RunOptions(**options))
     check_ceiling(session, inputs.plan)
     start = _starter(session, inputs, passphrase_file, policy)
-    confirm_price(session, inputs.plan, ask=not (yes or detach))
+    confirm_price(session, inputs.plan, ask=not yes)
     if not detach:
         return start_and_follow(session, start)
     run_id = start()

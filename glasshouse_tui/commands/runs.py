@@ -16,6 +16,7 @@ from glasshouse_tui.commands.output import (
     as_builtins,
     emit_json,
     emit_text,
+    failure_lines,
     known,
     plain,
     table,
@@ -57,7 +58,7 @@ def runs(context: click.Context, source: tuple[Source, ...], limit: int | None) 
     if session.json:
         emit_json({"runs": as_builtins(listed)})
     elif listed:
-        emit_text(_runs_table(listed))
+        emit_text("\n\n".join([_runs_table(listed), *_newest_failure(listed)]))
     else:
         emit_text("No runs yet. `glasshouse demo` starts the first.")
     return 0
@@ -65,7 +66,7 @@ def runs(context: click.Context, source: tuple[Source, ...], limit: int | None) 
 
 def _runs_table(listed: Sequence[RunSummary]) -> str:
     zone = utc().astimezone().tzname() or "local"
-    head = ("id", "label", "state", "clean", "raw", "protected", "overhead", f"started ({zone})")
+    head = ("id", "label", "state", "clean", "raw", "protected", "overhead", f"started ({zone})", "reason")
     return table(head, [_cells(run) for run in listed], right=_NUMBERS)
 
 
@@ -84,7 +85,16 @@ def _cells(run: RunSummary) -> tuple[str, ...]:
         known(run.protected_steps) if run.segments != "raw" else "-",
         overhead if run.segments == "pair" else "-",
         day(run.created_at) if run.source == "published" else moment(run.started_at or run.created_at),
+        "" if run.error is None else plain(run.error.code),
     )
+
+
+def _newest_failure(listed: Sequence[RunSummary]) -> list[str]:
+    """The newest failure with what to do about it; `show` has that of the others."""
+    for run in listed:
+        if run.error is not None and run.state != "cancelled":
+            return ["\n".join([f"{plain(run.id)}  {plain(run.error.text)}", *failure_lines(run.error)])]
+    return []
 
 
 @click.command(cls=Subcommand, short_help="Show one row with every check.")

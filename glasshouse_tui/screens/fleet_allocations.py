@@ -189,7 +189,13 @@ def _subject(trouble: Trouble) -> str:
 
 
 def _query_lines(latest: Overview) -> list[Line]:
-    lines = [line((f"? {_subject(trouble)}: {plain(trouble.message, 160)}", "warn")) for trouble in latest.troubles]
+    lines = [
+        line(
+            (f"? {_subject(trouble)}: {plain(trouble.message, 160)}", "warn"),
+            (f" {plain(trouble.hint, 160)}", "plain"),
+        )
+        for trouble in latest.troubles
+    ]
     foreign = sum(not entry.ours for entry in latest.allocations)
     counted = f"{foreign} foreign, shown but never touched" if foreign else "no foreign allocations"
     if foreign or all(trouble.host is not None for trouble in latest.troubles):
@@ -208,4 +214,6 @@ def allocation_detail(allocation: AllocationView) -> Line:
         parts.append(f"self-terminates by {moment(allocation.deadline.utc)}")
     if allocation.reason:
         parts.append(plain(allocation.reason, 200))
+    if allocation.error is not None and allocation.error.hint:
+        parts.append(plain(allocation.error.hint, 200))
     return line((" · ".join(parts), "muted"))

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any, Final
 
-from engine.store.views import Check, LogLine, RunView
+from engine.store.views import Check, LogLine, RunView, Transition
 from glasshouse_tui.format import DASH, brief, clock, controls_text, duration, percent, plain, slack, words
 from glasshouse_tui.run_metrics import is_final, overhead, reason_of
 from glasshouse_tui.state_styles import UNKNOWN, StateStyle, state_style, verdict_style
@@ -140,6 +140,28 @@ def log_row(entry: LogLine) -> Row:
             "text": line((brief(entry.body), "muted")),
         },
     )
+
+
+def warning_row(warning: Transition) -> Row:
+    """A warning of the runner as a row of `LOG_COLUMNS`."""
+    return Row(
+        f"warning:{warning.id}",
+        {
+            "time": line((clock(warning.at), "muted")),
+            "chain": line(("runner", "muted")),
+            "event": line(("! warning", "warn")),
+            "text": line((plain(warning.reason), "warn")),
+        },
+    )
+
+
+def advice_lines(view: RunView) -> list[Line]:
+    """What to do about the failure of a run, and what it came from; nothing for a run that did not fail."""
+    error = view.summary.error
+    if error is None or view.summary.state == "cancelled":
+        return []
+    lines = [line(("what to do  ", "muted"), (plain(text), "warn")) for text in error.hint.splitlines() if text.strip()]
+    return lines + [line(("caused by   ", "muted"), (plain(cause), "muted")) for cause in error.cause]
 
 
 def left_text(seconds: float | None) -> str:

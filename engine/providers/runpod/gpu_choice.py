@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from typing import Final
 
 from engine.errors import ProviderError
@@ -88,11 +89,25 @@ def _price(offer: GpuOffer, settings: RunPodSettings) -> float | None:
 def _none_acceptable(
     acceptable: Sequence[str], exist: bool, offers: Sequence[GpuOffer], settings: RunPodSettings
 ) -> ProviderError:
-    offered = ", ".join(sorted(offer.name for offer in offers if _price(offer, settings) is not None))
+    offered = closest_first(acceptable, {offer.name for offer in offers if _price(offer, settings) is not None})
+    names = f"; it has: {', '.join(offered)}" if offered else ", and offers none at all now"
     if not acceptable:
-        message = "No acceptable GPU is named in the plan or in config.toml."
+        message = f"No acceptable GPU is named in the plan or in config.toml{names}."
     elif exist:
-        message = f"The {settings.cloud.lower()} cloud does not offer {', '.join(acceptable)}."
+        message = f"The {settings.cloud.lower()} cloud does not offer {', '.join(acceptable)}{names}."
     else:
-        message = f"RunPod has no GPU called {', '.join(acceptable)}."
-    return ProviderError(message, f"Choose among: {offered or 'none is offered now'}.", code="no_acceptable_gpu")
+        message = f"RunPod has no GPU called {', '.join(acceptable)}{names}."
+    hint = f'Give --gpu "{offered[0]}", or another of these names.' if offered else "Try again later."
+    return ProviderError(message, hint, code="no_acceptable_gpu")
+
+
+def closest_first(named: Sequence[str], offered: Iterable[str]) -> list[str]:
+    """The offered names, those first that resemble a requested one most: `H100` is a part of `H100 PCIe`."""
+    return sorted(offered, key=lambda name: (-max((_likeness(one, name) for one in named), default=0.0), name))
+
+
+def _likeness(requested: str, name: str) -> float:
+    """From 0 to 2; a name that contains every requested word, or is contained in it, is above 1."""
+    wanted, found = requested.casefold(), name.casefold()
+    contains = all(word in found for word in wanted.split()) or found in wanted
+    return float(contains) + SequenceMatcher(None, wanted, found).ratio()

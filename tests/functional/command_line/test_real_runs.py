@@ -178,7 +178,7 @@ def test_a_rotation_keeps_the_row_and_a_revocation_is_seen(own: OwnRun, tmp_path
     line = own.cli("key", "show", "--public").out.strip()
     former = own.cli("key", "show", "--json").document["keys"][0]["fingerprint"]
     stranger = CommandLine(tmp_path / "stranger")
-    assert own.cli("key", "rotate").code == 0
+    assert own.cli("key", "rotate", "--yes").code == 0
     assert own.cli("key", "show", "--public").out.strip() != line
     assert own.cli("verify", file).code == 0
     assert own.cli("key", "revoke", former, "--reason", "compromised", "-o", statement).code == 0
@@ -191,6 +191,7 @@ def test_a_rotation_keeps_the_row_and_a_revocation_is_seen(own: OwnRun, tmp_path
 
 
 def test_ctrl_c_cancels_cleans_up_and_exits_130(cli: CommandLine) -> None:
+    cli.home.mkdir(mode=0o700)
     process = cli.start("run", "--preset", "demo", "--segments", "protected", "--steps", "100000", "--json")
     run_id = first_line(process)
     reader = Reader(cli.home)

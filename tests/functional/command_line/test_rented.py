@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import pty
 import re
 import secrets
 import select
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +25,7 @@ from engine.runner.leases import with_lease
 from engine.store.reader import Reader
 from engine.store.writer import Writer
 from glasshouse_tui.backend import EngineLauncher
+from tests.functional.command_line.terminal import at_a_terminal
 
 if TYPE_CHECKING:
     from tests.fake_runpod.client import FakeRunPod
@@ -289,44 +288,17 @@ def test_doctor_says_where_the_key_is_and_never_what_it_is(desk: Desk) -> None:
     assert all(desk.fake.key not in done.out + done.err for done in (usable, refused, broken))
 
 
-def test_at_a_terminal_the_price_is_shown_and_no_is_no(desk: Desk) -> None:
-    options = ["run", "--preset", "demo", "--provider", "runpod", "--gpu", CHEAP, "--max-cost", "0.5"]
-    code, shown = _at_a_terminal([*desk.cli.command, "--home", str(desk.home), *options], "Rent it?", "n\n")
-    assert code == 130, shown
+@pytest.mark.parametrize("detach", [[], ["--detach"]], ids=["followed", "detached"])
+def test_at_a_terminal_the_price_is_shown_and_no_is_no(desk: Desk, detach: list[str]) -> None:
+    options = ["run", "--preset", "demo", "--provider", "runpod", "--gpu", CHEAP, "--max-cost", "0.5", *detach]
+    code, shown = at_a_terminal([*desk.cli.command, "--home", str(desk.home), *options], "Rent it?", "n\n")
+    assert code == 1, shown
+    assert shown.rstrip().endswith("Not rented.")
+    assert "Interrupted" not in shown
     for part in ("RTX A2000 at $0.", "an hour", "at most $", "the pod terminates itself"):
         assert part in shown, part
     assert desk.cli("runs", "--json").document == {"runs": []}
     assert desk.fake.calls("create") == []
-
-
-def _at_a_terminal(command: list[str], question: str, answer: str) -> tuple[int, str]:
-    """A command on a terminal of its own that is asked one thing; its exit code and what it showed."""
-    ours, its = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"}
-    with subprocess.Popen(command, stdin=its, stdout=its, stderr=its, env=environment, close_fds=True) as process:
-        os.close(its)
-        shown, answered = b"", False
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            ready, _, _ = select.select([ours], [], [], 1.0)
-            if ready:
-                try:
-                    part = os.read(ours, 65536)
-                except OSError:  # the other side has closed
-                    break
-                if not part:
-                    break
-                shown += part
-            if not answered and question.encode() in shown:
-                os.write(ours, answer.encode())
-                answered = True
-            if not ready and process.poll() is not None:
-                break
-        if time.monotonic() >= deadline:
-            process.kill()
-        code = process.wait()
-    os.close(ours)
-    return code, shown.decode(errors="replace")
 
 
 def test_a_run_on_an_allocation_that_nobody_kept_is_refused_at_once(cli: CommandLine) -> None:

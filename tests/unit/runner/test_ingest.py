@@ -148,7 +148,13 @@ def test_a_restarted_runner_knows_what_the_log_said(ingest: Ingest, writer: Writ
     assert again.launch == launch()
     again.take([log.state("failed", 4.0, code="oom", stop_reason="error")])
     segment = reader.run(RUN).segments[0]
-    assert (segment.state, segment.reason, segment.stop_reason) == ("failed", "oom: out of memory", "error")
+    assert (segment.state, segment.reason, segment.stop_reason) == (
+        "failed",
+        'oom: The raw segment failed. The allocation says: "out of memory"',
+        "error",
+    )
+    assert segment.error is not None
+    assert segment.error.hint
     assert segment.phases == {"launching": 3.0}
 
 

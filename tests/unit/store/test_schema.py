@@ -21,11 +21,10 @@ from engine.store.writer import Writer
 from engine.system.clock import boot_id
 from engine.system.processes import start_ticks
 
-Child = Callable[..., "subprocess.Popen[str]"]
-
-
 OLD = 2
-"""The version before the step that has data to move."""
+"""A version whose allocations did not say yet which runs they served."""
+
+Child = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture
