@@ -39,6 +39,19 @@ class HubModel(msgspec.Struct, frozen=True, kw_only=True):
         """`{id, revision, files: {name: {sha256, size}}}`."""
         return {"id": self.id, "revision": self.revision, "files": msgspec.to_builtins(self.weights)}
 
+    @property
+    def download_bytes(self) -> int:
+        """The size in bytes of everything that an allocation downloads: the weight files, as the hub lists them."""
+        return sum(file.size for file in self.weights.values())
+
+
+def hub_download_bytes(model: str, revision: str, *, endpoint: str | None = None, cache: Path | None = None) -> int:
+    """The size in bytes of the weight files of a pinned revision, for the order of a disk.
+
+    Raises as `fetch_hub`. An allocation's cache holds each file once, so this is also the space that they take there.
+    """
+    return fetch_hub(model, revision, endpoint=endpoint, cache=cache).download_bytes
+
 
 def _weights(siblings: list[Any], index: Any) -> dict[str, HubFile]:
     names = {SINGLE}

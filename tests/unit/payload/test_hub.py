@@ -15,7 +15,7 @@ import pytest
 
 from engine.errors import DataError, MissingExtraError
 from engine.payload.folder import INDEX, SINGLE
-from engine.payload.hub import HubModel, fetch_hub
+from engine.payload.hub import HubModel, fetch_hub, hub_download_bytes
 from engine.system.resources import data_path
 
 REVISION = "a" * 40
@@ -115,6 +115,7 @@ def test_the_index_says_which_shards_belong_to_the_model(hub: Hub, tmp_path: Pat
     hub.weights = {"consolidated.safetensors": SHA, **dict.fromkeys(reversed(shards), SHA)}
     hub.files[INDEX] = json.dumps({"weight_map": {"a": shards[0], "b": shards[1], "c": shards[0]}}).encode()
     assert list(fetched(hub, tmp_path).weights) == shards
+    assert hub_download_bytes(MODEL, REVISION, endpoint=hub.endpoint, cache=tmp_path) == 2 * 7
 
 
 def test_weights_whose_digest_the_hub_does_not_list_are_refused(hub: Hub, tmp_path: Path) -> None:
