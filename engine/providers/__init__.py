@@ -11,7 +11,7 @@ from engine.plan import PROVIDERS
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from engine.providers.protocol import Provider
+    from engine.providers.protocol import Device, Provider, Spec
     from engine.providers.settings import Settings
 
 
@@ -42,6 +42,18 @@ def provider_for(name: str, home: Path, settings: Settings) -> Provider:
 def preflight(name: str, home: Path, settings: Settings) -> None:
     """`Provider.preflight` for callers without an event loop."""
     asyncio.run(_preflight(provider_for(name, home, settings)))
+
+
+def devices_of(name: str, home: Path, settings: Settings, spec: Spec) -> tuple[Device, ...]:
+    """`Provider.devices` for callers without an event loop."""
+    return asyncio.run(_devices(provider_for(name, home, settings), spec))
+
+
+async def _devices(provider: Provider, spec: Spec) -> tuple[Device, ...]:
+    try:
+        return await provider.devices(spec)
+    finally:
+        await provider.close()
 
 
 async def _preflight(provider: Provider) -> None:

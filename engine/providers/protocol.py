@@ -51,6 +51,17 @@ class Quote(_Record, frozen=True, kw_only=True):
     price_per_hour: float
 
 
+class Device(_Record, frozen=True, kw_only=True):
+    """What an allocation would train on: a GPU, or the processor of a machine without one.
+
+    `memory` in bytes: of the GPU, or what the machine's processes can still use; None if it is not known.
+    """
+
+    name: str
+    kind: Literal["cuda", "cpu"]
+    memory: int | None
+
+
 class Address(_Record, frozen=True, kw_only=True):
     """Where an SSH server is. `host_key` is its pinned public key; the client key stays in its file, or in the agent
     that listens at `agent_path`.
@@ -178,6 +189,10 @@ class Provider(Protocol):
 
     async def quote(self, spec: Spec) -> Quote:
         """The price of what `acquire` would return."""
+        ...
+
+    async def devices(self, spec: Spec) -> tuple[Device, ...]:
+        """Every device that `acquire` might return, without logging in anywhere; empty where nothing is known."""
         ...
 
     async def acquire(self, spec: Spec, run_id: str, on_phase: OnPhase | None = None) -> Lease:

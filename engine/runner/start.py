@@ -18,7 +18,6 @@ from engine.store.writer import Writer
 
 if TYPE_CHECKING:
     from engine.attestation.policy import Policy
-    from engine.providers.settings import Settings
 
 INPUTS: Final = "inputs.json"
 DELEGATION_SECONDS: Final = 8 * 24 * 3600
@@ -41,18 +40,14 @@ def start_run(
     """
     from engine.attestation.policy import checked_policy, default_policy
     from engine.attestation.receipts import delegate
-    from engine.payload.build import plan_with_digests
-    from engine.providers import preflight
     from engine.providers.settings import load_settings
+    from engine.runner.feasible import check_run
     from engine.sealing.operator_keys import OperatorKeys
     from engine.sealing.run_key import RunKey
 
     plan = checked(plan)
     chosen = default_policy() if policy is None else checked_policy(policy, default_policy())
-    settings = load_settings(home)
-    preflight(plan.provider.name, home, settings)
-    plan = _with_published_name(home, plan, settings)
-    plan = checked(plan_with_digests(plan, data_file=data_file, model_folder=model_folder))
+    plan = check_run(home, plan, load_settings(home), data_file=data_file, model_folder=model_folder).plan
     run_id = secrets.token_hex(6)
     with Writer(home) as writer:
         keys = OperatorKeys.ensure(home / "keys", passphrase)
@@ -88,25 +83,6 @@ def start_run(
                 folder.destroy()
             raise
     return run_id
-
-
-def _with_published_name(home: Path, plan: Plan, settings: Settings) -> Plan:
-    """The plan with a publishable name for its allocation.
-
-    Plans are published; a pod's addresses derive from the provider's id, and a static host's name may be its address.
-    """
-    from engine.runner.allocation import kept_allocation
-    from engine.runner.spec import chosen_host
-
-    requested = plan.provider.allocation
-    if plan.provider.name == "static":
-        name = chosen_host(home, settings, requested)
-    elif requested is not None and plan.provider.kind.rents:
-        with Reader(home) as reader:
-            name = kept_allocation(reader, requested).id
-    else:
-        return plan
-    return msgspec.structs.replace(plan, provider=msgspec.structs.replace(plan.provider, allocation=name))
 
 
 def resume_run(home: Path, run_id: str) -> None:

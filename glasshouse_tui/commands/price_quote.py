@@ -23,7 +23,7 @@ def check_ceiling(session: Session, plan: Plan) -> None:
 
     Raises `UsageError`: `ceiling_missing`, `config_invalid`, `allocation_unknown`.
     """
-    if not _rents(plan):
+    if not rents(plan):
         if plan.provider.kind.rents and plan.provider.allocation is not None:
             from engine.runner.allocation import kept_allocation
 
@@ -40,7 +40,8 @@ def check_ceiling(session: Session, plan: Plan) -> None:
         )
 
 
-def _rents(plan: Plan) -> bool:
+def rents(plan: Plan) -> bool:
+    """Whether the plan rents an allocation of its own."""
     return plan.provider.kind.rents and plan.provider.allocation is None
 
 
@@ -49,21 +50,22 @@ def confirm_price(session: Session, plan: Plan, *, ask: bool) -> None:
 
     Raises `ProviderError` if there is no quote, `click.Abort` on no.
     """
-    if not _rents(plan) or session.json or not can_ask():
+    if not rents(plan) or session.json or not can_ask():
         return
     from engine.providers.settings import load_settings
     from engine.runner.spec import spec_for
 
     settings = load_settings(session.home)
     spec = spec_for(session.home, plan, settings, "quote")
-    quote = asyncio.run(_quote(session, plan, spec, settings))
+    quote = asyncio.run(quote_of(session, plan, spec, settings))
     for line in quote_lines(quote, spec, plan.provider.keep_for):
         say(line)
     if ask:
         click.confirm("Rent it?", abort=True, err=True)
 
 
-async def _quote(session: Session, plan: Plan, spec: Spec, settings: Settings) -> Quote:
+async def quote_of(session: Session, plan: Plan, spec: Spec, settings: Settings) -> Quote:
+    """The price that the provider names now; raises its errors."""
     from engine.providers import provider_for
 
     provider = provider_for(plan.provider.name, session.home, settings)

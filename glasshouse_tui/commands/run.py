@@ -115,6 +115,7 @@ def _preset_names(_context: click.Context, _parameter: click.Parameter, typed: s
 @click.option("--max-price", type=float, metavar="USD", help="Ceiling for the hourly price.")
 @click.option("--max-cost", type=float, metavar="USD", help="Ceiling for the run; the pod terminates itself there.")
 @click.option("--keep-for", type=int, metavar="MIN", help="Keep the pod MIN minutes afterwards; it is still billed.")
+@click.option("--dry-run", is_flag=True, help="Make every check that needs no allocation, and print the estimates.")
 @click.option("--yes", is_flag=True, help="Do not ask about the price; the ceilings still apply.")
 @click.option("--detach", is_flag=True, help="Print the run's id and leave it running.")
 @passphrase_option
@@ -126,16 +127,22 @@ def run(
     policy: Path | None,
     passphrase_file: Path | None,
     yes: bool,
+    dry_run: bool,
     **options: Any,
 ) -> int:
     """Run a pair, or one segment, from a preset or from your own model and data.
 
-    Progress goes to stderr and the row to stdout. Ctrl-C cancels the run and waits for its clean-up. Before a GPU is
+    Everything that can be refused without an allocation is refused first; --dry-run stops there. Progress goes to
+    stderr and the row to stdout. Ctrl-C cancels the run and waits for its clean-up. Before a GPU is
     rented, its price is shown on a terminal and must be confirmed; a script is not asked, and its ceilings apply.
     """
     session = session_of(context)
     inputs = plan_from_options(RunOptions(**options))
     check_ceiling(session, inputs.plan)
+    if dry_run:
+        from glasshouse_tui.commands.dry_run import dry_run as check_only
+
+        return check_only(session, inputs)
     start = _starter(session, inputs, passphrase_file, policy)
     confirm_price(session, inputs.plan, ask=not (yes or detach))
     if not detach:
