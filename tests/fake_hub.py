@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ from engine.payload.folder import SINGLE
 from engine.payload.shape import read_config
 from engine.payload.weights import tiny_weights
 from engine.system.resources import data_path
+from engine.worker.architecture import required_weights
 
 REVISION: Final = "a" * 40
 MODEL: Final = "someone/tiny"
@@ -51,6 +54,27 @@ class FakeHub(ThreadingHTTPServer):
     def endpoint(self) -> str:
         """The hub's address."""
         return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def become_large(self) -> None:
+        """List the sizes and headers of Qwen2.5-7B; only the headers exist."""
+        self.change_config(
+            hidden_size=3584, num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4,
+            intermediate_size=18944, vocab_size=152064, max_position_embeddings=32768, tie_word_embeddings=False,
+            layer_types=None,
+        )  # fmt: skip
+        config, shape = read_config(self.files["config.json"])
+        projections = {f"{name}.weight": shape.projection(name) for name in ("q_proj", "k_proj", "v_proj", "o_proj")}
+        mlp = {"gate_proj.weight": (18944, 3584), "up_proj.weight": (18944, 3584), "down_proj.weight": (3584, 18944)}
+        sizes = {**projections, **mlp, "embed_tokens.weight": (152064, 3584), "lm_head.weight": (152064, 3584)}
+        header: dict[str, Any] = {}
+        end = 0
+        for name in required_weights(config, shape.layers):
+            size = next((one for part, one in sizes.items() if name.endswith(part)), (3584,))
+            start, end = end, end + 2 * math.prod(size)
+            header[name] = {"dtype": "BF16", "shape": list(size), "data_offsets": [start, end]}
+        body = json.dumps(header).encode()
+        self.files[SINGLE] = struct.pack("<Q", len(body)) + body
+        self.sizes[SINGLE] = len(self.files[SINGLE]) + end
 
     def change_config(self, **changes: Any) -> None:
         """Change fields of config.json; None removes one."""

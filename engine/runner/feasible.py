@@ -92,7 +92,7 @@ def check_run(
     plan = with_published_name(home, plan, settings)
     inputs: Inputs | None = None
     needs: tuple[Need, ...] = ()
-    with steps.step(f"model {plan.model.name}, and the data as its tokens"):
+    with steps.step(f"model {plan.model.name}, and the data's tokens"):
         inputs = describe_inputs(plan, data_file=data_file, model_folder=model_folder, whole=tolerant)
         plan = checked(with_digests(plan, inputs))
     if inputs is not None:

@@ -241,15 +241,18 @@ class Runner:
             self.run_id, self.plan, self.writer, self.reader, self.journal, self.ingest, self.folder, staging
         )
         context.cancelled = self.cancelled
-        steps = [self._wait_for_allocation, lambda: self._build(staging)]
-        for step in steps if self.plan.provider.kind.on_this_machine else reversed(steps):
-            await step()
-            self._raise_if_cancelled_before_launch()
+        if not self.plan.provider.kind.on_this_machine:
+            await self._build(staging)
+        await self._wait_for_allocation()
+        self._raise_if_cancelled_before_launch()
+        if self.plan.provider.kind.on_this_machine:
+            await self._build(staging)
         return context
 
     async def _build(self, staging: Staging) -> None:
         building = asyncio.create_task(asyncio.to_thread(staging.prepare, self.settings))
         await self._until_prepared(staging, building)
+        self._raise_if_cancelled_before_launch()
 
     async def _until_collected(self, context: RunContext) -> None:
         staging = context.staging

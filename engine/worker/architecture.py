@@ -11,7 +11,6 @@ from typing import Any, Final
 import msgspec
 
 from engine.errors import DataError
-from engine.plan import SegmentKind
 
 WEIGHT_DTYPES: Final = frozenset({"F64", "F32", "F16", "BF16"})
 """The types of weights that a training step can compute with, as safetensors names them."""
@@ -57,7 +56,7 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = {
 """By `model_type`. Their attention projections have the names that the initial adapter uses."""
 
 
-def require(model_type: str, kinds: Collection[SegmentKind]) -> Architecture:
+def require(model_type: str, kinds: Collection[str]) -> Architecture:
     """The architecture of these segments; raises `DataError` (`architecture_unsupported`)."""
     found = ARCHITECTURES.get(model_type)
     if found is None:
@@ -76,7 +75,7 @@ def require(model_type: str, kinds: Collection[SegmentKind]) -> Architecture:
     return found
 
 
-def check_config(config: Mapping[str, Any], kinds: Collection[SegmentKind]) -> Architecture:
+def check_config(config: Mapping[str, Any], kinds: Collection[str]) -> Architecture:
     """The architecture that a config.json describes, if these segments can train it.
 
     Raises `DataError`: `architecture_unsupported`, `model_remote_code`, `model_quantised`.

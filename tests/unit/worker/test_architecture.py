@@ -56,7 +56,7 @@ def test_only_a_rehearsed_architecture_runs_protected() -> None:
     assert require("llama", ("raw",))
     for kinds in (("protected",), ("raw", "protected")):
         with pytest.raises(DataError) as caught:
-            require("llama", kinds)  # type: ignore[arg-type]
+            require("llama", kinds)
         assert caught.value.code == "architecture_unsupported"
         assert "--segments raw" in caught.value.hint
 
