@@ -35,7 +35,10 @@ class HubFile(msgspec.Struct, frozen=True):
 
 
 class HubModel(msgspec.Struct, frozen=True, kw_only=True):
-    """A pinned hub model. `weights` are its safetensors files by name, `tensors` what their headers list."""
+    """A pinned hub model. `weights` are its safetensors files by name, `tensors` what their headers list.
+
+    `cache` is the library's folder on this machine, and `uncached_bytes` what it lacks of the weight files.
+    """
 
     id: str
     revision: str
@@ -44,6 +47,8 @@ class HubModel(msgspec.Struct, frozen=True, kw_only=True):
     tokenizer_config: bytes | None
     weights: dict[str, HubFile]
     tensors: dict[str, Tensor]
+    cache: Path
+    uncached_bytes: int
 
     def listing(self) -> dict[str, Any]:
         """`{id, revision, files: {name: {sha256, size}}}`."""
@@ -79,6 +84,8 @@ def fetch_hub(
         tokenizer_config=hub.download(TOKENIZER_CONFIG).read_bytes() if TOKENIZER_CONFIG in names else None,
         weights=weights,
         tensors=hub.tensors(tuple(weights)),
+        cache=hub.cache,
+        uncached_bytes=sum(file.size for name, file in weights.items() if not hub.has(name)),
     )
 
 
@@ -112,6 +119,20 @@ class _Hub:
         self._cache = cache
         self._token = False if anonymous else None
         self._api = HfApi(endpoint=endpoint)
+
+    @property
+    def cache(self) -> Path:
+        """Where the library keeps downloads on this machine."""
+        from huggingface_hub import constants
+
+        return self._cache or Path(constants.HF_HUB_CACHE)
+
+    def has(self, name: str) -> bool:
+        """Whether the cache holds a file of the revision."""
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(self._model, name, cache_dir=self._cache, revision=self._revision)
+        return isinstance(found, str)
 
     def info(self) -> ModelInfo:
         """What the hub lists; a model that an anonymous download cannot reach is refused."""

@@ -30,6 +30,8 @@ CPU_PARAMETERS: Final = 3_000_000_000
 """The largest model for a processor: a step of 64 tokens on 3e9 weights takes about 10 s on 16 cores."""
 SMALL_BYTES: Final = 2 * 1024**3
 """A run that needs less fits every device, and none is asked for."""
+SMALL_FILES: Final = 100_000_000
+"""Bytes below which no room is asked for: a disk that lacks them stops a run before its package is complete."""
 _GIB: Final = 1024**3
 _GB: Final = 10**9
 
@@ -174,28 +176,32 @@ def check_disk(home: Path, plan: Plan, settings: Settings, model: ModelDescripti
     """
     kinds = set(plan.kinds())
     there = model.download_bytes or len(kinds) * model.stored_bytes
-    here = model.stored_bytes if "protected" in kinds and model.hub is None else 0
-    if plan.provider.kind.on_this_machine:
-        here += 0 if model.hub is not None else there
-        there = 0
-    free = _free_bytes(home)
-    if free is not None and here > free:
-        raise _no_room("This run's files take", here, f"the disk of {home} has {free / _GB:.1f} GB free",
-                       "Free some space, or choose another --home.")  # fmt: skip
+    if model.hub is None:
+        here = model.stored_bytes if "protected" in kinds else 0
+        _require_free(home, here + (there if plan.provider.kind.on_this_machine else 0), "choose another --home")
+    elif plan.provider.kind.on_this_machine:
+        _require_free(model.hub.cache, model.hub.uncached_bytes, "set HF_HOME to another disk")
     ordered = settings.runpod.disk_gb
     if plan.provider.kind.rents and plan.provider.allocation is None and ordered is not None and there > ordered * _GB:
         raise _no_room("The weights take", there, f"config.toml orders disks of {ordered} GB",
                        "Raise disk_gb under [runpod] in config.toml, or remove it.")  # fmt: skip
 
 
+def _require_free(folder: Path, needed: int, otherwise: str) -> None:
+    free = _free_bytes(folder) if needed > SMALL_FILES else None
+    if free is not None and needed > free:
+        given = f"the disk of {folder} has {free / _GB:.1f} GB free"
+        raise _no_room("The weights take", needed, given, f"Free some space, or {otherwise}.")
+
+
 def _no_room(what: str, needed: int, given: str, hint: str) -> UsageError:
     return UsageError(f"{what} {needed / _GB:.1f} GB, and {given}.", hint, code="disk_too_small")
 
 
-def _free_bytes(home: Path) -> int | None:
-    """Free space where the home is or will be."""
-    folder = next((one for one in (home, *home.parents) if one.is_dir()), None)
+def _free_bytes(folder: Path) -> int | None:
+    """Free space on the disk where the folder is or will be."""
+    existing = next((one for one in (folder, *folder.parents) if one.is_dir()), None)
     try:
-        return None if folder is None else shutil.disk_usage(folder).free
+        return None if existing is None else shutil.disk_usage(existing).free
     except OSError:
         return None

@@ -134,6 +134,11 @@ def too_large_for_the_disk(desk: Desk) -> None:
     (desk.cli.home / "config.toml").write_text(CONFIG + "disk_gb = 10\n")
 
 
+def too_large_for_this_disk(desk: Desk) -> None:
+    desk.hub.sizes[SINGLE] = 10**16
+    desk.where = ["--provider", "local"]
+
+
 def large_on_a_processor(desk: Desk) -> None:
     desk.hub.become_large()
     desk.where = ["--provider", "local"]
@@ -159,6 +164,7 @@ def large_on_a_processor(desk: Desk) -> None:
         (weights_missing, "model_weights_missing", "lm_head.weight"),
         (too_large_for_the_gpu, "model_too_large", "6.0 GiB"),
         (too_large_for_the_disk, "disk_too_small", "disk_gb"),
+        (too_large_for_this_disk, "disk_too_small", "HF_HOME"),
         (large_on_a_processor, "model_needs_gpu", "--provider runpod"),
     ],
 )
