@@ -12,7 +12,7 @@ from engine.providers.settings import only_host
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from engine.providers.protocol import Provider
+    from engine.providers.protocol import Device, Provider, Spec
     from engine.providers.settings import Settings
 
 
@@ -45,6 +45,18 @@ def preflight(name: str, home: Path, settings: Settings, host: str | None = None
     if name == "static":
         settings = only_host(settings, host)
     asyncio.run(_preflight(provider_for(name, home, settings)))
+
+
+def devices_of(name: str, home: Path, settings: Settings, spec: Spec) -> tuple[Device, ...]:
+    """`Provider.devices` for callers without an event loop."""
+    return asyncio.run(_devices(provider_for(name, home, settings), spec))
+
+
+async def _devices(provider: Provider, spec: Spec) -> tuple[Device, ...]:
+    try:
+        return await provider.devices(spec)
+    finally:
+        await provider.close()
 
 
 async def _preflight(provider: Provider) -> None:

@@ -52,6 +52,17 @@ class Quote(_Record, frozen=True, kw_only=True):
     price_per_hour: float
 
 
+class Device(_Record, frozen=True, kw_only=True):
+    """What an allocation would train on: a GPU, or the processor of a machine without one.
+
+    `memory` in bytes: of the GPU, or what the machine's processes can still use; None if it is not known.
+    """
+
+    name: str
+    kind: Literal["cuda", "cpu"]
+    memory: int | None
+
+
 class Jump(_Record, frozen=True, kw_only=True):
     """A server on the way to an allocation: where it is, its pinned public key, and the client's key or agent."""
 
@@ -196,6 +207,10 @@ class Provider(Protocol):
 
     async def quote(self, spec: Spec) -> Quote:
         """The price of what `acquire` would return."""
+        ...
+
+    async def devices(self, spec: Spec) -> tuple[Device, ...]:
+        """Every device that `acquire` might return, without logging in anywhere; empty where nothing is known."""
         ...
 
     async def acquire(self, spec: Spec, run_id: str, on_phase: OnPhase | None = None) -> Lease:

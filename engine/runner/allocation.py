@@ -19,7 +19,7 @@ from engine.providers.settings import Settings
 from engine.remote.login import check_login, home_of
 from engine.remote.session import SshSession
 from engine.runner.end_allocation import ENDED, end_allocation, outcome_of
-from engine.runner.folder import INPUTS, MODEL_BYTES, RunFolder
+from engine.runner.folder import INPUTS, WEIGHTS_BYTES, RunFolder
 from engine.runner.journal import Journal
 from engine.runner.leases import lease_of, matching, with_intent, with_keep, with_lease
 from engine.runner.spawn import ensure_sentinel, watch_on
@@ -150,7 +150,7 @@ class Allocation:
 
     def _spec(self, name: str) -> Spec:
         inputs = RunFolder(self._home, self._run_id).read_json(INPUTS) or {}
-        return spec_for(self._home, self._plan, self._settings, name, inputs.get(MODEL_BYTES))
+        return spec_for(self._home, self._plan, self._settings, name, inputs.get(WEIGHTS_BYTES))
 
     def _intend(self) -> AllocationView:
         name = allocation_name(installation_id(self._writer, self._reader), self._run_id)

@@ -14,8 +14,8 @@ from engine.system.files import sync_folder, write_private
 
 RUNS: Final = "runs"
 INPUTS: Final = "inputs.json"
-MODEL_BYTES: Final = "modelBytes"
-"""In `INPUTS`: the size of the model's weights, null if it is unknown."""
+WEIGHTS_BYTES: Final = "weightsBytes"
+"""In `INPUTS`: what the model's weights take on the allocation's disk, null if that is unknown."""
 ADAPTERS: Final = "adapters"
 LOGS: Final = "logs"
 ADAPTER_FILES: Final = {"raw": "raw.safetensors", "protected": "protected.sealed"}

@@ -51,6 +51,7 @@ POLL_SECONDS: Final = 0.25
 LOCK_SECONDS: Final = 1.0
 SEALING_SECONDS: Final = 5.0
 PHASE_SECONDS: Final = 10.0
+BUILDING: Final = "building the package"
 _COUNT: Final = re.compile(r"\d+ s")
 
 
@@ -242,11 +243,10 @@ class Runner:
             self._failure = self._failure or self._failure_of(error)
 
     async def _until_cleaning(self) -> None:
-        await self._wait_for_allocation()
-        if self.state != "cleaning":
-            self._raise_if_cancelled_before_launch()
-            self._check_folder()
-            await self._until_collected()
+        if self.state == "cleaning":
+            await self._wait_for_allocation()
+        else:
+            await self._until_collected(await self._ready_to_allocate())
 
     def _failure_of(self, error: Exception) -> Failure:
         """The error as it is stored; the traceback of an unexpected one goes to the runner's log."""
@@ -294,43 +294,63 @@ class Runner:
     def _is_launched(self) -> bool:
         return self.folder.read(LAUNCHED) is not None
 
-    async def _until_collected(self) -> None:
-        self._enter("allocating")
+    async def _ready_to_allocate(self) -> RunContext:
+        """Build the package and wait for the machine: what is refused without an allocation is refused before there is
+        one.
+
+        On this machine the package is built when no other run is timed here; elsewhere it is ready when the machine is.
+        """
+        self._raise_if_cancelled_before_launch()
+        self._check_folder()
         staging = Staging(self.plan, self.folder, self.writer, self.journal, self.run_id)
-        self.context = RunContext(
+        self.context = context = RunContext(
             self.run_id, self.plan, self.writer, self.reader, self.journal, self.ingest, self.folder, staging
         )
-        self.context.cancelled = self.cancelled
-        prepared = asyncio.create_task(asyncio.to_thread(staging.prepare, self.settings))
-        try:
-            lease = await self._unless_cancelled(self.allocation.ensure())
-            self._raise_if_cancelled_before_launch()
-            self._enter("connecting")
-            async with self._link(lease) as link:
-                lease = self.allocation.save_lease(await link.call(lambda session: with_absolute_paths(session, lease)))
-                root = lease.root
-                await link.call(lambda session: session.mkdir(root))
-                self._enter("staging")
-                await self._until_prepared(staging, prepared)
+        context.cancelled = self.cancelled
+        if not self.plan.provider.kind.on_this_machine:
+            await self._build(staging)
+        await self._wait_for_allocation()
+        self._raise_if_cancelled_before_launch()
+        if self.plan.provider.kind.on_this_machine:
+            await self._build(staging)
+        return context
+
+    async def _build(self, staging: Staging) -> None:
+        building = asyncio.create_task(asyncio.to_thread(staging.prepare, self.settings))
+        await self._until_prepared(staging, building)
+        self._raise_if_cancelled_before_launch()
+
+    async def _until_collected(self, context: RunContext) -> None:
+        staging = context.staging
+        self._enter("allocating")
+        lease = await self._unless_cancelled(self.allocation.ensure())
+        self._raise_if_cancelled_before_launch()
+        self._enter("connecting")
+        async with self._link(lease) as link:
+            lease = self.allocation.save_lease(await link.call(lambda session: with_absolute_paths(session, lease)))
+            root = lease.root
+            await link.call(lambda session: session.mkdir(root))
+            self._enter("staging")
+            async with self.exclusive.renewed(link, lease):
+                lease = await staging.make_ready(link, lease, self._environment_phase)
                 self._raise_if_cancelled_before_launch()
-                async with self.exclusive.renewed(link, lease):
-                    lease = await staging.make_ready(link, lease, self._environment_phase)
-                    self._raise_if_cancelled_before_launch()
-                    self.ingest.expected = staging.expected(lease)
-                    if not self._is_launched():
-                        Sightings(self.writer, self.journal, self.run_id).nothing_yet()
-                    launched = await staging.deliver(link, lease)
-                self._enter("running")
-                follower = Follower(self.context, link, staging.run_dir(lease), launched, lease)
-                await self._follow(self.context, follower, link, staging.run_dir(lease))
-        finally:
-            if not prepared.done():
-                await asyncio.gather(prepared, return_exceptions=True)
+                self.ingest.expected = staging.expected(lease)
+                if not self._is_launched():
+                    Sightings(self.writer, self.journal, self.run_id).nothing_yet()
+                launched = await staging.deliver(link, lease)
+            self._enter("running")
+            follower = Follower(context, link, staging.run_dir(lease), launched, lease)
+            await self._follow(context, follower, link, staging.run_dir(lease))
 
     async def _until_prepared(self, staging: Staging, prepared: asyncio.Task[None]) -> None:
-        """Wait for the package; every few seconds the run's reason shows the progress of the sealing."""
-        while not (await asyncio.wait({prepared}, timeout=SEALING_SECONDS))[0]:
-            self._enter("staging", staging.sealing)
+        """Wait for the package; the run's reason says that it is built, and shows the progress of the sealing."""
+        shown, timeout = "", 0.0
+        while not (await asyncio.wait({prepared}, timeout=timeout))[0]:
+            timeout = SEALING_SECONDS
+            phase = staging.sealing or BUILDING
+            if phase != shown and not staging.is_launched:
+                self._enter(self.state, phase)
+                shown = phase
         await prepared
 
     async def _follow(self, context: RunContext, follower: Follower, link: Reconnecting, run_dir: str) -> None:

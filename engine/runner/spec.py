@@ -7,8 +7,6 @@ import math
 from pathlib import Path
 from typing import Final
 
-from engine.errors import UsageError
-from engine.payload.hub import hub_bytes
 from engine.plan import Plan
 from engine.providers.protocol import Quote, Spec
 from engine.providers.settings import Settings, host_settings
@@ -22,16 +20,18 @@ SCRATCH_GB: Final = 4
 """Sealed package of the data, adapters, logs."""
 LARGEST_DISK_GB: Final = 2000
 """More than this is not ordered, whatever the model."""
+WEIGHTS_MARGIN: Final = 1.1
+"""A download that was cut off may leave a part beside the whole file."""
 PREPARATION_SECONDS: Final = 3600.0
 MARGIN: Final = 1.25
 STEPS_SECONDS: Final = 12 * 3600.0
 """How long a segment with a step budget may take: the step rate is not known in advance."""
 
 
-def spec_for(home: Path, plan: Plan, settings: Settings, name: str, model_bytes: int | None = None) -> Spec:
+def spec_for(home: Path, plan: Plan, settings: Settings, name: str, weights_bytes: int | None = None) -> Spec:
     """What to acquire for a plan under this name. The plan's values take precedence over the settings'.
 
-    `model_bytes`: the size of the model's weights, None if it is unknown.
+    `weights_bytes`: what the model's weights take on the allocation's disk, None if that is unknown.
     """
     request, defaults = plan.provider, settings.runpod
     return Spec(
@@ -40,7 +40,7 @@ def spec_for(home: Path, plan: Plan, settings: Settings, name: str, model_bytes:
         host=host_in(home, settings, request.allocation) if request.name == "static" else None,
         max_price=request.max_price if request.max_price is not None else defaults.max_price,
         max_cost=request.max_cost if request.max_cost is not None else defaults.max_cost,
-        disk_gb=defaults.disk_gb or disk_gb(plan, model_bytes),
+        disk_gb=defaults.disk_gb or disk_gb(plan, weights_bytes),
         max_seconds=longest_seconds(plan) + (plan.provider.keep_for or 0) * 60.0,
     )
 
@@ -51,40 +51,16 @@ def most_it_costs(quote: Quote, spec: Spec) -> float:
     return by_time if spec.max_cost is None else min(by_time, spec.max_cost)
 
 
-def disk_gb(plan: Plan, model_bytes: int | None) -> int:
-    """The disk to order, in GB: environment and scratch, and the weights twice, as they arrive and as they are used.
+def disk_gb(plan: Plan, weights_bytes: int | None) -> int:
+    """The disk to order, in GB: environment, scratch, and the model's weights as often as they are stored there.
 
-    For a hub model of unknown size, `UNKNOWN_WEIGHTS_GB` are assumed.
+    For a hub model of unknown size, two copies of `UNKNOWN_WEIGHTS_GB` are assumed.
     """
-    if model_bytes is not None:
-        weights = max(1, math.ceil(model_bytes / 1e9))
+    if weights_bytes is not None:
+        weights = max(1, math.ceil(weights_bytes * WEIGHTS_MARGIN / 1e9))
     else:
-        weights = WEIGHTS_GB.get(plan.model.name, UNKNOWN_WEIGHTS_GB) if plan.model.source == "hub" else 2
-    return ENVIRONMENT_GB + SCRATCH_GB + 2 * weights
-
-
-def model_size(plan: Plan, model_folder: Path | None) -> int | None:
-    """The bytes of the model's weights: of the operator's folder, or as the hub lists them; None if unknown."""
-    if model_folder is not None:
-        return sum(path.stat().st_size for path in model_folder.glob("*.safetensors"))
-    if plan.model.source != "hub" or plan.model.revision is None:
-        return None
-    return hub_bytes(plan.model.name, plan.model.revision)
-
-
-def check_disk(plan: Plan, settings: Settings, model_bytes: int | None) -> None:
-    """Raise `UsageError` (`disk_too_small`) if a model of known size does not fit the disk that would be ordered."""
-    if model_bytes is None or not plan.provider.kind.rents:
-        return
-    needed, ordered = disk_gb(plan, model_bytes), settings.runpod.disk_gb
-    most = LARGEST_DISK_GB if ordered is None else ordered
-    if needed > most:
-        raise UsageError(
-            f"{plan.model.name} has {model_bytes / 1e9:.0f} GB of weights and needs a disk of {needed} GB; "
-            f"{most} GB {'can be ordered' if ordered is None else 'are set'}.",
-            "Choose a smaller model." if ordered is None else "Raise or remove disk_gb below [runpod] in config.toml.",
-            code="disk_too_small",
-        )
+        weights = 2 * (WEIGHTS_GB.get(plan.model.name, UNKNOWN_WEIGHTS_GB) if plan.model.source == "hub" else 2)
+    return ENVIRONMENT_GB + SCRATCH_GB + weights
 
 
 def longest_seconds(plan: Plan) -> float:

@@ -16,7 +16,8 @@ import msgspec
 from engine.attestation.measurement import Measurements
 from engine.attestation.policy import Policy, default_policy, policy_digest, policy_from
 from engine.events import PackageSealed
-from engine.payload.build import ADAPTER, HUB, Payload, build_payload
+from engine.payload.build import ADAPTER, Payload, build_payload
+from engine.payload.model import HUB
 from engine.plan import Plan, dump_plan, plan_digest
 from engine.providers.protocol import Lease
 from engine.providers.settings import Settings

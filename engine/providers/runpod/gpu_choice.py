@@ -55,10 +55,10 @@ def choices(offers: Sequence[GpuOffer], spec: Spec, settings: RunPodSettings) ->
     Raises `ProviderError`: `no_acceptable_gpu`, `price_above_ceiling`, `no_capacity`.
     """
     acceptable = spec.gpus or settings.gpus
-    named = [offer for name in acceptable for offer in offers if name.casefold() in _names(offer)]
-    priced = [(offer, price) for offer in named if (price := _price(offer, settings)) is not None]
+    known = named(offers, acceptable)
+    priced = [(offer, price) for offer in known if (price := _price(offer, settings)) is not None]
     if not priced:
-        raise _none_acceptable(acceptable, bool(named), offers, settings)
+        raise _none_acceptable(acceptable, bool(known), offers, settings)
     ceiling = max_price(spec, settings)
     affordable = [(offer, price) for offer, price in priced if ceiling is None or price <= ceiling]
     if not affordable:
@@ -75,6 +75,11 @@ def choices(offers: Sequence[GpuOffer], spec: Spec, settings: RunPodSettings) ->
             f"RunPod has no {names} available.", "Try again later, or accept another GPU.", code="no_capacity"
         )
     return tuple(dict.fromkeys(Choice(gpu=offer.id, model=offer.name, price=price) for offer, price in available))
+
+
+def named(offers: Sequence[GpuOffer], names: Sequence[str]) -> list[GpuOffer]:
+    """The offers with these names or ids, in the order of the names."""
+    return [offer for name in names for offer in offers if name.casefold() in _names(offer)]
 
 
 def _names(offer: GpuOffer) -> set[str]:

@@ -12,6 +12,7 @@ import msgspec
 
 from engine.errors import GlasshouseError, ProviderError
 from engine.providers.protocol import (
+    Device,
     EmptyProof,
     ExistingAllocation,
     Lease,
@@ -30,7 +31,7 @@ from engine.providers.runpod.api.listing import SharedListing
 from engine.providers.runpod.api.prices import SharedPrices
 from engine.providers.runpod.api.protocol import Pod
 from engine.providers.runpod.folder import AllocationFolder
-from engine.providers.runpod.gpu_choice import choices
+from engine.providers.runpod.gpu_choice import choices, named
 from engine.providers.runpod.lease import NAME, age, existing, lease_of, observation
 from engine.providers.runpod.readiness import Readiness
 from engine.providers.settings import Settings
@@ -40,6 +41,7 @@ from engine.system.clock import boot_seconds
 from engine.system.shield import run_to_completion
 
 RECENT_SECONDS: Final = 30.0
+_GIB: Final = 1024**3
 
 
 class RunPodProvider:
@@ -70,6 +72,12 @@ class RunPodProvider:
         offers = await self._account().prices.offers()
         first = choices(offers, spec, self._settings)[0]
         return Quote(provider=NAME, gpu_model=first.model, price_per_hour=first.price)
+
+    async def devices(self, spec: Spec) -> tuple[Device, ...]:
+        """The acceptable GPUs with the memory that RunPod lists; those that it does not list are left out."""
+        offers = named(await self._account().prices.offers(), spec.gpus or self._settings.gpus)
+        found = {one.id: Device(name=one.name, kind="cuda", memory=one.memory_gb * _GIB) for one in offers}
+        return tuple(found.values())
 
     async def acquire(self, spec: Spec, run_id: str, on_phase: OnPhase | None = None) -> Lease:
         """The pod called `spec.name`, requested once. When cancelled, it terminates what was created before it returns.

@@ -11,8 +11,10 @@ import asyncssh
 import msgspec
 
 from engine.errors import GlasshouseError, ProviderError, RemoteError, UsageError
+from engine.providers.gpu_table import memory_of
 from engine.providers.protocol import (
     Address,
+    Device,
     EmptyProof,
     ExistingAllocation,
     Lease,
@@ -73,6 +75,11 @@ class StaticProvider:
                 await check_login(session)
                 gpu = await gpu_of(session)
         return Quote(provider=NAME, gpu_model=gpu, price_per_hour=0.0)
+
+    async def devices(self, spec: Spec) -> tuple[Device, ...]:
+        """The GPU that the configuration names, with the memory that such GPUs have; empty if it names none."""
+        name = host_settings(self._settings, spec.host).gpu
+        return () if name is None else (Device(name=name, kind="cuda", memory=memory_of(name)),)
 
     async def claim(self, spec: Spec, run_id: str) -> str | None:
         """Claim the host for a run; see `Exclusive`. Only runs below the same `root` exclude each other.

@@ -10,14 +10,14 @@ import struct
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
 
 from engine.attestation.measurement import list_environment
 from engine.errors import RemoteError, RunError
-from engine.plan import preset
+from engine.plan import Segments, preset
 from engine.providers.protocol import Address, Lease
 from engine.remote import environment
 from engine.remote.bundle import REQUIREMENTS, build_bundle, site_paths, worker_lock
@@ -308,8 +308,8 @@ async def test_an_environment_without_what_the_worker_needs_cannot_be_measured(
 class _Operator:
     """A run's staging over a real store; its bundle's lock is empty, so that a small site is enough."""
 
-    def __init__(self, home: Path, run_id: str) -> None:
-        self.plan = msgspec.structs.replace(preset("demo"), segments="protected")
+    def __init__(self, home: Path, run_id: str, segments: Segments = "protected") -> None:
+        self.plan = msgspec.structs.replace(preset("demo"), segments=segments)
         self.writer = Writer(home)
         self.writer.create_run(run_id, self.plan)
         self.run_id = run_id
@@ -351,9 +351,10 @@ async def test_the_measurement_is_pinned_for_the_run_and_for_later_runs_on_the_a
         assert await resumed.make_ready(link, lease) == placed
         assert resumed.references(placed).measurements.environment == expected
         assert one.folder.read(REFERENCE) is not None
-        with pytest.raises(RunError) as caught:
-            await _Operator(tmp_path, "a-later-run").staging().make_ready(link, lease)
-        assert caught.value.code == "environment_changed"
+        for segments in get_args(Segments):  # a raw run is refused likewise
+            with pytest.raises(RunError) as caught:
+                await _Operator(tmp_path, f"a-later-{segments}", segments).staging().make_ready(link, lease)
+            assert caught.value.code == "environment_changed"
     finally:
         (site / "added.py").unlink()
     later = await _Operator(tmp_path, "another-run").staging().make_ready(link, lease)

@@ -8,12 +8,14 @@ import msgspec
 import pytest
 
 from engine.errors import UsageError
-from engine.payload import hub
+from engine.payload.hub import HubFile, HubModel
+from engine.payload.model import ModelDescription, describe_model
 from engine.plan import Model, Plan, ProviderRequest, preset
 from engine.providers.runpod.pod_order import image_cuda, required_cuda
 from engine.providers.settings import RunPodSettings, Settings
 from engine.remote.lockfile import shipped_lock
-from engine.runner.spec import check_disk, disk_gb, model_size, spec_for
+from engine.runner.feasible import check_disk, weights_there
+from engine.runner.spec import disk_gb, spec_for
 
 BIG = Model(source="hub", name="meta-llama/Llama-3.1-70B", revision="0" * 40)
 BIG_BYTES = 141_107_412_992
@@ -23,32 +25,45 @@ def a_plan(model: Model = BIG) -> Plan:
     return msgspec.structs.replace(preset("demo"), model=model, provider=ProviderRequest(name="runpod"))
 
 
+def described(model_bytes: int) -> ModelDescription:
+    files = HubModel(
+        id=BIG.name,
+        revision="0" * 40,
+        config=b"{}",
+        tokenizer=Path(),
+        tokenizer_config=None,
+        weights={"model.safetensors": HubFile("0" * 64, model_bytes)},
+        tensors={},
+        cache=Path(),
+        uncached_bytes=0,
+    )
+    tiny = describe_model(preset("demo"), None)
+    return msgspec.structs.replace(tiny, hub=files, stored_bytes=model_bytes)
+
+
 def test_a_disk_is_ordered_for_the_real_size_of_the_model(tmp_path: Path) -> None:
     known = spec_for(tmp_path, a_plan(), Settings(), "name", BIG_BYTES).disk_gb
-    assert known >= 2 * BIG_BYTES / 1e9 + 28
+    assert 1.2 * BIG_BYTES / 1e9 + 32 > known > BIG_BYTES / 1e9 + 32
     assert spec_for(tmp_path, a_plan(), Settings(), "name").disk_gb == disk_gb(a_plan(), None) < known
 
 
-def test_a_model_that_does_not_fit_the_disk_is_refused_before_anything_is_rented() -> None:
+def test_a_folders_weights_are_stored_once_for_each_kind_of_segment() -> None:
+    model = msgspec.structs.replace(described(1000), hub=None)
+    assert weights_there(a_plan(), described(1000)) == 1000
+    assert weights_there(a_plan(), model) == 2000
+    assert weights_there(msgspec.structs.replace(a_plan(), segments="raw"), model) == 1000
+
+
+def test_a_model_that_does_not_fit_the_disk_is_refused_before_anything_is_rented(tmp_path: Path) -> None:
     small = Settings(runpod=RunPodSettings(disk_gb=108))
     with pytest.raises(UsageError) as caught:
-        check_disk(a_plan(), small, BIG_BYTES)
+        check_disk(tmp_path, a_plan(), small, described(BIG_BYTES))
     assert caught.value.code == "disk_too_small"
     assert "disk_gb" in caught.value.hint
-    check_disk(a_plan(), small, None)
-    check_disk(a_plan(), Settings(), BIG_BYTES)
-    with pytest.raises(UsageError):
-        check_disk(a_plan(), Settings(), 10**13)
-
-
-def test_the_size_of_a_model_folder_is_that_of_its_weights(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_bytes(b"x" * 1000)
-    (tmp_path / "notes.txt").write_bytes(b"x" * 5000)
-    assert model_size(a_plan(), tmp_path) == 1000
-
-
-def test_a_hub_that_does_not_answer_leaves_the_size_unknown() -> None:
-    assert hub.hub_bytes("owner/model", "0" * 40, endpoint="http://127.0.0.1:9") is None
+    check_disk(tmp_path, a_plan(), Settings(), described(BIG_BYTES))
+    with pytest.raises(UsageError) as caught:
+        check_disk(tmp_path, a_plan(), Settings(), described(10**13))
+    assert "--model" in caught.value.hint
 
 
 @pytest.mark.parametrize(
