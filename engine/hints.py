@@ -43,6 +43,8 @@ HINTS: Final[dict[str, str]] = {
     "event_invalid": _HOSTILE,
     "json_duplicate_key": _FILE,
     "json_invalid": _FILE,
+    "json_too_deep": _FILE,
+    "json_too_large": _FILE,
     "json_not_canonical": _BUG,
     "json_not_finite": _FILE,
     "log_chain_broken": _HOSTILE,
@@ -57,6 +59,7 @@ HINTS: Final[dict[str, str]] = {
     "wire_invalid": _HOSTILE,
     "evidence_repeated": _HOSTILE,
     "launch_repeated": _HOSTILE,
+    "release_other_result": _HOSTILE,
     "job_mismatch": _HOSTILE,
     "supervisor_left": "Terminate the allocation with `glasshouse cleanup`; on your own host, end the process by hand.",
     # the worker

@@ -36,8 +36,8 @@ def start_run(
 ) -> str:
     """Validate a run, store it as queued and start its runner; returns the run's id.
 
-    `found` is what `check_run` said of these inputs, if it was asked before. `policy` may narrow the built-in one, never
-    widen it (`policy_older`, `policy_loosened`).
+    `found` is what `check_run` said of these inputs, if it was asked before. `policy` may narrow the built-in one,
+    never widen it (`policy_older`, `policy_loosened`).
     The operator's signing key is unlocked once, to sign a delegation to a run key that only the runner holds.
     Raises a `GlasshouseError` for every kind of invalid input, and then leaves nothing behind.
     """

@@ -47,7 +47,6 @@ def older(home: Path) -> Path:
         VALUES ('a1', 'local', 'glasshouse-1', 'ready', '2026-01-01T00:00:00.000Z',
             (SELECT key FROM runs WHERE id = 'old1'))"""
     )
-    connection.execute("INSERT INTO allocation_runs (allocation, run, at) SELECT id, run, created_at FROM allocations")
     connection.close()
     return path
 
