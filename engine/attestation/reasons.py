@@ -226,6 +226,10 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
     ),
     # the public artifact
     "artifact_malformed": ("This is not a valid public artifact.", "Export the row again, or ask for the file again."),
+    "artifact_version": (
+        "The artifact has another format of the row than the one that this version checks.",
+        "Check it with the version of glasshouse that its row names.",
+    ),
     "artifact_unsigned": (
         "No signature covers this row, a published or unproven figure.",
         "Ask for a row that was exported with its bundle.",
@@ -264,16 +268,20 @@ OF_OTHER_ROOMS: Final[dict[str, str]] = {
     "adapter_wrong_binding": "The adapter was sealed for another run, segment, package or nonce.",
     "adapter_wrong_key": "The adapter was sealed to another key, or its header was changed.",
     "bundle_digest_mismatch": "The staged bundle is not the one that was sent, so it is not started.",
+    "cancel_unanswered": "The allocation did not react to the request to stop.",
     "evidence_repeated": "The allocation sent evidence a second time.",
     "job_mismatch": "The allocation started another job than the one that was sent.",
     "json_duplicate_key": "A JSON object has the same key twice.",
     "json_invalid": "What was received is not strict JSON.",
     "json_not_canonical": "A value has no canonical JSON.",
     "json_not_finite": "A JSON number is not finite.",
+    "json_too_deep": "JSON is nested more deeply than the limit.",
+    "json_too_large": "JSON is longer than the limit.",
     "launch_repeated": "The allocation announced a second launch.",
     "launched_other_bundle": "The supervisor that answers runs another bundle.",
     "leaked": "The allocation is still listed after its termination.",
     "log_chain_broken": "A line of the log is missing or out of order.",
+    "log_flooded": "The log grows beyond what the plan can bring into it.",
     "log_hash_wrong": "A line of the log was changed after it was written.",
     "log_line_invalid": "A line of the log is not a valid event.",
     "log_line_too_long": "A line of the log is longer than the limit.",
@@ -297,6 +305,7 @@ OF_OTHER_ROOMS: Final[dict[str, str]] = {
     "remote_not_a_file": "The remote file is no regular file, so it is not fetched.",
     "remote_output_too_long": "A remote command wrote more than the limit.",
     "remote_too_large": "The remote file is larger than the limit, so it is not fetched.",
+    "run_overdue": "The allocation has not ended, although the longest time that its plan can take is over.",
     "tensors_invalid": "The file is not plain safetensors.",
 }
 """Sentences for the page of refusals, of codes that other rooms raise with a sentence about the case at hand."""

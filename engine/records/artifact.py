@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
@@ -23,11 +24,12 @@ from engine.store.progress import LOSS_BYTES, NANO_BYTES, Steps, body_of, unpack
 from engine.store.views import CheckStatus, CleanupState, Series
 from engine.wire import GENESIS, TRAIN_PROGRESS, Event, committed, event_hash, parse, sha256_hex
 
-FORMAT: Final = "glasshouse-row/1"
+FORMAT: Final = "glasshouse-row/2"
 MAX_ARTIFACT_BYTES: Final = 32 * 1024 * 1024
 """Two segments of some 1.5 million steps each, and their logs. A text of it takes up to four times as much decoded."""
 MAX_STEPS: Final = 2_000_000
 SERIES: Final = "series"
+_ANY_FORMAT: Final = re.compile(r"glasshouse-row/\d{1,6}")
 _BASE64: Final = r"^[A-Za-z0-9+/]*={0,2}$(?!\n)"
 
 Label = Annotated[str, Meta(max_length=80)]
@@ -228,14 +230,17 @@ def malformed(why: str) -> RefusedError:
 
 
 def parse_artifact(text: bytes) -> Artifact:
-    """Parse an artifact; raises `RefusedError` (`artifact_malformed`)."""
+    """Parse an artifact; raises `RefusedError` (`artifact_malformed`, `artifact_version`)."""
     if len(text) > MAX_ARTIFACT_BYTES:
         raise malformed("it is larger than the limit")
     try:
         raw = parse(text)
     except WireError as error:
         raise malformed(error.message.rstrip(".").lower()) from error
-    if not isinstance(raw, dict) or raw.get("format") != FORMAT or "bundle" not in raw:
+    stated = raw.get("format") if isinstance(raw, dict) else None
+    if isinstance(stated, str) and stated != FORMAT and _ANY_FORMAT.fullmatch(stated):
+        raise refusal("artifact_version", f"it states {stated}, and this version checks {FORMAT}")
+    if not isinstance(raw, dict) or stated != FORMAT or "bundle" not in raw:
         raise malformed(f"it lacks the format {FORMAT}")
     row = {name: value for name, value in raw.items() if name not in ("format", "bundle")}
     try:

@@ -366,10 +366,15 @@ def test_a_row_rewritten_by_another_operator_is_refused_even_when_that_operator_
 
 
 def test_malformed_and_unsigned_artifacts_raise_typed_errors(known: Anchors, exported: dict[str, Any]) -> None:
-    for text in (b"", b"[]", b"{}", b"\xff", b'{"format": "glasshouse-row/1"}', b'{"a": 1, "a": 2}', b"[" * 100_000):
+    for text in (b"", b"[]", b"{}", b"\xff", b'{"format": "glasshouse-row/2"}', b'{"a": 1, "a": 2}', b"[" * 100_000):
         with pytest.raises(GlasshouseError) as caught:
             verify_bytes(text, known)
         assert caught.value.code == "artifact_malformed"
+    for older in ("glasshouse-row/1", "glasshouse-row/3"):
+        with pytest.raises(GlasshouseError) as caught:
+            verify_bytes(_bytes(exported | {"format": older}), known)
+        assert caught.value.code == "artifact_version"
+        assert older in caught.value.message
     with pytest.raises(GlasshouseError) as caught:
         verify_bytes(_bytes(exported | {"bundle": None}), known)
     assert caught.value.code == "artifact_unsigned"
