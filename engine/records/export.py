@@ -13,7 +13,7 @@ from engine.attestation.statements import unverified_payload
 from engine.attestation.tokens import unverified_claims
 from engine.errors import RefusedError, UsageError, WireError
 from engine.events import Chain
-from engine.records.artifact import SERIES, Artifact, Bundle, Entry, Heads, Logs, Receipts, dump_artifact, packed
+from engine.records.artifact import SERIES, Artifact, Bundle, Entry, Heads, Logs, Receipts, Row, dump_artifact, packed
 from engine.records.public import is_public
 from engine.store.reader import Reader
 from engine.store.views import FINAL_RUN_STATES, RunView
@@ -54,6 +54,7 @@ def export_run(reader: Reader, run_id: str, *, summary: bool = False) -> Artifac
             f"See it with `glasshouse show {run_id}`.",
             code="export_unsigned",
         )
+    _refuse_earlier(run_id, view.row)
     artifact = Artifact(row=view.row, bundle=_bundle(reader, run_id, view, receipts, evidence, summary=summary))
     _refuse_private(artifact, reader)
     return artifact
@@ -94,14 +95,25 @@ def _bundle(
     )
 
 
+def _refuse_earlier(run_id: str, row: dict[str, Any]) -> None:
+    """The signature covers the row as it is, so fields that an earlier version did not know cannot be added."""
+    missing = set(Row.__struct_encode_fields__) - set(row)
+    if missing:
+        raise _earlier(run_id, f"whose row lacks {min(missing)}")
+
+
+def _earlier(run_id: str, what: str) -> UsageError:
+    return UsageError(
+        f"Run {run_id} was made by an earlier version, {what}.",
+        "Export it with that version of glasshouse.",
+        code="export_earlier_version",
+    )
+
+
 def _result_in(run_id: str, evidence: dict[str, Any]) -> str:
     token = evidence["result"].get("token")
     if not isinstance(token, str):
-        raise UsageError(
-            f"Run {run_id} was made by an earlier version, whose attestation result is not an EAR token.",
-            "Export it with that version of glasshouse.",
-            code="export_earlier_version",
-        )
+        raise _earlier(run_id, "whose attestation result is not an EAR token")
     return token
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import copy
 import functools
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -28,6 +30,7 @@ from engine.records.proofs import PROOFS, Case
 from engine.records.reference import BundleValue, EnvironmentValue, remember
 from engine.records.trust import Anchors, anchors
 from engine.records.verify import Verification, tried, verify_bytes
+from engine.store.connection import database_path
 from engine.store.reader import Reader
 from engine.store.views import RunView
 from engine.system.resources import data_path
@@ -388,6 +391,17 @@ def test_a_published_row_exports_without_a_bundle(tmp_path: Path, known: Anchors
     document = dump_artifact(published)
     assert document["overheadPct"] == 0.86
     assert parse_artifact(_bytes(document)).bundle is None
+
+
+def test_a_row_of_an_earlier_version_is_exported_by_that_version(finished: Finished, tmp_path: Path) -> None:
+    operator, view = finished
+    home = shutil.copytree(operator.home, tmp_path / "home", ignore=shutil.ignore_patterns("runs", "sockets"))
+    with contextlib.closing(sqlite3.connect(database_path(home))) as connection, connection:
+        connection.execute("UPDATE runs SET result = json_remove(result, '$.rawUpdates') WHERE id = ?", (view.summary.id,))
+    with Reader(home) as reader, pytest.raises(UsageError) as caught:
+        export_run(reader, view.summary.id)
+    assert caught.value.code == "export_earlier_version"
+    assert "rawUpdates" in caught.value.message
 
 
 def test_verifying_loads_neither_torch_nor_the_network_nor_the_store(
