@@ -30,7 +30,7 @@ from engine.records.proofs import PROOFS, Case
 from engine.records.reference import BundleValue, EnvironmentValue, remember
 from engine.records.trust import Anchors, anchors
 from engine.records.verify import Verification, tried, verify_bytes
-from engine.store.connection import database_path
+from engine.store.home import database_path
 from engine.store.reader import Reader
 from engine.store.views import RunView
 from engine.system.resources import data_path
@@ -397,7 +397,8 @@ def test_a_row_of_an_earlier_version_is_exported_by_that_version(finished: Finis
     operator, view = finished
     home = shutil.copytree(operator.home, tmp_path / "home", ignore=shutil.ignore_patterns("runs", "sockets"))
     with contextlib.closing(sqlite3.connect(database_path(home))) as connection, connection:
-        connection.execute("UPDATE runs SET result = json_remove(result, '$.rawUpdates') WHERE id = ?", (view.summary.id,))
+        without = "UPDATE runs SET result = json_remove(result, '$.rawUpdates') WHERE id = ?"
+        connection.execute(without, (view.summary.id,))
     with Reader(home) as reader, pytest.raises(UsageError) as caught:
         export_run(reader, view.summary.id)
     assert caught.value.code == "export_earlier_version"
