@@ -18,7 +18,7 @@ from engine.providers import provider_for
 from engine.providers.protocol import Provider
 from engine.providers.settings import load_settings
 from engine.runner.allocation import keep_until
-from engine.runner.end_allocation import ENDED, end_allocation, outcome_of
+from engine.runner.end_allocation import end_allocation, outcome_of
 from engine.runner.final_row import settle_runs
 from engine.runner.leases import matching
 from engine.runner.spawn import watch_on
@@ -69,8 +69,8 @@ async def _clean_up(
                 continue
             provider = providers.setdefault(entry.provider, provider_for(entry.provider, home, load_settings(home)))
             ended.append(await end_one(home, writer, reader, provider, entry))
-            if ended[-1].outcome not in ENDED:
-                watch_on(home, entry.provider)
+            # Also when it is gone: the sentinel looks whether it is listed again.
+            watch_on(home, entry.provider)
     finally:
         for provider in providers.values():
             await provider.close()

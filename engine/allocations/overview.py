@@ -111,6 +111,7 @@ async def _query(
 ) -> tuple[dict[str, Reconciliation], list[Trouble]]:
     listings: dict[str, Reconciliation] = {}
     troubles: list[Trouble] = []
+    looked_for = {one.provider for one in reader.allocations() if one.is_looked_for}
     for name in _providers(entries):
         mine = [
             LedgerEntry(name=one.name, lease=lease_of(one))
@@ -121,7 +122,7 @@ async def _query(
             provider = provider_for(name, home, load_settings(home))
             try:
                 listings[name] = await provider.reconcile(mine)
-                if mine:
+                if mine or name in looked_for:
                     watch_on(home, name)
             finally:
                 await provider.close()

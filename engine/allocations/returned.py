@@ -14,16 +14,20 @@ from typing import Final
 import msgspec
 
 from engine.errors import GlasshouseError
+from engine.hints import HINTS
 from engine.providers.protocol import EmptyProof, ExistingAllocation, Provider, Reconciliation
 from engine.runner.final_row import destroy_leftovers, settle_runs
 from engine.runner.leases import with_listing
 from engine.runner.spawn import watch_on
+from engine.store.failure import Failure
 from engine.store.reader import Reader
 from engine.store.views import AllocationView
 from engine.store.writer import Writer
 from engine.wire import utc_now
 
 REASON: Final = "the provider lists it again, although two earlier listings did not contain it"
+
+_LEAKED: Final = Failure(code="leaked", message=f"{REASON[0].upper()}{REASON[1:]}.", hint=HINTS["leaked"])
 
 
 def reopen_returned(home: Path, reader: Reader, provider: str, listing: Reconciliation) -> Reconciliation:
@@ -60,7 +64,7 @@ def _of(found: ExistingAllocation, ended: Sequence[AllocationView]) -> Allocatio
 def _reopen(
     home: Path, writer: Writer, reader: Reader, found: ExistingAllocation, entry: AllocationView, others: int
 ) -> None:
-    writer.allocation_state(entry.id, "leaked", REASON, **with_listing(entry, found))
+    writer.allocation_state(entry.id, "leaked", _LEAKED, **with_listing(entry, found))
     listed = EmptyProof(scope=(entry.name,), listings=1, count=1, others=others, at=utc_now(), statement=REASON)
     settle_runs(home, writer, reader, entry, listed, again=True)
 

@@ -29,7 +29,6 @@ from engine.providers.protocol import Lease, LedgerEntry, Provider
 from engine.providers.settings import Settings, load_settings
 from engine.remote.session import SshSession
 from engine.runner.abandon import abandon
-from engine.runner.final_row import is_looked_for
 from engine.runner.leases import lease_of, with_listing
 from engine.runner.lost import Watched
 from engine.runner.spawn import FOLDER, LOCK
@@ -244,7 +243,7 @@ def _open(reader: Reader) -> list[AllocationView]:
 
 
 def _looked_for(reader: Reader) -> list[AllocationView]:
-    return [one for one in reader.allocations() if one.provider in RENTED and is_looked_for(one)]
+    return [one for one in reader.allocations() if one.provider in RENTED and one.is_looked_for]
 
 
 def _is_unknown(entry: AllocationView) -> bool:

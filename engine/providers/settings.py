@@ -210,6 +210,8 @@ def host_settings(settings: Settings, name: str | None) -> HostSettings:
         )
     elif name is None:
         message, hint = "More than one host is configured", f"Name one with --allocation: {names}."
+        if settings.faults:
+            hint += f" Not usable as configured: {', '.join(fault.name or '?' for fault in settings.faults)}."
     else:
         message, hint = f"No host called {name!r} is configured", f"Choose one of: {names}."
     raise UsageError(f"{message}.", hint, code="host_unknown")

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from engine.errors import GlasshouseError
 from engine.runner.lifecycle import Runner
+from engine.runner.lost import LOST
+from engine.store.home import has_database
 from engine.store.writer import Writer
 from engine.system.text import visible
 
@@ -25,7 +27,7 @@ def main() -> int:
         return 0 if asyncio.run(Runner(options.home, options.run).execute()) == "finished" else 1
     except GlasshouseError as error:
         sys.stderr.write(visible(f"{error.code}: {error.message} {error.hint}") + "\n")
-        if error.code != "run_locked":  # another runner has the run
+        if error.code not in {"run_locked", *LOST}:  # another runner has the run, or there is nowhere to warn
             _warn(options.home, options.run, f"The runner ended: {error.code}: {error.message} {error.hint}")
         return 1
     except Exception as error:
@@ -36,6 +38,8 @@ def main() -> int:
 
 def _warn(home: Path, run_id: str, text: str) -> None:
     """Leave the last word in the run's history as well, where `logs` and `watch` show it."""
+    if not has_database(home):
+        return  # a writer would make the home that the user removed again
     with contextlib.suppress(GlasshouseError), Writer(home) as writer:
         writer.warn(run_id, text)
 

@@ -129,10 +129,19 @@ def with_published_name(home: Path, plan: Plan, settings: Settings) -> Plan:
 
 
 def _needs(home: Path, plan: Plan, settings: Settings, model: ModelDescription, *, always: bool) -> tuple[Need, ...]:
-    """What the run needs on every device that it may get; empty for a small run, which fits all of them."""
-    if not always and max(estimate(plan, model, kind).total for kind in ("cuda", "cpu")) <= SMALL_BYTES:
+    """What the run needs on every device that it may get; empty for a small run, which fits all of them.
+
+    Where a GPU is rented the provider is asked for a small run too, since it may not know the names of the GPUs.
+    """
+    is_small = max(estimate(plan, model, kind).total for kind in ("cuda", "cpu")) <= SMALL_BYTES
+    if is_small and not always and not plan.provider.kind.rents:
         return ()
-    devices = devices_of(plan.provider.name, home, settings, _spec(home, plan, settings))
+    try:
+        devices = devices_of(plan.provider.name, home, settings, _spec(home, plan, settings))
+    except GlasshouseError as error:
+        if is_small and not always and error.code in OFFLINE:
+            return ()  # the runner asks again, and waits for an answer
+        raise
     return tuple(Need(device=one, estimate=estimate(plan, model, one.kind)) for one in devices)
 
 

@@ -170,7 +170,8 @@ def _cost_again(reader: Reader, view: RunView, entry: AllocationView) -> float |
     """What an ended run cost, now that its allocation has changed: the time after its end counts unless it was kept."""
     stored = (view.row or {}).get("costUsd")
     present = reader.allocation(entry.id) or entry
-    if view.summary.cleanup == "kept" or present.run_id != view.summary.id:
+    was_kept = any(move.subject == "cleanup" and move.state == "kept" for move in view.transitions)
+    if was_kept or present.run_id != view.summary.id:
         return stored
     return cost_of_run(reader, view.summary.id, present)
 
@@ -194,10 +195,5 @@ def destroy_leftovers(home: Path, reader: Reader) -> None:
 
 def _unsettled(reader: Reader) -> set[str]:
     """The runs whose allocation is not gone yet, or is gone and still looked for: their rows may be signed again."""
-    entries = [one for one in reader.allocations() if one.released_at is None or is_looked_for(one)]
+    entries = [one for one in reader.allocations() if one.released_at is None or one.is_looked_for]
     return {run_id for entry in entries for run_id in reader.runs_served(entry.id)}
-
-
-def is_looked_for(entry: AllocationView) -> bool:
-    """Whether an allocation that is gone is looked for again."""
-    return entry.ledger_state == "gone" and entry.recheck is not None and not entry.recheck.over

@@ -120,6 +120,7 @@ class Runner:
             finally:
                 watch.cancel()
                 await self.provider.close()
+            await self._until_certain()
             if self._is_lost:
                 await self._abandon()
             self._update_earlier_rows()
@@ -138,7 +139,8 @@ class Runner:
 
     def _check_home(self) -> None:
         """Stop the work once home, database or run folder is gone; what is rented is released at once."""
-        if self._lost is not None or (error := self.watched.lost()) is None:
+        error = None if self._is_lost else self.watched.lost()
+        if error is None or (self._lost is not None and error.code not in LOST):
             return
         self._lost = error
         if self._is_lost and self.allocation.is_rented and self.allocation.held and self.allocation.held.lease:
@@ -227,6 +229,7 @@ class Runner:
             await self._unless_lost(self._until_cleaning())
         except Exception as error:
             self._failure = self._failure_of(error)
+        await self._until_certain()
         if self._is_lost:
             return
         try:
@@ -241,6 +244,14 @@ class Runner:
             self._proof = await self.allocation.end(self._keep_minutes())
         except Exception as error:
             self._failure = self._failure or self._failure_of(error)
+
+    async def _until_certain(self) -> None:
+        """Whatever failed, it may have failed because the home is being removed: then that is the reason."""
+        while not self._is_lost and self.watched.is_doubtful:
+            self._check_home()
+            if self._lost is not None:
+                return
+            await asyncio.sleep(POLL_SECONDS)
 
     async def _until_cleaning(self) -> None:
         if self.state == "cleaning":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import weakref
 from pathlib import Path
 from typing import Final
 
@@ -35,15 +36,29 @@ class Watched:
             paths["run_folder_missing"] = run_folder
         self._paths = {code: (path, _identity(path)) for code, path in paths.items()}
         self._seen: dict[str, int] = {}
+        for path in paths.values():
+            self._hold(path)
+
+    def _hold(self, path: Path) -> None:
+        """Keep the inode in use: a file system gives the number of a removed one to the next file that is made."""
+        with contextlib.suppress(OSError):
+            # A descriptor of O_PATH opens nothing, so that closing it does not drop the database's POSIX locks.
+            weakref.finalize(self, os.close, os.open(path, os.O_PATH | os.O_CLOEXEC))
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether something is changed now; `lost` tells once that is certain."""
+        return any(_is_changed(path, identity) for path, identity in self._paths.values())
 
     def lost(self) -> StoreError | None:
         """The error once a path has been gone, or another file or folder, at `_TIMES` calls in succession."""
         for code, (path, identity) in self._paths.items():
-            present = _identity(path)
-            changed = identity is not None and present is not _UNKNOWN and present != identity
-            self._seen[code] = self._seen.get(code, 0) + 1 if changed else 0
+            self._seen[code] = self._seen.get(code, 0) + 1 if _is_changed(path, identity) else 0
+        for code, (path, _) in self._paths.items():
             if self._seen[code] >= _TIMES:
                 return _error(code, path)
+            if self._seen[code]:
+                return None  # what this path contains is gone too, and is not the reason
         return None
 
 
@@ -59,6 +74,11 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return _UNKNOWN
     return status.st_dev, status.st_ino
+
+
+def _is_changed(path: Path, identity: tuple[int, int] | None) -> bool:
+    present = _identity(path)
+    return identity is not None and present is not _UNKNOWN and present != identity
 
 
 def _error(code: str, path: Path) -> StoreError:

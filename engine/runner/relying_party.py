@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -17,7 +18,7 @@ from engine.attestation.challenge import Challenge, sign_challenge
 from engine.attestation.ear import parse_result, result_digest, sign_result
 from engine.attestation.nonce import NonceLedger
 from engine.attestation.policy import policy_digest
-from engine.attestation.reasons import refusal
+from engine.attestation.reasons import REASONS, refusal
 from engine.attestation.receipts import countersign, read_release
 from engine.attestation.release import prepare_release
 from engine.attestation.verifier import AttestationResult, Expectations, appraise
@@ -249,7 +250,9 @@ class RelyingParty:
         faults = wipe_faults(proof, done, expected)
         if not faults:
             self._ingest.advance("key", "destroyed")
-        self._ingest.advance("runtime", "unverified" if faults else "zeroized", ", ".join(faults))
+            self._ingest.advance("runtime", "zeroized")
+        else:
+            self._ingest.advance("runtime", "unverified", _unproven(faults))
 
     def _read_zeroization(self, receipt: dict[str, Any]) -> tuple[Zeroization, ExpectedWipe]:
         """The receipt, and what it agrees with; raises `RefusedError` for one that must not be countersigned."""
@@ -268,3 +271,9 @@ class RelyingParty:
         if found := contradictions(proof, expected):
             raise refusal(found[0], ", ".join(found[1:]))
         return proof, expected
+
+
+def _unproven(faults: Sequence[str]) -> Failure:
+    """Some of the codes may be words of the allocation: ours says what to do."""
+    code = next((fault for fault in faults if fault in REASONS), "zeroization_not_claimed")
+    return Failure.of(refusal(code, ", ".join(fault for fault in faults if fault != code)))

@@ -9,7 +9,7 @@ import msgspec
 
 from engine.errors import StoreError, UsageError
 from engine.store.deadline import Deadline, Listed, Recheck
-from engine.store.failure import Reason, packed, read_failure, reason_text
+from engine.store.failure import Reason, failure_of, packed, read_failure, reason_text
 from engine.store.views import AllocationView, CleanupState, LedgerState
 from engine.system.clock import BootTime
 from engine.wire import canonical, parse
@@ -304,7 +304,7 @@ def _view(row: sqlite3.Row) -> AllocationView:
         state=_SHOWN[row["state"]],
         ledger_state=row["state"],
         reason=row["reason"],
-        error=read_failure(row),
+        error=read_failure(row) or (failure_of(row["reason"]) if row["state"] == "leaked" else None),
         created_at=row["created_at"],
         released_at=row["released_at"],
         price_per_hour=row["price_per_hour"],

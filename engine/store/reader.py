@@ -18,7 +18,7 @@ from engine.events import Chain
 from engine.store import chains, ledger, listing, progress, requests, states
 from engine.store.chains import Tail
 from engine.store.connection import translated
-from engine.store.failure import read_failure
+from engine.store.failure import failure_of, read_failure
 from engine.store.home import database_path, has_database
 from engine.store.listing import Filter, Sort
 from engine.store.opening import open_for_reading
@@ -373,7 +373,7 @@ def _segment(row: sqlite3.Row) -> SegmentView:
         position=row["position"],
         state=row["state"],
         reason=row["reason"],
-        error=read_failure(row),
+        error=read_failure(row) or (failure_of(row["reason"]) if row["state"] == "failed" else None),
         stop_reason=row["stop_reason"],
         steps=row["steps"],
         elapsed_sec=row["elapsed_ns"] / 1e9 if row["elapsed_ns"] else None,

@@ -147,6 +147,18 @@ class RunView(_View, frozen=True, kw_only=True):
         """What the runner noted on the way, oldest first."""
         return tuple(move for move in self.transitions if move.subject == WARNING)
 
+    @property
+    def failures(self) -> tuple[Transition, ...]:
+        """What failed beside the run itself, such as wipe or clean-up: the newest moves, each failure once."""
+        newest = {move.subject: move for move in self.transitions if move.subject != WARNING}
+        told = {None if self.summary.error is None else self.summary.error.text}
+        found = []
+        for move in newest.values():
+            if move.error is not None and move.error.text not in told:
+                told.add(move.error.text)
+                found.append(move)
+        return tuple(found)
+
     def segment(self, kind: str) -> SegmentView | None:
         """The segment of this kind, or None if the plan has none."""
         return next((segment for segment in self.segments if segment.kind == kind), None)
@@ -203,6 +215,11 @@ class AllocationView(_View, frozen=True, kw_only=True):
     """Seconds from its request to its end, or until now, by the boot clock; else as the provider states it; or None."""
     listed: Listed | None = None
     recheck: Recheck | None = None
+
+    @property
+    def is_looked_for(self) -> bool:
+        """Whether it is gone, and looked for again."""
+        return self.ledger_state == "gone" and self.recheck is not None and not self.recheck.over
 
 
 class Request(_View, frozen=True, kw_only=True):

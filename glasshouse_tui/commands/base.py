@@ -134,17 +134,25 @@ def unused_allocations(session: Session) -> list[AllocationView]:
         ]
 
 
+def _awaits_the_sentinel(session: Session) -> bool:
+    """Whether an allocation that is gone is looked for again, since its provider may list it later."""
+    with session.reader() as reader:
+        return reader.exists() and any(one.provider in RENTED and one.is_looked_for for one in reader.allocations())
+
+
 def note_unused_allocations(session: Session) -> None:
-    """Note on stderr which allocations are open without an active run."""
+    """Note on stderr which allocations are open without an active run; make sure that the sentinel runs."""
     try:
         unused = unused_allocations(session)
+        watched = bool(unused) or _awaits_the_sentinel(session)
     except (GlasshouseError, OSError):
         return  # a command that needs the store reports the error itself
-    if unused:
+    if watched:
         from engine.runner.spawn import ensure_sentinel
 
         with contextlib.suppress(OSError):
             ensure_sentinel(session.home)  # it may have died, or this machine may have been rebooted
+    if unused:
         which = "1 allocation is" if len(unused) == 1 else f"{len(unused)} allocations are"
         cost = totals(unused)
         least = "" if cost.complete else "at least "

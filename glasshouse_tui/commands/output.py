@@ -19,6 +19,7 @@ from glasshouse_tui.format import parse_time
 
 if TYPE_CHECKING:
     from engine.store.failure import Failure
+    from engine.store.views import RunView
 
 UNKNOWN = "unknown"
 _LAYOUT = "\n\t"
@@ -61,6 +62,20 @@ def failure_lines(failure: Failure, *, indent: str = "  ") -> list[str]:
     lines = [line for line in failure.hint.splitlines() if line.strip()]
     lines += [f"caused by {cause}" for cause in failure.cause]
     return [f"{indent}{plain(line)}" for line in lines]
+
+
+def other_failures(view: RunView) -> list[str]:
+    """What failed beside the run itself, and what to do about it."""
+    lines: list[str] = []
+    for move in view.failures:
+        if move.error is not None:
+            lines += [f"{move.subject} {move.state}: {plain(move.error.text)}", *failure_lines(move.error)]
+    return lines
+
+
+def failures_document(view: RunView) -> list[dict[str, Any]]:
+    """The same for JSON: subject and state beside code, message, hint and cause."""
+    return [{"subject": one.subject, "state": one.state, **as_builtins(one.error)} for one in view.failures]
 
 
 def as_builtins(value: object) -> Any:

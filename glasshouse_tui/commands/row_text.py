@@ -7,7 +7,18 @@ from textwrap import fill
 from typing import Any, Final
 
 from engine.store.views import Check, RunView
-from glasshouse_tui.commands.output import UNKNOWN, failure_lines, known, local_time, loss, plain, rate, seconds, table
+from glasshouse_tui.commands.output import (
+    UNKNOWN,
+    failure_lines,
+    known,
+    local_time,
+    loss,
+    other_failures,
+    plain,
+    rate,
+    seconds,
+    table,
+)
 from glasshouse_tui.format import controls_text, environment_text
 
 _MARKS: Final = {"passed": "ok", "failed": "FAILED", "not_applicable": "n/a", "pending": "pending"}
@@ -61,6 +72,7 @@ def _headline(view: RunView, row: dict[str, Any]) -> str:
     lines = [line, f"{_INDENT}{plain(summary.reason)}"] if summary.reason else [line]
     if summary.error is not None:
         lines += failure_lines(summary.error, indent=_INDENT)
+    lines += [f"{_INDENT}{line}" for line in other_failures(view)]
     lines += [f"{_INDENT}note: {plain(one.reason)}" for one in view.warnings]
     return "\n".join(lines)
 

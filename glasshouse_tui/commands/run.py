@@ -34,9 +34,10 @@ def _starter(
     open_reader(session).data_version()
     policy = None
     if policy_file is not None:
+        from engine.attestation.policy import checked_policy, default_policy
         from engine.records.trust import read_policy
 
-        policy = read_policy(policy_file)
+        policy = checked_policy(read_policy(policy_file), default_policy())
     passphrase = passphrase_if_needed(session.home, passphrase_file)
 
     def start() -> str:
@@ -161,8 +162,8 @@ def run(
 
         return check_only(session, inputs)
     found = _checked(session, inputs)
-    confirm_price(session, found, ask=not yes)
     start = _starter(session, inputs, passphrase_file, policy, found)
+    confirm_price(session, found, ask=not yes)
     if not detach:
         return start_and_follow(session, start)
     run_id = start()

@@ -9,13 +9,21 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import click
 import msgspec
 
-from engine.store.views import FINAL_RUN_STATES, LogLine, Transition
+from engine.store.views import FINAL_RUN_STATES, LogLine, RunView, Transition
 from glasshouse_tui.commands.base import RUN_ID, Subcommand, open_reader, session_of
 from glasshouse_tui.commands.follow import watch_run
-from glasshouse_tui.commands.output import as_builtins, emit_json, emit_text, failure_lines, plain, say
+from glasshouse_tui.commands.output import (
+    as_builtins,
+    emit_json,
+    emit_text,
+    failure_lines,
+    failures_document,
+    other_failures,
+    plain,
+    say,
+)
 
 if TYPE_CHECKING:
-    from engine.store.failure import Failure
     from engine.store.reader import Reader
 
 Chain = Literal["runner", "pod"]
@@ -65,16 +73,18 @@ def logs(context: click.Context, run_id: str, follow: bool, chain: tuple[str, ..
         return 0
     for entry in entries:
         emit_text(_line_text(entry) if isinstance(entry, LogLine) else _warning_text(entry))
-    _say_failure(reader.run(run_id).summary.error)
+    _say_failures(reader.run(run_id))
     return 0
 
 
 def _document(reader: Reader, run_id: str, entries: Sequence[LogLine | Transition]) -> dict[str, Any]:
+    view = reader.run(run_id)
     return {
         "id": run_id,
         "lines": as_builtins([one for one in entries if isinstance(one, LogLine)]),
         "warnings": [{"at": one.at, "text": one.reason} for one in entries if isinstance(one, Transition)],
-        "error": as_builtins(reader.run(run_id).summary.error),
+        "error": as_builtins(view.summary.error),
+        "failures": failures_document(view),
     }
 
 
@@ -102,9 +112,11 @@ def _entries(reader: Reader, run_id: str, *, follow: bool) -> Iterator[LogLine |
         time.sleep(_POLL_SECONDS)
 
 
-def _say_failure(failure: Failure | None) -> None:
-    if failure is not None:
-        say("\n".join([f"error: {plain(failure.text)}", *failure_lines(failure)]))
+def _say_failures(view: RunView) -> None:
+    failure = view.summary.error
+    lines = [] if failure is None else [f"error: {plain(failure.text)}", *failure_lines(failure)]
+    if lines := [*lines, *other_failures(view)]:
+        say("\n".join(lines))
 
 
 def _warning_text(warning: Transition) -> str:

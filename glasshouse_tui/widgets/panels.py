@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any, Final
 
+from engine.store.failure import Failure
 from engine.store.views import Check, LogLine, RunView, Transition
 from glasshouse_tui.format import DASH, brief, clock, controls_text, duration, percent, plain, slack, words
 from glasshouse_tui.run_metrics import is_final, overhead, reason_of
@@ -156,10 +157,19 @@ def warning_row(warning: Transition) -> Row:
 
 
 def advice_lines(view: RunView) -> list[Line]:
-    """What to do about the failure of a run, and what it came from; nothing for a run that did not fail."""
+    """What to do about the failure of a run, and of wipe or clean-up, and what it came from; empty if none failed."""
     error = view.summary.error
-    if error is None or view.summary.state == "cancelled":
-        return []
+    lines: list[Line] = []
+    if error is not None and view.summary.state != "cancelled":
+        lines += _what_to_do(error)
+    for move in view.failures:
+        if move.error is not None:
+            lines.append(line((f"{move.subject} {move.state}  ", "muted"), (plain(move.error.text), "bad")))
+            lines += _what_to_do(move.error)
+    return lines
+
+
+def _what_to_do(error: Failure) -> list[Line]:
     lines = [line(("what to do  ", "muted"), (plain(text), "warn")) for text in error.hint.splitlines() if text.strip()]
     return lines + [line(("caused by   ", "muted"), (plain(cause), "muted")) for cause in error.cause]
 

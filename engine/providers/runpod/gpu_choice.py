@@ -58,7 +58,7 @@ def choices(offers: Sequence[GpuOffer], spec: Spec, settings: RunPodSettings) ->
     known = named(offers, acceptable)
     priced = [(offer, price) for offer in known if (price := _price(offer, settings)) is not None]
     if not priced:
-        raise _none_acceptable(acceptable, bool(known), offers, settings)
+        raise none_acceptable(acceptable, bool(known), offers, settings)
     ceiling = max_price(spec, settings)
     affordable = [(offer, price) for offer, price in priced if ceiling is None or price <= ceiling]
     if not affordable:
@@ -91,9 +91,10 @@ def _price(offer: GpuOffer, settings: RunPodSettings) -> float | None:
     return price if price is not None and price > 0 else None
 
 
-def _none_acceptable(
+def none_acceptable(
     acceptable: Sequence[str], exist: bool, offers: Sequence[GpuOffer], settings: RunPodSettings
 ) -> ProviderError:
+    """The error that names what RunPod offers instead, the closest names first. `exist`: they are known, unpriced."""
     offered = closest_first(acceptable, {offer.name for offer in offers if _price(offer, settings) is not None})
     names = f"; it has: {', '.join(offered)}" if offered else ", and offers none at all now"
     if not acceptable:

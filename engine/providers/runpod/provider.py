@@ -31,7 +31,7 @@ from engine.providers.runpod.api.listing import SharedListing
 from engine.providers.runpod.api.prices import SharedPrices
 from engine.providers.runpod.api.protocol import Pod
 from engine.providers.runpod.folder import AllocationFolder
-from engine.providers.runpod.gpu_choice import choices, named
+from engine.providers.runpod.gpu_choice import choices, named, none_acceptable
 from engine.providers.runpod.lease import NAME, age, existing, lease_of, observation
 from engine.providers.runpod.readiness import Readiness
 from engine.providers.settings import Settings
@@ -74,8 +74,14 @@ class RunPodProvider:
         return Quote(provider=NAME, gpu_model=first.model, price_per_hour=first.price)
 
     async def devices(self, spec: Spec) -> tuple[Device, ...]:
-        """The acceptable GPUs with the memory that RunPod lists; those that it does not list are left out."""
-        offers = named(await self._account().prices.offers(), spec.gpus or self._settings.gpus)
+        """The acceptable GPUs with the memory that RunPod lists; those that it does not list are left out.
+
+        Raises `ProviderError` (`no_acceptable_gpu`) if it lists none of them.
+        """
+        everything, acceptable = await self._account().prices.offers(), spec.gpus or self._settings.gpus
+        offers = named(everything, acceptable)
+        if not offers:
+            raise none_acceptable(acceptable, False, everything, self._settings)
         found = {one.id: Device(name=one.name, kind="cuda", memory=one.memory_gb * _GIB) for one in offers}
         return tuple(found.values())
 
