@@ -82,6 +82,11 @@ class Progression:
             case TrainFinished():
                 self._finished(body)
 
+    def within_budget(self, steps: int) -> None:
+        """Refuse more steps than the plan has (`steps_over_plan`): asked before any is unpacked."""
+        if steps > min(self.plan.target.steps or MAX_STEPS, MAX_STEPS):
+            raise refusal("steps_over_plan", f"{steps} steps")
+
     def steps(self, part: ProgressDigest, losses: Sequence[float], nanos: Sequence[int]) -> None:
         """Follow one `train.progress`: the range, and the steps in it."""
         track = self._training(part.segment, "steps")
@@ -155,8 +160,7 @@ class Progression:
             raise refusal("step_impossible", "a step that took no time")
         target = self.plan.target
         track.steps += len(nanos)
-        if track.steps > min(target.steps or MAX_STEPS, MAX_STEPS):
-            raise refusal("steps_over_plan", f"{track.steps} steps")
+        self.within_budget(track.steps)
         before, track.nanos = track.nanos, track.nanos + sum(nanos)
         if target.seconds is None or track.nanos < (reached := round(target.seconds * 1e9)):
             return

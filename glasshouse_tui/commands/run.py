@@ -60,6 +60,7 @@ def _checked(session: Session, inputs: PlanInputs) -> Feasible:
     from engine.providers.settings import load_settings
     from engine.runner.feasible import check_run
 
+    open_reader(session).data_version()  # a home that cannot be used is refused as such
     settings = load_settings(session.home)
     return check_run(session.home, inputs.plan, settings, data_file=inputs.data_file, model_folder=inputs.model_folder)
 

@@ -230,8 +230,9 @@ def release(case: Case) -> str:
     if len(granted) != 1 or not case.result.accepted:
         raise refusal("release_before_result")
     decided = datetime.fromtimestamp(case.result.issued, UTC)
-    released, ended = moment(body.released), moment(case.run_receipt.finished)
-    if not decided - CLOCK_SLACK <= released <= ended + CLOCK_SLACK:
+    # Neighbours in the runner's log: a wall clock that is set later in the run makes no release untrue.
+    released, logged = moment(body.released), moment(case.facts.runner_log[granted[0].seq].ts)
+    if not decided - CLOCK_SLACK <= released <= logged + CLOCK_SLACK:
         raise refusal("release_other_result", "released")
     opened, package = case.facts.pod(PackageOpened), body.manifest_sha256
     before = case.facts.runner_log[granted[0].seq - 1].hash

@@ -54,6 +54,7 @@ def training(case: Case) -> str:
             progression.take(read_body(event, COMMITTED["pod"][event.event]))
             continue
         part = read_body(event, ProgressDigest)
+        progression.within_budget(part.to)
         one = case.full_facts.series[part.segment]
         progression.steps(part, one.losses[part.first : part.to], one.nanos[part.first : part.to])
     return " and ".join(f"{track.steps} {kind} steps" for kind, track in progression.tracks.items())

@@ -17,6 +17,7 @@ from engine.attestation.ear import peek_result
 from engine.attestation.measurement import Measurements
 from engine.attestation.statements import unverified_payload
 from engine.errors import GlasshouseError, RefusedError
+from engine.runner import relying_party
 from engine.sealing.release import open_release
 from engine.wire import (
     ATTEST_EVIDENCE,
@@ -134,8 +135,7 @@ async def test_moving_the_clock_back_does_not_make_old_evidence_fresh(
     operator.pod.state("launching")
     operator.pod.state("attesting")
     token = await operator.token(now=time.time() - 7200)
-    real = time.time
-    monkeypatch.setattr(time, "time", lambda: real() - 7200)
+    monkeypatch.setattr(relying_party, "unix_seconds", lambda: time.time() - 7200)
     ledger = operator.folder.path / "nonces.json"
     record = json.loads(ledger.read_bytes())
     record["nonces"][0]["at"] -= 7200.0

@@ -71,7 +71,7 @@ def test_it_verifies_at_home(finished: Finished, exported: dict[str, Any], known
         proof.reason for proof in verification.proofs if proof.name == "environment"
     )
     assert verification.id == finished[1].summary.id
-    assert len(verification.checks) == 16
+    assert len(verification.checks) == 18
 
 
 def test_it_has_the_published_names_on_top(exported: dict[str, Any]) -> None:
@@ -211,7 +211,11 @@ def test_a_summary_states_what_it_leaves_out(finished: Finished, known: Anchors)
     assert short["bundle"]["leftOut"] == ["series"]
     verification = verify_bytes(_bytes(short), known)
     assert (verification.genuine, verification.complete, verification.clean) == (True, False, None)
-    assert [proof.name for proof in verification.proofs if proof.status == "not_checked"] == ["series", "row"]
+    assert [proof.name for proof in verification.proofs if proof.status == "not_checked"] == [
+        "series",
+        "training",
+        "row",
+    ]
     short["bundle"]["leftOut"] = []
     assert _failed(verify_bytes(_bytes(short), known)) == {"series": "series_mismatch"}
 

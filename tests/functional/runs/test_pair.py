@@ -138,7 +138,7 @@ def proof_nonce(operator: Operator, run_id: str) -> str:
 def test_the_sealed_adapter_opens_with_the_operators_key_and_holds_the_same_tensors(finished: Finished) -> None:
     operator, view = finished
     folder = operator.home / "adapters" / view.summary.id
-    opened = open_adapter(folder / "protected.sealed", OperatorKeys.load(operator.home / "keys").recipient, None)
+    opened = bytes(open_adapter(folder / "protected.sealed", OperatorKeys.load(operator.home / "keys").recipient, None))
     raw = (folder / "raw.safetensors").read_bytes()
     protected_tensors, raw_tensors = load(opened), load(raw)
     assert sorted(protected_tensors) == sorted(raw_tensors)

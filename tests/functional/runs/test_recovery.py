@@ -212,3 +212,19 @@ def test_a_run_whose_home_is_deleted_ends_at_once_and_leaves_a_last_word(
     assert "released glasshouse-" in text or "It holds no allocation: released." in text
     assert words.stat().st_mode & 0o777 == 0o600
     assert operator.home.exists() == (what != "the home")
+
+
+@pytest.mark.parametrize("state", ["allocating", "launching", "training"])
+def test_a_home_that_is_removed_file_by_file_is_the_reason_whatever_failed_first(
+    operator: Operator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, state: str
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    run_id = operator.start(short_plan("protected", target=LONG))
+    runner = operator.runner(run_id)
+    operator.wait(run_id, lambda view: state in (view.summary.state, segment_state(view, "protected")))
+    while operator.home.exists():
+        shutil.rmtree(operator.home, ignore_errors=True)
+    runner.wait(300)
+    assert operator.processes(run_id, "supervisor") == []
+    assert f"run {run_id}: home_gone" in (tmp_path / "state" / "glasshouse" / "last-words.log").read_text()
+    assert not operator.home.exists()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import msgspec
 import pytest
 
 from engine.plan import preset
+from engine.runner.spawn import FOLDER, LOCK
 from engine.store.views import Check
 from engine.wire import LOG, ChainWriter
 from glasshouse_tui.cli import main
@@ -46,7 +48,7 @@ COMMANDS = [
 
 
 @pytest.fixture
-def hostile(scene: Scene, tmp_path: Path) -> Path:
+def hostile(scene: Scene, tmp_path: Path) -> Iterator[Path]:
     """A home in which everything that others can name has a hostile name."""
     plan = msgspec.structs.replace(preset("demo"), label=EVIL)
     run_id = scene.create(plan=plan)
@@ -62,7 +64,10 @@ def hostile(scene: Scene, tmp_path: Path) -> Path:
     scene.writer.allocation_state("alloc-1", "leaked", EVIL)
     check = Check(name="attestation_verified", group="lifecycle", status="failed", reason=EVIL)
     scene.finish(clean=False, state="failed", checks=[check], gpuModel=EVIL, note=EVIL, label=EVIL, model=EVIL)
-    return scene.home
+    (scene.home / FOLDER).mkdir(mode=0o700)
+    with (scene.home / FOLDER / LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # no command starts a sentinel for the pod that does not exist
+        yield scene.home
 
 
 def _harmless(text: str) -> bool:
