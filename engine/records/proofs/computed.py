@@ -9,7 +9,7 @@ from engine.attestation.reasons import refusal
 from engine.events import COMMITTED, ProgressDigest, TrainFinished, read_body
 from engine.measure.stepchain import step_chain
 from engine.records import rebuild
-from engine.records.artifact import check_steps
+from engine.records.artifact import check_steps, logged_steps
 from engine.records.facts import CLOCK_SLACK
 from engine.records.progression import Progression
 from engine.records.proofs.case import Case, NotApplicableError, NotCheckedError, moment
@@ -49,12 +49,13 @@ def training(case: Case) -> str:
     if not case.facts.pod_log:
         raise NotApplicableError
     progression = Progression(case.facts.plan)
+    for steps in logged_steps(case.facts.pod_log).values():
+        progression.within_budget(steps)
     for event in case.facts.pod_log:
         if event.event != TRAIN_PROGRESS:
             progression.take(read_body(event, COMMITTED["pod"][event.event]))
             continue
         part = read_body(event, ProgressDigest)
-        progression.within_budget(part.to)
         one = case.full_facts.series[part.segment]
         progression.steps(part, one.losses[part.first : part.to], one.nanos[part.first : part.to])
     return " and ".join(f"{track.steps} {kind} steps" for kind, track in progression.tracks.items())

@@ -401,7 +401,8 @@ def test_a_row_of_an_earlier_version_is_exported_by_that_version(finished: Finis
     operator, view = finished
     home = shutil.copytree(operator.home, tmp_path / "home", ignore=shutil.ignore_patterns("runs", "sockets"))
     with contextlib.closing(sqlite3.connect(database_path(home))) as connection, connection:
-        without = "UPDATE runs SET result = json_remove(result, '$.rawUpdates') WHERE id = ?"
+        key = "(SELECT key FROM runs WHERE id = ?)"
+        without = f"UPDATE results SET body = json_remove(body, '$.rawUpdates') WHERE run = {key}"  # noqa: S608
         connection.execute(without, (view.summary.id,))
     with Reader(home) as reader, pytest.raises(UsageError) as caught:
         export_run(reader, view.summary.id)
