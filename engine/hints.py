@@ -57,6 +57,7 @@ HINTS: Final[dict[str, str]] = {
     "log_too_long": _HOSTILE,
     "progress_invalid": _HOSTILE,
     "wire_invalid": _HOSTILE,
+    "event_repeated": _HOSTILE,
     "evidence_repeated": _HOSTILE,
     "launch_repeated": _HOSTILE,
     "release_other_result": _HOSTILE,

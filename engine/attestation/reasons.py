@@ -269,6 +269,7 @@ OF_OTHER_ROOMS: Final[dict[str, str]] = {
     "adapter_wrong_key": "The adapter was sealed to another key, or its header was changed.",
     "bundle_digest_mismatch": "The staged bundle is not the one that was sent, so it is not started.",
     "cancel_unanswered": "The allocation did not react to the request to stop.",
+    "event_repeated": "The allocation reported a second time what it reports once.",
     "evidence_repeated": "The allocation sent evidence a second time.",
     "job_mismatch": "The allocation started another job than the one that was sent.",
     "json_duplicate_key": "A JSON object has the same key twice.",

@@ -21,6 +21,7 @@ from engine.events import (
 )
 from engine.measure.stepchain import step_chain
 from engine.records import rules
+from engine.records.contradictions import log_contradictions
 from engine.records.facts import Facts
 from engine.records.rules import Group, Outcome
 from engine.records.times import contradictions
@@ -87,6 +88,12 @@ def _chains(facts: Facts) -> Outcome:
     broken = [name for name, whole in (("runner", facts.runner_whole), ("allocation", facts.pod_whole)) if not whole]
     if broken:
         return "failed", f"the chain of the {' and the '.join(broken)} is not whole"
+    if found := log_contradictions(facts):
+        return "failed", f"the allocation's log contradicts itself: {', '.join(found)}"
+    return _closed(facts)
+
+
+def _closed(facts: Facts) -> Outcome:
     ours, theirs = facts.runner(RunnerClosed), facts.pod(PodClosed)
     if not ours or not theirs or facts.pod_log[-1].hash != theirs[-1].hash:
         return "failed", "a log lacks its end"

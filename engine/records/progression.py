@@ -20,16 +20,15 @@ from engine.events import (
     TrainMeasured,
     TrainStarted,
 )
-from engine.plan import MAX_STEPS, Plan, SegmentKind
+from engine.plan import MAX_STEPS, Plan, SegmentKind, longest_seconds
 from engine.store.views import PROTECTED_STAGES, RAW_STAGES
-from engine.worker.job import Limits
 
 LAG: Final = 1024
 """How many steps a GPU may have been given before the loss or the time of an earlier one is known: the recorder's ring.
 On a CPU each step is complete before the next one begins.
 """
 LEASE_MARGIN: Final = 3600.0
-"""Seconds after the lease's end in which the trainer finishes the step in progress and its adapter is digested."""
+"""Seconds beyond the longest time of the plan: the step in progress is finished, and its adapter digested."""
 STAGES: Final[Mapping[str, Sequence[str]]] = {"raw": RAW_STAGES, "protected": PROTECTED_STAGES}
 _ENDED: Final = ("done", "failed")
 
@@ -141,7 +140,7 @@ class Progression:
     def _require_trained(self, track: Track, body: SegmentState) -> None:
         if body.state != "failed" and not track.finished:
             raise refusal("phase_impossible", f"the {body.segment} segment left its training before the end of it")
-        if body.at - track.since > Limits().lease + LEASE_MARGIN:
+        if body.at - track.since > longest_seconds(self.plan) + LEASE_MARGIN:
             raise refusal("time_impossible", "a training longer than the lease")
 
     def _started(self, body: TrainStarted) -> None:

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from engine.events import SegmentState, TrainCheckpoint, TrainFinished, TrainMeasured, TrainObserved, TrainStarted
 from engine.measure.overhead import pair_overhead_pct
 from engine.plan import SegmentKind
-from engine.records.facts import Facts, Logged
+from engine.records.facts import CLOCK_SLACK, Facts, Logged
 from engine.store.views import CheckStatus
 
 RATE: Final = 0.005
@@ -25,6 +25,10 @@ EARLY: Final = 0.05
 """Seconds by which step times may exceed a span that must contain them: rounding, the resolution of a GPU's clock."""
 LATE: Final = 2.0
 """Seconds that a busy supervisor may take to log what its trainer has reported."""
+BLIND: Final = 20.0
+"""Seconds in which a training may begin and end unseen, such as while a runner is started again. For longer ones an
+allocation that cuts the link could state any times.
+"""
 _SECOND: Final = 1e9
 _MICRO: Final = 1e-6
 
@@ -90,6 +94,8 @@ def timing_reason(facts: Facts) -> str:
         whole = points[0].seen.until(points[-1].seen)
         if whole is None:
             raise TimingError(f"the runner's clock does not span the {kind} training")
+        if not whole.least and whole.most > BLIND:
+            raise TimingError(f"the runner saw nothing of the {kind} training for {whole.most:.1f} s by its clock")
         for first, last in _pairs(points):
             _check_span(kind, first, last)
         found.append(f"{kind} {window.seconds:.3f} s in {whole.least:.3f} to {whole.most:.3f} s of the runner's clock")
@@ -228,13 +234,15 @@ def _check_inside(facts: Facts, window: Window) -> None:
     began, measured, ended = states[training].body.at, window.measured.body.at, states[training + 1].body.at
     if not began <= measured <= ended:
         raise TimingError(f"the {window.kind} window ends outside the training phase")
-    _require_near(window, measured - began, "between the log's events", EARLY)
-    _require_near(window, _wall_seconds(facts, window), "between the log's wall-clock times", LATE)
+    _require_near(window, measured - began, "between the log's events", early=EARLY, late=LATE)
+    # Wide, since a wall clock that was set is no fault of the step times.
+    slack = CLOCK_SLACK.total_seconds()
+    _require_near(window, _wall_seconds(facts, window), "between the log's wall-clock times", early=slack, late=slack)
 
 
-def _require_near(window: Window, seconds: float, where: str, early: float) -> None:
+def _require_near(window: Window, seconds: float, where: str, *, early: float, late: float) -> None:
     """The window may be shorter than this by what a busy supervisor takes to log, and not longer."""
-    low, high = seconds * (1 - RATE) - LATE, seconds * (1 + RATE) + early
+    low, high = seconds * (1 - RATE) - late, seconds * (1 + RATE) + early
     if not low <= window.seconds <= high:
         raise TimingError(f"the {window.kind} steps take {window.seconds:.3f} s, but {seconds:.3f} s pass {where}")
 

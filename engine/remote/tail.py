@@ -93,7 +93,11 @@ class Tail:
             return b""
         if size > self._max_bytes:
             raise WireError("The log is longer than the limit.", code="log_too_long")
-        block = await session.read_at(self._path, self.offset, min(POLL_BYTES, size - self.offset))
+        wanted = min(POLL_BYTES, size - self.offset)
+        block = await session.read_at(self._path, self.offset, wanted)
+        if len(block) < wanted:
+            # A size that is never reached would hide until when the runner had seen nothing: times would be unbounded.
+            raise WireError("The log has fewer bytes than its server states.", code="log_shrunk")
         self.drained = self.offset + len(block) == size
         self._drained_size = size if self.drained else -1
         return block

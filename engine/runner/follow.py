@@ -9,6 +9,7 @@ from typing import Final
 
 from engine.errors import GlasshouseError, ProviderError, RemoteError, RunError
 from engine.events import RunnerClosed
+from engine.plan import longest_seconds
 from engine.providers.protocol import Lease
 from engine.remote.launch import Launched, alive
 from engine.remote.reconnect import Reconnecting
@@ -20,7 +21,6 @@ from engine.runner.heartbeat import Heartbeat
 from engine.runner.log_limits import LogBudget, log_limits
 from engine.runner.relying_party import RelyingParty
 from engine.runner.sightings import Sightings
-from engine.runner.spec import longest_seconds
 from engine.wire import ChainReader, canonical
 
 POLL_SECONDS: Final = 0.2

@@ -28,11 +28,15 @@ from engine.events import (
     ProgressDigest,
     SegmentState,
     TrainFinished,
+    TrainStarted,
     ZeroizeDone,
+    ZeroizeStarted,
     fields_of,
+    name_of,
     read_body,
 )
 from engine.plan import load_plan
+from engine.records.contradictions import ONCE
 from engine.records.progression import Progression
 from engine.records.public import is_public
 from engine.records.rebuild import gpu_model
@@ -84,6 +88,8 @@ class _Known:
     adapters: dict[str, AdapterSaved | AdapterSealed] = field(default_factory=dict)
     explanations: dict[str, str] = field(default_factory=dict)
     """Error codes of `log` lines, with the sentence that came with each."""
+    told: set[type[Body]] = field(default_factory=set)
+    """The kinds of events so far."""
     entered: dict[str, tuple[str, float]] = field(default_factory=dict)
     """By segment, its state and when that began, in seconds on the supervisor's clock."""
 
@@ -219,6 +225,12 @@ class Ingest:
         if isinstance(body, EvidenceSent) and known.token is not None and body.token != known.token:
             # The evidence that is stored and exported must be the evidence that was appraised.
             raise RefusedError("The allocation sent evidence twice, and the two differ.", code="evidence_repeated")
+        if isinstance(body, ONCE) and type(body) in known.told:
+            raise RefusedError(f"The allocation reported {name_of(type(body))} a second time.", code="event_repeated")
+        if isinstance(body, AdapterSealed) and ZeroizeStarted in known.told:
+            raise refusal("training_out_of_order", "an adapter after the wipe began")
+        if isinstance(body, TrainStarted) and known.launch is not None and body.gpu != known.launch.gpu:
+            raise refusal("log_contradicts", "the accelerator of the launch and of the training")
         if isinstance(body, PackageOpened) and self.released is not None:
             opened = body.manifest_sha256, body.ciphertext_sha256
             if opened != (self.released.manifest_sha256, self.released.ciphertext_sha256):
@@ -237,6 +249,7 @@ class Ingest:
     def _remember(self, body: Body) -> None:
         """Keep what later decisions need; also applied to the stored log after a restart."""
         known = self._known
+        known.told.add(type(body))
         match body:
             case LaunchAccepted():
                 known.launch = body

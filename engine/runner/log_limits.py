@@ -12,9 +12,8 @@ from typing import Final
 import msgspec
 
 from engine.errors import WireError
-from engine.plan import Plan
+from engine.plan import Plan, longest_seconds
 from engine.remote.tail import Tailed
-from engine.runner.spec import longest_seconds
 from engine.wire import LOG, MAX_LOG_BYTES, TRAIN_CHECKPOINT, canonical
 
 STEPS_A_SECOND: Final = 10_000

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Final
 
-from engine.plan import Plan
+from engine.plan import Plan, longest_seconds
 from engine.providers.protocol import Quote, Spec
 from engine.providers.settings import Settings, host_settings
 from engine.store.salt import salt_of
@@ -22,10 +22,6 @@ LARGEST_DISK_GB: Final = 2000
 """More than this is not ordered, whatever the model."""
 WEIGHTS_MARGIN: Final = 1.1
 """A download that was cut off may leave a part beside the whole file."""
-PREPARATION_SECONDS: Final = 3600.0
-MARGIN: Final = 1.25
-STEPS_SECONDS: Final = 12 * 3600.0
-"""How long a segment with a step budget may take: the step rate is not known in advance."""
 
 
 def spec_for(home: Path, plan: Plan, settings: Settings, name: str, weights_bytes: int | None = None) -> Spec:
@@ -61,12 +57,6 @@ def disk_gb(plan: Plan, weights_bytes: int | None) -> int:
     else:
         weights = 2 * (WEIGHTS_GB.get(plan.model.name, UNKNOWN_WEIGHTS_GB) if plan.model.source == "hub" else 2)
     return ENVIRONMENT_GB + SCRATCH_GB + weights
-
-
-def longest_seconds(plan: Plan) -> float:
-    """How long a run may take at most, preparation and both segments included; kept time comes on top."""
-    segment = plan.target.seconds if plan.target.seconds is not None else STEPS_SECONDS
-    return PREPARATION_SECONDS + segment * len(plan.kinds()) * MARGIN
 
 
 _LENGTH: Final = 16

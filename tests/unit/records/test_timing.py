@@ -174,7 +174,7 @@ def test_honest_times_pass(told: Callable[..., Facts], story: Story) -> None:
         # The sum is true; the allocation makes one part longer and another one shorter.
         (Story(stated=lambda step: STEP * (0.2 if step < 50 else 1.8)), "start to step 50"),
         (Story(clock=2.0), "between the log's events"),
-        (Story(wall=2.0), "wall-clock"),
+        (Story(wall=1000.0), "wall-clock"),
         (Story(ended=5.0), "outside the training phase"),
         (Story(gap=LATE + 1.0), "between the log's events"),
         (Story(unseen=("started",)), "did not log when"),
@@ -240,3 +240,9 @@ def test_a_lie_inside_the_slack_is_covered_by_it(told: Callable[..., Facts]) -> 
 def test_the_slack_is_unknown_when_the_times_are(told: Callable[..., Facts]) -> None:
     assert timing_slack_pct(told(Story(unseen=("started",)))) is None
     assert timing_slack_pct(told(Story(polls=60.0))) is None  # a window that the runner may have missed whole
+
+
+def test_a_training_that_the_runner_may_have_missed_whole_proves_no_times(told: Callable[..., Facts]) -> None:
+    blind = Story(polls=60.0, stated=lambda step: STEP / 10_000, clock=1e-4, wall=1e-4)
+    status, reason = timing_outcome(told(blind))
+    assert (status, "the runner saw nothing of the" in reason) == ("failed", True), reason

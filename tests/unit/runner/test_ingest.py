@@ -13,17 +13,20 @@ import pytest
 from engine.errors import RefusedError, StoreError, WireError
 from engine.events import (
     AdapterSaved,
+    AdapterSealed,
     Body,
     EvidenceSent,
     Gpu,
     LaunchAccepted,
     LogLine,
     Machine,
+    Measured,
     SegmentState,
     TrainFinished,
     TrainMeasured,
     TrainObserved,
     TrainStarted,
+    ZeroizeStarted,
     fields_of,
     name_of,
 )
@@ -76,6 +79,15 @@ def launch(**changes: Any) -> LaunchAccepted:
         "pid": 1, "identity": MACHINE, "cpu": "x", "gpu": None,
     }  # fmt: skip
     return LaunchAccepted(**(fields | changes))
+
+
+GPU = Gpu(uuid="GPU-1", name="NVIDIA H100", driver="550")
+SAVED = AdapterSaved(segment="raw", sha256=DIGEST, size=1, tensor_digest=DIGEST)
+SEALED = AdapterSealed(
+    segment="protected", sha256=DIGEST, size=1, sealed_sha256=DIGEST, sealed_size=1, tensor_digest=DIGEST,
+    nonce_sha256=DIGEST, runner_head=DIGEST,
+)  # fmt: skip
+MEASURED = Measured(bundle=DIGEST, lock=DIGEST, environment=DIGEST, environment_bytes=1, environment_files=1)
 
 
 @pytest.fixture
@@ -173,6 +185,10 @@ def test_a_state_that_goes_back_is_refused(ingest: Ingest, reader: Reader) -> No
         (launch(bundle_digest="b" * 64), None, "measurement_mismatch"),
         (launch(job_digest="b" * 64), None, "job_mismatch"),
         (EvidenceSent(token="one"), EvidenceSent(token="two"), "evidence_repeated"),
+        (SAVED, SAVED, "event_repeated"),
+        (SEALED, SEALED, "event_repeated"),
+        (MEASURED, MEASURED, "event_repeated"),
+        (ZeroizeStarted(segment="protected"), SEALED, "training_out_of_order"),
     ],
 )
 def test_what_contradicts_the_run_is_refused(
@@ -185,6 +201,14 @@ def test_what_contradicts_the_run_is_refused(
         ingest.take([log.add(body) for body in (first, second) if body is not None])
     assert caught.value.code == code
     assert len(reader.events(RUN, "pod")) == (0 if second is None else 1)
+
+
+def test_a_training_on_another_accelerator_than_the_launch_named_is_refused(ingest: Ingest) -> None:
+    log = Log()
+    started = TrainStarted(segment="raw", gpu=GPU, warmup_steps=0, numerics={})
+    with pytest.raises(RefusedError) as caught:
+        ingest.take([log.add(launch()), log.state("launching", 1.0), log.state("training", 2.0), log.add(started)])
+    assert caught.value.code == "log_contradicts"
 
 
 def test_steps_of_another_length_than_their_range_are_refused_by_the_store(ingest: Ingest, reader: Reader) -> None:
