@@ -177,6 +177,14 @@ def test_a_run_that_cannot_work_is_refused_before_anything_is_rented_or_entered(
     desk.nothing_happened()
 
 
+def test_a_gpu_that_nobody_offers_is_refused_before_the_run_is_entered(desk: Desk) -> None:
+    desk.where[-1] = "RTX 4900"
+    for more in ([], ["--dry-run"]):
+        failure = desk.run(*more).refused(1, "no_acceptable_gpu")
+        assert "RTX 4090" in failure["message"] + failure["hint"]
+        desk.nothing_happened()
+
+
 def test_a_dry_run_checks_the_same_and_leaves_nothing(desk: Desk) -> None:
     done = desk.run("--dry-run")
     assert done.code == 0, done.out + done.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import secrets
@@ -24,6 +25,7 @@ from engine.providers.settings import load_settings
 from engine.runner.leases import with_lease
 from engine.store.reader import Reader
 from engine.store.writer import Writer
+from engine.system.resources import data_path
 from glasshouse_tui.backend import EngineLauncher
 from tests.functional.command_line.terminal import at_a_terminal
 
@@ -298,6 +300,20 @@ def test_at_a_terminal_the_price_is_shown_and_no_is_no(desk: Desk, detach: list[
     for part in ("RTX A2000 at $0.", "an hour", "at most $", "the pod terminates itself"):
         assert part in shown, part
     assert desk.cli("runs", "--json").document == {"runs": []}
+    assert desk.fake.calls("create") == []
+
+
+def test_what_is_refused_is_refused_before_the_price_is_asked_about(desk: Desk, tmp_path: Path) -> None:
+    loose = tmp_path / "loose.json"
+    policy = json.loads(data_path("policies", "default.json").read_text())
+    loose.write_text(json.dumps(policy | {"requiredControls": []}))
+    options = ["run", "--preset", "demo", "--provider", "runpod", "--gpu", CHEAP, "--max-cost", "0.5"]
+    for wrong, words in (["--policy", tmp_path / "none"], "--policy"), (["--policy", loose], "requires less"):
+        command = [*desk.cli.command, "--home", str(desk.home), *options, *map(str, wrong)]
+        exit_code, shown = at_a_terminal(command, "Rent it?", "y\n")
+        assert exit_code != 0
+        assert words in shown
+        assert "Rent it?" not in shown
     assert desk.fake.calls("create") == []
 
 

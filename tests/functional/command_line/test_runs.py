@@ -86,6 +86,22 @@ def test_a_failed_run_says_what_to_do_wherever_it_is_looked_at(cli: CommandLine)
     assert "caused by OSError: No space left on device" in out
 
 
+def test_a_wipe_that_is_not_proven_says_what_to_do_wherever_a_finished_run_is_looked_at(cli: CommandLine) -> None:
+    unverified = Failure(code="zeroization_missing", message="No receipt.", hint="Treat the secrets as not wiped.")
+    with cli.enter_run(owner=os.getpid()) as writer:
+        writer.transition(cli.run_id, "runtime", "unverified", unverified)
+        writer.finish(cli.run_id, {"id": cli.run_id, "clean": False}, [], "finished")
+    told = [{
+        "subject": "runtime", "state": "unverified", "code": "zeroization_missing", "message": "No receipt.",
+        "hint": "Treat the secrets as not wiped.", "cause": [],
+    }]  # fmt: skip
+    assert cli("show", "last", "--json").document["failures"] == told
+    assert cli("logs", "last", "--json").document["failures"] == told
+    for text in (cli("show", "last").out, cli("logs", "last").err):
+        assert "runtime unverified: zeroization_missing: No receipt." in text
+        assert "Treat the secrets as not wiped." in text
+
+
 def test_ctrl_c_in_watch_exits_130_and_requests_nothing(cli: CommandLine) -> None:
     with cli.enter_run(owner=os.getpid()) as writer:
         watching = cli.start("watch", cli.run_id, "--json")

@@ -25,7 +25,7 @@ from engine.plan import ProviderRequest, preset
 from engine.providers.protocol import EmptyProof, ExistingAllocation, Lease, LedgerEntry, Reconciliation, Scope
 from engine.runner import abandon, allocation, spawn
 from engine.runner.end_allocation import end_allocation
-from engine.runner.final_row import store_row
+from engine.runner.final_row import settle_runs, store_row
 from engine.runner.leases import with_end, with_intent, with_keep, with_lease
 from engine.store.deadline import Deadline, Recheck
 from engine.store.home import database_path
@@ -35,6 +35,7 @@ from engine.store.views import AllocationView
 from engine.store.writer import Writer
 from engine.system.clock import BootTime
 from engine.wire import ALLOCATION_GONE, utc_now
+from glasshouse_tui.commands.base import Session, note_unused_allocations
 
 RUN = "0123456789ab"
 
@@ -296,6 +297,44 @@ def test_querying_the_overview_restarts_a_dead_sentinel(
     assert started == []
     overview.overview(tmp_path)
     assert len(started) == 1
+
+
+async def test_the_sentinel_is_restarted_for_what_is_gone_and_still_looked_for(
+    tmp_path: Path, pods: Pods, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[object] = []
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **_: started.append(command))
+    monkeypatch.setattr(overview, "provider_for", lambda *_: pods)
+    writer.allocation_intent("a", "runpod", "a", RUN)
+    writer.allocation_state("a", "created", **with_lease(a_lease("a")))
+    with Reader(tmp_path) as reader:
+        entry = reader.allocation("a")
+        assert entry is not None
+        await end_allocation(writer, reader, pods, entry)  # type: ignore[arg-type]
+        ended = reader.allocation("a")
+    assert ended is not None
+    assert ended.is_looked_for
+    await asyncio.to_thread(overview.overview, tmp_path)
+    assert len(started) == 1
+    note_unused_allocations(Session(chosen_home=str(tmp_path)))
+    assert len(started) == 2
+
+
+async def test_a_kept_pod_that_returns_costs_its_run_no_more(tmp_path: Path, pods: Pods, writer: Writer) -> None:
+    writer.allocation_intent("a", "runpod", "a", RUN)
+    lease = msgspec.structs.replace(a_lease("a"), price_per_hour=3600.0)
+    writer.allocation_state("a", "created", **with_lease(lease))
+    writer.transition(RUN, "cleanup", "kept", "for 50 min")
+    with Reader(tmp_path) as reader:
+        store_row(writer, reader, RUN, None, state="failed", reason="", cost_usd=0.25)
+        entry = reader.allocation("a")
+        assert entry is not None
+        proof = await end_allocation(writer, reader, pods, entry)  # type: ignore[arg-type]
+        settle_runs(tmp_path, writer, reader, entry, proof)
+        settle_runs(tmp_path, writer, reader, entry, proof, again=True)
+        row = reader.run(RUN).row
+    assert row is not None
+    assert row["costUsd"] == 0.25
 
 
 async def test_a_pod_that_returns_unseen_is_found_by_the_sentinel_and_its_row_is_signed_again(

@@ -53,6 +53,20 @@ def test_segments_and_allocations_keep_theirs(run: str, writer: Writer, reader: 
     assert reader.allocations()[0].error is None
 
 
+def test_what_fails_beside_the_run_is_told_once_and_until_it_is_mended(
+    run: str, writer: Writer, reader: Reader
+) -> None:
+    unverified = Failure(code="zeroization_missing", message="No receipt.", hint="Treat the secrets as not wiped.")
+    leaked = Failure(code="leaked", message="It is listed.", hint="Run cleanup.")
+    writer.transition(run, "runtime", "unverified", unverified)
+    writer.transition(run, "segment:raw", "failed", FAILURE)
+    writer.transition(run, "cleanup", "leaked", leaked)
+    writer.finish(run, {}, [], "failed", FAILURE)
+    assert [move.error for move in reader.run(run).failures] == [unverified, leaked]
+    writer.transition(run, "cleanup", "gone", "absent in two listings")
+    assert [move.error for move in reader.run(run).failures] == [unverified]
+
+
 def test_a_failed_run_of_an_earlier_version_gets_the_hint_of_its_code(
     run: str, home: Path, writer: Writer, reader: Reader
 ) -> None:
