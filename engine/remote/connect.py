@@ -5,7 +5,6 @@ SSH configuration. Through jump hosts, each of them is a connection of this kind
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -189,10 +188,17 @@ async def _explained(
     to itself: such a server is asked once more, for that kind.
     """
     if isinstance(error, asyncssh.ConnectionLost | ConnectionResetError | BrokenPipeError):
-        with contextlib.suppress(asyncssh.Error, OSError, TimeoutError):
+        where = where_of_endpoint(endpoint)
+        try:
             async with asyncio.timeout(limits.connect):
                 await _presented(endpoint, OUTDATED_HOST_KEYS, tunnel)
-            return outdated(where_of_endpoint(endpoint), "host key", OUTDATED_HOST_KEYS, HOST_KEY_ALGORITHMS)
+            return outdated(where, "host key", OUTDATED_HOST_KEYS, HOST_KEY_ALGORITHMS)
+        except asyncssh.KeyExchangeFailed as again:
+            # The first time, its reset overtook the list that it had sent.
+            if "host key" not in again.reason:
+                return no_common_algorithm(where, again.reason)
+        except (asyncssh.Error, OSError, TimeoutError):
+            pass
     return _translated(error, endpoint)
 
 

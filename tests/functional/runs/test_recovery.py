@@ -13,6 +13,7 @@ from engine.runner.folder import RunFolder
 from engine.store.reader import Reader
 from engine.store.views import RunView
 from engine.store.writer import Writer
+from engine.wire import TRAIN_OBSERVED
 from tests.functional.runs.support import LONG, Operator, segment_state, short_plan
 
 
@@ -70,7 +71,7 @@ def test_a_runner_that_dies_at_one_commit_after_another_leaves_nothing_undone(
         assert [t.state for t in view.transitions if t.subject == subject] == states
     with Reader(operator.home) as reader:
         assert set(reader.receipts(run_id)) == {"delegation", "release", "zeroization", "run"}
-        names = [event.event for event in reader.events(run_id, "runner")]
+        names = [event.event for event in reader.events(run_id, "runner") if event.event != TRAIN_OBSERVED]
         assert [one.ledger_state for one in reader.allocations()] == ["gone"]
     assert len(names) == len(set(names)), names
     assert list((operator.home / "runs").iterdir()) == []
