@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+import re
+from typing import ClassVar, Final
+
+from engine.hints import HINTS
+
+MAX_CAUSES: Final = 4
+MAX_CAUSE_TEXT: Final = 200
+_PATH: Final = re.compile(r"(?<![\w.])~?/(?:[^\s/'\",;:]+/)*([^\s/'\",;:]+)")
 
 
 class GlasshouseError(Exception):
     """Base of every error that reaches a user.
 
-    `code` is stable and machine-readable; `message` is one sentence without secrets; `hint` says what to do.
-    `exit_code` is the exit status of the command line: 1 for a failed run or check, 2 for wrong usage.
+    `code` is stable and machine-readable; `message` is one sentence without secrets; `hint` says what to do, by default
+    what `engine.hints` says of the code. `exit_code` is the exit status of the command line: 1 for a failed run or
+    check, 2 for wrong usage.
     """
 
     default_code: ClassVar[str] = "error"
@@ -19,7 +27,7 @@ class GlasshouseError(Exception):
         super().__init__(message)
         self.code = code or self.default_code
         self.message = message
-        self.hint = hint
+        self.hint = hint or HINTS.get(self.code, "")
 
     def as_dict(self) -> dict[str, str]:
         """`{"code", "message", "hint"}`, for `--json`."""
@@ -91,3 +99,26 @@ class RunError(GlasshouseError):
     """A run that cannot continue."""
 
     default_code = "run_failed"
+
+
+def causes_of(error: BaseException) -> tuple[str, ...]:
+    """What an error was raised from, nearest first: at most `MAX_CAUSES` short lines without paths.
+
+    Of an error that is not ours only the type is given, and the system's own words for an `OSError`: its text may hold
+    anything, a secret included.
+    """
+    causes: list[str] = []
+    seen = error.__cause__
+    while seen is not None and len(causes) < MAX_CAUSES:
+        causes.append(_cause(seen))
+        seen = seen.__cause__
+    return tuple(causes)
+
+
+def _cause(error: BaseException) -> str:
+    name = type(error).__name__
+    text = f"{name}: {error.strerror}" if isinstance(error, OSError) and error.errno and error.strerror else name
+    if isinstance(error, GlasshouseError):
+        text = f"{error.code}: {error.message}"
+    shown = "".join(char if char.isprintable() else " " for char in text[:MAX_CAUSE_TEXT])
+    return _PATH.sub(r"\1", shown)

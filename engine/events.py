@@ -83,11 +83,12 @@ class Control(Body, frozen=True, kw_only=True):
 
 
 class PackageSealed(Body, frozen=True, kw_only=True):
-    """`package.sealed`: what will be sent. `manifest_digest` is None for a raw run."""
+    """`package.sealed`: what will be sent. `manifest_digest` is None for a raw run; `samples` are those trained on."""
 
     manifest_digest: Digest | None
     plan_digest: Digest
     bundle_digest: Digest
+    samples: Annotated[int, Meta(ge=1)]
 
 
 class ChallengeSent(Body, frozen=True, kw_only=True):
@@ -130,6 +131,29 @@ class AdapterCollected(Body, frozen=True, kw_only=True):
     sealed_sha256: Digest | None = None
     tensor_digest: Digest | None = None
     size: Count | None = None
+
+
+class Sighting(Body, frozen=True, kw_only=True):
+    """One event of the allocation's log that a reading brought. `step` is a checkpoint's, else None."""
+
+    event: Literal["train.started", "train.checkpoint", "train.measured", "train.finished"]
+    segment: Segment
+    step: Count | None
+    hash: Digest
+
+
+class TrainObserved(Body, frozen=True, kw_only=True):
+    """`train.observed`: when the runner saw events of the training, by the boot clock of the operator's machine.
+
+    Both times are microseconds since the run's first reading under this clock. `at`: the reading that brought them was
+    complete. `after`: a reading began that reached the log's end without them; None if there was none under this clock.
+    `clock` is a digest of the machine's boot, so that times of two boots are never compared.
+    """
+
+    seen: Annotated[list[Sighting], Meta(min_length=1)]
+    after: Count | None
+    at: Count
+    clock: Digest
 
 
 class RunnerClosed(Body, frozen=True, kw_only=True):
@@ -209,18 +233,23 @@ class DenialTaken(Body, frozen=True, kw_only=True):
 
 
 class PackageOpened(Body, frozen=True, kw_only=True):
-    """`enclave.release_plan_completed`: linked to the release in the runner's log."""
+    """`enclave.release_plan_completed`: linked to the release in the runner's log.
+
+    `ciphertext_sha256` is the digest of the release as it arrived, which the runner's receipt states as well.
+    """
 
     segment: Segment
     manifest_sha256: Digest
+    ciphertext_sha256: Digest
     runner_head: Digest
 
 
 class TrainStarted(Body, frozen=True, kw_only=True):
-    """`train.started`: the first measured step comes next."""
+    """`train.started`: the first measured step comes next; `warmup_steps` were run before it."""
 
     segment: Segment
     gpu: Gpu | None
+    warmup_steps: Count
     numerics: dict[Code, str | int | float | bool | None]
 
 
@@ -241,6 +270,18 @@ class TrainCheckpoint(Body, frozen=True, kw_only=True):
     step: Count
     step_chain: Digest | None
     tensor_digest: Digest
+
+
+class TrainMeasured(Body, frozen=True, kw_only=True):
+    """`train.measured`: the last measured step is done, and nothing was computed since.
+
+    `at` in seconds on the supervisor's monotonic clock, as in `segment.state`.
+    """
+
+    segment: Segment
+    steps: Count
+    elapsed_ns: Count
+    at: float
 
 
 class TrainFinished(Body, frozen=True, kw_only=True):
@@ -342,6 +383,7 @@ RUNNER: Final[dict[str, type[Body]]] = {
     wire.ATTEST_RESULT: ResultReached,
     wire.RELEASE_DENIED: ReleaseDenied,
     wire.RELEASE_GRANTED: ReleaseGranted,
+    wire.TRAIN_OBSERVED: TrainObserved,
     wire.ADAPTER_COLLECTED: AdapterCollected,
     wire.RUN_CLOSED: RunnerClosed,
     wire.ALLOCATION_GONE: AllocationGone,
@@ -358,6 +400,7 @@ POD: Final[dict[str, type[Body]]] = {
     wire.TRAIN_STARTED: TrainStarted,
     wire.TRAIN_PROGRESS: TrainProgress,
     wire.TRAIN_CHECKPOINT: TrainCheckpoint,
+    wire.TRAIN_MEASURED: TrainMeasured,
     wire.TRAIN_FINISHED: TrainFinished,
     wire.ADAPTER_SAVED: AdapterSaved,
     wire.ADAPTER_SEALED: AdapterSealed,

@@ -20,6 +20,10 @@ StopReason = Literal["target_seconds", "step_budget", "nonfinite_loss", "cancell
 PLAN_VERSION: Final = 1
 LORA_TARGETS: Final = ("q_proj", "k_proj", "v_proj", "o_proj")
 MAX_SECONDS: Final = 7 * 24 * 3600
+PREPARATION_SECONDS: Final = 3600.0
+MARGIN: Final = 1.25
+STEPS_SECONDS: Final = 12 * 3600.0
+"""How long a segment with a step budget may take: the step rate is not known in advance."""
 MAX_STEPS: Final = 100_000_000
 MAX_KEEP_MINUTES: Final = 7 * 24 * 60
 MAX_SEED: Final = 2**53 - 1
@@ -296,3 +300,9 @@ def preset(name: str) -> Plan:
             code="preset_unknown",
         )
     return known[name]
+
+
+def longest_seconds(plan: Plan) -> float:
+    """How long a run may take at most, preparation and both segments included; kept time comes on top."""
+    segment = plan.target.seconds if plan.target.seconds is not None else STEPS_SECONDS
+    return PREPARATION_SECONDS + segment * len(plan.kinds()) * MARGIN

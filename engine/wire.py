@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -17,10 +18,14 @@ import msgspec
 import rfc8785
 
 from engine.errors import WireError
+from engine.system.clock import utc
 
 GENESIS: Final = "0" * 64
 MAX_LINE_BYTES: Final = 256 * 1024
 MAX_LOG_BYTES: Final = 256 * 1024 * 1024
+MAX_MARKS: Final = 1_500_000
+"""Most commas, colons and opening brackets in a JSON text: with every value parsed, some 200 MB in the worst case."""
+MAX_DEPTH: Final = 64
 
 # Event names. The first three come from the published work.
 ANTI_DEBUG_READY: Final = "enclave.anti_debug_ready"
@@ -37,7 +42,9 @@ RELEASE_GRANTED: Final = "release.granted"
 TRAIN_STARTED: Final = "train.started"
 TRAIN_PROGRESS: Final = "train.progress"
 TRAIN_CHECKPOINT: Final = "train.checkpoint"
+TRAIN_MEASURED: Final = "train.measured"
 TRAIN_FINISHED: Final = "train.finished"
+TRAIN_OBSERVED: Final = "train.observed"
 ADAPTER_SEALED: Final = "adapter.sealed"
 ADAPTER_SAVED: Final = "adapter.saved"
 ZEROIZE_STARTED: Final = "zeroize.started"
@@ -93,22 +100,60 @@ def _finite(text: str) -> float:
     return value
 
 
+_STRINGS: Final = re.compile(
+    rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL
+)  # one left open too: no second try from inside it
+_BRACKETS: Final = bytes.maketrans(b"[{]}", b"(())")
+_NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[{]}"))
+
+
 def parse(text: bytes | str) -> Any:
     """Parse JSON strictly: UTF-8 only, no duplicate keys, no lone surrogates, no NaN or infinity (`1e999` included).
 
-    Raises `WireError` (`json_invalid`, `json_duplicate_key`, `json_not_finite`).
+    A text of more than `MAX_MARKS` values or nested more than `MAX_DEPTH` deep is refused before any of it is decoded.
+    Raises `WireError` (`json_invalid`, `json_duplicate_key`, `json_not_finite`, `json_too_large`, `json_too_deep`).
     """
     try:
-        plain = (text.encode("utf-8") if isinstance(text, str) else text).decode("utf-8")
+        raw = text.encode("utf-8") if isinstance(text, str) else text
+        _require_bounded(raw)
+        plain = raw.decode("utf-8")
         value = json.loads(plain, object_pairs_hook=_no_duplicates, parse_constant=_no_constants, parse_float=_finite)
         if "\\ud" in plain or "\\uD" in plain:
-            json.dumps(value, ensure_ascii=False).encode(
-                "utf-8"
-            )  # raises for lone surrogates, which other JSON parsers refuse
+            _refuse_lone_surrogates(value)
     except (ValueError, RecursionError) as error:
         raise WireError("This is not JSON.", code="json_invalid") from error
     else:
         return value
+
+
+def _require_bounded(raw: bytes) -> None:
+    """Raise `WireError` for more values or levels than any document of ours has; takes time linear in the text.
+
+    Each value costs up to hundreds of bytes of memory once it is decoded, and each level a stack frame.
+    """
+    # Marks inside strings count too: the result is an upper bound, and no document of ours comes near the limit.
+    if sum(map(raw.count, (b",", b":", b"[", b"{"))) > MAX_MARKS or raw.count(b'"') > 4 * MAX_MARKS:
+        raise WireError("This JSON has more values than the limit.", code="json_too_large")
+    if raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH:
+        return
+    brackets = _STRINGS.sub(b"", raw).translate(_BRACKETS, _NO_BRACKETS)
+    for _ in range(MAX_DEPTH):
+        brackets = brackets.replace(b"()", b"")  # one round removes the innermost level
+    if b"()" in brackets or brackets.count(b"(") > MAX_DEPTH:
+        raise WireError("This JSON is nested more deeply than the limit.", code="json_too_deep")
+
+
+def _refuse_lone_surrogates(value: Any) -> None:
+    """Raise `ValueError` for a lone surrogate in any text: other JSON parsers refuse them."""
+    if isinstance(value, str):
+        value.encode("utf-8")
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            name.encode("utf-8")
+            _refuse_lone_surrogates(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            _refuse_lone_surrogates(inner)
 
 
 def sha256_hex(data: bytes | bytearray | memoryview) -> str:
@@ -128,7 +173,7 @@ def utc_text(at: datetime) -> str:
 
 def utc_now() -> str:
     """UTC now, as `utc_text` writes it."""
-    return utc_text(datetime.now(UTC))
+    return utc_text(utc())
 
 
 def committed(event: str, body: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -16,6 +16,8 @@ from textual.app import SystemCommand
 from textual.binding import BindingType
 from textual.screen import Screen
 
+from engine.system.clock import utc
+from engine.system.text import visible
 from glasshouse_tui import backend
 from glasshouse_tui.bindings import ANYWHERE, KEYS, Key, bindings_for
 from glasshouse_tui.messages import ProvidersListed, RunMissing, SettingsRead, StoreAvailable, StoreTrouble
@@ -32,11 +34,6 @@ _STYLES: Final = Path(__file__).parent / "styles"
 _LISTS: Final = ("fleet", "history")
 
 
-def utc_clock() -> datetime:
-    """The current time, UTC."""
-    return datetime.now(UTC)
-
-
 class GlasshouseApp(ShutdownApp):
     """The app: the screen in front, what the poller reads for it, the settings restored at the next start."""
 
@@ -51,7 +48,7 @@ class GlasshouseApp(ShutdownApp):
         open_run: str | None = None,
         read_only: bool = False,
         launcher: backend.Launcher | None = None,
-        now: Callable[[], datetime] = utc_clock,
+        now: Callable[[], datetime] = utc,
     ) -> None:
         """`open_run`: the run to show first, by id, unique prefix or `last`. `now` is the clock, aware UTC."""
         super().__init__()
@@ -239,5 +236,5 @@ def run_console(home: Path, *, open_run: str | None = None, read_only: bool = Fa
         for stream in (sys.stdout, sys.stderr):
             os.dup2(devnull, stream.fileno())
     for sentence in app.farewell:
-        print(sentence, file=sys.stderr)
+        print(visible(sentence), file=sys.stderr)
     return code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
@@ -11,11 +12,12 @@ from typing import IO, Final
 
 import click
 
-from engine.errors import UsageError
+from engine.errors import StoreError, UsageError
 from glasshouse_tui.commands.base import (
     HOME_VARIABLE,
     LazyGroup,
     Session,
+    check_home,
     home_option,
     json_option,
     note_runs_without_runner,
@@ -87,6 +89,9 @@ def root(context: click.Context, read_only: bool) -> int | None:
             "Use a command instead, for example `glasshouse demo`; `glasshouse --help` lists them all.",
             code="not_a_terminal",
         )
+    if not read_only:
+        with contextlib.suppress(StoreError):  # the console itself shows why a home cannot be used
+            check_home(session)
     note_runs_without_runner(session)
     from glasshouse_tui.app import run_console
 

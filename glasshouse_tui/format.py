@@ -63,6 +63,11 @@ def percent(value: float | None, *, signed: bool = True) -> str:
     return f"{sign}{abs(rounded):.2f} %"
 
 
+def slack(value: float | None) -> str:
+    """By how much an overhead could be off with step times that no clock contradicts; `timing slack ±2.90 %`."""
+    return f"timing slack {'unknown' if value is None else f'±{value:.2f} %'}"
+
+
 def whole_percent(part: float | None) -> str:
     """A fraction from 0 to 1 as whole percent; 100 only if it is complete."""
     if part is None:

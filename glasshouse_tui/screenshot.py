@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Final
 
 from engine.errors import GlasshouseError, UsageError
-from glasshouse_tui.app import GlasshouseApp, utc_clock
+from engine.system.clock import utc
+from glasshouse_tui.app import GlasshouseApp
 from glasshouse_tui.format import parse_time
 from glasshouse_tui.poller import Poller
 from glasshouse_tui.screens.run import RunScreen
@@ -29,7 +30,7 @@ async def draw(home: Path, run_id: str, size: tuple[int, int] = SIZE) -> str:
     with Reader(home) as reader:
         view = reader.run(reader.resolve(run_id))
     summary = view.summary
-    ended = parse_time(summary.finished_at) or utc_clock()
+    ended = parse_time(summary.finished_at) or utc()
     app = GlasshouseApp(home, open_run=summary.id, now=lambda: ended)
     app.poller = Poller(home, app, read_only=True)
     has_curves = summary.source == "mine" and any(segment.steps for segment in view.segments)

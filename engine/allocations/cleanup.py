@@ -17,10 +17,12 @@ from engine.plan import MAX_KEEP_MINUTES, RENTED
 from engine.providers import provider_for
 from engine.providers.protocol import Provider
 from engine.providers.settings import load_settings
-from engine.runner.end_allocation import ENDED, end_allocation, outcome_of
+from engine.runner.allocation import keep_until
+from engine.runner.end_allocation import end_allocation, outcome_of
 from engine.runner.final_row import settle_runs
-from engine.runner.leases import matching, with_keep
+from engine.runner.leases import matching
 from engine.runner.spawn import watch_on
+from engine.store.failure import Failure, Reason, reason_text
 from engine.store.reader import Reader
 from engine.store.views import FINAL_RUN_STATES, AllocationView
 from engine.store.writer import Writer
@@ -38,6 +40,7 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     listings: int
     others: int | None
     reason: str
+    hint: str = ""
     price_per_hour: float | None
 
 
@@ -66,8 +69,8 @@ async def _clean_up(
                 continue
             provider = providers.setdefault(entry.provider, provider_for(entry.provider, home, load_settings(home)))
             ended.append(await end_one(home, writer, reader, provider, entry))
-            if ended[-1].outcome not in ENDED:
-                watch_on(home, entry.provider)
+            # Also when it is gone: the sentinel looks whether it is listed again.
+            watch_on(home, entry.provider)
     finally:
         for provider in providers.values():
             await provider.close()
@@ -89,7 +92,7 @@ async def end_one(
         proof = await end_allocation(writer, reader, provider, entry)
     except GlasshouseError as error:
         leaked = error.code != "create_unanswered"
-        return _ended(entry, "leaked" if leaked else "unknown", 0, None, f"{error.code}: {error.message} {error.hint}")
+        return _ended(entry, "leaked" if leaked else "unknown", 0, None, Failure.of(error))
     finally:
         if unfinished and entry.run_id is not None:
             writer.release_runner(entry.run_id)
@@ -112,7 +115,7 @@ def _ended(
     outcome: Literal["gone", "not_ours", "leaked", "unknown"],
     listings: int,
     others: int | None,
-    reason: str,
+    reason: Reason,
 ) -> Ended:
     return Ended(
         id=entry.id,
@@ -121,7 +124,8 @@ def _ended(
         outcome=outcome,
         listings=listings,
         others=others,
-        reason=reason.strip(),
+        reason=reason_text(reason).strip(),
+        hint=reason.hint if isinstance(reason, Failure) else "",
         price_per_hour=entry.price_per_hour,
     )
 
@@ -182,10 +186,7 @@ def keep(home: Path, allocation_id: str, minutes: int) -> str:
                 f"{entry.name} is not rented, so it need not be kept.", "Just start the next run.", code="keep_refused"
             )
         if entry.ledger_state == "kept":
-            fields = with_keep(entry, minutes)
-            until = fields["keep_until"].utc if fields["keep_until"] else ""
-            writer.allocation_state(entry.id, "kept", f"kept until {until}", only_from="kept", **fields)
-            return until
+            return keep_until(writer, entry, minutes)
         if entry.run_id is None or not in_use(reader, entry):
             resume = "" if entry.run_id is None else f"Resume its run with `glasshouse resume {entry.run_id}`, or "
             raise UsageError(

@@ -10,6 +10,7 @@ import contextlib
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
@@ -17,6 +18,8 @@ import msgspec
 
 from engine.errors import GlasshouseError, ProviderError
 from engine.providers.protocol import Lease, Provider, Quote, Spec, allocation_name
+from engine.remote.examine import PARTS, Place
+from engine.remote.session import SshSession
 from engine.runner.allocation import installation_id
 from engine.runner.end_allocation import end_allocation
 from engine.runner.leases import with_end, with_lease
@@ -188,6 +191,8 @@ class SelfTest:
         await self._step("rent", self._rent)
         await self._step("ready", self._ready)
         await self._step("login", self._log_in)
+        for name, check in PARTS:
+            await self._step(name, partial(self._try, check))
         if self._options.self_destruct is not None:
             await self._step("self-destruct", self._watch)
 
@@ -257,6 +262,11 @@ class SelfTest:
                 code="secrets_in_environment",
             )
         return "pinned host key, dead-man's switch armed, no secret in the login's environment"
+
+    async def _try(self, check: Callable[[SshSession, Place], Awaitable[str]]) -> str:
+        """One part of what a run needs of the login; nothing is left on the pod."""
+        async with await self._provider.open_session(self._leased()) as session:
+            return await check(session, self._leased())
 
     async def _watch(self) -> str:
         """Wait until the pod has terminated itself with its own key."""

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
-from engine.errors import GlasshouseError
+from engine.allocations.returned import reopen_returned
+from engine.errors import GlasshouseError, StoreError
 from engine.plan import RENTED
 from engine.providers import provider_for
 from engine.providers.protocol import ExistingAllocation, LedgerEntry, Reconciliation
 from engine.providers.settings import load_settings
-from engine.runner.leases import lease_of
+from engine.runner.leases import lease_of, with_listing
 from engine.runner.spawn import watch_on
 from engine.store.reader import Reader
 from engine.store.views import AllocationView
@@ -26,7 +27,9 @@ class Listed(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """One allocation: from the ledger, joined with its provider's listing; or a foreign one, which is only shown.
 
     `id` is the ledger's. `state` is the ledger's, or `foreign`. `observation` is None when the provider was not
-    queried, or did not answer. Prices in USD, times in UTC.
+    queried, or did not answer. Prices in USD, times in UTC. `since` is when it was requested, `listed_since` when the
+    provider says that it was created. `age_sec` is by this machine's boot clock; after a restart of this machine, and
+    for a foreign one, it is the provider's claim.
     """
 
     ours: bool
@@ -39,21 +42,26 @@ class Listed(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     observation: str | None
     price_per_hour: float | None
     since: str | None
+    age_sec: float | None
+    listed_since: str | None
     spent: float | None
     run_id: str | None
     run_state: str | None
     keep_until: str | None
     deadline: str | None
     reason: str
+    hint: str = ""
+    """What to do about the failure in `reason`; empty if it is none."""
 
 
 class Trouble(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """A provider that could not be queried, and why."""
+    """A provider that could not be queried, and why; or, with `host`, a static host whose settings cannot be used."""
 
     provider: str
     code: str
     message: str
     hint: str
+    host: str | None = None
 
 
 class Overview(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -70,11 +78,32 @@ def overview(home: Path, *, query: bool = True, ended: bool = False) -> Overview
         entries = reader.allocations(open_only=not ended)
         listings, troubles = asyncio.run(_query(home, reader, entries)) if query else ({}, [])
         if query:
-            listings = {name: _reopen_returned(home, reader, name, listing) for name, listing in listings.items()}
+            listings = {name: reopen_returned(home, reader, name, listing) for name, listing in listings.items()}
+            _record(home, reader.allocations(open_only=True), listings)
             entries = reader.allocations(open_only=not ended)
         listed = [_ours(entry, listings.get(entry.provider)) for entry in entries]
     foreign = [_foreign(provider, one) for provider, listing in listings.items() for one in listing.foreign]
-    return Overview(at=utc_now(), allocations=(*listed, *foreign), troubles=tuple(troubles))
+    return Overview(at=utc_now(), allocations=(*listed, *foreign), troubles=(*troubles, *_hosts(home)))
+
+
+def _hosts(home: Path) -> list[Trouble]:
+    """The static hosts that cannot be used as they are configured; nothing is asked over the network."""
+    try:
+        settings = load_settings(home)
+    except GlasshouseError:
+        return []  # reported for every provider that was queried
+    found: list[tuple[str, GlasshouseError]] = [(fault.name, fault.error()) for fault in settings.faults]
+    for host in settings.host:
+        from engine.providers.static.addresses import check_keys  # loads asyncssh, which is needed with a host only
+
+        try:
+            check_keys(host)
+        except GlasshouseError as error:
+            found.append((host.name, error))
+    return [
+        Trouble(provider="static", host=name or "?", code=error.code, message=error.message, hint=error.hint)
+        for name, error in found
+    ]
 
 
 async def _query(
@@ -82,6 +111,7 @@ async def _query(
 ) -> tuple[dict[str, Reconciliation], list[Trouble]]:
     listings: dict[str, Reconciliation] = {}
     troubles: list[Trouble] = []
+    looked_for = {one.provider for one in reader.allocations() if one.is_looked_for}
     for name in _providers(entries):
         mine = [
             LedgerEntry(name=one.name, lease=lease_of(one))
@@ -92,7 +122,7 @@ async def _query(
             provider = provider_for(name, home, load_settings(home))
             try:
                 listings[name] = await provider.reconcile(mine)
-                if mine:
+                if mine or name in looked_for:
                     watch_on(home, name)
             finally:
                 await provider.close()
@@ -102,26 +132,32 @@ async def _query(
     return listings, troubles
 
 
-def _reopen_returned(home: Path, reader: Reader, provider: str, listing: Reconciliation) -> Reconciliation:
-    """Reopen as leaked what the ledger calls gone and the provider lists again, since it costs money.
+def _record(home: Path, entries: Sequence[AllocationView], listings: dict[str, Reconciliation]) -> None:
+    """Add to the ledger what the listings know and it does not, so that it is shown whoever asks next."""
+    known = [
+        (entry.id, with_listing(entry, found))
+        for entry in entries
+        if entry.released_at is None and (found := _listed(entry, listings.get(entry.provider))) is not None
+    ]
+    if any(fields for _, fields in known):
+        with contextlib.suppress(StoreError), Writer(home) as writer:  # a home that cannot be written is still shown
+            for entry_id, fields in known:
+                writer.allocation_known(entry_id, **fields)
 
-    Returns the listing with those allocations among ours.
+
+def _listed(entry: AllocationView, listing: Reconciliation | None) -> ExistingAllocation | None:
+    """What the listing shows under the entry's name or id: also for a creation whose answer never arrived.
+
+    Of several allocations with one name, the price of all.
     """
-    ended = {one.name: one for one in reader.allocations() if one.provider == provider and one.released_at is not None}
-    back = tuple(one for one in listing.foreign if one.name in ended)
-    if not back:
-        return listing
-    reason = "the provider lists it again, although two earlier listings did not contain it"
-    with Writer(home) as writer:
-        for one in back:
-            entry = ended[one.name]
-            writer.allocation_state(entry.id, "leaked", reason)
-            for run_id in reader.runs_served(entry.id):
-                writer.transition(run_id, "cleanup", "leaked", reason)
-    watch_on(home, provider)
-    return msgspec.structs.replace(
-        listing, ours=(*listing.ours, *back), foreign=tuple(one for one in listing.foreign if one not in back)
-    )
+    found = [] if listing is None else [one for one in listing.ours if one.name == entry.name]
+    if not found and listing is not None and entry.provider_id is not None:
+        found = [one for one in listing.ours if one.allocation_id == entry.provider_id]
+    if len(found) < 2:
+        return found[0] if found else None
+    prices = [one.price_per_hour for one in found]
+    total = None if None in prices else sum(price for price in prices if price is not None)
+    return msgspec.structs.replace(found[0], price_per_hour=total)
 
 
 def _providers(entries: Sequence[AllocationView]) -> list[str]:
@@ -130,7 +166,9 @@ def _providers(entries: Sequence[AllocationView]) -> list[str]:
 
 
 def _ours(entry: AllocationView, listing: Reconciliation | None) -> Listed:
-    listed = next((one for one in listing.ours if one.name == entry.name), None) if listing else None
+    listed = _listed(entry, listing)
+    price = entry.price_per_hour if entry.price_per_hour is not None or listed is None else listed.price_per_hour
+    age = entry.age_sec if entry.age_sec is not None or listed is None else listed.age_sec
     observation = None if listing is None or entry.released_at else "gone" if listed is None else listed.observation
     if listing is not None and listed is None and entry.name not in listing.gone and entry.released_at is None:
         observation = "unknown"
@@ -143,22 +181,25 @@ def _ours(entry: AllocationView, listing: Reconciliation | None) -> Listed:
         gpu_model=entry.gpu_model or (listed.gpu_model if listed else None),
         state=entry.state,
         observation=observation,
-        price_per_hour=entry.price_per_hour,
+        price_per_hour=price,
         since=entry.created_at,
-        spent=entry.spent,
+        age_sec=None if age is None else round(age, 3),
+        listed_since=None if listed is None else listed.since,
+        spent=entry.spent if entry.spent is not None else _spent(price, age),
         run_id=entry.run_id,
         run_state=entry.run_state,
         keep_until=entry.keep_until.utc if entry.keep_until else None,
         deadline=entry.deadline.utc if entry.deadline else None,
         reason=entry.reason,
+        hint="" if entry.error is None else entry.error.hint,
     )
 
 
+def _spent(price: float | None, age: float | None) -> float | None:
+    return None if price is None or age is None else round(price * age / 3600, 6)
+
+
 def _foreign(provider: str, existing: ExistingAllocation) -> Listed:
-    spent = None
-    if existing.since is not None and existing.price_per_hour is not None:
-        age = datetime.now(UTC) - datetime.fromisoformat(existing.since)
-        spent = round(existing.price_per_hour * max(age.total_seconds(), 0.0) / 3600, 6)
     return Listed(
         ours=False,
         id=None,
@@ -170,7 +211,9 @@ def _foreign(provider: str, existing: ExistingAllocation) -> Listed:
         observation=existing.observation,
         price_per_hour=existing.price_per_hour,
         since=existing.since,
-        spent=spent,
+        age_sec=existing.age_sec,
+        listed_since=existing.since,
+        spent=_spent(existing.price_per_hour, existing.age_sec),
         run_id=None,
         run_state=None,
         keep_until=None,

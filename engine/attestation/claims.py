@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from typing import Final
 
@@ -16,9 +15,6 @@ PROFILE: Final = "urn:glasshouse:eat:1"
 SOFTWARE_NAME: Final = "glasshouse-worker"
 EVIDENCE_SECONDS: Final = 120
 ENFORCED: Final = "enforced"
-UEID_BYTES: Final = 17
-
-_UEID_RANDOM: Final = 1
 
 Scalar = str | int | float | bool | None
 
@@ -41,7 +37,10 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True):
     """The content of evidence. Keys and the nonce are raw bytes, digests SHA-256 in hex, times UTC seconds.
 
     `eat_nonce` is the nonce object; `nonce` the Verifier's nonce in it. `enforcement` maps the names of
-    `policy.CONTROLS` to what was observed. `submods` are flat claims about process, cpu and gpu0.
+    `policy.CONTROLS` to what was observed. `submods` are flat claims about process, cpu and gpu0. `jti` is new in every
+    token. There is no `ueid`: RFC 9711 (section 4.2.1) requires it to be permanent and globally unique, and a container
+    that is rented for minutes has no identity of that kind. What one allocation says is linked by `pod_id`,
+    `ssh_host_key` and `attester_key`.
     """
 
     eat_profile: str = PROFILE
@@ -49,7 +48,6 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True):
     iat: int
     exp: int
     jti: str
-    ueid: bytes
     hwmodel: str
     swname: str
     swversion: str
@@ -71,11 +69,6 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True):
     enforcement: dict[str, Observed]
     heads: Heads
     not_a_hardware_tee_claim: bool
-
-
-def random_ueid() -> bytes:
-    """A UEID of type RAND: one type byte and 16 random bytes. It identifies an attester for one run."""
-    return bytes([_UEID_RANDOM]) + os.getrandom(UEID_BYTES - 1)
 
 
 def make_claims(
@@ -118,7 +111,6 @@ def make_claims(
         iat=int(now),
         exp=int(now) + EVIDENCE_SECONDS,
         jti=secrets.token_hex(16),
-        ueid=random_ueid(),
         hwmodel=hwmodel,
         swname=SOFTWARE_NAME,
         swversion=swversion,

@@ -6,32 +6,27 @@ exact claims and canonical encodings; anything else is a typed refusal.
 
 from __future__ import annotations
 
-import base64
 from typing import Any, Final
 
 import msgspec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from joserfc import jws
-from joserfc.errors import BadSignatureError, JoseError
-from joserfc.jwk import OKPKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from engine.attestation.claims import (
-    UEID_BYTES,
-    Claims,
-    Heads,
-    Observed,
-    Scalar,
-    bound_nonce,
-    make_claims,
-    random_ueid,
-)
+from engine.attestation.claims import Claims, Heads, Observed, Scalar, bound_nonce, make_claims
 from engine.attestation.measurement import Measurements
 from engine.attestation.nonce import NONCE_BYTES
 from engine.attestation.public_text import is_public_text
 from engine.attestation.reasons import refusal
+from engine.attestation.tokens import (
+    MAX_TOKEN_BYTES,
+    TokenCodes,
+    decode,
+    encode,
+    open_token,
+    sign_token,
+    unverified_claims,
+)
 from engine.errors import WireError
 from engine.sealing.manifest import is_digest, is_run_id
-from engine.sealing.pem import key_id
 from engine.wire import canonical, parse
 
 __all__ = [
@@ -43,13 +38,10 @@ __all__ = [
     "make_claims",
     "observed_controls",
     "parse_evidence",
-    "random_ueid",
     "sign_evidence",
 ]
 
-ALGORITHM: Final = "Ed25519"
-TOKEN_TYPE: Final = "eat+jwt"  # noqa: S105  # a media type
-MAX_EVIDENCE_BYTES: Final = 64 * 1024
+MAX_EVIDENCE_BYTES: Final = MAX_TOKEN_BYTES
 MAX_TEXT: Final = 512
 MAX_ENTRIES: Final = 64
 DEBUG_STATES: Final = (
@@ -63,6 +55,12 @@ DEBUG_STATES: Final = (
 _JSON_CONTENT: Final = 50  # CoAP content format of application/json
 _KEY_BYTES: Final = 32
 _MAX_TIME: Final = 2**48
+_CODES: Final = TokenCodes(
+    malformed="evidence_malformed",
+    algorithm="evidence_alg",
+    signer="attester_key_unknown",
+    signature="signature_invalid",
+)
 
 
 class _Jwk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -75,19 +73,12 @@ class _Confirmation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     jwk: _Jwk
 
 
-class _Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    alg: str
-    typ: str
-    kid: str
-
-
 class _Token(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     eat_profile: str
     eat_nonce: str
     iat: int
     exp: int
     jti: str
-    ueid: str
     hwmodel: str
     swname: str
     swversion: tuple[str]
@@ -111,28 +102,15 @@ class _Token(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     not_a_hardware_tee_claim: bool
 
 
-def _encode(raw: bytes) -> str:
-    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
-
-
-def _decode(text: str) -> bytes:
-    """base64url without padding, in its one canonical spelling; raises `ValueError`."""
-    raw = base64.b64decode(text.encode("ascii") + b"=" * (-len(text) % 4), altchars=b"-_", validate=True)
-    if _encode(raw) != text:
-        raise ValueError("not canonical base64url")
-    return raw
-
-
 def _to_token(claims: Claims) -> dict[str, Any]:
     fields = {name: getattr(claims, name) for name in _Token.__struct_fields__}
     fields |= {
-        "ueid": _encode(claims.ueid),
-        "hwmodel": _encode(claims.hwmodel.encode()),
+        "hwmodel": encode(claims.hwmodel.encode()),
         "swversion": (claims.swversion,),
         "measurements": ((_JSON_CONTENT, canonical(msgspec.to_builtins(claims.measurements)).decode()),),
-        "cnf": _Confirmation(jwk=_Jwk(x=_encode(claims.cnf))),
-        "nonce": _encode(claims.nonce),
-        "attester_key": _encode(claims.attester_key),
+        "cnf": _Confirmation(jwk=_Jwk(x=encode(claims.cnf))),
+        "nonce": encode(claims.nonce),
+        "attester_key": encode(claims.attester_key),
     }
     built: dict[str, Any] = msgspec.to_builtins(_Token(**fields))
     return built
@@ -147,13 +125,12 @@ def _from_token(token: _Token) -> Claims:
         raise ValueError("unknown kind of measurement or key")
     fields = {name: getattr(token, name) for name in _Token.__struct_fields__}
     fields |= {
-        "ueid": _decode(token.ueid),
-        "hwmodel": _decode(token.hwmodel).decode(),
+        "hwmodel": decode(token.hwmodel).decode(),
         "swversion": token.swversion[0],
         "measurements": measurements,
-        "cnf": _decode(jwk.x),
-        "nonce": _decode(token.nonce),
-        "attester_key": _decode(token.attester_key),
+        "cnf": decode(jwk.x),
+        "nonce": decode(token.nonce),
+        "attester_key": decode(token.attester_key),
     }
     return Claims(**fields)
 
@@ -184,7 +161,6 @@ def _is_valid(claims: Claims) -> bool:
         and claims.dbgstat in DEBUG_STATES
         and len(claims.cnf) == len(claims.attester_key) == _KEY_BYTES
         and len(claims.nonce) == NONCE_BYTES
-        and len(claims.ueid) == UEID_BYTES
         and 0 < claims.iat < claims.exp < _MAX_TIME
         and len(claims.enforcement) <= MAX_ENTRIES
         and len(claims.submods) <= MAX_ENTRIES
@@ -205,53 +181,16 @@ def sign_evidence(claims: Claims, attester_private: Ed25519PrivateKey) -> str:
         payload = canonical(_to_token(claims))
     except WireError as error:
         raise refusal("evidence_claims") from error
-    header = {"alg": ALGORITHM, "typ": TOKEN_TYPE, "kid": key_id(public)}
-    key = OKPKey.import_key(attester_private)
-    token = jws.serialize_compact(header, payload, key, algorithms=[ALGORITHM])
+    token = sign_token(payload, attester_private)
     if len(token) > MAX_EVIDENCE_BYTES:
         raise refusal("evidence_too_large")
     return token
 
 
-def _header_of(token: str) -> _Header:
-    parts = token.split(".")
-    if len(parts) != 3:
-        raise refusal("evidence_malformed")
-    try:
-        raw = parse(_decode(parts[0]))
-    except (WireError, ValueError) as error:
-        raise refusal("evidence_malformed") from error
-    if not isinstance(raw, dict):
-        raise refusal("evidence_malformed")
-    if raw.get("alg") != ALGORITHM:
-        raise refusal("evidence_alg")
-    try:
-        header = msgspec.convert(raw, _Header, strict=True)
-    except msgspec.ValidationError as error:
-        raise refusal("evidence_malformed") from error
-    if header.typ != TOKEN_TYPE:
-        raise refusal("evidence_malformed")
-    return header
-
-
-def _signed_payload(token: str, attester_public: bytes) -> bytes:
-    header = _header_of(token)
-    if header.kid != key_id(attester_public):
-        raise refusal("attester_key_unknown")
-    try:
-        key = OKPKey.import_key(Ed25519PublicKey.from_public_bytes(attester_public))
-        verified = jws.deserialize_compact(token, key, algorithms=[ALGORITHM])
-    except BadSignatureError as error:
-        raise refusal("signature_invalid") from error
-    except (JoseError, ValueError, TypeError) as error:
-        raise refusal("evidence_malformed") from error
-    return bytes(verified.payload or b"")
-
-
 def observed_controls(token: str) -> dict[str, str]:
     """The value of each control in a token, its signature unchecked; empty if the token cannot be read."""
     try:
-        raw = parse(_decode(token.split(".")[1]))
+        raw = parse(unverified_claims(token))
         enforcement = msgspec.convert(raw["enforcement"], dict[str, Observed], strict=True)
     except (LookupError, TypeError, ValueError, WireError, msgspec.ValidationError):
         return {}
@@ -266,7 +205,7 @@ def parse_evidence(token: str, attester_public: bytes) -> Claims:
     """
     if len(token) > MAX_EVIDENCE_BYTES:
         raise refusal("evidence_too_large")
-    payload = _signed_payload(token, attester_public)
+    payload = open_token(token, attester_public, _CODES)
     try:
         raw = parse(payload)
         is_canonical = canonical(raw) == payload

@@ -8,6 +8,7 @@ even if its content was restored: a file's change time cannot be set back withou
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -34,6 +35,8 @@ _CACHE_FOLDER: Final = "__pycache__"
 _FOREIGN: Final = ("site-packages", "dist-packages")
 
 _MAX_ENTRIES: Final = 2_000_000
+_MAX_PATH: Final = 200
+_SHOWN_PARTS: Final = 3
 
 Kind = Literal["file", "link", "linked"]
 
@@ -245,7 +248,7 @@ def _hash(entry: _Entry) -> tuple[int, bytes]:
     with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123  # closes the descriptor
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise OSError("not a regular file")
+            raise OSError(errno.EINVAL, "not a regular file", entry.path)
         if status.st_size < _WHOLE:
             content = file.read()
             return len(content), hashlib.sha256(content).digest()
@@ -253,7 +256,14 @@ def _hash(entry: _Entry) -> tuple[int, bytes]:
 
 
 def _hash_group(group: Sequence[_Entry]) -> list[tuple[int, bytes]]:
-    return [_hash(entry) for entry in group]
+    hashed = []
+    for entry in group:
+        try:
+            hashed.append(_hash(entry))
+        except OSError as error:
+            error.filename = error.filename or entry.path  # a failed read does not name its file
+            raise
+    return hashed
 
 
 def _netstring(field: bytes) -> bytes:
@@ -261,7 +271,11 @@ def _netstring(field: bytes) -> bytes:
 
 
 def _unreadable(error: OSError) -> RefusedError:
-    return refusal("environment_unreadable", error.strerror or "not a regular file")
+    """The refusal, with the end of the file's path, by which it is found; where it lies here is said to nobody else."""
+    name = "/".join(Path(error.filename).parts[-_SHOWN_PARTS:]) if isinstance(error.filename, str) else ""
+    path = "".join(char if char.isprintable() else "?" for char in name[-_MAX_PATH:])
+    why = error.strerror or str(error)
+    return refusal("environment_unreadable", f"{path}: {why}" if path else why)
 
 
 def list_environment(roots: Sequence[Path], interpreter: Path) -> Listing:

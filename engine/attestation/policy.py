@@ -33,6 +33,20 @@ MAX_POLICY_BYTES: Final = 64 * 1024
 MAX_AGE_SECONDS: Final = 3600
 MAX_SKEW_SECONDS: Final = 3600
 MAX_VERSION: Final = 1_000_000
+UNREADABLE: Final = ("vvar", "vvar_vclock", "vsyscall", "guard", "device", "clean_file", "memfd_secret", "descriptor")
+"""The classes of memory that a scan may be allowed to leave unread: those of `isolation.smaps`, and descriptors."""
+MAX_UNREAD: Final = {
+    "clean_file": 2**40,  # libraries, and public weights that are mapped from their files
+    "descriptor": 2**40,  # memfds that are read by descriptor in the same scan; the receipt is checked for that
+    "device": 2**30,  # maps of the driver; none is accepted where the launch saw no GPU
+    "guard": 2**47,  # address space without pages: a CUDA context reserves it by the terabyte
+    "vsyscall": 64 * 1024,
+    "vvar": 64 * 1024,
+    "vvar_vclock": 64 * 1024,
+}
+MAX_UNSEEN: Final = 512
+MAX_BYTES: Final = 2**48
+MAX_PROCESSES: Final = 1_000_000
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
@@ -42,6 +56,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     `max_evidence_age_seconds` and `max_clock_skew_seconds` compare the attester's clock with the operator's;
     freshness itself is proven by the nonce. `sealed_adapter`: adapters leave the allocation only in sealed form.
     `positive_control`: zeroization is not proven unless the scan found the secrets before the wipe.
+    `max_unread_bytes`: by class of memory, how much of each scanned target may be left unread; a class that is not
+    named may not be. `max_processes_unseen`: how many processes of the machine may hide which deleted files they hold.
     """
 
     schema: int = POLICY_SCHEMA
@@ -54,6 +70,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     allow_debug: bool = False
     sealed_adapter: bool = True
     positive_control: bool = True
+    max_unread_bytes: dict[str, int] = msgspec.field(default_factory=lambda: dict(MAX_UNREAD))
+    max_processes_unseen: int = MAX_UNSEEN
 
 
 def _is_valid(policy: Policy) -> bool:
@@ -69,6 +87,9 @@ def _is_valid(policy: Policy) -> bool:
         and set(policy.required_controls) <= set(CONTROLS)
         and 0 < policy.max_evidence_age_seconds <= MAX_AGE_SECONDS
         and 0 <= policy.max_clock_skew_seconds <= MAX_SKEW_SECONDS
+        and set(policy.max_unread_bytes) <= set(UNREADABLE)
+        and all(0 <= size <= MAX_BYTES for size in policy.max_unread_bytes.values())
+        and 0 <= policy.max_processes_unseen <= MAX_PROCESSES
     )
 
 
@@ -119,6 +140,10 @@ def loosened(custom: Policy, default: Policy) -> tuple[str, ...]:
         "allowDebug": custom.allow_debug and not default.allow_debug,
         "sealedAdapter": default.sealed_adapter and not custom.sealed_adapter,
         "positiveControl": default.positive_control and not custom.positive_control,
+        "maxUnreadBytes": any(
+            size > default.max_unread_bytes.get(name, -1) for name, size in custom.max_unread_bytes.items()
+        ),
+        "maxProcessesUnseen": custom.max_processes_unseen > default.max_processes_unseen,
     }
     return tuple(name for name, is_looser in looser.items() if is_looser)
 

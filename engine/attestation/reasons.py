@@ -112,6 +112,13 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
         "Use a machine that has the control, or a policy that does not require it.",
     ),
     "profile_unknown": ("The evidence follows an unknown profile, so its claims cannot be interpreted.", _UPDATE),
+    # the attestation result
+    "result_malformed": (
+        "The attestation result is not an EAR token of this profile, so nothing in it can be relied on.",
+        _NO_ROW,
+    ),
+    "result_signature_invalid": ("The attestation result is not signed by the run's key.", _NO_ROW),
+    "result_overclaimed": ("The attestation result claims more than its tier or its own vector allows.", _NO_ROW),
     # release
     "release_before_result": ("A release was requested without accepted evidence, so no key was released.", _AGAIN),
     "release_other_result": ("The release does not match the attestation result that it names.", _TAMPERED),
@@ -179,8 +186,50 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
     "zeroization_deleted_files": ("A deleted file is still held open, so its content may still exist.", _TERMINATE),
     "zeroization_device": ("The accelerator's memory is not back at its baseline, so it may hold secrets.", _TERMINATE),
     "zeroization_incomplete": ("The zeroization receipt does not cover everything that it must cover.", _NOT_WIPED),
+    # training
+    "phase_impossible": ("The allocation reports phases of a segment that the plan cannot produce.", _TAMPERED),
+    "training_out_of_order": ("The allocation's events of the training are not in a possible order.", _TAMPERED),
+    "steps_over_plan": ("The allocation reports more steps than the plan has.", _TAMPERED),
+    "step_impossible": ("The allocation reports a step that cannot have happened.", _TAMPERED),
+    "checkpoint_impossible": ("The allocation reports a checkpoint where the plan has none.", _TAMPERED),
+    "time_impossible": ("The allocation reports times that are impossible.", _TAMPERED),
+    "finish_mismatch": ("The end of the training does not match the steps that were reported.", _TAMPERED),
+    "zeroization_other_log": (
+        "The zeroization receipt names another adapter or another place in the log than this run's.",
+        _NOT_WIPED,
+    ),
+    "zeroization_constants": (
+        "The methods or the sanitization that the zeroization receipt states are not those of this worker.",
+        _TAMPERED,
+    ),
+    "zeroization_targets": ("The zeroization receipt has scans of targets that no run has.", _TAMPERED),
+    "zeroization_roles": ("The zeroization receipt lists processes that no run has, or one of them twice.", _TAMPERED),
+    "zeroization_times": (
+        "The times in the zeroization receipt are out of order, or outside the time of this run.",
+        _CLOCKS,
+    ),
+    "zeroization_counts": ("Counts in the zeroization receipt contradict each other.", _TAMPERED),
+    "zeroization_device_missing": (
+        "The zeroization receipt does not report the accelerator that the launch named.",
+        _NOT_WIPED,
+    ),
+    "zeroization_short": ("A scan read less memory than such a process has, so it was not read whole.", _NOT_WIPED),
+    "zeroization_unseen": (
+        "The files held by more processes than the policy allows could not be listed.",
+        "Use an allocation of its own, or a user that may list the processes there.",
+    ),
+    "zeroization_missing": ("The allocation left no zeroization receipt.", _NOT_WIPED),
+    "zeroization_not_claimed": ("The allocation does not claim that the wipe was proven.", _NOT_WIPED),
+    "zeroization_stack_hits": (
+        "The scan still found secrets on the stack after the wipe, such as a saved register.",
+        "Terminate the allocation, and treat the secrets as disclosed.",
+    ),
     # the public artifact
     "artifact_malformed": ("This is not a valid public artifact.", "Export the row again, or ask for the file again."),
+    "artifact_version": (
+        "The artifact has another format of the row than the one that this version checks.",
+        "Check it with the version of glasshouse that its row names.",
+    ),
     "artifact_unsigned": (
         "No signature covers this row, a published or unproven figure.",
         "Ask for a row that was exported with its bundle.",
@@ -198,6 +247,10 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
         "The worker code that ran is neither what this installation builds nor a reference that you named.",
         "Install the version that made the row, or name its bundle with --reference.",
     ),
+    "environment_unknown": (
+        "No reference value covers what was installed where the worker ran, so what ran is unknown.",
+        "Ask the operator how it was installed, measure the same installation, and give its values with --reference.",
+    ),
     "environment_changed": (
         "Installed files changed while the worker started, so its measurement may not describe what runs.",
         "Start the run again once nothing is being installed; if it happens twice, use another allocation.",
@@ -207,6 +260,56 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
         "Install the worker's environment again, readable by the user that runs it.",
     ),
 }
+
+OF_OTHER_ROOMS: Final[dict[str, str]] = {
+    "adapter_malformed": "The file is not a sealed adapter, or not one that can be opened.",
+    "adapter_tampered": "The sealed adapter was changed.",
+    "adapter_truncated": "The sealed adapter ends before its end.",
+    "adapter_wrong_binding": "The adapter was sealed for another run, segment, package or nonce.",
+    "adapter_wrong_key": "The adapter was sealed to another key, or its header was changed.",
+    "bundle_digest_mismatch": "The staged bundle is not the one that was sent, so it is not started.",
+    "cancel_unanswered": "The allocation did not react to the request to stop.",
+    "event_repeated": "The allocation reported a second time what it reports once.",
+    "evidence_repeated": "The allocation sent evidence a second time.",
+    "job_mismatch": "The allocation started another job than the one that was sent.",
+    "json_duplicate_key": "A JSON object has the same key twice.",
+    "json_invalid": "What was received is not strict JSON.",
+    "json_not_canonical": "A value has no canonical JSON.",
+    "json_not_finite": "A JSON number is not finite.",
+    "json_too_deep": "JSON is nested more deeply than the limit.",
+    "json_too_large": "JSON is longer than the limit.",
+    "launch_repeated": "The allocation announced a second launch.",
+    "launched_other_bundle": "The supervisor that answers runs another bundle.",
+    "leaked": "The allocation is still listed after its termination.",
+    "log_chain_broken": "A line of the log is missing or out of order.",
+    "log_flooded": "The log grows beyond what the plan can bring into it.",
+    "log_hash_wrong": "A line of the log was changed after it was written.",
+    "log_line_invalid": "A line of the log is not a valid event.",
+    "log_line_too_long": "A line of the log is longer than the limit.",
+    "log_not_a_file": "The log is no regular file.",
+    "log_other_run": "A line of the log belongs to another run.",
+    "log_shrunk": "The log is shorter than before.",
+    "log_too_long": "The log is longer than the limit.",
+    "manifest_count": "The manifest lists no file, or too many.",
+    "manifest_duplicate": "The manifest lists a name twice.",
+    "manifest_invalid": "The manifest does not match its schema.",
+    "manifest_name": "The manifest has a name that is no plain file name.",
+    "manifest_not_canonical": "The manifest is not in its one canonical form.",
+    "manifest_size": "The manifest states an impossible size.",
+    "manifest_too_large": "The manifest is longer than the limit.",
+    "payload_digest_mismatch": "The opened file is not the one that the manifest describes.",
+    "payload_missing": "A sealed file is missing, or is no regular file.",
+    "payload_tampered": "A sealed file was changed.",
+    "payload_truncated": "A sealed file ends before its end.",
+    "payload_wrong_context": "A sealed file belongs to another package, place, key or header.",
+    "release_wrong_binding": "The release does not open with this key and for this evidence, policy, package and run.",
+    "remote_not_a_file": "The remote file is no regular file, so it is not fetched.",
+    "remote_output_too_long": "A remote command wrote more than the limit.",
+    "remote_too_large": "The remote file is larger than the limit, so it is not fetched.",
+    "run_overdue": "The allocation has not ended, although the longest time that its plan can take is over.",
+    "tensors_invalid": "The file is not plain safetensors.",
+}
+"""Sentences for the page of refusals, of codes that other rooms raise with a sentence about the case at hand."""
 
 
 def refusal(code: str, detail: str = "") -> RefusedError:

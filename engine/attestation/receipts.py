@@ -7,17 +7,19 @@ key the end of its log and the zeroization, which the runner checks and counters
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from datetime import datetime, timedelta
+from typing import Annotated, Any, Final
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from msgspec import Meta
 
 from engine.attestation.dsse import countersign
 from engine.attestation.reasons import refusal
-from engine.attestation.statements import open_statement, read_predicate, sign, statement, verify
-from engine.sealing.manifest import is_digest
+from engine.attestation.statements import RunId, Time, open_statement, read_predicate, sign, statement, verify
+from engine.events import Digest, Segment
 from engine.sealing.pem import key_id
+from engine.system.clock import utc
 from engine.wire import digest_of, utc_now, utc_text
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "read_run_receipt",
     "release_receipt",
     "run_receipt",
+    "run_subjects",
     "sign",
     "statement",
     "verify",
@@ -53,6 +56,8 @@ ZEROIZATION: Final = f"{_PREFIX}:zeroization:1"
 RUN: Final = f"{_PREFIX}:run:1"
 CLOSING: Final = f"{_PREFIX}:closing:1"
 
+ResultId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$(?!\n)")]
+
 
 class Delegation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The operator lets `run_public` (raw, hex) sign for one run of one plan until `expires`.
@@ -60,11 +65,11 @@ class Delegation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     Times are UTC.
     """
 
-    run_id: str
-    plan_digest: str
-    run_public: str
-    issued: str
-    expires: str
+    run_id: RunId
+    plan_digest: Digest
+    run_public: Digest
+    issued: Time
+    expires: Time
 
 
 class Release(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -74,17 +79,17 @@ class Release(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     the two logs when the release was decided.
     """
 
-    run_id: str
-    result_id: str
-    result_sha256: str
-    evidence_sha256: str
-    policy_sha256: str
-    manifest_sha256: str
-    cnf_public: str
-    ciphertext_sha256: str
-    runner_head: str
-    pod_head: str
-    released: str
+    run_id: RunId
+    result_id: ResultId
+    result_sha256: Digest
+    evidence_sha256: Digest
+    policy_sha256: Digest
+    manifest_sha256: Digest
+    cnf_public: Digest
+    ciphertext_sha256: Digest
+    runner_head: Digest
+    pod_head: Digest
+    released: Time
 
 
 class Closing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -92,27 +97,27 @@ class Closing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     received, or None.
     """
 
-    run_id: str
-    pod_head: str
-    runner_head: str | None
-    closed: str
+    run_id: RunId
+    pod_head: Digest
+    runner_head: Digest | None
+    closed: Time
 
 
 class RunReceipt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A run ended with this row. Digests by name: adapters and step series by segment."""
 
-    run_id: str
-    row_sha256: str
-    plan_digest: str
-    manifest_sha256: str | None
-    adapters: dict[str, str]
-    series: dict[str, str]
-    runner_head: str
-    pod_head: str
-    delegation_sha256: str
-    bundle_sha256: str
-    challenge: str | None
-    finished: str
+    run_id: RunId
+    row_sha256: Digest
+    plan_digest: Digest
+    manifest_sha256: Digest | None
+    adapters: dict[Segment, Digest]
+    series: dict[Segment, Digest]
+    runner_head: Digest
+    pod_head: Digest
+    delegation_sha256: Digest
+    bundle_sha256: Digest
+    challenge: Annotated[str, Meta(max_length=512)] | None
+    finished: Time
 
 
 def delegate(
@@ -125,7 +130,7 @@ def delegate(
     now: datetime | None = None,
 ) -> dict[str, Any]:
     """The operator's delegation to a run's key, valid for `seconds`, as an envelope."""
-    issued = now or datetime.now(UTC)
+    issued = now or utc()
     body = Delegation(
         run_id=run_id,
         plan_digest=plan_digest,
@@ -153,7 +158,7 @@ def check_delegation(
     body, subjects = read_predicate(envelope, operator_public, DELEGATION, Delegation)
     if (body.run_id, body.plan_digest) != (run_id, plan_digest):
         raise refusal("delegation_other_run")
-    moment = at or datetime.now(UTC)
+    moment = at or utc()
     try:
         issued, expires = datetime.fromisoformat(body.issued), datetime.fromisoformat(body.expires)
         run_public = bytes.fromhex(body.run_public)
@@ -169,19 +174,24 @@ def check_delegation(
 
 def release_receipt(body: Release, run_key: Ed25519PrivateKey) -> dict[str, Any]:
     """The receipt of a release, signed and stored before the keys are sent."""
-    subjects = {
+    return sign(statement(RELEASE, _release_subjects(body), msgspec.to_builtins(body)), run_key)
+
+
+def _release_subjects(body: Release) -> dict[str, str]:
+    return {
         "evidence": body.evidence_sha256,
         "result": body.result_sha256,
         "policy": body.policy_sha256,
         "package": body.manifest_sha256,
         "ciphertext": body.ciphertext_sha256,
     }
-    return sign(statement(RELEASE, subjects, msgspec.to_builtins(body)), run_key)
 
 
 def read_release(envelope: object, run_public: bytes, *, run_id: str) -> Release:
     """A release receipt of one run; raises `RefusedError` (`receipt_other_run` and as `read_predicate`)."""
-    body, _ = read_predicate(envelope, run_public, RELEASE, Release)
+    body, subjects = read_predicate(envelope, run_public, RELEASE, Release)
+    if subjects != _release_subjects(body):
+        raise refusal("predicate_malformed", "its subjects are not those of its content")
     if body.run_id != run_id:
         raise refusal("receipt_other_run")
     return body
@@ -195,7 +205,9 @@ def closing_receipt(body: Closing, attester: Ed25519PrivateKey) -> dict[str, Any
 def read_closing(envelope: object, attester_public: bytes, *, run_id: str) -> Closing:
     """The closing receipt of one run; raises `RefusedError` (`receipt_other_run` and as `read_predicate`)."""
     body, subjects = read_predicate(envelope, attester_public, CLOSING, Closing)
-    if body.run_id != run_id or subjects != {"pod-log": body.pod_head}:
+    if subjects != {"pod-log": body.pod_head}:
+        raise refusal("predicate_malformed", "its subjects are not those of its content")
+    if body.run_id != run_id:
         raise refusal("receipt_other_run")
     return body
 
@@ -221,8 +233,8 @@ def run_receipt(
         row_sha256=digest_of(dict(row)),
         plan_digest=plan_digest,
         manifest_sha256=manifest_sha256,
-        adapters=dict(adapters),
-        series=dict(series),
+        adapters=msgspec.convert(dict(adapters), dict[Segment, Digest]),
+        series=msgspec.convert(dict(series), dict[Segment, Digest]),
         runner_head=runner_head,
         pod_head=pod_head,
         delegation_sha256=digest_of(dict(delegation)),
@@ -230,10 +242,11 @@ def run_receipt(
         challenge=challenge,
         finished=utc_now(),
     )
-    return sign(statement(RUN, _run_subjects(body), msgspec.to_builtins(body)), *privates)
+    return sign(statement(RUN, run_subjects(body), msgspec.to_builtins(body)), *privates)
 
 
-def _run_subjects(body: RunReceipt) -> dict[str, str]:
+def run_subjects(body: RunReceipt) -> dict[str, str]:
+    """The subjects of a run's receipt: everything that it is about, by name."""
     subjects = {
         "row": body.row_sha256,
         "plan": body.plan_digest,
@@ -253,8 +266,8 @@ def read_run_receipt(
     Raises `RefusedError`: `receipt_other_run` (another run or row), and as `read_predicate`.
     """
     body, subjects = read_predicate(envelope, publics, RUN, RunReceipt)
-    if subjects != _run_subjects(body) or not is_digest(body.row_sha256):
-        raise refusal("predicate_malformed")
+    if subjects != run_subjects(body):
+        raise refusal("predicate_malformed", "its subjects are not those of its content")
     if body.run_id != run_id or body.row_sha256 != digest_of(dict(row)):
         raise refusal("receipt_other_run")
     return body

@@ -8,9 +8,10 @@ from typing import Any
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from engine.attestation.ear import result_digest, sign_result
 from engine.attestation.reasons import refusal
 from engine.attestation.receipts import Release, release_receipt
-from engine.attestation.verifier import AttestationResult, result_digest
+from engine.attestation.verifier import AttestationResult
 from engine.sealing.release import release_info, seal_release
 from engine.wire import sha256_hex, utc_now
 
@@ -38,6 +39,7 @@ def prepare_release(
 ) -> PreparedRelease:
     """Encrypt `keys` to the attested key of an accepted result, and sign the receipt of the release.
 
+    The run's key is also the Verifier's, so the receipt names the EAR token that this key signs for the result.
     `previous` are the releases of this run so far. Raises `RefusedError`: `release_before_result` (no
     accepted result), `release_other_result` (a result of another run), `release_repeated`, `cnf_invalid`.
     """
@@ -57,7 +59,7 @@ def prepare_release(
     body = Release(
         run_id=run_id,
         result_id=result.result_id,
-        result_sha256=result_digest(result),
+        result_sha256=result_digest(sign_result(result, run_key)),
         evidence_sha256=result.evidence_sha256,
         policy_sha256=result.policy_sha256,
         manifest_sha256=result.manifest_sha256,

@@ -23,6 +23,7 @@ from engine.errors import RefusedError, UsageError, WireError
 from engine.sealing.key_generations import is_utc_text
 from engine.sealing.manifest import is_digest
 from engine.sealing.pem import key_id
+from engine.system.files import read_named
 from engine.wire import canonical, parse, utc_text
 
 ROTATION: Final = "urn:glasshouse:predicate:rotation:1"
@@ -183,16 +184,15 @@ def read_revocations(paths: Sequence[Path]) -> Statements:
     envelopes: list[object] = []
     for path in paths:
         try:
-            with path.open("rb") as file:
-                data = file.read(MAX_FILE_BYTES + 1)
+            data = read_named(path, MAX_FILE_BYTES)
         except OSError as error:
             raise UsageError(
                 f"The revocation file {path} cannot be read: {error.strerror}.",
                 "Check its path.",
                 code="revocation_unreadable",
             ) from error
-        if len(data) > MAX_FILE_BYTES or not data.strip():
-            raise refusal("revocation_invalid", f"{path.name} is empty or too large")
+        if not data.strip():
+            raise refusal("revocation_invalid", f"{path.name} is empty")
         try:
             envelopes += [parse(line) for line in data.splitlines() if line.strip()]
         except WireError as error:

@@ -6,7 +6,7 @@ Both change the key folder atomically, and leave a signed statement in it.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from engine.errors import UsageError
 from engine.sealing.key_generations import PastKey
 from engine.sealing.operator_keys import OperatorKeys, change
 from engine.sealing.pem import fingerprint, key_id
+from engine.system.clock import utc
 from engine.wire import utc_text
 
 
@@ -78,7 +79,7 @@ def rotate_keys(
     The private half of the old signing key is destroyed; runs under its delegations continue. Raises `SealingError`
     as `OperatorKeys.load` does, `passphrase_invalid`, `key_ring_full`.
     """
-    at = now or datetime.now(UTC)
+    at = now or utc()
     publish: list[dict[str, Any]] = []
 
     def rotate(keys: OperatorKeys) -> OperatorKeys:
@@ -108,7 +109,7 @@ def revoke_key(
     longer exists, is revoked by the current one. Raises as `rotate_keys`, and `UsageError`: `key_unknown`,
     `key_revoked` (already, for a reason at least as severe), `revocation_text`.
     """
-    at = now or datetime.now(UTC)
+    at = now or utc()
     publish: list[dict[str, Any]] = []
     rotated = False
 

@@ -41,6 +41,7 @@ from engine.attestation.revocation import Kind, Revocation, Statements, read_rev
 from engine.errors import UsageError
 from engine.sealing.key_generations import read_ring
 from engine.sealing.pem import fingerprint, key_id
+from engine.system.files import read_named
 
 __all__ = [
     "Statements",
@@ -195,8 +196,7 @@ def trusted_key(text_or_path: str | Path) -> TrustedKey:
     try:
         if not path.is_file():
             raise _not_a_key(shown, "it is neither a key in a known form nor an existing file")
-        with path.open("rb") as file:
-            data = file.read(_MAX_FILE_BYTES + 1)
+        data = read_named(path, _MAX_FILE_BYTES)
     except (OSError, ValueError) as error:
         raise _not_a_key(shown, "it cannot be read") from error
     if b"PRIVATE KEY" in data:

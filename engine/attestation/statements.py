@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from msgspec import Meta
 
 from engine.attestation.dsse import open_envelope, seal_envelope
 from engine.attestation.reasons import refusal
@@ -18,6 +19,10 @@ from engine.wire import canonical, parse
 PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
 MAX_SUBJECTS: Final = 64
+
+RunId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$(?!\n)")]
+Time = Annotated[str, Meta(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$(?!\n)")]
+"""A moment in UTC exactly as `engine.wire.utc_text` writes it."""
 
 PredicateT = TypeVar("PredicateT", bound=msgspec.Struct)
 
@@ -96,7 +101,7 @@ def verify(envelope: object, public: bytes | Sequence[bytes], predicate_type: st
 def read_predicate(
     envelope: object, public: bytes | Sequence[bytes], predicate_type: str, kind: type[PredicateT]
 ) -> tuple[PredicateT, dict[str, str]]:
-    """The predicate as `kind`, and the subjects by name.
+    """The predicate as `kind`, and the subjects by name, which the caller compares with the predicate.
 
     Raises `RefusedError` as `open_statement` does, and `predicate_malformed`.
     """

@@ -1,7 +1,7 @@
 """The Verifier: appraises evidence against a policy and reference values, and lists every rule that failed.
 
-The result has the form of an EAT Attestation Result (EAR). Evidence of the software tier is at best `warning`, because
-no hardware vouches for it.
+The result is signed as an EAT Attestation Result (`engine.attestation.ear`). Evidence of the software tier is at best
+`warning`, because no hardware vouches for it.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from typing import Final, Literal
 
 import msgspec
 
+from engine import __version__
 from engine.attestation.challenge import nonce_object
-from engine.attestation.claims import ENFORCED, PROFILE, Claims, bound_nonce
+from engine.attestation.claims import ENFORCED, PROFILE, SOFTWARE_NAME, Claims, bound_nonce
 from engine.attestation.evidence import parse_evidence
 from engine.attestation.measurement import Measurements
 from engine.attestation.nonce import NonceLedger
 from engine.attestation.policy import HARDWARE_TIERS, SOFTWARE, Policy, policy_digest
 from engine.attestation.reasons import REASONS
 from engine.errors import RefusedError
-from engine.wire import digest_of, sha256_hex, utc_now
+from engine.wire import sha256_hex
 
-VERIFIER_ID: Final = "glasshouse-verifier/1"
-EAR_PROFILE: Final = "tag:github.com,2023:veraison/ear"
+VERIFIER_BUILD: Final = f"glasshouse {__version__}"
 _TOKEN: Final = "token"  # noqa: S105  # the name of a check
 
 Status = Literal["none", "affirming", "warning", "contraindicated"]
-_TRUST_VALUES: Final = {"none": 0, "affirming": 2, "warning": 32, "contraindicated": 96}
+TRUST_VALUES: Final = {"none": 0, "affirming": 2, "warning": 32, "contraindicated": 96}
 
 # The checks that decide each entry of the trustworthiness vector.
 _IDENTITY: Final = ("freshness", "time", "run", "allocation", "host_key", "gpu", "runner_log", "nonce_object")
@@ -62,7 +62,7 @@ class Expectations(msgspec.Struct, frozen=True, kw_only=True):
     nonce: bytes | None = None
 
 
-class Appraisal(msgspec.Struct, frozen=True, kw_only=True):
+class Appraisal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One rule's outcome. `code` is a key of `REASONS` if it failed, else empty; `hint` says what to do."""
 
     name: str
@@ -72,22 +72,24 @@ class Appraisal(msgspec.Struct, frozen=True, kw_only=True):
     hint: str = ""
 
 
-class AttestationResult(msgspec.Struct, frozen=True, kw_only=True):
+class AttestationResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The Verifier's result. `result_id` identifies it for the one release that may be made on it.
 
-    `cnf` (hex) is the attested key, present only if the evidence was accepted. Times are UTC.
+    `issued` is in UTC seconds; `verifier_build` the version that appraised; `nonce` the evidence's own `eat_nonce`,
+    None if it could not be read. `cnf` (hex) is the attested key, present only if the evidence was accepted.
     """
 
     result_id: str
     run_id: str
-    issued: str
+    issued: int
     status: Status
     tier: str
-    verifier_id: str
+    verifier_build: str
     policy_id: str
     policy_sha256: str
     evidence_sha256: str
     manifest_sha256: str
+    nonce: str | None
     trust_vector: dict[str, int]
     checks: tuple[Appraisal, ...]
     cnf: str | None
@@ -101,11 +103,6 @@ class AttestationResult(msgspec.Struct, frozen=True, kw_only=True):
     def reason_codes(self) -> tuple[str, ...]:
         """The codes of every rule that failed, in the order of the rules."""
         return tuple(check.code for check in self.checks if check.status == "failed")
-
-
-def result_digest(result: AttestationResult) -> str:
-    """SHA-256 in hex over the result's canonical JSON."""
-    return digest_of(msgspec.to_builtins(result))
 
 
 class _Case:
@@ -125,7 +122,7 @@ class _Case:
         measured, reference = claims.measurements, expected.measurements
         return {
             "run": lambda: _equal("run_mismatch", claims.run_id, expected.run_id),
-            "profile": lambda: _equal("profile_unknown", claims.eat_profile, PROFILE),
+            "profile": lambda: _equal("profile_unknown", (claims.eat_profile, claims.swname), (PROFILE, SOFTWARE_NAME)),
             "time": self._time,
             "bundle": lambda: _equal("measurement_mismatch", measured.bundle, reference.bundle),
             "lock": lambda: _equal("lock_mismatch", measured.lock, reference.lock),
@@ -238,14 +235,14 @@ def appraise(
         claims = parse_evidence(token, expected.attester_public)
     except RefusedError as error:
         checks: tuple[Appraisal, ...] = (_appraisal(_TOKEN, (error.code, "")),)
-        return _result(token, None, expected, policy, checks)
+        return _result(token, None, expected, policy, checks, now)
     rules = _Case(claims, expected, policy, now).rules()
     checks = (
         _appraisal(_TOKEN, None),
         _freshness(claims, expected, nonces),
         *(_appraisal(name, rule()) for name, rule in rules.items()),
     )
-    return _result(token, claims, expected, policy, checks)
+    return _result(token, claims, expected, policy, checks, now)
 
 
 def _status(claims: Claims | None, checks: tuple[Appraisal, ...]) -> Status:
@@ -257,15 +254,15 @@ def _status(claims: Claims | None, checks: tuple[Appraisal, ...]) -> Status:
 def _vector(status: Status, tier: str, checks: tuple[Appraisal, ...]) -> dict[str, int]:
     failed = {check.name for check in checks if check.status == "failed"}
     performed = {check.name for check in checks}
-    best = _TRUST_VALUES["warning" if tier == SOFTWARE else "affirming"]
+    best = TRUST_VALUES["warning" if tier == SOFTWARE else "affirming"]
     vector = {}
     for entry, names in _VECTOR.items():
         if failed & set(names):
-            vector[entry] = _TRUST_VALUES["contraindicated"]
+            vector[entry] = TRUST_VALUES["contraindicated"]
         elif performed >= set(names) and not (entry == "hardware" and tier == SOFTWARE):
             vector[entry] = best
         else:
-            vector[entry] = _TRUST_VALUES["none"]
+            vector[entry] = TRUST_VALUES["none"]
     return vector
 
 
@@ -275,6 +272,7 @@ def _result(
     expected: Expectations,
     policy: Policy,
     checks: tuple[Appraisal, ...],
+    now: float,
 ) -> AttestationResult:
     status = _status(claims, checks)
     tier = claims.tier if claims is not None else "unknown"
@@ -282,21 +280,22 @@ def _result(
     return AttestationResult(
         result_id=secrets.token_hex(16),
         run_id=expected.run_id,
-        issued=utc_now(),
+        issued=int(now),
         status=status,
         tier=tier,
-        verifier_id=VERIFIER_ID,
+        verifier_build=VERIFIER_BUILD,
         policy_id=policy.id,
         policy_sha256=policy_digest(policy),
         evidence_sha256=sha256_hex(token.encode("utf-8", "surrogatepass")),
         manifest_sha256=expected.manifest_digest,
+        nonce=None if claims is None else claims.eat_nonce,
         trust_vector=_vector(status, tier, checks),
         checks=checks,
         cnf=claims.cnf.hex() if accepted and claims is not None else None,
     )
 
 
-def no_evidence(*, expected: Expectations, policy: Policy) -> AttestationResult:
-    """The result if no evidence arrived: status `none`, nothing accepted."""
-    empty = _result("", None, expected, policy, ())
+def no_evidence(*, expected: Expectations, policy: Policy, now: float) -> AttestationResult:
+    """The result if no evidence arrived by `now`, UTC in seconds: status `none`, nothing accepted."""
+    empty = _result("", None, expected, policy, (), now)
     return msgspec.structs.replace(empty, status="none")

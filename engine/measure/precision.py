@@ -18,6 +18,9 @@ from engine.measure.overhead import overhead_of_log_ratio
 BLOCK_SECONDS: Final = 3.0
 MIN_BLOCKS: Final = 3
 RESAMPLES: Final = 2000
+MAX_BLOCKS: Final = 4096
+"""Blocks in a resampled series, 3.4 hours at 3 s each: a longer segment has longer blocks, so that work is bounded."""
+_DRAWN_AT_ONCE: Final = 1 << 18
 _COVERED: Final = (2.5, 97.5)
 
 
@@ -36,16 +39,26 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 def _block_steps(nanos: NDArray[np.uint64], seconds: float) -> int:
     mean = float(nanos.sum()) / len(nanos)
-    return max(1, math.ceil(seconds * 1e9 / mean)) if mean > 0 else len(nanos) + 1
+    if mean <= 0:
+        return len(nanos) + 1
+    return max(1, math.ceil(seconds * 1e9 / mean), math.ceil(len(nanos) / MAX_BLOCKS))
 
 
 def _resampled_means(nanos: NDArray[np.uint64], block: int, resamples: int, seed: int) -> NDArray[np.float64]:
-    """Mean step times of `resamples` series, each joined from blocks drawn at random, overlapping positions."""
+    """Mean step times of `resamples` series, each joined from blocks drawn at random, overlapping positions.
+
+    They are drawn a few at a time, in constant memory; the result does not depend on how many.
+    """
     edges = np.concatenate(([0.0], np.cumsum(nanos, dtype=np.float64)))
     sums = edges[block:] - edges[:-block]
     blocks = math.ceil(len(nanos) / block)
-    drawn = np.random.Philox(key=seed).random_raw(resamples * blocks) % np.uint64(len(sums))
-    means: NDArray[np.float64] = sums[drawn.reshape(resamples, blocks)].mean(axis=1) / block
+    generator = np.random.Philox(key=seed)
+    means = np.empty(resamples)
+    at_once = max(1, _DRAWN_AT_ONCE // blocks)
+    for start in range(0, resamples, at_once):
+        count = min(at_once, resamples - start)
+        drawn = generator.random_raw(count * blocks) % np.uint64(len(sums))
+        means[start : start + count] = sums[drawn.reshape(count, blocks)].mean(axis=1) / block
     return means
 
 
@@ -60,8 +73,8 @@ def within_segment_precision(
     """The precision of one pair's overhead.
 
     None if a segment has fewer than three whole blocks, or step times of zero, which have no ratio. The arrays are step
-    times in nanoseconds. Raises `ValueError` for blocks shorter than 3 s: step times are correlated over seconds, so
-    shorter blocks would understate the width.
+    times in nanoseconds. A segment of more than `MAX_BLOCKS` blocks has longer ones. Raises `ValueError` for
+    blocks shorter than 3 s: step times are correlated over seconds, so shorter blocks would understate the width.
     """
     if block_seconds < BLOCK_SECONDS:
         raise ValueError(f"blocks of {block_seconds} s are shorter than {BLOCK_SECONDS} s")

@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import DataError
-from engine.payload.folder import folder_digest, read_folder
-from engine.payload.hub import fetch_hub
+from engine.payload.folder import folder_digest
+from engine.payload.model import ModelDescription, describe_model, model_files
 from engine.payload.samples import DataFile, read_data
 from engine.payload.seeds import expand, order_entries, sample_order
-from engine.payload.shape import ModelShape, read_config
 from engine.payload.synthetic import stand_in
 from engine.payload.tensors import array_digest, tensor_bytes
 from engine.payload.tokenize import ChatEncoder, Tokens
-from engine.payload.weights import lora_start, tiny_weights
+from engine.payload.weights import lora_start
 from engine.plan import Plan
 from engine.system.resources import data_path
-from engine.wire import canonical, digest_of
+from engine.wire import canonical
 
 TOKENS: Final = "tokens.safetensors"
 ADAPTER: Final = "adapter.safetensors"
 CONFIG: Final = "config.json"
 ADAPTER_CONFIG: Final = "adapter_config.json"
-WEIGHTS: Final = "weights.safetensors"
-HUB: Final = "hub.json"
+QUICK_DATA_BYTES: Final = 16 * 1024 * 1024
+"""The size of a data file up to which it is tokenised before its run is entered; it takes a few seconds."""
 
 
 class Payload(msgspec.Struct, frozen=True, eq=False, kw_only=True):
@@ -57,113 +56,67 @@ class Payload(msgspec.Struct, frozen=True, eq=False, kw_only=True):
 
 
 class Inputs(msgspec.Struct, frozen=True, kw_only=True):
-    """The inputs of a plan: the number of samples in the data file, its digest, and a model folder's digest."""
+    """The checked inputs of a plan.
 
-    samples: int
-    data_digest: str
+    `tokens` is None where the data file is too large to tokenise before the run is entered; `bytes` is its size.
+    """
+
+    data: DataFile
+    bytes: int
+    model: ModelDescription
     model_digest: str | None
+    tokens: Tokens | None
 
 
-class _Model(msgspec.Struct, frozen=True, kw_only=True):
-    config: dict[str, Any]
-    shape: ModelShape
-    tokenizer: Path
-    files: dict[str, bytes | Path]
-    digest: str
-
-
-def _data(plan: Plan, data_file: Path | None) -> DataFile:
+def _data(plan: Plan, data_file: Path | None) -> tuple[DataFile, int]:
+    """The samples, and the size of their file in bytes."""
     if plan.data.source == "builtin":
-        return read_data(data_path("sample_corpus.jsonl"))
+        data_file = data_path("sample_corpus.jsonl")
     if data_file is None:
         raise DataError(
             "The plan uses your own data, but no data file was given.",
             "Give the file with --data.",
             code="data_missing",
         )
-    return read_data(data_file)
+    return read_data(data_file), data_file.stat().st_size
 
 
-def _require_folder(model_folder: Path | None) -> Path:
-    if model_folder is None:
-        raise DataError(
-            "The plan uses a local model, but no model folder was given.",
-            "Give the folder with --model.",
-            code="model_folder_missing",
-        )
-    return model_folder
+def describe_inputs(
+    plan: Plan, *, data_file: Path | None = None, model_folder: Path | None = None, whole: bool = False
+) -> Inputs:
+    """Read and check the data file and the model of a plan, as `build_payload` will.
+
+    A data file above `QUICK_DATA_BYTES` is tokenised only if `whole` is set. Raises `DataError`, and
+    `MissingExtraError` for a hub model if huggingface_hub is not installed.
+    """
+    data, size = _data(plan, data_file)
+    model = describe_model(plan, model_folder)
+    encoder = ChatEncoder(model.tokenizer, model.shape)
+    quick = whole or size <= QUICK_DATA_BYTES
+    return Inputs(
+        data=data,
+        bytes=size,
+        model=model,
+        model_digest=None if model.folder is None else folder_digest(model.folder),
+        tokens=encoder.encode(data.samples, plan.training.max_length) if quick else None,
+    )
 
 
-def describe_inputs(plan: Plan, *, data_file: Path | None = None, model_folder: Path | None = None) -> Inputs:
-    """Read and check the data file and the model folder of a plan; raises `DataError`."""
-    data = _data(plan, data_file)
-    model = None
-    if plan.model.source == "folder":
-        model = folder_digest(read_folder(_require_folder(model_folder), plan.lora.targets))
-    return Inputs(samples=len(data.samples), data_digest=data.digest, model_digest=model)
-
-
-def plan_with_digests(plan: Plan, *, data_file: Path | None = None, model_folder: Path | None = None) -> Plan:
+def with_digests(plan: Plan, inputs: Inputs) -> Plan:
     """The plan with the digests of its inputs: the form over which the plan's own digest is computed."""
-    inputs = describe_inputs(plan, data_file=data_file, model_folder=model_folder)
     return msgspec.structs.replace(
         plan,
-        data=msgspec.structs.replace(plan.data, digest=inputs.data_digest, samples=inputs.samples),
+        data=msgspec.structs.replace(plan.data, digest=inputs.data.digest, samples=len(inputs.data.samples)),
         model=msgspec.structs.replace(plan.model, digest=inputs.model_digest),
     )
 
 
-def _tiny(init_seed: int) -> _Model:
-    config, shape = read_config(data_path("tiny_model", "config.json").read_bytes())
-    weights = tiny_weights(init_seed, shape)
-    return _Model(
-        config=config,
-        shape=shape,
-        tokenizer=data_path("tiny_model", "tokenizer.json"),
-        files={WEIGHTS: tensor_bytes(weights)},
-        digest=array_digest(weights),
-    )
+def plan_with_digests(plan: Plan, *, data_file: Path | None = None, model_folder: Path | None = None) -> Plan:
+    """`with_digests` of the inputs at these places; raises as `describe_inputs`."""
+    return with_digests(plan, describe_inputs(plan, data_file=data_file, model_folder=model_folder))
 
 
-def _folder(plan: Plan, model_folder: Path) -> _Model:
-    folder = read_folder(model_folder, plan.lora.targets)
-    digest = folder_digest(folder)
-    if plan.model.digest not in (None, digest):
-        raise DataError(
-            "The model folder has changed since the plan was made.",
-            "Start the run again.",
-            code="model_changed",
-        )
-    shards: dict[str, bytes | Path] = {
-        f"weights-{number:05}.safetensors": path for number, path in enumerate(folder.shards, start=1)
-    }
-    return _Model(config=folder.config, shape=folder.shape, tokenizer=folder.tokenizer, files=shards, digest=digest)
-
-
-def _hub(plan: Plan) -> _Model:
-    hub = fetch_hub(plan.model.name, plan.model.revision or "")
-    return _Model(
-        config=hub.config,
-        shape=hub.shape,
-        tokenizer=hub.tokenizer,
-        files={HUB: canonical(hub.listing())},
-        digest=digest_of(hub.listing()),
-    )
-
-
-def _model(plan: Plan, model_folder: Path | None, init_seed: int) -> _Model:
-    if plan.model.source == "folder":
-        return _folder(plan, _require_folder(model_folder))
-    return _hub(plan) if plan.model.source == "hub" else _tiny(init_seed)
-
-
-def _tokens(plan: Plan, data: DataFile, model: _Model, noise_seed: int) -> Tokens:
-    if plan.training.max_length > model.shape.positions:
-        raise DataError(
-            f"The requested maximum length exceeds the {model.shape.positions} positions of the model.",
-            f"Give --max-length {model.shape.positions} or less.",
-            code="max_length_too_long",
-        )
+def _tokens(plan: Plan, data: DataFile, model: ModelDescription, noise_seed: int) -> Tokens:
     encoder = ChatEncoder(model.tokenizer, model.shape)
     tokens = encoder.encode(data.samples, plan.training.max_length)
     return stand_in(tokens, encoder.plain_ids(), noise_seed) if plan.data.stand_in else tokens
@@ -202,12 +155,13 @@ def build_payload(plan: Plan, *, data_file: Path | None = None, model_folder: Pa
     `MissingExtraError` for a hub model if huggingface_hub is not installed.
     """
     seeds = expand(plan.seed)
-    data = _data(plan, data_file)
+    data, _ = _data(plan, data_file)
     if plan.data.digest not in (None, data.digest):
         raise DataError(
             "The data file has changed since the plan was made.", "Start the run again.", code="data_changed"
         )
-    model = _model(plan, model_folder, seeds.init)
+    model = describe_model(plan, model_folder)
+    weights, model_digest = model_files(plan, model, seeds.init)
     tokens = _tokens(plan, data, model, seeds.noise)
     samples = len(tokens.lengths)
     order = {"order": _order(plan, samples, seeds.order)}
@@ -219,13 +173,13 @@ def build_payload(plan: Plan, *, data_file: Path | None = None, model_folder: Pa
             ADAPTER: tensor_bytes(start),
             CONFIG: canonical(model.config),
             ADAPTER_CONFIG: _adapter_config(plan),
-            **model.files,
+            **weights,
         },
         samples=samples,
         dropped=tokens.dropped,
         truncated=tokens.truncated,
         data_digest=data.digest,
-        model_digest=model.digest,
+        model_digest=model_digest,
         order_digest=array_digest(order),
         init_digest=array_digest(start),
         tokens_digest=array_digest(ids),

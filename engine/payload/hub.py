@@ -1,21 +1,30 @@
-"""A hub model at a pinned revision: configuration and tokenizer are downloaded here, the weights on the allocation.
+"""A hub model at a pinned revision, asked about on the operator's machine before anything is rented.
 
-The payload contains the weights' digests as the hub lists them, and the allocation checks its downloads against them.
+Configuration and tokenizer are downloaded here, the weights on the allocation. The payload contains the weights'
+digests as the hub lists them, and the allocation checks its downloads against them. What the allocation will do, an
+anonymous download, is tried here: the headers of all weight files are read without a token.
 """
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from engine.errors import DataError, MissingExtraError, WireError
-from engine.payload.folder import INDEX, SINGLE
-from engine.payload.shape import ModelShape, read_config
+from engine.payload import hub_errors
+from engine.payload.folder import INDEX, SINGLE, Tensor
+from engine.payload.length import TOKENIZER_CONFIG
 from engine.wire import parse
 
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import ModelInfo
+
 _TIMEOUT_SEC: Final = 30
+_AT_ONCE: Final = 8
+_PICKLED: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 class HubFile(msgspec.Struct, frozen=True):
@@ -26,120 +35,195 @@ class HubFile(msgspec.Struct, frozen=True):
 
 
 class HubModel(msgspec.Struct, frozen=True, kw_only=True):
-    """A pinned hub model. `weights` are its safetensors files by name."""
+    """A pinned hub model. `weights` are its safetensors files by name, `tensors` what their headers list.
+
+    `cache` is the library's folder on this machine, and `uncached_bytes` what it lacks of the weight files.
+    """
 
     id: str
     revision: str
-    config: dict[str, Any]
-    shape: ModelShape
+    config: bytes
     tokenizer: Path
+    tokenizer_config: bytes | None
     weights: dict[str, HubFile]
+    tensors: dict[str, Tensor]
+    cache: Path
+    uncached_bytes: int
 
     def listing(self) -> dict[str, Any]:
         """`{id, revision, files: {name: {sha256, size}}}`."""
         return {"id": self.id, "revision": self.revision, "files": msgspec.to_builtins(self.weights)}
 
-
-def _weights(siblings: list[Any], index: Any) -> dict[str, HubFile]:
-    names = {SINGLE}
-    if index is not None:
-        shards = index.get("weight_map") if isinstance(index, dict) else None
-        names = set(map(str, shards.values())) if isinstance(shards, dict) else set()
-    listed = {
-        file.rfilename: HubFile(file.lfs.sha256, file.lfs.size)
-        for file in siblings
-        if file.rfilename in names and file.lfs is not None
-    }
-    if not names or set(listed) != names:
-        raise DataError(
-            "The hub lists no digests for this model's safetensors files.",
-            "Choose a revision that has its weights in safetensors.",
-            code="model_weights_invalid",
-        )
-    return dict(sorted(listed.items()))
+    @property
+    def download_bytes(self) -> int:
+        """The size in bytes of everything that an allocation downloads: the weight files, as the hub lists them."""
+        return sum(file.size for file in self.weights.values())
 
 
-def fetch_hub(model: str, revision: str, *, endpoint: str | None = None, cache: Path | None = None) -> HubModel:
-    """Configuration, tokenizer and weight digests of a pinned revision.
+def fetch_hub(
+    model: str, revision: str, *, anonymous: bool = False, endpoint: str | None = None, cache: Path | None = None
+) -> HubModel:
+    """Configuration, tokenizer, weight digests and weight headers of a pinned revision.
 
-    `endpoint` and `cache` default to huggingface_hub's own. Raises `MissingExtraError` without that library, and
-    `DataError`: `hub_model_unknown`, `hub_gated`, `hub_unreachable`, `model_*`.
+    `anonymous`: the weights will be downloaded elsewhere, without a token, so they must be public. A login of this
+    machine is then used for nothing but to tell a private model from one that does not exist. `endpoint` and `cache`
+    default to huggingface_hub's own. Raises `MissingExtraError` without that library, and `DataError`: `hub_private`,
+    `model_no_safetensors`, `model_pickled`, `model_index_invalid`, `model_weights_invalid`, and as
+    `hub_errors.translated`.
     """
-    try:
-        from huggingface_hub import HfApi, hf_hub_download
-        from huggingface_hub.errors import (
-            EntryNotFoundError,
-            GatedRepoError,
-            HfHubHTTPError,
-            HFValidationError,
-            LocalEntryNotFoundError,
-            RepositoryNotFoundError,
-            RevisionNotFoundError,
+    hub = _Hub(model, revision, anonymous, endpoint, cache)
+    info = hub.info()
+    names = {file.rfilename for file in info.siblings or ()}
+    weights = hub.weights(info, names)
+    config, tokenizer = hub.download("config.json"), hub.download("tokenizer.json")
+    return HubModel(
+        id=model,
+        revision=revision,
+        config=config.read_bytes(),
+        tokenizer=tokenizer,
+        tokenizer_config=hub.download(TOKENIZER_CONFIG).read_bytes() if TOKENIZER_CONFIG in names else None,
+        weights=weights,
+        tensors=hub.tensors(tuple(weights)),
+        cache=hub.cache,
+        uncached_bytes=sum(file.size for name, file in weights.items() if not hub.has(name)),
+    )
+
+
+class _Hub:
+    """One revision of one model, as the hub shows it with or without this machine's login."""
+
+    def __init__(self, model: str, revision: str, anonymous: bool, endpoint: str | None, cache: Path | None) -> None:
+        try:
+            from huggingface_hub import HfApi
+        except ImportError as error:
+            raise MissingExtraError(
+                "Hub models need huggingface_hub, which is not installed.",
+                "Install glasshouse[local], or give a local folder with --model.",
+            ) from error
+        self._model = model
+        self._revision = revision
+        self._anonymous = anonymous
+        self._endpoint = endpoint
+        self._cache = cache
+        self._token = False if anonymous else None
+        self._api = HfApi(endpoint=endpoint)
+
+    @property
+    def cache(self) -> Path:
+        """Where the library keeps downloads on this machine."""
+        from huggingface_hub import constants
+
+        return self._cache or Path(constants.HF_HUB_CACHE)
+
+    def has(self, name: str) -> bool:
+        """Whether the cache holds a file of the revision."""
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(self._model, name, cache_dir=self._cache, revision=self._revision)
+        return isinstance(found, str)
+
+    def info(self) -> ModelInfo:
+        """What the hub lists; a model that an anonymous download cannot reach is refused."""
+        try:
+            info = self._info(self._token)
+        except DataError as error:
+            if self._anonymous and error.code == "hub_model_unknown" and self._seen_by_login():
+                raise hub_errors.private(self._model) from error
+            raise
+        if self._anonymous and info.private:
+            raise hub_errors.private(self._model)
+        if self._anonymous and info.gated:
+            raise hub_errors.gated(self._model, anonymous=True)
+        if info.sha != self._revision:
+            raise hub_errors.revision_unknown(self._model, self._revision)
+        return info
+
+    def _info(self, token: bool | None) -> ModelInfo:
+        with hub_errors.translated(self._model, self._revision, anonymous=token is False):
+            return self._api.model_info(
+                self._model, revision=self._revision, files_metadata=True, timeout=_TIMEOUT_SEC, token=token
+            )
+
+    def _seen_by_login(self) -> bool:
+        from huggingface_hub import get_token
+
+        if get_token() is None:
+            return False
+        try:
+            self._info(None)
+        except DataError as error:
+            return error.code in {"hub_gated", "hub_revision_unknown"}
+        return True
+
+    def download(self, name: str) -> Path:
+        """A small file of the revision, in the cache."""
+        from huggingface_hub import hf_hub_download
+
+        with hub_errors.translated(self._model, self._revision, anonymous=self._anonymous):
+            return Path(
+                hf_hub_download(
+                    self._model,
+                    name,
+                    revision=self._revision,
+                    endpoint=self._endpoint,
+                    cache_dir=self._cache,
+                    token=self._token,
+                )
+            )
+
+    def weights(self, info: ModelInfo, names: set[str]) -> dict[str, HubFile]:
+        """The safetensors files that belong to the model, by name, with size and digest."""
+        if INDEX not in names and SINGLE not in names:
+            raise _no_safetensors(self._model, names)
+        wanted = _indexed(self.download(INDEX)) if INDEX in names else {SINGLE}
+        listed = {
+            file.rfilename: HubFile(file.lfs.sha256, file.lfs.size)
+            for file in info.siblings or ()
+            if file.rfilename in wanted and file.lfs is not None
+        }
+        if not wanted or set(listed) != wanted:
+            raise DataError(
+                "The hub lists no digests for this model's safetensors files.",
+                "Choose a revision that has its weights in safetensors.",
+                code="model_weights_invalid",
+            )
+        return dict(sorted(listed.items()))
+
+    def tensors(self, files: tuple[str, ...]) -> dict[str, Tensor]:
+        """The tensors in the files' headers, each read by a range request as the allocation would be allowed to."""
+        with ThreadPoolExecutor(max_workers=min(_AT_ONCE, len(files))) as pool:
+            headers = list(pool.map(self._header, files))
+        return {name: tensor for header in headers for name, tensor in header.items()}
+
+    def _header(self, file: str) -> dict[str, Tensor]:
+        with hub_errors.translated(self._model, self._revision, anonymous=self._anonymous):
+            parsed = self._api.parse_safetensors_file_metadata(
+                self._model, file, revision=self._revision, token=self._token, timeout=_TIMEOUT_SEC
+            )
+        return {name: Tensor(str(one.dtype), tuple(one.shape)) for name, one in parsed.tensors.items()}
+
+
+def _no_safetensors(model: str, names: set[str]) -> DataError:
+    if any(name.endswith(_PICKLED) for name in names):
+        return DataError(
+            f"The hub model {model} has its weights as pickle files only, which can run code when they are read.",
+            "Choose a model or a revision with weights in safetensors.",
+            code="model_pickled",
         )
-    except ImportError as error:
-        raise MissingExtraError(
-            "Hub models need huggingface_hub, which is not installed.",
-            "Install glasshouse[local], or give a local folder with --model.",
-        ) from error
+    return DataError(
+        f"The hub model {model} has no weights in safetensors: no {SINGLE} and no {INDEX}.",
+        "Choose a model or a revision with weights in safetensors.",
+        code="model_no_safetensors",
+    )
 
-    transport_error = cast(type[Exception], HfHubHTTPError.__bases__[0])  # the HTTP library's own base
 
-    def fetch(name: str) -> Path:
-        return Path(hf_hub_download(model, name, revision=revision, endpoint=endpoint, cache_dir=cache))
-
+def _indexed(path: Path) -> set[str]:
+    """The names of the shards in an index file."""
     try:
-        info = HfApi(endpoint=endpoint).model_info(model, revision=revision, files_metadata=True, timeout=_TIMEOUT_SEC)
-        siblings = list(info.siblings or [])
-        index_path = fetch(INDEX) if any(file.rfilename == INDEX for file in siblings) else None
-        config_path, tokenizer = fetch("config.json"), fetch("tokenizer.json")
-    except GatedRepoError as error:
-        raise DataError(
-            f"The hub model {model} is gated: its files need a login.",
-            "Accept its terms on the hub, and log in to the hub.",
-            code="hub_gated",
-        ) from error
-    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
-        raise DataError(
-            f"The hub has no model {model} at revision {revision}.",
-            "Check --model and --revision.",
-            code="hub_model_unknown",
-        ) from error
-    except LocalEntryNotFoundError as error:
-        raise _unreachable(model) from error
-    except EntryNotFoundError as error:
-        raise DataError(
-            f"The hub model {model} has no config.json or no tokenizer.json.",
-            "Give a model that has both.",
-            code="model_file_missing",
-        ) from error
-    except (OSError, transport_error) as error:
-        raise _unreachable(model) from error
-    if info.sha != revision:
-        raise DataError(
-            f"The hub answered with another revision of {model} than the pinned one.",
-            "Pin the full commit id with --revision.",
-            code="hub_model_unknown",
-        )
-    try:
-        index = parse(index_path.read_bytes()) if index_path else None
+        index = parse(path.read_bytes())
     except (WireError, UnicodeDecodeError) as error:
         raise DataError(
             f"The hub model has an invalid {INDEX}.", "Choose another revision.", code="model_index_invalid"
         ) from error
-    config, shape = read_config(config_path.read_bytes())
-    return HubModel(
-        id=model,
-        revision=revision,
-        config=config,
-        shape=shape,
-        tokenizer=tokenizer,
-        weights=_weights(siblings, index),
-    )
-
-
-def _unreachable(model: str) -> DataError:
-    return DataError(
-        f"The hub cannot be reached for {model}.",
-        "Check the network, or give a local folder with --model.",
-        code="hub_unreachable",
-    )
+    shards = index.get("weight_map") if isinstance(index, dict) else None
+    return set(map(str, shards.values())) if isinstance(shards, dict) else set()

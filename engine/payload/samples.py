@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, get_args
 import msgspec
 
 from engine.errors import DataError, WireError
+from engine.system.files import open_named
 from engine.wire import parse
 
 Role = Literal["system", "user", "assistant"]
@@ -102,7 +103,7 @@ def _sample(line: bytes, number: int) -> Sample:
 def _lines(path: Path, hasher: hashlib._Hash) -> Iterator[tuple[int, bytes]]:
     """The lines, numbered from 1; `hasher` gets every byte."""
     number = 0
-    with path.open("rb") as file:
+    with open_named(path) as file:
         while line := file.readline(MAX_LINE_BYTES + 1):
             number += 1
             if len(line) > MAX_LINE_BYTES:

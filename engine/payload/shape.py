@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
 from typing import Any, Final
 
 import msgspec
 
 from engine.errors import DataError, WireError
+from engine.plan import LORA_TARGETS, SegmentKind
 from engine.wire import canonical, parse
+from engine.worker.architecture import check_config, is_tied
 
 MAX_CONFIG_BYTES: Final = 1024 * 1024
 _HINT: Final = "Give a causal language model with Llama's or Qwen2's layout, in safetensors."
@@ -27,6 +31,13 @@ class ModelShape(msgspec.Struct, frozen=True, kw_only=True):
     tied: bool
     eos: int | None
     pad: int | None
+
+    @property
+    def parameters(self) -> int:
+        """The number of weights of a model of this layout without biases."""
+        attention = sum(math.prod(self.projection(target)) for target in LORA_TARGETS)
+        layer = attention + 3 * self.hidden * self.intermediate + 2 * self.hidden
+        return (1 if self.tied else 2) * self.vocab * self.hidden + self.layers * layer + self.hidden
 
     def projection(self, target: str) -> tuple[int, int]:
         """(outputs, inputs) of an attention projection."""
@@ -63,8 +74,11 @@ def _token(config: dict[str, Any], name: str) -> int | None:
     return value
 
 
-def read_config(raw: bytes) -> tuple[dict[str, Any], ModelShape]:
-    """The configuration and its shape; raises `DataError` (`model_config_invalid`, `model_unsupported`)."""
+def read_config(raw: bytes, kinds: Collection[SegmentKind] = ()) -> tuple[dict[str, Any], ModelShape]:
+    """The configuration and its shape, for segments of these kinds.
+
+    Raises `DataError` (`model_config_invalid`), and as `engine.worker.architecture.check_config`.
+    """
     if len(raw) > MAX_CONFIG_BYTES:
         raise _refuse("is larger than 1 MiB")
     try:
@@ -74,17 +88,7 @@ def read_config(raw: bytes) -> tuple[dict[str, Any], ModelShape]:
         raise _refuse("is not JSON with a canonical form") from error
     if not isinstance(config, dict):
         raise _refuse("is not a JSON object")
-    architectures = config.get("architectures")
-    if not isinstance(architectures, list) or len(architectures) != 1 or not isinstance(architectures[0], str):
-        raise _refuse("does not name exactly one architecture")
-    if not architectures[0].endswith("ForCausalLM"):
-        raise _refuse(f"names {architectures[0][:60]!r}, which is not a causal language model", "model_unsupported")
-    for name, what in (
-        ("auto_map", "requires custom code, which is not run"),
-        ("quantization_config", "describes a quantised model, which is not supported"),
-    ):
-        if config.get(name):
-            raise _refuse(what, "model_unsupported")
+    check_config(config, kinds)
     hidden, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
     if config.get("head_dim") is None and hidden % heads:
         raise _refuse("has a hidden size that is not a multiple of its number of heads")
@@ -97,7 +101,7 @@ def read_config(raw: bytes) -> tuple[dict[str, Any], ModelShape]:
         intermediate=_size(config, "intermediate_size"),
         vocab=_size(config, "vocab_size"),
         positions=_size(config, "max_position_embeddings"),
-        tied=config.get("tie_word_embeddings") is True,
+        tied=is_tied(config),
         eos=_token(config, "eos_token_id"),
         pad=_token(config, "pad_token_id"),
     )

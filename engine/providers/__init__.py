@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from engine.errors import UsageError
 from engine.plan import PROVIDERS
+from engine.providers.settings import only_host
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from engine.providers.protocol import Provider
+    from engine.providers.protocol import Device, Provider, Spec
     from engine.providers.settings import Settings
 
 
@@ -39,9 +40,23 @@ def provider_for(name: str, home: Path, settings: Settings) -> Provider:
     )
 
 
-def preflight(name: str, home: Path, settings: Settings) -> None:
-    """`Provider.preflight` for callers without an event loop."""
+def preflight(name: str, home: Path, settings: Settings, host: str | None = None) -> None:
+    """`Provider.preflight` for callers without an event loop. Of static hosts only `host` matters, or the only one."""
+    if name == "static":
+        settings = only_host(settings, host)
     asyncio.run(_preflight(provider_for(name, home, settings)))
+
+
+def devices_of(name: str, home: Path, settings: Settings, spec: Spec) -> tuple[Device, ...]:
+    """`Provider.devices` for callers without an event loop."""
+    return asyncio.run(_devices(provider_for(name, home, settings), spec))
+
+
+async def _devices(provider: Provider, spec: Spec) -> tuple[Device, ...]:
+    try:
+        return await provider.devices(spec)
+    finally:
+        await provider.close()
 
 
 async def _preflight(provider: Provider) -> None:

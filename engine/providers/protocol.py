@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
@@ -51,10 +52,19 @@ class Quote(_Record, frozen=True, kw_only=True):
     price_per_hour: float
 
 
-class Address(_Record, frozen=True, kw_only=True):
-    """Where an SSH server is. `host_key` is its pinned public key; the client key stays in its file, or in the agent
-    that listens at `agent_path`.
+class Device(_Record, frozen=True, kw_only=True):
+    """What an allocation would train on: a GPU, or the processor of a machine without one.
+
+    `memory` in bytes: of the GPU, or what the machine's processes can still use; None if it is not known.
     """
+
+    name: str
+    kind: Literal["cuda", "cpu"]
+    memory: int | None
+
+
+class Jump(_Record, frozen=True, kw_only=True):
+    """A server on the way to an allocation: where it is, its pinned public key, and the client's key or agent."""
 
     host: str
     port: int
@@ -63,8 +73,8 @@ class Address(_Record, frozen=True, kw_only=True):
     client_key_path: str | None = None
     agent_path: str | None = None
 
-    def endpoint(self) -> Endpoint:
-        """What an SSH session needs."""
+    def endpoint(self, label: str = "") -> Endpoint:
+        """What a connection to it needs; `label` names it in sentences."""
         return Endpoint(
             host=self.host,
             port=self.port,
@@ -72,7 +82,21 @@ class Address(_Record, frozen=True, kw_only=True):
             client_key=None if self.client_key_path is None else Path(self.client_key_path),
             agent_path=self.agent_path,
             host_key=self.host_key,
+            label=label,
         )
+
+
+class Address(Jump, frozen=True, kw_only=True):
+    """Where an SSH server is. `host_key` is its pinned public key; the client key stays in its file, or in the agent
+    that listens at `agent_path`. `jumps` are the servers that lead to it, first to last.
+    """
+
+    jumps: tuple[Jump, ...] = ()
+
+    def endpoint(self, label: str = "") -> Endpoint:
+        """What an SSH session needs."""
+        jumps = tuple(jump.endpoint(f"jump {number}") for number, jump in enumerate(self.jumps, 1))
+        return replace(super().endpoint(label), jumps=jumps)
 
 
 class Lease(_Record, frozen=True, kw_only=True):
@@ -82,8 +106,9 @@ class Lease(_Record, frozen=True, kw_only=True):
     packages there. `environment` says where they come from: `own` is this installation's environment, `image` is
     preinstalled, `lock` has yet to be installed from the hash-checked lock, by pip from its default index or from
     `index`. `root` is the parent of run folders, relative to the login's home unless absolute. `machine` identifies the
-    machine as the provider knows it. `heartbeat` is a file there that the dead-man's switch watches; `deadline` (UTC)
-    is when the allocation terminates at the latest.
+    machine as the provider knows it. `heartbeat` is a file there that the dead-man's switch watches. The allocation
+    terminates itself `lifetime` seconds after its creation; `left` of them were left when this record was made, None
+    if that is unknown or long ago, and `deadline` shows that moment in UTC.
     """
 
     allocation_id: str
@@ -101,6 +126,8 @@ class Lease(_Record, frozen=True, kw_only=True):
     index: str | None = None
     heartbeat: str | None = None
     deadline: str | None = None
+    lifetime: float | None = None
+    left: float | None = None
     address: Address | None = None
 
     def endpoint(self) -> Endpoint:
@@ -143,7 +170,8 @@ class LedgerEntry(_Record, frozen=True, kw_only=True):
 class ExistingAllocation(_Record, frozen=True, kw_only=True):
     """One allocation that exists. `lease` is None where it cannot be resumed.
 
-    The remaining fields are as the provider reports them, or None: `since` in UTC, `price_per_hour` in USD.
+    The remaining fields are as the provider reports them, or None: `since` in UTC, `price_per_hour` in USD. `age_sec`
+    is the time since then by the provider's own clock; both are its claims.
     """
 
     name: str
@@ -153,6 +181,7 @@ class ExistingAllocation(_Record, frozen=True, kw_only=True):
     gpu_model: str | None = None
     price_per_hour: float | None = None
     since: str | None = None
+    age_sec: float | None = None
 
 
 class Reconciliation(_Record, frozen=True, kw_only=True):
@@ -180,6 +209,10 @@ class Provider(Protocol):
         """The price of what `acquire` would return."""
         ...
 
+    async def devices(self, spec: Spec) -> tuple[Device, ...]:
+        """Every device that `acquire` might return, without logging in anywhere; empty where nothing is known."""
+        ...
+
     async def acquire(self, spec: Spec, run_id: str, on_phase: OnPhase | None = None) -> Lease:
         """The allocation called `spec.name`: created, or adopted when an earlier attempt created it.
 
@@ -203,8 +236,11 @@ class Provider(Protocol):
         """The allocation's state now; `unknown` when it cannot be determined."""
         ...
 
-    async def release(self, lease: Lease) -> None:
-        """Terminate the allocation; idempotent. Raises `release_failed` with what is left and where."""
+    async def release(self, lease: Lease) -> bool:
+        """Terminate the allocation; idempotent. Raises `release_failed` with what is left and where.
+
+        True if the provider confirmed the termination. Without that, one that is not listed may be listed again.
+        """
         ...
 
     async def prove_empty(self, scope: Scope) -> EmptyProof:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
@@ -19,14 +20,16 @@ from engine.attestation.reasons import refusal
 from engine.errors import RefusedError, WireError
 from engine.events import Code, Count, Digest
 from engine.measure.series import pack_series, unpack_series
-from engine.store.progress import LOSS_BYTES, NANO_BYTES, Steps, body_of
+from engine.store.progress import LOSS_BYTES, NANO_BYTES, Steps, body_of, unpack_losses, unpack_nanos
 from engine.store.views import CheckStatus, CleanupState, Series
 from engine.wire import GENESIS, TRAIN_PROGRESS, Event, committed, event_hash, parse, sha256_hex
 
-FORMAT: Final = "glasshouse-row/1"
-MAX_ARTIFACT_BYTES: Final = 64 * 1024 * 1024
-MAX_STEPS: Final = 4_000_000
+FORMAT: Final = "glasshouse-row/2"
+MAX_ARTIFACT_BYTES: Final = 32 * 1024 * 1024
+"""Two segments of some 1.5 million steps each, and their logs. A text of it takes up to four times as much decoded."""
+MAX_STEPS: Final = 2_000_000
 SERIES: Final = "series"
+_ANY_FORMAT: Final = re.compile(r"glasshouse-row/\d{1,6}")
 _BASE64: Final = r"^[A-Za-z0-9+/]*={0,2}$(?!\n)"
 
 Label = Annotated[str, Meta(max_length=80)]
@@ -56,7 +59,11 @@ class RowCheck(_Part, frozen=True, kw_only=True):
 
 
 class RowSegment(_Part, frozen=True, kw_only=True):
-    """One segment; times in seconds."""
+    """One segment; times in seconds.
+
+    `updates` are the optimiser's steps, warm-up included; `samples_used` what they were computed from, each time that a
+    sample was used; `epochs` how often that is all of the data.
+    """
 
     kind: Literal["raw", "protected"]
     position: Count
@@ -64,6 +71,9 @@ class RowSegment(_Part, frozen=True, kw_only=True):
     reason: Text
     stop_reason: Code | None
     steps: Count
+    updates: Count | None
+    samples_used: Count | None
+    epochs: Seconds | None
     elapsed_sec: Seconds | None
     steps_per_second: Seconds | None
     last_loss: float | None
@@ -87,12 +97,18 @@ class Row(_Part, frozen=True, kw_only=True):
     step_budget: Count | None
     raw_elapsed_sec: Seconds | None
     raw_steps: Count | None
+    raw_updates: Count | None
+    raw_samples_used: Count | None
+    raw_epochs: Seconds | None
     raw_final_loss: float | None
     raw_stop_reason: Code | None
     raw_adapter_sha256: Digest | None
     raw_tensor_digest: Digest | None
     protected_elapsed_sec: Seconds | None
     protected_steps: Count | None
+    protected_updates: Count | None
+    protected_samples_used: Count | None
+    protected_epochs: Seconds | None
     protected_final_loss: float | None
     protected_stop_reason: Code | None
     protected_adapter_sha256: Digest | None
@@ -100,6 +116,7 @@ class Row(_Part, frozen=True, kw_only=True):
     overhead_pct: float | None
     overhead_ci95: tuple[float, float] | None
     overhead_precision_pct: float | None
+    timing_slack_pct: Seconds | None
     noise_floor_pct: float | None
     verdict: Text | None
     attestation: Code
@@ -116,11 +133,13 @@ class Row(_Part, frozen=True, kw_only=True):
     cost_usd: Seconds | None
     started_at: Time | None
     finished_at: Time | None
+    duration_sec: Seconds | None
     state: Code
     reason: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.]{0,64}$(?!\n)")]
     version: Code
     plan_digest: Digest
     data_digest: Digest | None
+    data_samples: Count | None
     seed: Count
     challenge: Text | None
     inject_overhead_pct: Seconds
@@ -177,7 +196,8 @@ class Receipts(_Part, frozen=True, kw_only=True):
 
 
 class Bundle(_Part, frozen=True, kw_only=True):
-    """What was signed and logged. `operator` is the raw public signing key in hex.
+    """What was signed and logged. `operator` is the raw public signing key in hex. `evidence` is an EAT that the
+    attester signed, `result` an EAR that the run's key signed, both as JWT.
 
     `left_out` is empty, or names the series if the artifact is a summary.
     """
@@ -189,7 +209,7 @@ class Bundle(_Part, frozen=True, kw_only=True):
     lock: dict[str, str] | None
     challenge: dict[str, Any] | None
     evidence: str | None
-    result: dict[str, Any] | None
+    result: str | None
     receipts: Receipts
     logs: Logs
     heads: Heads
@@ -210,14 +230,17 @@ def malformed(why: str) -> RefusedError:
 
 
 def parse_artifact(text: bytes) -> Artifact:
-    """Parse an artifact; raises `RefusedError` (`artifact_malformed`)."""
+    """Parse an artifact; raises `RefusedError` (`artifact_malformed`, `artifact_version`)."""
     if len(text) > MAX_ARTIFACT_BYTES:
         raise malformed("it is larger than the limit")
     try:
         raw = parse(text)
     except WireError as error:
         raise malformed(error.message.rstrip(".").lower()) from error
-    if not isinstance(raw, dict) or raw.get("format") != FORMAT or "bundle" not in raw:
+    stated = raw.get("format") if isinstance(raw, dict) else None
+    if isinstance(stated, str) and stated != FORMAT and _ANY_FORMAT.fullmatch(stated):
+        raise refusal("artifact_version", f"it states {stated}, and this version checks {FORMAT}")
+    if not isinstance(raw, dict) or stated != FORMAT or "bundle" not in raw:
         raise malformed(f"it lacks the format {FORMAT}")
     row = {name: value for name, value in raw.items() if name not in ("format", "bundle")}
     try:
@@ -244,18 +267,33 @@ def packed(series: Series) -> Blob:
     return Blob(steps=len(series.losses), sha256=sha256_hex(blob), data=base64.b64encode(blob).decode())
 
 
-def unpacked(blob: Blob) -> Series:
-    """The inverse of `packed`; raises `RefusedError` (`artifact_malformed`)."""
+def unpacked(blob: Blob, most: int = MAX_STEPS) -> Series:
+    """The inverse of `packed`, for `most` steps at most.
+
+    Raises `RefusedError` (`artifact_malformed`), and `series_mismatch` for more steps before any is inflated.
+    """
+    if blob.steps > most:
+        raise refusal("series_mismatch", f"it has {blob.steps} steps, and log and plan allow {most}")
     try:
         raw = base64.b64decode(blob.data, validate=True)
         if sha256_hex(raw) != blob.sha256 or base64.b64encode(raw).decode() != blob.data:
             raise malformed("a series has another digest than it states")
-        losses, nanos = unpack_series(raw, max_steps=MAX_STEPS)
+        losses, nanos = unpack_series(raw, max_steps=blob.steps)
     except (binascii.Error, WireError) as error:
         raise malformed("a series is damaged") from error
     if len(losses) != blob.steps:
         raise malformed("a series has another length than it states")
-    return Series(losses=tuple(losses.tolist()), nanos=tuple(nanos.tolist()))
+    return Series(losses=unpack_losses(losses.tobytes()), nanos=unpack_nanos(nanos.tobytes()))
+
+
+def logged_steps(log: list[Event]) -> dict[str, int]:
+    """By segment, how many steps the progress events of a log bring."""
+    reached: dict[str, int] = {}
+    for event in log:
+        kind, last = event.body.get("segment"), event.body.get("to")
+        if event.event == TRAIN_PROGRESS and isinstance(kind, str) and type(last) is int:
+            reached[kind] = max(last, reached.get(kind, 0))
+    return reached
 
 
 def events_of(entries: list[Entry], run_id: str) -> list[Event]:

@@ -6,9 +6,8 @@ The reasons are part of the published row: `verify` recomputes and compares them
 from __future__ import annotations
 
 import math
-import struct
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
 
 from engine.events import (
     PackageOpened,
@@ -22,9 +21,16 @@ from engine.events import (
 )
 from engine.measure.stepchain import step_chain
 from engine.records import rules
+from engine.records.contradictions import log_contradictions
 from engine.records.facts import Facts
 from engine.records.rules import Group, Outcome
+from engine.records.times import contradictions
+from engine.records.timing import timing_outcome
 from engine.store.views import Check
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Checker = Callable[[Facts], Outcome]
 
@@ -46,7 +52,7 @@ def _outcome(check: Checker, facts: Facts) -> Outcome:
     """Run one check. Malformed data from the allocation fails the check; the run must still end with a row."""
     try:
         return check(facts)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, struct.error) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         return "failed", f"the material is malformed ({type(error).__name__})"
 
 
@@ -82,6 +88,12 @@ def _chains(facts: Facts) -> Outcome:
     broken = [name for name, whole in (("runner", facts.runner_whole), ("allocation", facts.pod_whole)) if not whole]
     if broken:
         return "failed", f"the chain of the {' and the '.join(broken)} is not whole"
+    if found := log_contradictions(facts):
+        return "failed", f"the allocation's log contradicts itself: {', '.join(found)}"
+    return _closed(facts)
+
+
+def _closed(facts: Facts) -> Outcome:
     ours, theirs = facts.runner(RunnerClosed), facts.pod(PodClosed)
     if not ours or not theirs or facts.pod_log[-1].hash != theirs[-1].hash:
         return "failed", "a log lacks its end"
@@ -120,6 +132,23 @@ def _gone(facts: Facts) -> Outcome:
     if cleanup not in {"not_ours", "kept"} and proof and proof.listings == 0 and not facts.pod_log:
         return "not_applicable", "nothing was acquired"
     return rules.allocation_gone(facts.view, proof.listings if proof and proof.count == 0 else None)
+
+
+def _times(facts: Facts) -> Outcome:
+    summary = facts.view.summary
+    found = contradictions(
+        summary.started_at,
+        summary.finished_at,
+        summary.duration_sec,
+        facts.runner_log,
+        facts.pod_log,
+        facts.delegated(),
+    )
+    if found:
+        return "failed", "; ".join(found)
+    if summary.duration_sec is None:
+        return "passed", "no log runs backwards; the duration by the boot clock is unknown"
+    return "passed", "no log runs backwards, and UTC and the boot clock agree"
 
 
 def _finite(facts: Facts) -> Outcome:
@@ -162,8 +191,10 @@ def _collected(facts: Facts) -> Outcome:
     return "passed", "each adapter opened, and is the one that its log names"
 
 
-def _bits(losses: tuple[float, ...], count: int) -> bytes:
-    return struct.pack(f"<{count}f", *losses[:count])
+def _bits(losses: Sequence[float], count: int) -> NDArray[np.uint32]:
+    import numpy as np
+
+    return np.array(losses[:count], dtype="<f4").view("<u4")
 
 
 def _same_losses(facts: Facts) -> Outcome:
@@ -171,10 +202,10 @@ def _same_losses(facts: Facts) -> Outcome:
     common = min(len(raw), len(protected))
     if common == 0:
         return "failed", "a segment has no steps"
-    if _bits(raw, common) == _bits(protected, common):
+    different = _bits(raw, common) != _bits(protected, common)
+    if not different.any():
         return "passed", f"the loss bits of {common} common steps are equal"
-    first = next(i for i in range(common) if _bits(raw[i : i + 1], 1) != _bits(protected[i : i + 1], 1))
-    return "failed", f"the losses part at measured step {first + 1} of {common}"
+    return "failed", f"the losses part at measured step {int(different.argmax()) + 1} of {common}"
 
 
 def _same_tensors(facts: Facts) -> Outcome:
@@ -222,6 +253,7 @@ LIFECYCLE: Final[dict[str, Checker]] = {
     "raw_completed": _raw_completed,
     "same_allocation": _same_allocation,
     "allocation_gone": _gone,
+    "times_consistent": _times,
 }
 ARTIFACT: Final[dict[str, Checker]] = {
     "finite": _finite,
@@ -232,4 +264,5 @@ ARTIFACT: Final[dict[str, Checker]] = {
     "same_tensors": _same_tensors,
     "step_chain": _evidence_of_steps,
     "nothing_injected": _honest_timing,
+    "timing_consistent": timing_outcome,
 }

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from engine.attestation.ear import peek_result
 from engine.attestation.statements import unverified_payload
-from engine.errors import RefusedError, UsageError
+from engine.attestation.tokens import unverified_claims
+from engine.errors import RefusedError, UsageError, WireError
 from engine.events import Chain
-from engine.records.artifact import SERIES, Artifact, Bundle, Entry, Heads, Logs, Receipts, dump_artifact, packed
+from engine.records.artifact import SERIES, Artifact, Bundle, Entry, Heads, Logs, Receipts, Row, dump_artifact, packed
 from engine.records.public import is_public
 from engine.store.reader import Reader
 from engine.store.views import FINAL_RUN_STATES, RunView
@@ -22,6 +24,7 @@ from engine.wire import (
     RELEASE_GRANTED,
     Event,
     committed,
+    parse,
 )
 
 _SECRET_NAMES: Final = ("_KEY", "_TOKEN", "_SECRET", "_PASSWORD", "PASSPHRASE")
@@ -32,7 +35,8 @@ _PACKED: Final = re.compile(r"[A-Za-z0-9+/_=.-]{64,}")
 def export_run(reader: Reader, run_id: str, *, summary: bool = False) -> Artifact:
     """The artifact of an ended run; `summary` leaves the series out, and the artifact says so.
 
-    Raises `UsageError` (`run_unknown`, `run_unfinished`, `export_unsigned`) and `RefusedError` (`export_private`).
+    Raises `UsageError` (`run_unknown`, `run_unfinished`, `export_unsigned`, `export_earlier_version`) and
+    `RefusedError` (`export_private`).
     """
     view = reader.run(run_id)
     if view.summary.source == "published":
@@ -50,6 +54,7 @@ def export_run(reader: Reader, run_id: str, *, summary: bool = False) -> Artifac
             f"See it with `glasshouse show {run_id}`.",
             code="export_unsigned",
         )
+    _refuse_earlier(run_id, view.row)
     artifact = Artifact(row=view.row, bundle=_bundle(reader, run_id, view, receipts, evidence, summary=summary))
     _refuse_private(artifact, reader)
     return artifact
@@ -68,15 +73,16 @@ def _bundle(
     series = None if summary else {one.kind: packed(reader.series(run_id, one.kind)) for one in view.segments}
     logged = {event.event for log in logs.values() for event in log}
     appraised = ATTEST_RESULT in logged
+    result = _result_in(run_id, evidence) if appraised else None
     return Bundle(
         operator=evidence["operator"]["signing"],
         delegation=receipts["delegation"],
         plan=view.plan or {},
         policy=evidence["policy"] if appraised else None,
-        lock=evidence["lock"] if appraised and evidence["result"].get("cnf") else None,
+        lock=evidence["lock"] if appraised and _is_accepted(result) else None,
         challenge=evidence["challenge"] if ATTEST_CHALLENGE in logged else None,
         evidence=evidence["token"]["token"] if ATTEST_EVIDENCE in logged else None,
-        result=evidence["result"] if appraised else None,
+        result=result,
         receipts=Receipts(
             release=receipts["release"] if RELEASE_GRANTED in logged else None,
             zeroization=receipts.get("zeroization"),
@@ -87,6 +93,33 @@ def _bundle(
         series=series,
         left_out=[SERIES] if summary else [],
     )
+
+
+def _refuse_earlier(run_id: str, row: dict[str, Any]) -> None:
+    """The signature covers the row as it is, so fields that an earlier version did not know cannot be added."""
+    missing = set(Row.__struct_encode_fields__) - set(row)
+    if missing:
+        raise _earlier(run_id, f"whose row lacks {min(missing)}")
+
+
+def _earlier(run_id: str, what: str) -> UsageError:
+    return UsageError(
+        f"Run {run_id} was made by an earlier version, {what}.",
+        "Export it with that version of glasshouse.",
+        code="export_earlier_version",
+    )
+
+
+def _result_in(run_id: str, evidence: dict[str, Any]) -> str:
+    token = evidence["result"].get("token")
+    if not isinstance(token, str):
+        raise _earlier(run_id, "whose attestation result is not an EAR token")
+    return token
+
+
+def _is_accepted(token: str | None) -> bool:
+    result = None if token is None else peek_result(token)
+    return result is not None and result.accepted
 
 
 def _entry(chain: Chain, event: Event) -> Entry:
@@ -116,6 +149,16 @@ def _texts(value: object) -> Iterator[str]:
             yield from _texts(inner)
     elif isinstance(value, str) and not _PACKED.fullmatch(value):
         yield value
+    elif isinstance(value, str):
+        yield from _texts(_claims_in(value))
+
+
+def _claims_in(text: str) -> object:
+    """The claims of a token; None for any other packed text."""
+    try:
+        return parse(unverified_claims(text))
+    except (ValueError, WireError):
+        return None
 
 
 def _contains(text: str, private: str, *, is_path: bool) -> bool:

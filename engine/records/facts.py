@@ -8,13 +8,16 @@ from __future__ import annotations
 import base64
 import contextlib
 from dataclasses import dataclass
-from typing import Any, Generic
+from datetime import datetime, timedelta
+from typing import Any, Final, Generic
 
 import msgspec
 
+from engine.attestation.policy import Policy, default_policy, policy_from
 from engine.attestation.receipts import read_closing
 from engine.attestation.statements import unverified_payload
-from engine.attestation.zeroization import Zeroization, zeroization_faults
+from engine.attestation.wipe_proof import Expected
+from engine.attestation.zeroization import Zeroization
 from engine.errors import RefusedError, WireError
 from engine.events import (
     AdapterCollected,
@@ -31,9 +34,13 @@ from engine.events import (
     read_body,
 )
 from engine.plan import Plan, load_plan
+from engine.records.wipe import expected_wipe, wipe_faults
 from engine.store.reader import Reader
 from engine.store.views import RunView, SegmentView, Series
 from engine.wire import ChainReader, Event
+
+CLOCK_SLACK: Final = timedelta(minutes=5)
+"""By how much a machine's clock may be adjusted during a run, where times are compared with each other."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,10 @@ class Logged(Generic[BodyT]):
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """The facts of one run. `*_whole` is False when that log's chain does not verify from its first line."""
+    """The facts of one run. `*_whole` is False when that log's chain does not verify from its first line.
+
+    `policy` is the one that the evidence was appraised by, None before that.
+    """
 
     view: RunView
     plan: Plan
@@ -57,6 +67,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     pod_whole: bool
     receipts: dict[str, dict[str, Any]]
     series: dict[str, Series]
+    policy: Policy | None = None
 
     def segment(self, kind: str) -> SegmentView | None:
         """The segment's view, or None when the plan has none of that kind."""
@@ -89,6 +100,14 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         proofs = bodies(self.runner_log, AllocationGone)
         return proofs[-1] if proofs else None
 
+    def delegated(self) -> str | None:
+        """When the operator authorised the run's key, as its delegation states; None without one."""
+        try:
+            issued = unverified_payload(self.receipts["delegation"])["predicate"]["issued"]
+        except (KeyError, TypeError, RefusedError):
+            return None
+        return issued if isinstance(issued, str) else None
+
     def is_closed(self) -> bool:
         """Whether the attester signed its log up to the end, including the events after the wipe's receipt."""
         launch, closed = self.pod(LaunchAccepted), self.pod(PodClosed)
@@ -100,6 +119,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
             signed = read_closing(fields_of(last.body.receipt), attester, run_id=self.view.summary.id)
         except (ValueError, RefusedError):
             return False
+        if not _dated(signed.closed, after=self.pod_log[-2:-1], until=self.pod_log[-1]):
+            return False
         return (signed.pod_head, signed.runner_head) == (last.prev, last.body.runner_head)
 
     def wipe_faults(self) -> tuple[str, ...]:
@@ -109,17 +130,23 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
             return ("zeroization_missing",)
         try:
             zeroization = msgspec.convert(unverified_payload(receipt)["predicate"], Zeroization, strict=True)
-        except (KeyError, TypeError, RefusedError, msgspec.ValidationError):
-            return ("receipt_malformed",)
-        return wipe_faults(zeroization, done[-1].body)
+            expected = self.expected_wipe()
+        except (KeyError, TypeError, ValueError, RefusedError):
+            return ("predicate_malformed",)
+        return wipe_faults(zeroization, done[-1].body, expected)
+
+    def expected_wipe(self) -> Expected | None:
+        """What the zeroization receipt must agree with; raises `ValueError` for an event of another form."""
+        return expected_wipe(self.plan, self.policy or default_policy(), self.pod_log)
 
 
-def wipe_faults(proof: Zeroization, done: ZeroizeDone) -> tuple[str, ...]:
-    """The codes of what the receipt does not prove, and of what the allocation reports in `zeroize.done`."""
-    reported = [str(reason) for reason in done.reasons[:16]]
-    if not reported and done.state != "zeroized":
-        reported = ["zeroization_not_claimed"]
-    return tuple(sorted({*zeroization_faults(proof), *reported}))
+def _dated(text: str, *, after: list[Event], until: Event) -> bool:
+    """Whether a time lies between two events of the same machine's log, whose clock may be adjusted in between."""
+    try:
+        earliest, at, latest = (datetime.fromisoformat(one) for one in (after[0].ts if after else text, text, until.ts))
+    except ValueError:
+        return False
+    return earliest - CLOCK_SLACK <= at <= latest + CLOCK_SLACK
 
 
 def _logged(log: list[Event], kind: type[BodyT]) -> list[Logged[BodyT]]:
@@ -151,6 +178,13 @@ def is_whole(run_id: str, log: list[Event]) -> bool:
     return bool(log)
 
 
+def policy_of(document: Any) -> Policy | None:
+    """A stored policy; None where there is none, or none that can be read."""
+    with contextlib.suppress(RefusedError):
+        return None if document is None else policy_from(document)
+    return None
+
+
 def gather(reader: Reader, run_id: str) -> Facts:
     """The facts of the operator's own run; raises `PlanError` for a run without a plan (a published row)."""
     view = reader.run(run_id)
@@ -165,4 +199,5 @@ def gather(reader: Reader, run_id: str) -> Facts:
         pod_whole=is_whole(run_id, pod_log),
         receipts=reader.receipts(run_id),
         series={segment.kind: reader.series(run_id, segment.kind) for segment in view.segments},
+        policy=policy_of(reader.evidence(run_id).get("policy")),
     )

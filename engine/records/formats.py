@@ -8,7 +8,8 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from engine.records.artifact import Artifact, dump_artifact
+from engine.errors import UsageError
+from engine.records.artifact import MAX_ARTIFACT_BYTES, Artifact, dump_artifact
 from engine.records.row import TIER_NOTE
 from engine.wire import digest_of
 
@@ -18,6 +19,7 @@ _NESTED: Final = ("format", "bundle", "enforcement", "checks", "segments", "phas
 _UNKNOWN: Final = "unknown"
 _PAGE: Final = (
     ("Overhead", "overheadPct", " %"),
+    ("Timing slack of the overhead, to either side", "timingSlackPct", " %"),
     ("95 % interval of the overhead", "overheadCi95", ""),
     ("Precision within this pair", "overheadPrecisionPct", " %"),
     ("Verdict on the overhead", "verdict", ""),
@@ -27,6 +29,7 @@ _PAGE: Final = (
     ("Order", "order", ""),
     ("Target", "targetSec", " s"),
     ("Step budget", "stepBudget", ""),
+    ("Samples of the data", "dataSamples", ""),
     ("Attestation", "attestation", ""),
     ("Tier", "tier", ""),
     ("EAR status", "earStatus", ""),
@@ -43,6 +46,9 @@ _PAGE: Final = (
 _OPTIONAL: Final = ("modelRevision", "targetSec", "stepBudget", "challenge")  # null means absent here, not unknown
 _SEGMENT: Final = (
     ("Steps", "Steps", ""),
+    ("Updates, warm-up included", "Updates", ""),
+    ("Samples used", "SamplesUsed", ""),
+    ("Epochs", "Epochs", ""),
     ("Time", "ElapsedSec", " s"),
     ("Final loss", "FinalLoss", ""),
     ("Stopped by", "StopReason", ""),
@@ -52,11 +58,25 @@ _SEGMENT: Final = (
 
 
 def render(artifact: Artifact, form: Format) -> bytes:
-    """The artifact in one of `FORMATS`; only JSON can be verified."""
+    """The artifact in one of `FORMATS`; only JSON can be verified.
+
+    Raises `UsageError` (`export_too_large`) for JSON that `verify` would not read.
+    """
     if form == "json":
-        return msgspec.json.format(msgspec.json.encode(dump_artifact(artifact)), indent=2) + b"\n"
+        return _json(artifact)
     text = _page(artifact) if form == "md" else _line(artifact)
     return text.encode()
+
+
+def _json(artifact: Artifact) -> bytes:
+    data: bytes = msgspec.json.format(msgspec.json.encode(dump_artifact(artifact)), indent=2) + b"\n"
+    if len(data) > MAX_ARTIFACT_BYTES:
+        raise UsageError(
+            f"The artifact would have {len(data):,} bytes, and `verify` reads {MAX_ARTIFACT_BYTES:,} at most.",
+            "Add --summary to leave out the step series.",
+            code="export_too_large",
+        )
+    return data
 
 
 def artifact_digest(artifact: Artifact) -> str:

@@ -7,25 +7,36 @@ operator knows (when the run began, how it ended, what it cost) is taken as it w
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
 
+from engine.attestation.ear import peek_result
 from engine.attestation.evidence import observed_controls
 from engine.errors import PlanError
 from engine.events import AdapterSaved, AdapterSealed, Chain, LaunchAccepted, ResultReached, SegmentState, TrainFinished
 from engine.plan import Plan, load_plan
-from engine.records.artifact import Artifact, Bundle, Entry, events_of, is_whole, malformed, unpacked
-from engine.records.facts import Facts, bodies
+from engine.records.artifact import (
+    MAX_STEPS,
+    Artifact,
+    Bundle,
+    Entry,
+    events_of,
+    is_whole,
+    logged_steps,
+    malformed,
+    unpacked,
+)
+from engine.records.facts import Facts, bodies, policy_of
 from engine.records.public import is_public
-from engine.records.row import build_row
+from engine.records.row import OF_TIMING, TIMING, build_row
 from engine.store.views import AttestationState, CleanupState, RunSummary, RunView, SegmentView, Series
 from engine.wire import RELEASE_GRANTED, Event, digest_of
 
-STATED: Final = frozenset({"startedAt", "finishedAt", "state", "reason", "version"})
+STATED: Final = frozenset({"startedAt", "finishedAt", "durationSec", "state", "reason", "version"})
 """Fields of a row that only the operator knows: they must be plausible, and are taken as they were signed."""
-OF_SERIES: Final = frozenset({"finite", "same_losses", "step_chain"})
+OF_SERIES: Final = frozenset({"finite", "same_losses", "step_chain", TIMING})
 """Checks that need the series."""
 PRECISION: Final = "overheadPrecisionPct"
 PRECISION_TOLERANCE: Final = 0.005
@@ -36,26 +47,49 @@ _UNPROVEN: Final = ("active", "kept", "terminating", "leaked")
 
 
 def facts_of(artifact: Artifact, bundle: Bundle) -> Facts:
-    """The facts in the artifact; raises `RefusedError` (`artifact_malformed`) for a bad plan or series."""
+    """The facts in the artifact without its series; raises `RefusedError` (`artifact_malformed`) for a bad plan.
+
+    Steps and times are the attester's own counts until `with_series`.
+    """
     try:
         plan = load_plan(bundle.plan)
     except PlanError as error:
         raise malformed("its plan is not valid") from error
     run_id = str(artifact.row["id"])
-    series: dict[str, Series] = {str(kind): unpacked(blob) for kind, blob in (bundle.series or {}).items()}
     runner, pod = events_of(bundle.logs.runner, run_id), events_of(bundle.logs.pod, run_id)
     receipts = msgspec.to_builtins(bundle.receipts)
     facts = Facts(
-        view=_view(artifact.row, bundle, plan, runner, pod, series),
+        view=_view(artifact.row, bundle, plan, runner, pod),
         plan=plan,
         runner_log=runner,
         pod_log=pod,
         runner_whole=whole("runner", bundle.logs.runner, runner),
         pod_whole=whole("pod", bundle.logs.pod, pod),
         receipts={name: receipt for name, receipt in receipts.items() if receipt is not None},
-        series={kind: series.get(kind, Series(losses=(), nanos=())) for kind in plan.kinds()},
+        series={kind: Series(losses=(), nanos=()) for kind in plan.kinds()},
+        policy=policy_of(bundle.policy),
     )
     return _with_final_states(facts)
+
+
+def with_series(facts: Facts, bundle: Bundle) -> Facts:
+    """The same facts with the artifact's series, if it has them; none is inflated beyond the steps of plan and log.
+
+    Raises `RefusedError` (`artifact_malformed`, `series_mismatch`).
+    """
+    if bundle.series is None:
+        return facts
+    most = min(facts.plan.target.steps or MAX_STEPS, MAX_STEPS)
+    logged = logged_steps(facts.pod_log)
+    series = {str(kind): unpacked(blob, min(most, logged.get(kind, 0))) for kind, blob in bundle.series.items()}
+    segments = tuple(
+        _segment(one.kind, one.position, facts.pod_log, series.get(one.kind)) for one in facts.view.segments
+    )
+    return msgspec.structs.replace(
+        facts,
+        view=msgspec.structs.replace(facts.view, segments=segments),
+        series={kind: series.get(kind, one) for kind, one in facts.series.items()},
+    )
 
 
 def whole(chain: Chain, entries: list[Entry], log: list[Event]) -> bool:
@@ -78,6 +112,8 @@ def differences(computed: dict[str, Any], signed: dict[str, Any], *, has_series:
     """
     names = sorted((computed.keys() | signed.keys()) - {PRECISION})
     if not has_series:
+        if any(check["name"] == TIMING and check["status"] == "failed" for check in signed["checks"]):
+            computed = computed | dict.fromkeys(OF_TIMING)  # a row may always claim less
         computed, signed = _without_series(computed), _without_series(signed)
     differing = [
         name for name in names if computed.get(name) != signed.get(name) or (name in computed) != (name in signed)
@@ -101,10 +137,8 @@ def _close(computed: float | None, signed: float | None) -> bool:
     return abs(computed - signed) <= PRECISION_TOLERANCE
 
 
-def _view(
-    row: dict[str, Any], bundle: Bundle, plan: Plan, runner: list[Event], pod: list[Event], series: Mapping[str, Series]
-) -> RunView:
-    result = bundle.result or {}
+def _view(row: dict[str, Any], bundle: Bundle, plan: Plan, runner: list[Event], pod: list[Event]) -> RunView:
+    result = peek_result(bundle.result) if bundle.result is not None else None
     results = bodies(runner, ResultReached)
     launches = bodies(pod, LaunchAccepted)
     requested = any(state.state == "attesting" for state in bodies(pod, SegmentState))
@@ -137,17 +171,18 @@ def _view(
         cleanup=row["cleanupState"] if row["cleanupState"] in _UNPROVEN else "leaked",
         clean=None,
         orphaned=False,
+        duration_sec=row["durationSec"],
     )
     return RunView(
         summary=summary,
         plan=bundle.plan,
         plan_digest=digest_of(bundle.plan),
-        segments=tuple(_segment(kind, place, pod, series.get(kind)) for place, kind in enumerate(plan.kinds())),
+        segments=tuple(_segment(kind, place, pod, None) for place, kind in enumerate(plan.kinds())),
         transitions=(),
         checks=(),
         row=None,
-        tier=result.get("tier") if results else None,
-        ear_status=result.get("status") if results else None,
+        tier=result.tier if results and result is not None else None,
+        ear_status=result.status if results and result is not None else None,
         reason_codes=tuple(results[-1].codes) if results else (),
         enforcement=observed_controls(bundle.evidence) if bundle.evidence is not None else None,
     )

@@ -13,14 +13,18 @@ from engine.measure.overhead import pair_overhead_pct
 from engine.plan import FREE
 from engine.records.checks import is_clean, verdicts
 from engine.records.facts import Facts
+from engine.records.timing import timing_slack_pct
+from engine.records.updates import of_segments
 from engine.store.views import Check, RunView, SegmentView
-from engine.wire import utc_now
 
 TIER_NOTE: Final = (
     "Software tier: whoever controls operator and machine together could fabricate this row. "
     "It is no hardware TEE claim."
 )
 PLACES: Final = 6
+TIMING: Final = "timing_consistent"
+OF_TIMING: Final = ("overheadPct", "overheadPrecisionPct", "timingSlackPct", "verdict")
+"""Fields that say nothing when the step times contradict what else is known of them."""
 
 
 _REASON: Final = re.compile(r"([a-z0-9_]+)(: .*)?", re.DOTALL)
@@ -58,13 +62,13 @@ def live_row(view: RunView) -> dict[str, Any]:
 def build_row(
     facts: Facts, *, state: str, reason: str, cost_usd: float | None = None
 ) -> tuple[dict[str, Any], tuple[Check, ...]]:
-    """The final row and its checks, for a run that ends in `state`.
+    """The final row and its checks, for a run that ends in `state`; its view says when it ended.
 
     `cost_usd`: what its rented allocation cost so far, None where that is unknown.
     """
     checks = verdicts(facts)
     row = _row(facts.view, checks, clean=is_clean(checks) and state == "finished")
-    row["state"], row["reason"], row["finishedAt"] = state, public_reason(reason), utc_now()
+    row["state"], row["reason"], row["finishedAt"] = state, public_reason(reason), facts.view.summary.finished_at
     if row["costUsd"] is None:
         row["costUsd"] = _rounded(cost_usd, 4)
     identities = facts.identities()
@@ -77,7 +81,22 @@ def build_row(
         "otherActivePods": None if proof is None else proof.others,
     }
     row["overheadPrecisionPct"] = _precision(facts)
+    row["timingSlackPct"] = timing_slack_pct(facts) if facts.plan.segments == "pair" else None
+    if any(check.name == TIMING and check.status == "failed" for check in checks):
+        row |= dict.fromkeys(OF_TIMING)
+    _add_updates(facts, row)
     return row, checks
+
+
+def _add_updates(facts: Facts, row: dict[str, Any]) -> None:
+    """What the segments trained, warm-up included."""
+    counted = of_segments(facts)
+    row["dataSamples"] = counted.samples
+    for segment in row["segments"]:
+        kind = segment["kind"]
+        fields = counted.fields(counted.updates[kind])
+        segment.update(fields)
+        row |= {f"{kind}{name[0].upper()}{name[1:]}": value for name, value in fields.items()}
 
 
 def _precision(facts: Facts) -> float | None:
@@ -113,6 +132,8 @@ def _row(view: RunView, checks: tuple[Check, ...], *, clean: bool | None) -> dic
         **_segment_fields("protected", protected),
         "overheadPct": _rounded(value, 2),
         "overheadCi95": None,
+        "overheadPrecisionPct": None,
+        "timingSlackPct": None,
         "noiseFloorPct": None,
         "verdict": "not resolved" if value is not None and clean is not None else None,
         "attestation": summary.attestation,
@@ -129,11 +150,13 @@ def _row(view: RunView, checks: tuple[Check, ...], *, clean: bool | None) -> dic
         "costUsd": 0.0 if summary.provider in FREE else None,
         "startedAt": summary.started_at,
         "finishedAt": summary.finished_at,
+        "durationSec": _rounded(summary.duration_sec, 3),
         "state": summary.state,
         "reason": public_reason(summary.reason),
         "version": __version__,
         "planDigest": view.plan_digest,
         "dataDigest": plan.get("data", {}).get("digest"),
+        "dataSamples": None,
         "seed": plan.get("seed"),
         "challenge": plan.get("challenge"),
         "injectOverheadPct": plan.get("injectOverheadPct"),
@@ -152,6 +175,9 @@ def _segment_fields(kind: str, segment: SegmentView | None) -> dict[str, Any]:
     return {
         f"{kind}ElapsedSec": _rounded(segment.elapsed_sec) if segment else None,
         f"{kind}Steps": segment.steps if segment else None,
+        f"{kind}Updates": None,
+        f"{kind}SamplesUsed": None,
+        f"{kind}Epochs": None,
         f"{kind}FinalLoss": segment.final_loss if segment else None,
         f"{kind}StopReason": segment.stop_reason if segment else None,
         f"{kind}AdapterSha256": segment.adapter_sha256 if segment else None,
@@ -161,6 +187,8 @@ def _segment_fields(kind: str, segment: SegmentView | None) -> dict[str, Any]:
 
 def _segment(segment: SegmentView) -> dict[str, Any]:
     built: dict[str, Any] = msgspec.to_builtins(segment)
+    del built["error"]  # sentence and hint are not published
     built["stepsPerSecond"] = _rounded(segment.steps_per_second)
     built["reason"] = public_reason(segment.reason)
+    built |= {"updates": None, "samplesUsed": None, "epochs": None}
     return built

@@ -27,6 +27,7 @@ NAMES: Final[Mapping[Group, Mapping[str, Applies]]] = {
         "raw_completed": "always",
         "same_allocation": "pair",
         "allocation_gone": "always",
+        "times_consistent": "always",
     },
     "model_artifact": {
         "finite": "always",
@@ -37,6 +38,7 @@ NAMES: Final[Mapping[Group, Mapping[str, Applies]]] = {
         "same_tensors": "pair",
         "step_chain": "protected",
         "nothing_injected": "always",
+        "timing_consistent": "always",
     },
 }
 """Every check by verdict, in the order in which they are shown, and the plans to which it applies."""

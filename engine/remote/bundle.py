@@ -22,7 +22,7 @@ from engine.wire import canonical, sha256_hex
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-MODULES: Final = ("__init__.py", "errors.py", "events.py", "plan.py", "wire.py")
+MODULES: Final = ("__init__.py", "errors.py", "events.py", "hints.py", "plan.py", "wire.py")
 ROOMS: Final = ("attestation", "measure", "sealing", "system", "worker")
 REQUIREMENTS: Final = (
     "cryptography",

@@ -1,5 +1,5 @@
 """Opening an SSH connection: one pinned host key, one client key or an agent's keys, no settings from the operator's
-SSH configuration.
+SSH configuration. Through jump hosts, each of them is a connection of this kind, pinned like the last one.
 """
 
 from __future__ import annotations
@@ -11,10 +11,20 @@ from typing import TYPE_CHECKING, Final
 import asyncssh
 
 from engine.errors import RemoteError
+from engine.remote.client_keys import client_keys, fingerprints, pinned_key
+from engine.remote.connect_errors import (
+    closed_early,
+    failed,
+    mismatch,
+    no_common_algorithm,
+    outdated,
+    rejected,
+    unreachable,
+    where_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
-    from pathlib import Path
 
     from engine.remote.endpoint import Endpoint, LinkLimits
 
@@ -32,29 +42,84 @@ HOST_KEY_ALGORITHMS: Final = (
     "rsa-sha2-512",
     "rsa-sha2-256",
 )
+OUTDATED_HOST_KEYS: Final = ("ssh-rsa",)
+"""Signatures with SHA-1: requested only to name what an old server has, never to log in."""
+_TOO_MANY: Final = "oo many authentication failures"
+"""What sshd says, in either case of its first letter, when an agent has offered too many keys."""
+
+
+class _Client(asyncssh.SSHClient):
+    """Remembers the key of a server that is not trusted, for the error, and trusts none."""
+
+    def __init__(self) -> None:
+        self.shown: asyncssh.SSHKey | None = None
+
+    def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
+        self.shown = key
+        return False
 
 
 async def connect(endpoint: Endpoint, limits: LinkLimits) -> asyncssh.SSHClientConnection:
-    """Connect and log in.
+    """Connect and log in, through the endpoint's jump hosts if it has any; they close with the connection.
 
     Raises `RemoteError`: `connect_failed` (refused, unreachable or too slow; trying again may help),
-    `host_key_mismatch`, `auth_rejected`, `key_unusable`, `agent_unusable`.
+    `host_key_mismatch`, `auth_rejected`, `key_unusable`, `agent_unusable`, `algorithms_outdated`, `jump_refused`. The
+    sentence names the server that it is about.
     """
-    async with _client_keys(endpoint, limits) as client_keys:
-        return await _connect(endpoint, limits, client_keys)
+    opened: asyncssh.SSHClientConnection | None = None
+    for step in (*endpoint.jumps, endpoint):
+        opened = await _through(opened, step, limits)
+    if opened is None:
+        raise RuntimeError("an endpoint has at least itself")
+    return opened
+
+
+@asynccontextmanager
+async def connected(
+    jumps: Sequence[Endpoint], limits: LinkLimits
+) -> AsyncIterator[asyncssh.SSHClientConnection | None]:
+    """The connection to the last of several jump hosts, None without any; raises as `connect`."""
+    opened: asyncssh.SSHClientConnection | None = None
+    try:
+        for step in jumps:
+            opened = await _through(opened, step, limits)
+        yield opened
+    finally:
+        if opened is not None:
+            opened.close()
+
+
+async def _through(
+    tunnel: asyncssh.SSHClientConnection | None, endpoint: Endpoint, limits: LinkLimits
+) -> asyncssh.SSHClientConnection:
+    try:
+        async with client_keys(endpoint, limits) as keys:
+            made = await _connect(endpoint, limits, keys, tunnel)
+    except BaseException:
+        if tunnel is not None:
+            tunnel.close()
+        raise
+    if tunnel is not None:
+        made.set_tunnel(tunnel)  # closed with it; asyncssh does so by itself only for jumps that it opened
+    return made
 
 
 async def _connect(
-    endpoint: Endpoint, limits: LinkLimits, client_keys: Sequence[asyncssh.SSHKey | asyncssh.SSHKeyPair]
+    endpoint: Endpoint,
+    limits: LinkLimits,
+    keys: Sequence[asyncssh.SSHKey | asyncssh.SSHKeyPair],
+    tunnel: asyncssh.SSHClientConnection | None,
 ) -> asyncssh.SSHClientConnection:
-    host_key = pinned_key(endpoint.host_key)
-    where = f"{endpoint.host}:{endpoint.port}"
+    host_key, client = pinned_key(endpoint.host_key), _Client()
+    where = where_of_endpoint(endpoint)
     try:
         return await asyncssh.connect(
             endpoint.host,
             endpoint.port,
+            tunnel=tunnel,
+            client_factory=lambda: client,
             username=endpoint.user,
-            client_keys=list(client_keys),
+            client_keys=list(keys),
             known_hosts=([host_key], [], []),
             config=None,
             agent_path=None,
@@ -76,98 +141,103 @@ async def _connect(
             keepalive_count_max=limits.keepalive_count - 1,
         )
     except asyncssh.HostKeyNotVerifiable as error:
-        raise mismatch(where) from error
-    except asyncssh.KeyExchangeFailed as error:
-        if "host key" in error.reason:
-            raise mismatch(where) from error
-        raise _failed(where, "no common algorithms") from error
+        raise mismatch(where, host_key.get_fingerprint(), client.shown) from error
     except asyncssh.PermissionDenied as error:
-        raise RemoteError(
-            f"{where} rejected the client key of user {endpoint.user}.",
-            "Check that the allocation was created with this run's public key; for your own host, check user and key.",
-            code="auth_rejected",
-        ) from error
-    except TimeoutError as error:
-        raise _failed(where, "no answer in time") from error
-    except (asyncssh.Error, OSError) as error:
-        raise _failed(where, type(error).__name__) from error
+        raise rejected(where, endpoint.user, fingerprints(keys)) from error
+    except (asyncssh.Error, OSError, TimeoutError) as error:
+        if _TOO_MANY in str(error):
+            raise rejected(where, endpoint.user, fingerprints(keys), f"t{_TOO_MANY}") from error
+        raise await _explained(error, endpoint, limits, tunnel) from error
 
 
-async def shown_host_key(host: str, port: int, limits: LinkLimits, kinds: Sequence[str] = ()) -> asyncssh.SSHKey:
-    """The public key that the server at an address presents, of one of `kinds` if any are given, without logging in.
+async def shown_host_key(
+    endpoint: Endpoint,
+    limits: LinkLimits,
+    kinds: Sequence[str] = (),
+    tunnel: asyncssh.SSHClientConnection | None = None,
+) -> asyncssh.SSHKey:
+    """The public key that the endpoint's server presents, of one of `kinds` if any are given, without logging in.
 
-    Raises `RemoteError` (`connect_failed`), also if it has no key of these kinds.
+    The connection goes through `tunnel`, never around it. Raises `RemoteError` (`connect_failed`,
+    `algorithms_outdated`), also if the server has no key of these kinds.
     """
-    where = f"{host}:{port}"
     try:
         async with asyncio.timeout(limits.connect + limits.login):
-            shown = await asyncssh.get_server_host_key(
-                host, port, config=None, server_host_key_algs=list(kinds or HOST_KEY_ALGORITHMS)
-            )
-    except TimeoutError as error:
-        raise _failed(where, "no answer in time") from error
-    except (asyncssh.Error, OSError) as error:
-        raise _failed(where, type(error).__name__) from error
+            shown = await _presented(endpoint, kinds or HOST_KEY_ALGORITHMS, tunnel)
+    except (asyncssh.Error, OSError, TimeoutError) as error:
+        raise (_translated(error, endpoint) if kinds else await _explained(error, endpoint, limits, tunnel)) from error
     if shown is None:
-        raise _failed(where, "no host key")
+        raise failed(where_of_endpoint(endpoint), "it has no host key")
     return shown
 
 
-@asynccontextmanager
-async def _client_keys(
-    endpoint: Endpoint, limits: LinkLimits
-) -> AsyncIterator[Sequence[asyncssh.SSHKey | asyncssh.SSHKeyPair]]:
-    """The endpoint's own key, or those of its agent, which stays connected for the context.
+async def _presented(
+    endpoint: Endpoint, kinds: Sequence[str], tunnel: asyncssh.SSHClientConnection | None
+) -> asyncssh.SSHKey | None:
+    return await asyncssh.get_server_host_key(
+        endpoint.host, endpoint.port, tunnel=tunnel, config=None, server_host_key_algs=list(kinds)
+    )
 
-    The agent's keys are passed explicitly: asyncssh uses no agent when it is given keys, and reads the operator's own
-    key files when it is given none.
+
+async def _explained(
+    error: Exception, endpoint: Endpoint, limits: LinkLimits, tunnel: asyncssh.SSHClientConnection | None
+) -> RemoteError:
+    """The error for a failed connection.
+
+    A server whose host keys are all of a kind that is refused here hangs up without a word, and asyncssh keeps its list
+    to itself: such a server is asked once more, for that kind.
     """
-    if endpoint.client_key is not None:
-        yield [_private_key(endpoint.client_key)]
-        return
-    try:
-        async with asyncio.timeout(limits.connect):
-            agent = await asyncssh.connect_agent(endpoint.agent_path or "")
-            keys = await agent.get_keys()
-    except (OSError, ValueError, TimeoutError, asyncssh.Error) as error:
-        raise _no_usable_agent("No SSH agent answers") from error
-    try:
-        if not keys:
-            raise _no_usable_agent("The SSH agent has no keys")
-        yield keys
-    finally:
-        agent.close()
+    if isinstance(error, asyncssh.ConnectionLost | ConnectionResetError | BrokenPipeError):
+        where = where_of_endpoint(endpoint)
+        try:
+            async with asyncio.timeout(limits.connect):
+                await _presented(endpoint, OUTDATED_HOST_KEYS, tunnel)
+            return outdated(where, "host key", OUTDATED_HOST_KEYS, HOST_KEY_ALGORITHMS)
+        except asyncssh.KeyExchangeFailed as again:
+            # The first time, its reset overtook the list that it had sent.
+            if "host key" not in again.reason:
+                return no_common_algorithm(where, again.reason)
+        except (asyncssh.Error, OSError, TimeoutError):
+            pass
+    return _translated(error, endpoint)
 
 
-def _no_usable_agent(what: str) -> RemoteError:
-    return RemoteError(
-        f"{what}, and no key file is configured for this host.",
-        "Start an agent, add the key with ssh-add, and start glasshouse with SSH_AUTH_SOCK set.",
-        code="agent_unusable",
-    )
+def _translated(error: Exception, endpoint: Endpoint) -> RemoteError:
+    where = where_of_endpoint(endpoint)
+    if isinstance(error, asyncssh.KeyExchangeFailed):
+        return no_common_algorithm(where, error.reason)
+    if isinstance(error, asyncssh.ChannelOpenError):
+        return _not_forwarded(error, endpoint)
+    if isinstance(error, TimeoutError):
+        return failed(
+            where, "no answer came in time", "Check the address, and whether a firewall drops the connection."
+        )
+    if isinstance(error, OSError):
+        return unreachable(where, endpoint.host, error)
+    return closed_early(where, error)
 
 
-def pinned_key(line: str) -> asyncssh.SSHKey:
-    """A public key from its line; raises `RemoteError` (`key_unusable`)."""
-    try:
-        return asyncssh.import_public_key(line)
-    except asyncssh.KeyImportError as error:
-        raise _unreadable() from error
+def _not_forwarded(error: asyncssh.ChannelOpenError, endpoint: Endpoint) -> RemoteError:
+    """The jump host before this server opened no connection to it."""
+    where = where_of_endpoint(endpoint)
+    if error.code == asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED:
+        return RemoteError(
+            f"The jump host before {where} does not forward connections to it.",
+            "Allow it there: AllowTcpForwarding (yes or local) and PermitOpen in its sshd_config, and no `restrict` or "
+            "`no-port-forwarding` for this key in authorized_keys.",
+            code="jump_refused",
+        )
+    return failed(where, "the jump host before it cannot reach it", "Check the address as that jump host sees it.")
 
 
-def _private_key(key: bytes | Path) -> asyncssh.SSHKey:
-    try:
-        return asyncssh.import_private_key(key) if isinstance(key, bytes) else asyncssh.read_private_key(key)
-    except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError, OSError) as error:
-        raise _unreadable() from error
-
-
-def _unreadable() -> RemoteError:
-    return RemoteError(
-        "An SSH key of this allocation cannot be read.",
-        "Release the allocation; for your own host, check the key file. A key with a passphrase needs an agent.",
-        code="key_unusable",
-    )
+def where_of_endpoint(endpoint: Endpoint) -> str:
+    """The server in a sentence: a jump host as such, the last one with the number of jumps before it."""
+    where = where_of(endpoint.host, endpoint.port)
+    if endpoint.label:
+        return f"{endpoint.label} {where}"
+    if endpoint.jumps:
+        return f"{where} (through {', '.join(where_of(one.host, one.port) for one in endpoint.jumps)})"
+    return where
 
 
 def _pinned_first(host_key: asyncssh.SSHKey) -> list[str]:
@@ -178,20 +248,3 @@ def _pinned_first(host_key: asyncssh.SSHKey) -> list[str]:
     """
     own = {algorithm.decode() for algorithm in host_key.sig_algorithms}
     return sorted(HOST_KEY_ALGORITHMS, key=lambda name: name not in own)
-
-
-def mismatch(where: str) -> RemoteError:
-    """The error for a server whose host key is not the pinned one."""
-    return RemoteError(
-        f"{where} presents a host key other than the one pinned for this allocation; nothing was sent to it.",
-        "Release the allocation: somebody may be intercepting the connection, or the machine was replaced.",
-        code="host_key_mismatch",
-    )
-
-
-def _failed(where: str, why: str) -> RemoteError:
-    return RemoteError(
-        f"No SSH connection to {where}: {why}.",
-        "Check that the allocation is running and can be reached.",
-        code="connect_failed",
-    )

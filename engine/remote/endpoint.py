@@ -14,7 +14,8 @@ class Endpoint:
     """One SSH server and the keys of both sides.
 
     `client_key` is a private OpenSSH key or the path of one, None if the agent at `agent_path` signs, which is never
-    forwarded. `host_key` is the server's public key line; no other host key is accepted.
+    forwarded. `host_key` is the server's public key line; no other host key is accepted. `jumps` are the servers that
+    the connection goes through, first to last, each with keys of its own; `label` names one in a sentence.
     """
 
     host: str
@@ -23,6 +24,8 @@ class Endpoint:
     client_key: bytes | Path | None = field(repr=False)
     host_key: str
     agent_path: str | None = None
+    jumps: tuple[Endpoint, ...] = ()
+    label: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
 import msgspec
 
 from engine.errors import RemoteError, WireError
-from engine.remote.failures import disk_full
+from engine.remote.failures import disk_full, noexec
 from engine.remote.inventory import Distribution, mismatches
 from engine.remote.lockfile import Lock, numbers
 from engine.remote.transfer import upload
@@ -94,6 +94,7 @@ class _Probe(msgspec.Struct, frozen=True, kw_only=True):
     pip: str | None
     sites: list[str]
     cuda: str | None
+    noexec: bool = False
 
 
 class _Inventory(msgspec.Struct, frozen=True, kw_only=True):
@@ -154,13 +155,17 @@ async def measure(source: Caller, prepared: Prepared, bundle: bytes, folder: str
     """
     path = f"{folder}/{BUNDLE}"
 
+    said = b""
+
     async def work(session: SshSession) -> bytes:
+        nonlocal said
         await session.mkdir(prepared.root)
         await session.mkdir(folder)
         await upload(session, bundle, path)
         words = [word for site in prepared.site_paths for word in ("--site", site)]
         command = [prepared.python, "-I", "-S", "-B", path, "measuring", *words]
         result = await session.run(command, timeout=MEASURE_SECONDS)
+        said = result.stderr
         return result.stdout if result.exit_status == 0 else b""
 
     try:
@@ -169,8 +174,8 @@ async def measure(source: Caller, prepared: Prepared, bundle: bytes, folder: str
         measured = None
     if measured is None or not _DIGEST.fullmatch(measured.digest):
         raise RemoteError(
-            "The environment on the allocation could not be measured.",
-            "Check its Python: the worker's requirements must be importable there.",
+            f"The environment on the allocation could not be measured{_quoted(said)}.",
+            "Check its Python: the worker's requirements must be importable there, and all their files readable.",
             code="environment_unmeasured",
         )
     return measured
@@ -180,6 +185,8 @@ async def _from_lock(
     source: Caller, place: Place, probe: _Probe, lock: Lock, report: Callable[[str], None], began: float
 ) -> Prepared:
     _require_fit(probe, lock)
+    if probe.noexec:
+        raise noexec(probe.root)
     folder = posixpath.join(probe.root, f"env-{lock.digest[:16]}-{probe.version}")
     progress = await _request(source, probe.executable, _Progress, "look", folder)
     needs_install = progress.state != "ready"
@@ -328,6 +335,12 @@ def _unusable(why: str) -> RemoteError:
         "Check its Python and its disk.",
         code="environment_failed",
     )
+
+
+def _quoted(said: bytes) -> str:
+    """The last line that a command printed to stderr, as what the allocation says; empty if it printed none."""
+    lines = [line for line in said.decode("utf-8", "replace").splitlines() if line.strip()]
+    return f'; it says: "{_clean(lines[-1])}"' if lines else ""
 
 
 def _clean(text: str) -> str:

@@ -44,14 +44,26 @@ def disk_full(path: str, needed: int, free: int | None) -> RemoteError:
     )
 
 
+def noexec(folder: str) -> RemoteError:
+    """The error for a disk from which no program and no library can be loaded."""
+    return RemoteError(
+        f"{folder} is on a disk that is mounted noexec: no library in an environment there could be loaded.",
+        "Set `root` in config.toml to a folder on another disk, or mount it without noexec.",
+        code="environment_noexec",
+    )
+
+
 def not_a_file(path: str) -> RemoteError:
     """The error for a path that is a link, a folder or a device where a file is expected."""
     return RemoteError(f"{path} on the allocation is not a regular file.", code="remote_not_a_file")
 
 
-def _printable(reason: str) -> str:
-    """A server's error text, which is not trusted: only printable characters, and short."""
-    return "".join(char if char.isprintable() else " " for char in reason[:LONGEST_REASON]).strip()
+def quoted(text: str | bytes, most: int = LONGEST_REASON) -> str:
+    """A server's text, which is not trusted, for a sentence: only printable characters, at most `most` of them."""
+    if isinstance(text, bytes):
+        text = text[: 4 * most].decode("utf-8", "replace")
+    clean = " ".join("".join(char if char.isprintable() else " " for char in text[: 4 * most]).split())
+    return clean if len(clean) <= most else f"{clean[: most - 3]}..."
 
 
 @contextmanager
@@ -75,9 +87,7 @@ def translated(doing: str, path: str = "") -> Iterator[None]:
     except _SFTP_FULL as error:
         raise disk_full(path, 0, None) from error
     except asyncssh.SFTPError as error:
-        raise RemoteError(
-            f"The allocation failed at {what}: {_printable(error.reason)}.", code="remote_failed"
-        ) from error
+        raise RemoteError(f"The allocation failed at {what}: {quoted(error.reason)}.", code="remote_failed") from error
     except asyncssh.ChannelOpenError as error:
         if error.code == asyncssh.OPEN_CONNECT_FAILED:
             raise link_lost(what) from error

@@ -14,8 +14,10 @@ import asyncssh
 
 from engine.errors import RemoteError
 from engine.remote.connect import connect
+from engine.remote.connections import Connections
 from engine.remote.endpoint import Endpoint, LinkLimits
 from engine.remote.failures import link_lost, not_a_file, translated
+from engine.remote.sftp_start import start_sftp
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -39,8 +41,9 @@ class Result:
 class SshSession:
     """An open session; every method raises `RemoteError`, with code `link_lost` when the connection ended."""
 
-    def __init__(self, connection: asyncssh.SSHClientConnection, limits: LinkLimits) -> None:
-        self._connection = connection
+    def __init__(self, connections: Connections, limits: LinkLimits) -> None:
+        self._connections = connections
+        self._connection = connections.first
         self._limits = limits
         self._sftp: asyncssh.SFTPClient | None = None
         self._opening = asyncio.Lock()
@@ -48,8 +51,12 @@ class SshSession:
     @classmethod
     async def connect(cls, endpoint: Endpoint, limits: LinkLimits | None = None) -> Self:
         """Connect and log in; raises as `engine.remote.connect.connect`."""
-        limits = limits or LinkLimits()
-        return cls(await connect(endpoint, limits), limits)
+        chosen = limits or LinkLimits()
+
+        async def again() -> asyncssh.SSHClientConnection:
+            return await connect(endpoint, chosen)
+
+        return cls(Connections(await again(), again), chosen)
 
     async def __aenter__(self) -> Self:
         return self
@@ -65,23 +72,29 @@ class SshSession:
         return not self._connection.is_closed()
 
     async def close(self) -> None:
-        """Close the connection; a frozen one is aborted after two seconds."""
-        self._connection.close()
+        """Close every connection; a frozen one is aborted after two seconds."""
+        connections = self._connections.all()
+        for connection in connections:
+            connection.close()
         try:
-            await asyncio.wait_for(self._connection.wait_closed(), 2.0)
+            await asyncio.wait_for(asyncio.gather(*(one.wait_closed() for one in connections)), 2.0)
         except TimeoutError:
-            self._connection.abort()
+            for connection in connections:
+                connection.abort()
 
     async def call(self, operation: Callable[[SshSession], Awaitable[T]]) -> T:
         """Run one operation on this session, without reconnecting."""
         return await operation(self)
 
     async def sftp(self) -> asyncssh.SFTPClient:
-        """The session's SFTP client, started on first use."""
+        """The session's SFTP client, started on first use.
+
+        Raises `RemoteError`: `sftp_unavailable` where the server has none, `login_output` where something is printed
+        before it starts.
+        """
         async with self._opening:
             if self._sftp is None:
-                with translated("starting SFTP"):
-                    self._sftp = await self._connection.start_sftp_client()
+                self._sftp = await start_sftp(self._connections)
             return self._sftp
 
     async def run(
@@ -98,10 +111,12 @@ class SshSession:
         """
         doing = f"running {argv[0]}"
         with translated(doing):
-            process = await self._connection.create_process(shlex.join(argv), encoding=None)
+            connection, process = await self._connections.open(
+                lambda one: one.create_process(shlex.join(argv), encoding=None)
+            )
         try:
             return await asyncio.wait_for(
-                self._finish(process, stdin, max_output, doing), timeout or self._limits.command
+                self._finish(connection, process, stdin, max_output, doing), timeout or self._limits.command
             )
         except TimeoutError as error:
             raise RemoteError(
@@ -111,7 +126,12 @@ class SshSession:
             process.close()
 
     async def _finish(
-        self, process: asyncssh.SSHClientProcess[bytes], stdin: bytes | None, max_output: int, doing: str
+        self,
+        connection: asyncssh.SSHClientConnection,
+        process: asyncssh.SSHClientProcess[bytes],
+        stdin: bytes | None,
+        max_output: int,
+        doing: str,
     ) -> Result:
         with translated(doing):
             _, stdout, stderr = await asyncio.gather(
@@ -120,7 +140,7 @@ class SshSession:
                 _drain(process.stderr, max_output),
             )
             await process.wait_closed()
-        if process.exit_status is None and process.exit_signal is None and not self.is_open:
+        if process.exit_status is None and process.exit_signal is None and connection.is_closed():
             raise link_lost(doing)
         status = process.exit_status if process.exit_signal is None else None
         return Result(status, stdout, stderr)

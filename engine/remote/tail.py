@@ -38,13 +38,19 @@ class Tail:
     `offset` and `reader` advance only over events that were returned.
     """
 
-    def __init__(self, source: Caller, path: str, offset: int, reader: ChainReader) -> None:
+    def __init__(
+        self, source: Caller, path: str, offset: int, reader: ChainReader, *, max_bytes: int = MAX_LOG_BYTES
+    ) -> None:
+        """`max_bytes`: the longest log that is accepted, from its first byte on."""
         self._source = source
         self._path = path
         self._reader = reader
         self._refusal: WireError | None = None
         self._drained_size = -1
+        self._max_bytes = max_bytes
         self.offset = offset
+        self.drained = False
+        """Whether the last `poll` read all that the log held when it began, an incomplete last line included."""
 
     async def poll(self) -> list[Tailed]:
         """The new events whose lines are complete, `POLL_BYTES` at most; empty when there are none.
@@ -83,11 +89,17 @@ class Tail:
         if (size or 0) < self.offset:
             raise WireError("The log is shorter than it was.", code="log_shrunk")
         if size is None or size == self._drained_size:
+            self.drained = True
             return b""
-        if size > MAX_LOG_BYTES:
+        if size > self._max_bytes:
             raise WireError("The log is longer than the limit.", code="log_too_long")
-        block = await session.read_at(self._path, self.offset, min(POLL_BYTES, size - self.offset))
-        self._drained_size = size if self.offset + len(block) == size else -1
+        wanted = min(POLL_BYTES, size - self.offset)
+        block = await session.read_at(self._path, self.offset, wanted)
+        if len(block) < wanted:
+            # A size that is never reached would hide until when the runner had seen nothing: times would be unbounded.
+            raise WireError("The log has fewer bytes than its server states.", code="log_shrunk")
+        self.drained = self.offset + len(block) == size
+        self._drained_size = size if self.drained else -1
         return block
 
 

@@ -12,6 +12,7 @@ import io
 import os
 import posixpath
 import re
+import shutil
 from collections import deque
 from contextlib import aclosing
 from pathlib import Path
@@ -22,7 +23,7 @@ import asyncssh
 from engine.errors import RemoteError
 from engine.remote.failures import disk_full, translated
 from engine.remote.session import SshSession
-from engine.system.files import private_file
+from engine.system.files import open_named, private_file
 from engine.wire import sha256_hex
 
 if TYPE_CHECKING:
@@ -92,14 +93,15 @@ async def put_inbox(session: SshSession, run_dir: str, name: str, data: bytes) -
 async def download(session: SshSession, remote: str, local: Path, max_bytes: int) -> str:
     """Download a regular file of at most `max_bytes` to `local` (mode 0600); returns its SHA-256 in hex.
 
-    Raises `remote_missing`, `remote_not_a_file`, `remote_too_large`, `remote_changed`, `local_unwritable`,
-    `link_lost`.
+    Raises `remote_missing`, `remote_not_a_file`, `remote_too_large`, `remote_changed`, `local_disk_full`,
+    `local_unwritable`, `link_lost`.
     """
     size = await session.size(remote)
     if size is None:
         raise RemoteError(f"{remote} does not exist on the allocation.", code="remote_missing")
     if size > max_bytes:
         raise RemoteError(f"{remote} has {size} bytes; at most {max_bytes} are accepted.", code="remote_too_large")
+    _require_local_space(local, size)
     try:
         with private_file(local) as target:
             digest = await _fetch(session, remote, size, target.write)
@@ -108,6 +110,20 @@ async def download(session: SshSession, remote: str, local: Path, max_bytes: int
             f"{local} cannot be written: {error.strerror}.", "Free some space.", code="local_unwritable"
         ) from error
     return digest
+
+
+def _require_local_space(local: Path, size: int) -> None:
+    """Raise `local_disk_full` before a file is fetched for which this machine has no room."""
+    try:
+        free = shutil.disk_usage(local.parent).free
+    except OSError:
+        return  # writing reports the reason
+    if free < size + SPARE_BYTES:
+        raise RemoteError(
+            f"{local} needs {size:,} bytes, and the disk has {free:,} left.",
+            "Free some space there, then continue with `glasshouse resume`.",
+            code="local_disk_full",
+        )
 
 
 async def _fetch(session: SshSession, remote: str, size: int, write: Callable[[bytes], object]) -> str:
@@ -151,7 +167,7 @@ async def in_order(parts: Iterable[tuple[Coroutine[Any, Any, T], int]]) -> Async
 
 
 def _open_source(source: bytes | Path) -> BinaryIO:
-    return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
+    return io.BytesIO(source) if isinstance(source, bytes) else open_named(source)
 
 
 def _identity(source: bytes | Path) -> tuple[int, str]:
@@ -159,7 +175,7 @@ def _identity(source: bytes | Path) -> tuple[int, str]:
     if isinstance(source, bytes):
         return len(source), sha256_hex(source)
     try:
-        with source.open("rb") as file:
+        with open_named(source) as file:
             return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise RemoteError(f"{source} cannot be read: {error.strerror}.", code="local_unreadable") from error

@@ -11,24 +11,26 @@ from typing import Final
 
 import msgspec
 
-from engine.errors import GlasshouseError, ProviderError, RemoteError, StoreError, UsageError
+from engine.errors import GlasshouseError, ProviderError, StoreError, UsageError
 from engine.events import AllocationGone
 from engine.plan import Plan
-from engine.providers.protocol import EmptyProof, Lease, Provider, allocation_name
+from engine.providers.protocol import EmptyProof, Lease, LedgerEntry, Provider, Spec, allocation_name
 from engine.providers.settings import Settings
+from engine.remote.login import check_login, home_of
 from engine.remote.session import SshSession
 from engine.runner.end_allocation import ENDED, end_allocation, outcome_of
+from engine.runner.folder import INPUTS, WEIGHTS_BYTES, RunFolder
 from engine.runner.journal import Journal
 from engine.runner.leases import lease_of, matching, with_intent, with_keep, with_lease
 from engine.runner.spawn import ensure_sentinel, watch_on
 from engine.runner.spec import spec_for
+from engine.store.failure import Failure
 from engine.store.reader import Reader
 from engine.store.views import AllocationView
 from engine.store.writer import Writer
 from engine.wire import utc_now
 
 INSTALL: Final = "install"
-_HOME: Final = 'printf %s "$HOME"'
 
 
 class Allocation:
@@ -55,6 +57,8 @@ class Allocation:
         self._journal = journal
         self._on_phase = on_phase
         self._settings = settings
+        self.held: LedgerEntry | None = None
+        """What this process knows it has, whatever becomes of the home; None before the request and after the end."""
 
     async def ensure(self) -> Lease:
         """The run's lease, ready: newly acquired, of a kept allocation, or acquired by an earlier runner."""
@@ -66,9 +70,12 @@ class Allocation:
         if self.is_rented:
             ensure_sentinel(self._home)
         lease = lease_of(entry)
+        self.held = LedgerEntry(name=entry.name, lease=lease)
         if lease is None:
             lease = await self._acquire(entry)
+            self.held = LedgerEntry(name=entry.name, lease=lease)
         ready = await self._provider.wait_ready(msgspec.structs.replace(lease, run_id=self._run_id), self._on_phase)
+        self.held = LedgerEntry(name=entry.name, lease=ready)
         self._writer.allocation_state(entry.id, "ready", **with_lease(ready))
         return ready
 
@@ -76,6 +83,7 @@ class Allocation:
         """Record a lease with absolute paths in the ledger, so that a later runner uses the same folders."""
         entry = self.entry()
         if entry is not None:
+            self.held = LedgerEntry(name=entry.name, lease=lease)
             self._writer.allocation_state(entry.id, "ready", **with_lease(lease))
         return lease
 
@@ -101,6 +109,7 @@ class Allocation:
             return None
         if keep_minutes and entry.ledger_state in {"ready", "kept"}:
             self._keep(entry, keep_minutes)
+            self.held = None
             return None
         if entry.ledger_state not in ENDED:
             with contextlib.suppress(StoreError):  # see `end_allocation`
@@ -110,8 +119,9 @@ class Allocation:
         except GlasshouseError as error:
             watch_on(self._home, self._provider.name)
             state = "active" if error.code == "create_unanswered" else "leaked"
-            self._writer.transition(self._run_id, "cleanup", state, f"{error.code}: {error.message}")
+            self._writer.transition(self._run_id, "cleanup", state, Failure.of(error))
             raise
+        self.held = None
         self._writer.transition(self._run_id, "cleanup", outcome_of(proof), proof.statement)
         record_gone(self._writer, self._journal, self._run_id, proof)
         return proof
@@ -129,18 +139,22 @@ class Allocation:
         return self._reader.allocation_of(self._run_id)
 
     async def _acquire(self, entry: AllocationView) -> Lease:
-        spec = spec_for(self._home, self._plan, self._settings, entry.name)
+        spec = self._spec(entry.name)
         try:
             lease = await self._provider.acquire(spec, self._run_id, self._on_phase)
         except GlasshouseError as error:
-            self._writer.allocation_state(entry.id, "intent", f"{error.code}: {error.message}")
+            self._writer.allocation_state(entry.id, "intent", Failure.of(error))
             raise
         self._writer.allocation_state(entry.id, "created", **with_lease(lease))
         return lease
 
+    def _spec(self, name: str) -> Spec:
+        inputs = RunFolder(self._home, self._run_id).read_json(INPUTS) or {}
+        return spec_for(self._home, self._plan, self._settings, name, inputs.get(WEIGHTS_BYTES))
+
     def _intend(self) -> AllocationView:
         name = allocation_name(installation_id(self._writer, self._reader), self._run_id)
-        fields = with_intent(spec_for(self._home, self._plan, self._settings, name).max_seconds)
+        fields = with_intent(self._spec(name).max_seconds)
         self._writer.allocation_intent(secrets.token_hex(6), self._provider.name, name, self._run_id, **fields)
         entry = self.entry()
         if entry is None:
@@ -157,11 +171,17 @@ class Allocation:
         return self.entry()
 
     def _keep(self, entry: AllocationView, minutes: int) -> None:
-        fields = with_keep(entry, minutes)
-        until = fields["keep_until"].utc if fields["keep_until"] else ""
-        self._writer.allocation_state(entry.id, "kept", f"kept until {until}", only_from=entry.ledger_state, **fields)
+        until = keep_until(self._writer, entry, minutes)
         watch_on(self._home, self._provider.name)
         self._writer.transition(self._run_id, "cleanup", "kept", f"kept until {until}")
+
+
+def keep_until(writer: Writer, entry: AllocationView, minutes: int) -> str:
+    """Keep an allocation from now, unless it changed since it was read; returns the end of that time in UTC."""
+    fields = with_keep(entry, minutes)
+    until = fields["keep_until"].utc if fields["keep_until"] else ""
+    writer.allocation_state(entry.id, "kept", f"kept until {until}", only_from=entry.ledger_state, **fields)
+    return until
 
 
 def installation_id(writer: Writer, reader: Reader) -> str:
@@ -187,25 +207,23 @@ def kept_allocation(reader: Reader, query: str) -> AllocationView:
 
 
 def record_gone(writer: Writer, journal: Journal, run_id: str, proof: EmptyProof) -> None:
-    """Store the proof of release in the run's evidence, and its counts in the runner's log."""
+    """Store the proof of release in the run's evidence, and its counts in the runner's log, unless they end it.
+
+    The last one counts: an allocation that was gone may be listed again, and be terminated again.
+    """
     writer.evidence(run_id, "allocation_gone", msgspec.to_builtins(proof))
-    journal.once(AllocationGone(count=proof.count, listings=proof.listings, others=proof.others))
+    counted = AllocationGone(count=proof.count, listings=proof.listings, others=proof.others)
+    if journal.bodies(AllocationGone)[-1:] != [counted]:
+        journal.add(counted)
 
 
 async def with_absolute_paths(session: SshSession, lease: Lease) -> Lease:
     """The same lease with absolute paths; relative ones are resolved against the login's home folder.
 
-    Raises `RemoteError` (`remote_home_unknown`).
+    Raises `RemoteError`: `remote_home_unknown`, and what `check_login` raises.
     """
     if all(path is None or path.startswith("/") for path in (lease.root, lease.heartbeat)):
         return lease
-    result = await session.run(["sh", "-c", _HOME])
-    home = result.stdout.decode("utf-8", "replace")
-    if result.exit_status != 0 or not home.startswith("/") or not home.isprintable():
-        raise RemoteError(
-            "The login on the allocation has no home folder.",
-            "Set `root` of the host in the settings to an absolute path.",
-            code="remote_home_unknown",
-        )
+    home = await home_of(session, await check_login(session))
     heartbeat = None if lease.heartbeat is None else posixpath.join(home, lease.heartbeat)
     return msgspec.structs.replace(lease, root=posixpath.join(home, lease.root), heartbeat=heartbeat)

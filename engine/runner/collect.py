@@ -5,6 +5,7 @@ The outcome goes into the runner's log, and so into the row and its proof: diges
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from pathlib import Path
 from typing import Final
@@ -19,11 +20,16 @@ from engine.remote.transfer import download
 from engine.runner.context import RunContext
 from engine.runner.folder import ADAPTER_CONFIG, ADAPTER_FILES
 from engine.sealing.adapter import AdapterBinding, open_adapter
+from engine.sealing.cobblestone import sealed_size
+from engine.sealing.memory import wipe
 from engine.sealing.operator_keys import OperatorKeys
-from engine.system.files import write_private
+from engine.system.files import mapped, write_private
 from engine.wire import sha256_hex
 
 MAX_ADAPTER_BYTES: Final = 4 * 1024**3
+"""For a run whose plan's own adapter was not measured, by an earlier version."""
+ADAPTER_SLACK: Final = 1024 * 1024
+"""Metadata, padding, and the header of a sealed file."""
 
 
 async def collect(context: RunContext, link: Reconnecting, run_dir: str) -> None:
@@ -31,19 +37,24 @@ async def collect(context: RunContext, link: Reconnecting, run_dir: str) -> None
     target = context.folder.adapters
     target.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_private(target / ADAPTER_CONFIG, context.staging.adapter_config())
+    most = _most_bytes(context)
     raw, protected = context.ingest.adapters.get("raw"), context.ingest.adapters.get("protected")
     if raw is not None:
         path = target / ADAPTER_FILES["raw"]
-        await link.call(
-            lambda session: download(session, f"{run_dir}/outbox/raw/adapter.safetensors", path, MAX_ADAPTER_BYTES)
-        )
-        _log_once(context, _check(path.read_bytes(), raw, "raw"))
+        await link.call(lambda session: download(session, f"{run_dir}/outbox/raw/adapter.safetensors", path, most))
+        _log_once(context, await asyncio.to_thread(_check_file, path, raw))
     if isinstance(protected, AdapterSealed):
         sealed = target / ADAPTER_FILES["protected"]
         await link.call(
-            lambda session: download(session, f"{run_dir}/outbox/protected/adapter.sealed", sealed, MAX_ADAPTER_BYTES)
+            lambda session: download(session, f"{run_dir}/outbox/protected/adapter.sealed", sealed, sealed_size(most))
         )
-        _log_once(context, _open(context, sealed, protected))
+        _log_once(context, await asyncio.to_thread(_open, context, sealed, protected))
+
+
+def _most_bytes(context: RunContext) -> int:
+    """The most that an adapter of this plan can have, by its rank, its targets and the model's shape."""
+    known = context.staging.prepared.adapter_bytes
+    return MAX_ADAPTER_BYTES if known is None else known + ADAPTER_SLACK
 
 
 def _log_once(context: RunContext, outcome: AdapterCollected) -> None:
@@ -52,11 +63,16 @@ def _log_once(context: RunContext, outcome: AdapterCollected) -> None:
         context.journal.add(outcome)
 
 
-def _check(plain: bytes, logged: AdapterSaved | AdapterSealed, kind: SegmentKind) -> AdapterCollected:
+def _check_file(path: Path, logged: AdapterSaved | AdapterSealed) -> AdapterCollected:
+    """`_check` of a file, which is mapped and not read into memory."""
+    with mapped(path) as view:
+        return _check(view, logged, "raw")
+
+
+def _check(view: memoryview, logged: AdapterSaved | AdapterSealed, kind: SegmentKind) -> AdapterCollected:
     """Compare these bytes, and the tensors in them, with the digests in the log."""
-    if sha256_hex(plain) != logged.sha256:
+    if sha256_hex(view) != logged.sha256:
         return _wrong(kind, "adapter_other_digest")
-    view = memoryview(plain)
     try:
         header = read_header(view)
         digest = tensor_digest(
@@ -67,7 +83,7 @@ def _check(plain: bytes, logged: AdapterSaved | AdapterSealed, kind: SegmentKind
     if digest != logged.tensor_digest:
         return _wrong(kind, "adapter_other_tensors")
     return AdapterCollected(
-        segment=kind, status="opened", sha256=logged.sha256, tensor_digest=logged.tensor_digest, size=len(plain)
+        segment=kind, status="opened", sha256=logged.sha256, tensor_digest=logged.tensor_digest, size=len(view)
     )
 
 
@@ -93,6 +109,10 @@ def _open(context: RunContext, sealed: Path, logged: AdapterSealed) -> AdapterCo
     )
     try:
         plain = keys.with_recipient(lambda recipient: open_adapter(sealed, recipient, expected))
-        return _check(plain, logged, "protected")
     except GlasshouseError as error:
         return _wrong("protected", error.code)
+    try:
+        with memoryview(plain) as view:
+            return _check(view, logged, "protected")
+    finally:
+        wipe(plain)

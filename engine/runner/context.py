@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 
+from engine.errors import StoreError
 from engine.plan import Plan
 from engine.runner.folder import RunFolder
 from engine.runner.ingest import Ingest
@@ -11,6 +13,7 @@ from engine.runner.journal import Journal
 from engine.runner.staging import Staging
 from engine.store.reader import Reader
 from engine.store.writer import Writer
+from engine.system.text import visible
 from engine.wire import utc_now
 
 
@@ -39,6 +42,8 @@ class RunContext:
         self.cancelled = False
 
     def note(self, text: str) -> None:
-        """Write a line to the runner's log file."""
-        sys.stderr.write(f"{utc_now()} {text}\n")
+        """Warn the operator: a line in the runner's log file and in the run's history."""
+        sys.stderr.write(f"{utc_now()} {visible(text)}\n")
         sys.stderr.flush()
+        with contextlib.suppress(StoreError):
+            self.writer.warn(self.run_id, text)

@@ -5,11 +5,16 @@ Each step is idempotent. An allocation that is not proven gone stays open in the
 
 from __future__ import annotations
 
+import contextlib
 from typing import Final, Literal
 
 from engine.errors import GlasshouseError, ProviderError, StoreError
+from engine.plan import RENTED
 from engine.providers.protocol import EmptyProof, Lease, LedgerEntry, Provider, Scope
-from engine.runner.leases import lease_of
+from engine.runner.leases import lease_of, with_listing
+from engine.store.deadline import Recheck
+from engine.store.failure import Failure, Reason
+from engine.store.ledger import AllocationFields
 from engine.store.reader import Reader
 from engine.store.views import AllocationView
 from engine.store.writer import Writer
@@ -24,25 +29,34 @@ async def end_allocation(writer: Writer, reader: Reader, provider: Provider, ent
     Raises `create_unanswered` while an allocation may still appear whose request got no answer: its entry stays open
     and is checked again later. Any other failure leaves the entry `leaked`.
     """
-    lease = lease_of(entry) or await _unrecorded_lease(provider, entry.name)
+    lease, confirmed = lease_of(entry) or await _unrecorded_lease(provider, entry.name), False
+    if entry.age_sec is None and lease is not None:
+        await _note_age(writer, provider, entry, lease)
     if lease is not None and entry.ledger_state not in (*ENDED, "leaked"):  # a leak stays visible until it is gone
         _announce(writer, entry)
     try:
         if lease is not None:
-            await provider.release(lease)
+            confirmed = await provider.release(lease)
         proof = await provider.prove_empty(Scope(names=(entry.name,), leases=() if lease is None else (lease,)))
     except GlasshouseError as error:
-        move(writer, reader, entry, "leaked", f"{error.code}: {error.message}")
+        move(writer, reader, entry, "leaked", Failure.of(error))
         raise
     if proof.unanswered:
-        reason = "the provider gave no clear answer to its request; its name is checked until the outcome is certain"
-        present = _present(reader, entry)
-        writer.allocation_state(entry.id, present.ledger_state, f"create_unanswered: {reason}")
-        raise ProviderError(
-            f"{entry.name}: {reason}.", "Check `glasshouse allocations` later.", code="create_unanswered"
-        )
-    move(writer, reader, entry, outcome_of(proof), proof.statement)
+        unanswered = _unanswered(entry)
+        writer.allocation_state(entry.id, _present(reader, entry).ledger_state, Failure.of(unanswered))
+        raise unanswered
+    # Without a lease nothing is known to have existed.
+    move(writer, reader, entry, outcome_of(proof), proof.statement, confirmed=confirmed or lease is None)
     return proof
+
+
+def _unanswered(entry: AllocationView) -> ProviderError:
+    return ProviderError(
+        f"{entry.name}: the provider gave no clear answer to its request; its name is checked until the outcome is "
+        "certain.",
+        "Check `glasshouse allocations` later.",
+        code="create_unanswered",
+    )
 
 
 def _announce(writer: Writer, entry: AllocationView) -> None:
@@ -62,15 +76,26 @@ def outcome_of(proof: EmptyProof) -> Outcome:
     return "gone" if proof.count == 0 else "leaked"
 
 
-def move(writer: Writer, reader: Reader, entry: AllocationView, state: Outcome, reason: str) -> None:
-    """Record the outcome, with the cost up to now."""
+def move(
+    writer: Writer, reader: Reader, entry: AllocationView, state: Outcome, reason: Reason, *, confirmed: bool = False
+) -> None:
+    """Record the outcome, with the cost up to now. What is rented and gone is looked for again, see `Recheck`."""
     present = _present(reader, entry)
     if present.ledger_state in ENDED:
         return
+    fields = AllocationFields()
     if present.spent is not None and state in ENDED:
-        writer.allocation_state(entry.id, state, reason, spent=present.spent)
-    else:
-        writer.allocation_state(entry.id, state, reason)
+        fields["spent"] = present.spent
+    if state == "gone" and entry.provider in RENTED:
+        fields["recheck"] = Recheck.begin(confirmed=confirmed)
+    writer.allocation_state(entry.id, state, reason, **fields)
+
+
+async def _note_age(writer: Writer, provider: Provider, entry: AllocationView, lease: Lease) -> None:
+    """Record the age that the provider states, since this machine was restarted and knows none: the cost needs it."""
+    with contextlib.suppress(GlasshouseError):
+        for found in (await provider.reconcile([LedgerEntry(name=entry.name, lease=lease)])).ours:
+            writer.allocation_known(entry.id, **with_listing(entry, found))
 
 
 def _present(reader: Reader, entry: AllocationView) -> AllocationView:

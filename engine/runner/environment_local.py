@@ -40,7 +40,7 @@ class EnvironmentReference:
             self._error = error
         except OSError as error:
             self._error = RefusedError(
-                f"The environment changed while it was measured: {error.strerror}.",
+                f"The environment changed while it was measured: {_named(error)}.",
                 "Wait until no package is being installed, then start the run again.",
                 code="environment_unreadable",
             )
@@ -51,6 +51,11 @@ class EnvironmentReference:
         if self._error is not None:
             raise self._error
         return self._digest
+
+
+def _named(error: OSError) -> str:
+    why = error.strerror or type(error).__name__
+    return why if error.filename is None else f"{error.filename}: {why}"
 
 
 class _Cached(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

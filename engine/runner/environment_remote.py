@@ -102,13 +102,16 @@ async def make_ready(
 ) -> Pinned:
     """Prepare and measure the environment; idempotent.
 
+    A raw run, which needs no measurement, measures too where an earlier run did: an environment that has changed since
+    would train it on something else.
+
     Raises what `prepare` and `measure` raise, and `RunError`: `lock_changed` (the bundle holds another lock than the
     one to install), `environment_changed` (an earlier run measured another digest on this allocation).
     """
     lock = _lock_for(lease, bundle)
     ready = await prepare(link, lease, lock=lock, on_phase=on_phase)
     measurement = None
-    if measured:
+    if measured or (not ready.installed and reader.setting(_name(lease, lock, ready)) is not None):
         if on_phase is not None:
             on_phase("environment: measuring")
         measurement = await measure(link, ready, bundle, f"{ready.root}/{run_id}")
@@ -119,7 +122,7 @@ async def make_ready(
         lock=lock.name,
         lock_digest=lock.digest,
         prepared=ready,
-        measured=measurement,
+        measured=measurement if measured else None,
     )
 
 
@@ -145,7 +148,7 @@ def _compare(lease: Lease, lock: Lock, ready: Prepared, measured: Measured, writ
     """
     if lease.provider == "static" and lease.environment == "image":
         return
-    name = f"environment:{lease.provider}:{lease.allocation_id}:{lock.digest[:16]}:{ready.python_version}"
+    name = _name(lease, lock, ready)
     known = None if ready.installed else reader.setting(name)
     if known is None:
         writer.set_setting(name, measured.digest)
@@ -155,3 +158,8 @@ def _compare(lease: Lease, lock: Lock, ready: Prepared, measured: Measured, writ
             "Release the allocation, or delete its env- folder so that the environment is installed again.",
             code="environment_changed",
         )
+
+
+def _name(lease: Lease, lock: Lock, ready: Prepared) -> str:
+    """The setting that keeps the digest which the first run measured on this allocation."""
+    return f"environment:{lease.provider}:{lease.allocation_id}:{lock.digest[:16]}:{ready.python_version}"

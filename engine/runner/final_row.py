@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import msgspec
+
 from engine.attestation.receipts import run_receipt
 from engine.errors import GlasshouseError, UsageError
+from engine.hints import HINTS
 from engine.measure.stepchain import step_chain
 from engine.plan import load_plan, plan_digest
 from engine.providers.protocol import EmptyProof
@@ -16,13 +18,13 @@ from engine.records.facts import Facts, gather
 from engine.records.row import build_row
 from engine.runner.allocation import record_gone
 from engine.runner.end_allocation import outcome_of
-from engine.runner.folder import RunFolder, left_behind
+from engine.runner.folder import INPUTS, RunFolder, left_behind
 from engine.runner.journal import Journal
 from engine.runner.staging import BUNDLE, PREPARED, Staging
-from engine.runner.start import INPUTS
 from engine.sealing.run_key import RUN_KEY_FILES
+from engine.store.failure import Failure, Reason, reason_text
 from engine.store.reader import Reader
-from engine.store.views import FINAL_RUN_STATES, AllocationView, RunState, RunSummary, RunView
+from engine.store.views import FINAL_RUN_STATES, AllocationView, RunState, RunView, SegmentView
 from engine.store.writer import Writer
 from engine.wire import GENESIS, utc_now
 
@@ -31,27 +33,35 @@ SIGNING_FILES: Final = (*RUN_KEY_FILES, INPUTS, PREPARED, BUNDLE)
 """What a run's folder keeps until its allocation is gone: its row is then signed again."""
 
 
-def ending_of(view: RunView, error: GlasshouseError | None, *, cancelled: bool) -> tuple[FinalState, str]:
-    """The final state of a run, and its reason: the error first, then a cancellation, then a segment that failed."""
-    if error is not None:
-        return "cancelled" if error.code == "cancelled" else "failed", f"{error.code}: {error.message}"
+def ending_of(view: RunView, failure: Failure | None, *, cancelled: bool) -> tuple[FinalState, Reason]:
+    """The final state of a run, and why: the failure first, then a cancellation, then a segment that failed."""
+    if failure is not None:
+        return "cancelled" if failure.code == "cancelled" else "failed", failure
     if cancelled:
-        return "cancelled", "cancelled: The run was cancelled."
+        return "cancelled", Failure(code="cancelled", message="The run was cancelled.")
     failed = next((segment for segment in view.segments if segment.state != "done"), None)
     if failed is not None:
-        return "failed", failed.reason or f"segment_failed: the {failed.kind} segment {failed.state}"
+        return "failed", failed.error or failed.reason or _unexplained(failed)
     return "finished", ""
 
 
-def cost_of(entry: AllocationView | None, summary: RunSummary) -> float | None:
-    """What the allocation cost while this run had it, in USD; None where that is unknown."""
+def _unexplained(failed: SegmentView) -> Failure:
+    message = f"The {failed.kind} segment did not finish; its last state is {failed.state}."
+    return Failure(code="segment_failed", message=message, hint=HINTS["segment_failed"])
+
+
+def cost_of(entry: AllocationView | None, held_seconds: float | None) -> float | None:
+    """What the allocation cost in USD while a run had it, `held_seconds` by the boot clock; None if that is unknown."""
     if entry is None:
         return 0.0
-    if entry.price_per_hour is None:
+    if entry.price_per_hour is None or held_seconds is None:
         return None
-    began = max(entry.created_at, summary.started_at or entry.created_at)
-    seconds = datetime.fromisoformat(entry.released_at or utc_now()) - datetime.fromisoformat(began)
-    return entry.price_per_hour * max(seconds.total_seconds(), 0.0) / 3600
+    return entry.price_per_hour * held_seconds / 3600
+
+
+def cost_of_run(reader: Reader, run_id: str, entry: AllocationView | None) -> float | None:
+    """`cost_of`, for a run and its allocation."""
+    return cost_of(entry, None if entry is None else reader.held_seconds(entry.id, run_id))
 
 
 def store_row(
@@ -61,22 +71,29 @@ def store_row(
     staging: Staging | None,
     *,
     state: RunState,
-    reason: str,
+    reason: Reason,
     cost_usd: float | None,
-    finished_at: str | None = None,
+    ended: tuple[str, float | None] | None = None,
 ) -> None:
     """Compute the row, sign it and store it; for a run that has already ended only row and receipt are replaced.
 
     Without the run's keys (`staging` None), or before anything was prepared, the row is stored without a receipt.
+    `ended`: when an ended run ended, and its duration, as in its present row.
     """
-    facts = gather(reader, run_id)
-    row, checks = build_row(facts, state=state, reason=reason, cost_usd=cost_usd)
-    if finished_at is not None:
-        row["finishedAt"] = finished_at
+    facts = _ending(gather(reader, run_id), ended)
+    row, checks = build_row(facts, state=state, reason=reason_text(reason), cost_usd=cost_usd)
     if staging is not None and staging.is_prepared and "delegation" in facts.receipts:
         writer.receipt(run_id, "run", sign_row(staging, facts, row), replace=True)
     final: FinalState = state if state in FINAL_RUN_STATES else "failed"
     writer.finish(run_id, row, checks, state=final, reason=reason)
+
+
+def _ending(facts: Facts, ended: tuple[str, float | None] | None) -> Facts:
+    """The facts with the run's end: now, unless it ended before."""
+    summary = facts.view.summary
+    finished_at, duration = (utc_now(), summary.duration_sec) if ended is None else ended
+    summary = msgspec.structs.replace(summary, finished_at=finished_at, duration_sec=duration)
+    return msgspec.structs.replace(facts, view=msgspec.structs.replace(facts.view, summary=summary))
 
 
 def sign_row(staging: Staging, facts: Facts, row: dict[str, Any]) -> dict[str, Any]:
@@ -103,29 +120,31 @@ def sign_row(staging: Staging, facts: Facts, row: dict[str, Any]) -> dict[str, A
     )
 
 
-def settle_runs(home: Path, writer: Writer, reader: Reader, entry: AllocationView, proof: EmptyProof) -> list[str]:
+def settle_runs(
+    home: Path, writer: Writer, reader: Reader, entry: AllocationView, proof: EmptyProof, *, again: bool = False
+) -> list[str]:
     """Update the row of every ended run that used a released allocation; returns their ids.
 
-    A run that has not ended yet updates its own row at its end.
+    A run that has not ended yet updates its own row at its end. `again`: also of those whose row says that it is gone,
+    since it is listed again.
     """
     settled = []
     for run_id in reader.runs_served(entry.id):
         summary = reader.run(run_id).summary
-        if summary.state in FINAL_RUN_STATES and summary.cleanup not in {"gone", "not_ours"}:
+        if summary.state in FINAL_RUN_STATES and (again or summary.cleanup not in {"gone", "not_ours"}):
             with contextlib.suppress(GlasshouseError, OSError):  # another process updates it, or its folder is damaged
-                _settle(home, writer, reader, run_id, proof)
+                _settle(home, writer, reader, run_id, proof, entry)
                 settled.append(run_id)
     return settled
 
 
-def _settle(home: Path, writer: Writer, reader: Reader, run_id: str, proof: EmptyProof) -> None:
+def _settle(home: Path, writer: Writer, reader: Reader, run_id: str, proof: EmptyProof, entry: AllocationView) -> None:
     writer.claim_runner(run_id)
     try:
         view = reader.run(run_id)
         folder = RunFolder(home, run_id)
         journal = Journal(writer, reader, run_id)
-        if "allocation_gone" not in reader.evidence(run_id):
-            record_gone(writer, journal, run_id, proof)
+        record_gone(writer, journal, run_id, proof)
         writer.transition(run_id, "cleanup", outcome_of(proof), proof.statement)
         if view.row is None:
             return
@@ -138,13 +157,23 @@ def _settle(home: Path, writer: Writer, reader: Reader, run_id: str, proof: Empt
             run_id,
             staging,
             state=view.summary.state,
-            reason=view.summary.reason,
-            cost_usd=view.row.get("costUsd"),
-            finished_at=view.row["finishedAt"],
+            reason=view.summary.error or view.summary.reason,
+            cost_usd=_cost_again(reader, view, entry),
+            ended=(view.row["finishedAt"], view.row.get("durationSec")),
         )
-        folder.destroy()
+        clear_folder(folder, reader)
     finally:
         writer.release_runner(run_id)
+
+
+def _cost_again(reader: Reader, view: RunView, entry: AllocationView) -> float | None:
+    """What an ended run cost, now that its allocation has changed: the time after its end counts unless it was kept."""
+    stored = (view.row or {}).get("costUsd")
+    present = reader.allocation(entry.id) or entry
+    was_kept = any(move.subject == "cleanup" and move.state == "kept" for move in view.transitions)
+    if was_kept or present.run_id != view.summary.id:
+        return stored
+    return cost_of_run(reader, view.summary.id, present)
 
 
 def clear_folder(folder: RunFolder, reader: Reader) -> None:
@@ -165,5 +194,6 @@ def destroy_leftovers(home: Path, reader: Reader) -> None:
 
 
 def _unsettled(reader: Reader) -> set[str]:
-    """The runs whose allocation is not gone yet."""
-    return {run_id for entry in reader.allocations(open_only=True) for run_id in reader.runs_served(entry.id)}
+    """The runs whose allocation is not gone yet, or is gone and still looked for: their rows may be signed again."""
+    entries = [one for one in reader.allocations() if one.released_at is None or one.is_looked_for]
+    return {run_id for entry in entries for run_id in reader.runs_served(entry.id)}

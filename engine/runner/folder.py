@@ -13,6 +13,9 @@ from engine.errors import StoreError
 from engine.system.files import sync_folder, write_private
 
 RUNS: Final = "runs"
+INPUTS: Final = "inputs.json"
+WEIGHTS_BYTES: Final = "weightsBytes"
+"""In `INPUTS`: what the model's weights take on the allocation's disk, null if that is unknown."""
 ADAPTERS: Final = "adapters"
 LOGS: Final = "logs"
 ADAPTER_FILES: Final = {"raw": "raw.safetensors", "protected": "protected.sealed"}

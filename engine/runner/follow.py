@@ -9,6 +9,7 @@ from typing import Final
 
 from engine.errors import GlasshouseError, ProviderError, RemoteError, RunError
 from engine.events import RunnerClosed
+from engine.plan import longest_seconds
 from engine.providers.protocol import Lease
 from engine.remote.launch import Launched, alive
 from engine.remote.reconnect import Reconnecting
@@ -17,7 +18,9 @@ from engine.remote.tail import Tail
 from engine.remote.transfer import put_inbox
 from engine.runner.context import RunContext
 from engine.runner.heartbeat import Heartbeat
+from engine.runner.log_limits import LogBudget, log_limits
 from engine.runner.relying_party import RelyingParty
+from engine.runner.sightings import Sightings
 from engine.wire import ChainReader, canonical
 
 POLL_SECONDS: Final = 0.2
@@ -27,6 +30,9 @@ STOP_SECONDS: Final = 60.0
 GRACE_SECONDS: Final = 30.0
 TERM_SECONDS: Final = 15.0
 CANCEL_SECONDS: Final = 600.0
+MOST_CANCEL_SECONDS: Final = 3 * CANCEL_SECONDS
+"""However much an allocation that was asked to stop still logs."""
+OVERTIME_SECONDS: Final = 600.0
 
 
 class Follower:
@@ -42,13 +48,17 @@ class Follower:
         self._heartbeat = Heartbeat(lease.heartbeat)
         tail = context.writer.tail(context.run_id, "pod")
         reader = ChainReader(context.run_id, head=tail.head, next_seq=tail.next_seq)
-        self._tail = Tail(link, f"{run_dir}/events.jsonl", tail.offset, reader)
-        self._cancel_sent = False
+        limits = log_limits(context.plan)
+        self._budget = LogBudget(limits, context.reader.event_counts(context.run_id, "pod"))
+        self._tail = Tail(link, f"{run_dir}/events.jsonl", tail.offset, reader, max_bytes=limits.bytes)
+        self._cancel_sent_at: float | None = None
+        self._until_at = time.monotonic() + longest_seconds(context.plan) + OVERTIME_SECONDS
+        self._sightings = Sightings(context.writer, context.journal, context.run_id)
         self._checked_at = self._received_at = time.monotonic()
 
     async def follow(self) -> None:
-        """Run until every segment is done or failed; raises `RunError` (`supervisor_died`, `cancel_unanswered`) and as
-        `Ingest.take` raises.
+        """Run until every segment is done or failed; raises `RunError` (`supervisor_died`, `cancel_unanswered`,
+        `run_overdue`), `WireError` (`log_flooded`, and as `Tail.poll`), and as `Ingest.take` raises.
         """
         while not self._segments_over() and not self._ingest.closed:
             if not await self._take():
@@ -56,6 +66,7 @@ class Follower:
                 await asyncio.sleep(POLL_SECONDS)
             await self._relying.react()
             await self._forward_cancel()
+            self._check_time()
             await self._heartbeat.beat(self._link)
         # An earlier runner may have stored the last events and died before it acted on them.
         self._relying.conclude()
@@ -86,13 +97,18 @@ class Follower:
                 raise RunError("The supervisor process on the allocation could not be stopped.", code="supervisor_left")
         except (ProviderError, RemoteError) as error:
             # The allocation itself is released next, whatever runs on it.
-            self._context.note(f"the supervisor could not be requested to stop: {error.code}")
+            self._context.note(f"The supervisor could not be asked to stop: {error.code}: {error.message}")
 
     async def _take(self) -> bool:
-        tailed = await self._tail.poll()
+        tailed = await self._sightings.read(self._tail)
         if not tailed:
             return False
-        self._ingest.take(tailed)
+        within, refusal = self._budget.within(tailed)
+        if within:
+            self._ingest.take(within, self._sightings.note)
+            self._sightings.settle()
+        if refusal is not None:
+            raise refusal
         self._checked_at = self._received_at = time.monotonic()
         return True
 
@@ -100,11 +116,26 @@ class Follower:
         states = [state for subject, state in self._ingest.states.items() if subject.startswith("segment:")]
         return all(state in {"done", "failed"} for state in states)
 
-    async def _check_liveness(self) -> None:
-        if self._cancel_sent and time.monotonic() - self._received_at > CANCEL_SECONDS:
+    def _check_time(self) -> None:
+        """Refuse to wait for ever: neither a log that goes on nor one that stands still prolongs a run."""
+        now = time.monotonic()
+        sent = self._cancel_sent_at
+        if sent is not None and (
+            now - max(sent, self._received_at) > CANCEL_SECONDS or now - sent > MOST_CANCEL_SECONDS
+        ):
             raise RunError(
-                "The allocation did not react to the request to stop.", "It is stopped now.", code="cancel_unanswered"
+                "The allocation did not react to the request to stop.",
+                "It is released now; `glasshouse allocations` shows the outcome.",
+                code="cancel_unanswered",
             )
+        if now > self._until_at:
+            raise RunError(
+                "The allocation has not ended, although the longest time that its plan can take is over.",
+                "It is stopped now. Start the run again, on another allocation if possible.",
+                code="run_overdue",
+            )
+
+    async def _check_liveness(self) -> None:
         if time.monotonic() - self._checked_at < LIVENESS_SECONDS:
             return
         self._checked_at = time.monotonic()
@@ -127,12 +158,12 @@ class Follower:
         return False
 
     async def _forward_cancel(self) -> None:
-        if self._context.cancelled and not self._cancel_sent:
+        if self._context.cancelled and self._cancel_sent_at is None:
             await self._put_cancel()
 
     async def _put_cancel(self) -> None:
         await self._link.call(lambda session: put_inbox(session, self._run_dir, "cancel.json", b"{}"))
-        self._cancel_sent = True
+        self._cancel_sent_at = self._cancel_sent_at or time.monotonic()
 
     async def _put_end(self) -> None:
         end = canonical({"runnerHead": self._context.journal.head})
@@ -147,7 +178,7 @@ class Follower:
             await self._put_end()
             await self._until(lambda: self._ingest.closed, END_SECONDS)
         except GlasshouseError as error:
-            self._context.note(f"the supervisor could not be requested to stop: {error.code}")
+            self._context.note(f"The supervisor could not be asked to stop: {error.code}: {error.message}")
 
     async def _until(self, done: Callable[[], bool], seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -156,7 +187,7 @@ class Follower:
                 if not await self._take():
                     await asyncio.sleep(POLL_SECONDS)
             except GlasshouseError as error:
-                self._context.note(f"reading the log failed: {error.code}")
+                self._context.note(f"The rest of the allocation's log could not be read: {error.code}: {error.message}")
                 return
 
 

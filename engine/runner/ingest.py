@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+import msgspec
+
 from engine.attestation.evidence import observed_controls
+from engine.attestation.reasons import refusal
+from engine.attestation.receipts import Release
 from engine.errors import RefusedError, WireError
 from engine.events import (
     POD,
@@ -20,15 +25,25 @@ from engine.events import (
     LogLine,
     PackageOpened,
     PodClosed,
+    ProgressDigest,
     SegmentState,
     TrainFinished,
+    TrainStarted,
     ZeroizeDone,
+    ZeroizeStarted,
     fields_of,
+    name_of,
     read_body,
 )
+from engine.plan import load_plan
+from engine.records.contradictions import ONCE
+from engine.records.progression import Progression
 from engine.records.public import is_public
 from engine.records.rebuild import gpu_model
 from engine.remote.tail import Tailed
+from engine.runner.pod_failures import reported
+from engine.store import progress
+from engine.store.failure import Failure, Reason
 from engine.store.reader import Reader
 from engine.store.views import PROTECTED_STAGES
 from engine.store.writer import Writer
@@ -41,6 +56,15 @@ ORDERS: Final = {
 }
 SEGMENT_ORDER: Final = (*PROTECTED_STAGES, "failed")
 KEY_BYTES: Final = 32
+_NO_WIPE: Final = Failure(
+    code="zeroization_missing",
+    message="The allocation left no receipt of a wipe.",
+    hint="Treat the secrets of this run as not wiped, and terminate the allocation.",
+)
+
+
+Noting = Callable[[Sequence[Event]], None]
+"""Called with the new events of a reading, inside the transaction that stores them."""
 
 
 class Expected(NamedTuple):
@@ -55,6 +79,7 @@ class _Known:
     """What the log contained so far, and the resulting states."""
 
     states: dict[str, str]
+    progression: Progression
     launch: LaunchAccepted | None = None
     token: str | None = None
     opened: bool = False
@@ -63,6 +88,8 @@ class _Known:
     adapters: dict[str, AdapterSaved | AdapterSealed] = field(default_factory=dict)
     explanations: dict[str, str] = field(default_factory=dict)
     """Error codes of `log` lines, with the sentence that came with each."""
+    told: set[type[Body]] = field(default_factory=set)
+    """The kinds of events so far."""
     entered: dict[str, tuple[str, float]] = field(default_factory=dict)
     """By segment, its state and when that began, in seconds on the supervisor's clock."""
 
@@ -80,12 +107,17 @@ class Ingest:
                 "key": view.summary.key,
                 "runtime": view.summary.runtime_state,
                 **{f"segment:{segment.kind}": segment.state for segment in view.segments},
-            }
+            },
+            Progression(load_plan(view.plan)),
         )
         self.expected: Expected | None = None
         self.nonce_digest: str | None = None
         """SHA-256 of the nonce that was sent, once there is one."""
+        self.released: Release | None = None
+        """What the receipt of the release states, once there is one."""
         for event in reader.events(run_id, "pod"):
+            with contextlib.suppress(RefusedError):  # an earlier version may have stored what is refused now
+                self._follow(event)
             if event.event != TRAIN_PROGRESS:
                 self._remember(_body_of(event))
 
@@ -124,7 +156,7 @@ class Ingest:
         """By segment, the adapter that the log names."""
         return self._known.adapters
 
-    def advance(self, subject: str, state: str, reason: str = "") -> None:
+    def advance(self, subject: str, state: str, reason: Reason = "") -> None:
         """Record a state if it comes after the present one."""
         order = ORDERS.get(subject, SEGMENT_ORDER)
         if order.index(state) > order.index(self.states[subject]):
@@ -134,28 +166,33 @@ class Ingest:
     def settle(self) -> None:
         """Call when no more events will come: without a receipt the wipe counts as unverified."""
         if self.states["key"] == "released" and self.states["runtime"] not in {"zeroized", "unverified"}:
-            self.advance("runtime", "unverified", "zeroization_missing: the allocation left no receipt of a wipe")
+            self.advance("runtime", "unverified", _NO_WIPE)
 
-    def take(self, received: Sequence[Tailed]) -> None:
-        """Apply one read of the log in one transaction: events, offset, states and segment fields.
+    def take(self, received: Sequence[Tailed], noting: Noting = lambda events: None) -> None:
+        """Apply one read of the log in one transaction: events, offset, states, segment fields, and what `noting`
+        writes about the events that are new.
 
         Raises `WireError` (`event_invalid`, and as `Writer.ingest`) and `RefusedError` (`evidence_repeated`,
-        `launch_repeated`, `measurement_mismatch`, `job_mismatch`). The events before the refused one are kept.
+        `launch_repeated`, `measurement_mismatch`, `job_mismatch`, `release_other_result`, and as `Progression`). The
+        events before the refused one are kept.
         """
         try:
-            self._commit(received)
+            self._commit(received, noting)
         except (WireError, RefusedError):
             for one in received:  # the refused event raises again
-                self._commit([one])
+                self._commit([one], noting)
             raise
 
-    def _commit(self, received: Sequence[Tailed]) -> None:
+    def _commit(self, received: Sequence[Tailed], noting: Noting) -> None:
         before = copy.deepcopy(self._known)
         try:
             with self._writer.transaction():
-                for event, _ in received:
+                stored = self._writer.tail(self._run_id, "pod").next_seq
+                events = [event for event, _ in received if event.seq >= stored]
+                for event in events:
                     self._apply_event(event)
-                self._writer.ingest(self._run_id, [event for event, _ in received], received[-1].end)
+                self._writer.ingest(self._run_id, events, received[-1].end)
+                noting(events)
         except BaseException:
             self._known = before
             raise
@@ -163,8 +200,9 @@ class Ingest:
     def _apply_event(self, event: Event) -> None:
         try:
             _require_public(event)
+            self._follow(event)
             if event.event == TRAIN_PROGRESS:
-                return  # the store reads its steps, and refuses invalid ones with a code of its own
+                return  # the store reads its steps
             body = _body_of(event)
             self._check(body)
             self._apply(body)
@@ -172,23 +210,46 @@ class Ingest:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise WireError(f"An event {event.event} is malformed.", code="event_invalid") from error
 
+    def _follow(self, event: Event) -> None:
+        """Refuse what the plan cannot produce."""
+        if event.event != TRAIN_PROGRESS:
+            self._known.progression.take(_body_of(event))
+            return
+        steps = progress.steps_of(event.body)
+        part = msgspec.convert(committed(TRAIN_PROGRESS, event.body), ProgressDigest, strict=True)
+        losses, nanos = progress.unpack_losses(steps.losses), progress.unpack_nanos(steps.nanos)
+        self._known.progression.steps(part, losses, nanos)
+
     def _check(self, body: Body) -> None:
         known = self._known
         if isinstance(body, EvidenceSent) and known.token is not None and body.token != known.token:
             # The evidence that is stored and exported must be the evidence that was appraised.
             raise RefusedError("The allocation sent evidence twice, and the two differ.", code="evidence_repeated")
+        if isinstance(body, ONCE) and type(body) in known.told:
+            raise RefusedError(f"The allocation reported {name_of(type(body))} a second time.", code="event_repeated")
+        if isinstance(body, AdapterSealed) and ZeroizeStarted in known.told:
+            raise refusal("training_out_of_order", "an adapter after the wipe began")
+        if isinstance(body, TrainStarted) and known.launch is not None and body.gpu != known.launch.gpu:
+            raise refusal("log_contradicts", "the accelerator of the launch and of the training")
+        if isinstance(body, PackageOpened) and self.released is not None:
+            opened = body.manifest_sha256, body.ciphertext_sha256
+            if opened != (self.released.manifest_sha256, self.released.ciphertext_sha256):
+                raise RefusedError(
+                    "The allocation opened another release than the one sent.", code="release_other_result"
+                )
         if not isinstance(body, LaunchAccepted) or self.expected is None:
             return
         if known.launch is not None and known.launch != body:
             raise RefusedError("The allocation reported a second, different launch.", code="launch_repeated")
         if body.bundle_digest != self.expected.bundle_digest:
-            raise RefusedError("The allocation runs a bundle that is not the one sent.", code="measurement_mismatch")
+            raise refusal("measurement_mismatch", "the allocation runs a bundle that is not the one sent")
         if body.job_digest != self.expected.job_digest:
             raise RefusedError("The allocation runs a job that is not the one sent.", code="job_mismatch")
 
     def _remember(self, body: Body) -> None:
         """Keep what later decisions need; also applied to the stored log after a restart."""
         known = self._known
+        known.told.add(type(body))
         match body:
             case LaunchAccepted():
                 known.launch = body
@@ -239,8 +300,9 @@ class Ingest:
         before = self._known.entered.get(body.segment)
         if before is not None and before[0] != body.state:
             self._writer.segment(self._run_id, body.segment, phases={before[0]: round(body.at - before[1], 6)})
-        reason = "" if body.code is None else f"{body.code}: {self._known.explanations.get(body.code, '')}"
-        self.advance(f"segment:{body.segment}", body.state, reason.rstrip(": "))
+        claim = self._known.explanations.get(body.code or "", "")
+        why: Reason = "" if body.code is None else reported(body.segment, body.code, claim)
+        self.advance(f"segment:{body.segment}", body.state, why)
         if body.stop_reason:
             self._writer.segment(self._run_id, body.segment, stop_reason=body.stop_reason)
         if body.segment == "protected":

@@ -9,24 +9,25 @@ from engine.wire import ChainWriter, Event
 
 
 class Journal:
-    """Appends to the runner's chain in the store; continues where an earlier runner stopped."""
+    """Appends to the runner's chain in the store, which alone knows its end: a transaction that fails moves nothing."""
 
     def __init__(self, writer: Writer, reader: Reader, run_id: str) -> None:
         self._writer = writer
         self._reader = reader
         self._run_id = run_id
-        tail = writer.tail(run_id, "runner")
-        self._chain = ChainWriter(run_id, head=tail.head, next_seq=tail.next_seq)
 
     @property
     def head(self) -> str:
         """The hash of the last event."""
-        return self._chain.head
+        return self._writer.tail(self._run_id, "runner").head
 
     def add(self, body: Body) -> Event:
-        """Append one event; it is committed when this returns."""
-        event = self._chain.append(name_of(type(body)), fields_of(body))
-        self._writer.append_events(self._run_id, "runner", [event])
+        """Append one event; it is committed when this returns, or with the transaction that is open."""
+        with self._writer.transaction():
+            end = self._writer.tail(self._run_id, "runner")
+            chain = ChainWriter(self._run_id, head=end.head, next_seq=end.next_seq)
+            event = chain.append(name_of(type(body)), fields_of(body))
+            self._writer.append_events(self._run_id, "runner", [event])
         return event
 
     def once(self, body: Body) -> Event:

@@ -19,6 +19,7 @@ from engine.providers.protocol import EmptyProof, Lease, Provider
 from engine.providers.settings import load_settings
 from engine.remote.reconnect import Reconnecting
 from engine.remote.session import SshSession
+from engine.runner.abandon import abandon
 from engine.runner.allocation import Allocation, with_absolute_paths
 from engine.runner.collect import collect
 from engine.runner.context import RunContext
@@ -26,18 +27,20 @@ from engine.runner.exclusive import ExclusiveUse
 from engine.runner.final_row import (
     FinalState,
     clear_folder,
-    cost_of,
+    cost_of_run,
     destroy_leftovers,
     ending_of,
     settle_runs,
     store_row,
 )
-from engine.runner.folder import RunFolder
+from engine.runner.folder import INPUTS, RunFolder
 from engine.runner.follow import Follower
 from engine.runner.ingest import Ingest
 from engine.runner.journal import Journal
+from engine.runner.lost import LOST, Watched, say_last
+from engine.runner.sightings import Sightings
 from engine.runner.staging import LAUNCHED, Staging
-from engine.runner.start import INPUTS
+from engine.store.failure import Failure, Reason, failure_of
 from engine.store.reader import Reader
 from engine.store.views import FINAL_RUN_STATES, RunState
 from engine.store.writer import Writer
@@ -48,6 +51,7 @@ POLL_SECONDS: Final = 0.25
 LOCK_SECONDS: Final = 1.0
 SEALING_SECONDS: Final = 5.0
 PHASE_SECONDS: Final = 10.0
+BUILDING: Final = "building the package"
 _COUNT: Final = re.compile(r"\d+ s")
 
 
@@ -73,13 +77,20 @@ class Runner:
         self.exclusive = ExclusiveUse(home, self.writer, self.reader, self.provider, self.plan, self.settings, run_id)
         self.cancelled = False
         self.context: RunContext | None = None
-        self._error: GlasshouseError | None = None
+        self._failure: Failure | None = None
         self._proof: EmptyProof | None = None
         self._phase = "", 0.0
+        self._lost: StoreError | None = None
+        self._work: asyncio.Task[None] | None = None
+        self._released_early: asyncio.Task[None] | None = None
 
     async def execute(self) -> str:
-        """Claim the run and bring it to its end; returns the final state."""
+        """Claim the run and bring it to its end; returns the final state.
+
+        Raises `StoreError` (`home_gone`, `database_gone`) once what was acquired is released.
+        """
         self.writer.claim_runner(self.run_id)
+        self.watched = Watched(self.home, self.folder.path)
         try:
             # Read under the lock: another runner may have advanced the run until now.
             summary = self.reader.run(self.run_id).summary
@@ -87,7 +98,7 @@ class Runner:
             if self.state in FINAL_RUN_STATES:
                 return self.state
             if self.state == "cleaning":
-                self._error = _from_reason(summary.reason)
+                self._failure = summary.error or failure_of(summary.reason)
             self._store_delegation()
             self.journal = Journal(self.writer, self.reader, self.run_id)
             self.ingest = Ingest(self.writer, self.reader, self.run_id)
@@ -109,15 +120,63 @@ class Runner:
             finally:
                 watch.cancel()
                 await self.provider.close()
+            await self._until_certain()
+            if self._is_lost:
+                await self._abandon()
             self._update_earlier_rows()
             final = self._finish()
             destroy_leftovers(self.home, self.reader)
             return final
         finally:
-            self.exclusive.release_lock()
-            self.writer.release_runner(self.run_id)
+            with contextlib.suppress(StoreError) if self._is_lost else contextlib.nullcontext():
+                self.exclusive.release_lock()
+                self.writer.release_runner(self.run_id)
 
-    def _enter(self, state: RunState, reason: str = "") -> None:
+    @property
+    def _is_lost(self) -> bool:
+        """True once nothing can be stored any more."""
+        return self._lost is not None and self._lost.code in LOST
+
+    def _check_home(self) -> None:
+        """Stop the work once home, database or run folder is gone; what is rented is released at once."""
+        error = None if self._is_lost else self.watched.lost()
+        if error is None or (self._lost is not None and error.code not in LOST):
+            return
+        self._lost = error
+        if self._is_lost and self.allocation.is_rented and self.allocation.held and self.allocation.held.lease:
+            self._released_early = asyncio.create_task(self._release_held(error))
+        if self._work is not None:
+            self._work.cancel()
+
+    async def _unless_lost(self, work: Coroutine[Any, Any, None]) -> None:
+        self._work = asyncio.create_task(work)
+        try:
+            await self._work
+        except asyncio.CancelledError:
+            if self._lost is None:
+                raise
+            raise self._lost from None
+
+    async def _abandon(self) -> None:
+        """Release what is still held and raise why; the row of this run cannot be stored anywhere."""
+        error = self._lost
+        if error is None:
+            return
+        if self._released_early is not None:
+            await self._released_early
+        elif self.allocation.held is not None:
+            await self._release_held(error)
+        else:
+            say_last(f"run {self.run_id}: {error.code}: {error.message} It holds no allocation: released.")
+        raise error
+
+    async def _release_held(self, error: StoreError) -> None:
+        held = self.allocation.held
+        await abandon(
+            f"run {self.run_id}", self.home, error, [held] if held else [], self.plan.provider.name, self.settings
+        )
+
+    def _enter(self, state: RunState, reason: Reason = "") -> None:
         """Commit a state that comes after the present one; a resumed run skips the earlier ones."""
         if RUN_ORDER.index(state) > RUN_ORDER.index(self.state) or (state == self.state and reason):
             self.writer.transition(self.run_id, "run", state, reason)
@@ -125,11 +184,12 @@ class Runner:
 
     async def _watch_requests(self) -> None:
         while True:
+            self._check_home()
             try:
                 self._check_for_cancel()
             except StoreError as error:
                 # A busy or full store must not stop the run from seeing later requests.
-                sys.stderr.write(f"{utc_now()} requests cannot be read: {error.code}\n")
+                sys.stderr.write(f"{utc_now()} requests cannot be read: {error.code}: {error.message}\n")
             await asyncio.sleep(POLL_SECONDS)
 
     def _check_for_cancel(self) -> None:
@@ -166,42 +226,59 @@ class Runner:
     async def _drive(self) -> None:
         """Every stage in turn; whatever happens, the allocation is released at the end."""
         try:
-            await self._wait_for_allocation()
-            if self.state != "cleaning":
-                self._raise_if_cancelled_before_launch()
-                self._check_folder()
-                await self._until_collected()
+            await self._unless_lost(self._until_cleaning())
         except Exception as error:
-            self._error = self._as_glasshouse_error(error)
+            self._failure = self._failure_of(error)
+        await self._until_certain()
+        if self._is_lost:
+            return
         try:
             self.ingest.settle()
-            # With the error's code, so that a runner that takes over from here ends the run with the same error.
-            self._enter("cleaning", f"{self._error.code}: {self._error.message}" if self._error else "")
+            # With the failure, so that a runner that takes over from here ends the run with the same one.
+            self._enter("cleaning", self._failure or "")
         except Exception as error:  # whatever failed, the allocation is released below
-            self._error = self._error or self._as_glasshouse_error(error)
+            self._failure = self._failure or self._failure_of(error)
         try:
             if self.allocation.entry() is None:
                 await self.exclusive.release_host()
             self._proof = await self.allocation.end(self._keep_minutes())
         except Exception as error:
-            self._error = self._error or self._as_glasshouse_error(error)
+            self._failure = self._failure or self._failure_of(error)
 
-    def _as_glasshouse_error(self, error: Exception) -> GlasshouseError:
-        """The error as it is reported; the traceback of an unexpected one goes to the runner's log."""
+    async def _until_certain(self) -> None:
+        """Whatever failed, it may have failed because the home is being removed: then that is the reason."""
+        while not self._is_lost and self.watched.is_doubtful:
+            self._check_home()
+            if self._lost is not None:
+                return
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _until_cleaning(self) -> None:
+        if self.state == "cleaning":
+            await self._wait_for_allocation()
+        else:
+            await self._until_collected(await self._ready_to_allocate())
+
+    def _failure_of(self, error: Exception) -> Failure:
+        """The error as it is stored; the traceback of an unexpected one goes to the runner's log."""
         if isinstance(error, GlasshouseError):
-            return error
+            return Failure.of(error)
         if isinstance(error, OSError):
-            return RunError(
-                f"The operating system reported an error: {error.strerror or type(error).__name__}.",
-                "Check the free disk space and the permissions of the home folder.",
+            where = "" if error.filename is None else f" at {error.filename}"
+            reported: GlasshouseError = RunError(
+                f"The operating system reported an error{where}: {error.strerror or type(error).__name__}.",
+                "Check the free disk space and the permissions there and of the home folder.",
                 code="os_error",
             )
-        traceback.print_exception(error)
-        return RunError(
-            "The runner had an internal error.",
-            f"See logs/runner-{self.run_id}.log in the home.",
-            code="internal_error",
-        )
+        else:
+            traceback.print_exception(error)
+            reported = RunError(
+                f"The runner had an internal error ({type(error).__name__}).",
+                f"See {self.home / 'logs'}/runner-{self.run_id}.log, and report it with that file.",
+                code="internal_error",
+            )
+        reported.__cause__ = error
+        return Failure.of(reported)
 
     def _check_folder(self) -> None:
         if not self.folder.path.is_dir():
@@ -228,41 +305,63 @@ class Runner:
     def _is_launched(self) -> bool:
         return self.folder.read(LAUNCHED) is not None
 
-    async def _until_collected(self) -> None:
-        self._enter("allocating")
+    async def _ready_to_allocate(self) -> RunContext:
+        """Build the package and wait for the machine: what is refused without an allocation is refused before there is
+        one.
+
+        On this machine the package is built when no other run is timed here; elsewhere it is ready when the machine is.
+        """
+        self._raise_if_cancelled_before_launch()
+        self._check_folder()
         staging = Staging(self.plan, self.folder, self.writer, self.journal, self.run_id)
-        self.context = RunContext(
+        self.context = context = RunContext(
             self.run_id, self.plan, self.writer, self.reader, self.journal, self.ingest, self.folder, staging
         )
-        self.context.cancelled = self.cancelled
-        prepared = asyncio.create_task(asyncio.to_thread(staging.prepare, self.settings))
-        try:
-            lease = await self._unless_cancelled(self.allocation.ensure())
-            self._raise_if_cancelled_before_launch()
-            self._enter("connecting")
-            async with self._link(lease) as link:
-                lease = self.allocation.save_lease(await link.call(lambda session: with_absolute_paths(session, lease)))
-                root = lease.root
-                await link.call(lambda session: session.mkdir(root))
-                self._enter("staging")
-                await self._until_prepared(staging, prepared)
+        context.cancelled = self.cancelled
+        if not self.plan.provider.kind.on_this_machine:
+            await self._build(staging)
+        await self._wait_for_allocation()
+        self._raise_if_cancelled_before_launch()
+        if self.plan.provider.kind.on_this_machine:
+            await self._build(staging)
+        return context
+
+    async def _build(self, staging: Staging) -> None:
+        building = asyncio.create_task(asyncio.to_thread(staging.prepare, self.settings))
+        await self._until_prepared(staging, building)
+        self._raise_if_cancelled_before_launch()
+
+    async def _until_collected(self, context: RunContext) -> None:
+        staging = context.staging
+        self._enter("allocating")
+        lease = await self._unless_cancelled(self.allocation.ensure())
+        self._raise_if_cancelled_before_launch()
+        self._enter("connecting")
+        async with self._link(lease) as link:
+            lease = self.allocation.save_lease(await link.call(lambda session: with_absolute_paths(session, lease)))
+            root = lease.root
+            await link.call(lambda session: session.mkdir(root))
+            self._enter("staging")
+            async with self.exclusive.renewed(link, lease):
+                lease = await staging.make_ready(link, lease, self._environment_phase)
                 self._raise_if_cancelled_before_launch()
-                async with self.exclusive.renewed(link, lease):
-                    lease = await staging.make_ready(link, lease, self._environment_phase)
-                    self._raise_if_cancelled_before_launch()
-                    self.ingest.expected = staging.expected(lease)
-                    launched = await staging.deliver(link, lease)
-                self._enter("running")
-                follower = Follower(self.context, link, staging.run_dir(lease), launched, lease)
-                await self._follow(self.context, follower, link, staging.run_dir(lease))
-        finally:
-            if not prepared.done():
-                await asyncio.gather(prepared, return_exceptions=True)
+                self.ingest.expected = staging.expected(lease)
+                if not self._is_launched():
+                    Sightings(self.writer, self.journal, self.run_id).nothing_yet()
+                launched = await staging.deliver(link, lease)
+            self._enter("running")
+            follower = Follower(context, link, staging.run_dir(lease), launched, lease)
+            await self._follow(context, follower, link, staging.run_dir(lease))
 
     async def _until_prepared(self, staging: Staging, prepared: asyncio.Task[None]) -> None:
-        """Wait for the package; every few seconds the run's reason shows the progress of the sealing."""
-        while not (await asyncio.wait({prepared}, timeout=SEALING_SECONDS))[0]:
-            self._enter("staging", staging.sealing)
+        """Wait for the package; the run's reason says that it is built, and shows the progress of the sealing."""
+        shown, timeout = "", 0.0
+        while not (await asyncio.wait({prepared}, timeout=timeout))[0]:
+            timeout = SEALING_SECONDS
+            phase = staging.sealing or BUILDING
+            if phase != shown and not staging.is_launched:
+                self._enter(self.state, phase)
+                shown = phase
         await prepared
 
     async def _follow(self, context: RunContext, follower: Follower, link: Reconnecting, run_dir: str) -> None:
@@ -302,7 +401,7 @@ class Runner:
 
     def _keep_minutes(self) -> int | None:
         """For how long to keep the allocation after this run; None to release it."""
-        if not self.allocation.is_rented or self.cancelled or self._error is not None:
+        if not self.allocation.is_rented or self.cancelled or self._failure is not None:
             return None
         requests = [one for one in self.writer.pending_requests(self.run_id) if one.kind == "keep"]
         minutes = requests[-1].detail.get("minutes") if requests else None
@@ -317,8 +416,8 @@ class Runner:
     def _finish(self) -> FinalState:
         """Store the row with the final state, complete open requests, clear the private folder."""
         view = self.reader.run(self.run_id)
-        state, reason = ending_of(view, self._error, cancelled=self.cancelled)
-        cost = cost_of(self.allocation.entry(), view.summary)
+        state, reason = ending_of(view, self._failure, cancelled=self.cancelled)
+        cost = cost_of_run(self.reader, self.run_id, self.allocation.entry())
         store_row(self.writer, self.reader, self.run_id, self._staging(), state=state, reason=reason, cost_usd=cost)
         for request in self.writer.pending_requests(self.run_id):
             self.writer.complete_request(request.id)
@@ -333,9 +432,3 @@ class Runner:
             return Staging(self.plan, self.folder, self.writer, self.journal, self.run_id)
         except GlasshouseError:
             return None
-
-
-def _from_reason(reason: str) -> GlasshouseError | None:
-    """The error with which a run entered the state `cleaning`."""
-    code, separator, message = reason.partition(": ")
-    return RunError(message, code=code) if separator else None

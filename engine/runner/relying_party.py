@@ -9,29 +9,35 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import time
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
 
 from engine.attestation.challenge import Challenge, sign_challenge
+from engine.attestation.ear import parse_result, result_digest, sign_result
 from engine.attestation.nonce import NonceLedger
 from engine.attestation.policy import policy_digest
+from engine.attestation.reasons import REASONS, refusal
 from engine.attestation.receipts import countersign, read_release
 from engine.attestation.release import prepare_release
-from engine.attestation.verifier import AttestationResult, Expectations, appraise, result_digest
+from engine.attestation.verifier import AttestationResult, Expectations, appraise
+from engine.attestation.wipe_proof import Expected as ExpectedWipe
+from engine.attestation.wipe_proof import contradictions
 from engine.attestation.zeroization import Zeroization, read_zeroization
 from engine.errors import RefusedError
 from engine.events import ChallengeSent, ReleaseDenied, ReleaseGranted, ResultReached, ZeroizeDone, fields_of
 from engine.plan import plan_digest
 from engine.providers.protocol import Lease
-from engine.records.facts import wipe_faults
+from engine.records.wipe import expected_wipe, wipe_faults
 from engine.remote.reconnect import Reconnecting
 from engine.remote.transfer import put_inbox
 from engine.runner.context import RunContext
 from engine.runner.staging import CONTENT_KEYS, References
 from engine.sealing.memory import wipe
 from engine.sealing.release import release_info
+from engine.store.failure import Failure
+from engine.system.clock import unix_seconds
 from engine.wire import canonical, digest_of
 
 NONCES: Final = "nonces.json"
@@ -51,11 +57,16 @@ class RelyingParty:
         self._nonces = NonceLedger(context.folder.path / NONCES)
         self._sent: set[str] = set()
         self._result: AttestationResult | None = None
+        self._result_token = ""
         self._concluded = False
         self._wipe_checked = False
         stored = context.reader.evidence(context.run_id)
         if "result" in stored:
-            self._result = msgspec.convert(stored["result"], AttestationResult)
+            self._result_token = str(stored["result"].get("token"))
+            self._result = parse_result(self._result_token, context.staging.run_key.public)
+        released = context.reader.receipts(context.run_id).get("release")
+        if released is not None:
+            self._ingest.released = read_release(released, context.staging.run_key.public, run_id=context.run_id)
         self._challenge: dict[str, Any] | None = context.folder.read_json(CHALLENGE)
         if self._challenge is not None:
             self._ingest.nonce_digest = self._challenge["nonceSha256"]
@@ -150,8 +161,9 @@ class RelyingParty:
         writer.evidence(run_id, "reference", msgspec.to_builtins(references.measurements))
         writer.evidence(run_id, "policy", msgspec.to_builtins(policy))
         # This call consumes the nonce, so the result is stored immediately: a failure in between would lose it.
-        result = appraise(token, expected=expected, policy=policy, nonces=self._nonces, now=time.time())
-        writer.evidence(run_id, "result", msgspec.to_builtins(result))
+        result = appraise(token, expected=expected, policy=policy, nonces=self._nonces, now=unix_seconds())
+        self._result_token = sign_result(result, context.staging.run_key.signing)
+        writer.evidence(run_id, "result", {"token": self._result_token})
         self._result = result
 
     def _record(self, result: AttestationResult) -> None:
@@ -164,7 +176,7 @@ class RelyingParty:
             ResultReached(
                 status=result.status,
                 codes=list(result.reason_codes),
-                result_sha256=result_digest(result),
+                result_sha256=result_digest(self._result_token),
                 pod_head=self._pod_head(),
             )
         )
@@ -204,10 +216,11 @@ class RelyingParty:
             receipt = prepared.receipt
             context.writer.receipt(context.run_id, "release", receipt)
         body = read_release(receipt, staging.run_key.public, run_id=context.run_id)
+        self._ingest.released = body
         granted = context.journal.once(ReleaseGranted(receipt_sha256=digest_of(receipt), pod_head=body.pod_head))
         ciphertext = context.folder.read(CIPHERTEXT) or b""
         if hashlib.sha256(ciphertext).hexdigest() != body.ciphertext_sha256:
-            raise RefusedError("The stored release is not the one in its receipt.", code="release_other_result")
+            raise refusal("release_other_result", "the stored one is not the one in its receipt")
         info = release_info(
             evidence_sha256=body.evidence_sha256,
             policy_sha256=body.policy_sha256,
@@ -222,24 +235,45 @@ class RelyingParty:
         }
 
     def _check_zeroization(self, done: ZeroizeDone) -> None:
-        """Check the attester's zeroization receipt, and countersign it if it is authentic."""
+        """Read the attester's zeroization receipt field by field, and countersign it if an honest worker can have made
+        it; it may still prove nothing.
+        """
+        self._wipe_checked = True
         context, receipt = self._context, fields_of(done.receipt)
         try:
-            zeroization: Zeroization = read_zeroization(
-                receipt,
-                self._attester,
-                run_id=context.run_id,
-                manifest_sha256=context.staging.prepared.manifest_digest or "",
-                nonce_sha256=self._ingest.nonce_digest or "",
-            )
+            proof, expected = self._read_zeroization(receipt)
         except RefusedError as error:
-            self._ingest.advance("runtime", "unverified", f"{error.code}: {error.message}")
-            self._wipe_checked = True
+            self._ingest.advance("runtime", "unverified", Failure.of(error))
             return
         envelope = countersign(receipt, context.staging.run_key.signing)
         context.writer.receipt(context.run_id, "zeroization", envelope)
-        faults = wipe_faults(zeroization, done)
+        faults = wipe_faults(proof, done, expected)
         if not faults:
             self._ingest.advance("key", "destroyed")
-        self._ingest.advance("runtime", "unverified" if faults else "zeroized", ", ".join(faults))
-        self._wipe_checked = True
+            self._ingest.advance("runtime", "zeroized")
+        else:
+            self._ingest.advance("runtime", "unverified", _unproven(faults))
+
+    def _read_zeroization(self, receipt: dict[str, Any]) -> tuple[Zeroization, ExpectedWipe]:
+        """The receipt, and what it agrees with; raises `RefusedError` for one that must not be countersigned."""
+        context = self._context
+        proof = read_zeroization(
+            receipt,
+            self._attester,
+            run_id=context.run_id,
+            manifest_sha256=context.staging.prepared.manifest_digest or "",
+            nonce_sha256=self._ingest.nonce_digest or "",
+        )
+        log = list(context.reader.events(context.run_id, "pod"))
+        expected = expected_wipe(context.plan, context.staging.policy, log)
+        if expected is None:
+            raise refusal("zeroization_other_log", "its log has another one")
+        if found := contradictions(proof, expected):
+            raise refusal(found[0], ", ".join(found[1:]))
+        return proof, expected
+
+
+def _unproven(faults: Sequence[str]) -> Failure:
+    """Some of the codes may be words of the allocation: ours says what to do."""
+    code = next((fault for fault in faults if fault in REASONS), "zeroization_not_claimed")
+    return Failure.of(refusal(code, ", ".join(fault for fault in faults if fault != code)))

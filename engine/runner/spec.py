@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 from typing import Final
 
-from engine.plan import Plan
+from engine.plan import Plan, longest_seconds
 from engine.providers.protocol import Quote, Spec
 from engine.providers.settings import Settings, host_settings
 from engine.store.salt import salt_of
@@ -15,14 +16,19 @@ ENVIRONMENT_GB: Final = 28
 """Wheels and installation of a CUDA build of torch with its dependencies, and room for logs and adapters."""
 WEIGHTS_GB: Final = {"Qwen/Qwen2.5-0.5B-Instruct": 1, "Qwen/Qwen2.5-7B-Instruct": 16}
 UNKNOWN_WEIGHTS_GB: Final = 40
-PREPARATION_SECONDS: Final = 3600.0
-MARGIN: Final = 1.25
-STEPS_SECONDS: Final = 12 * 3600.0
-"""How long a segment with a step budget may take: the step rate is not known in advance."""
+SCRATCH_GB: Final = 4
+"""Sealed package of the data, adapters, logs."""
+LARGEST_DISK_GB: Final = 2000
+"""More than this is not ordered, whatever the model."""
+WEIGHTS_MARGIN: Final = 1.1
+"""A download that was cut off may leave a part beside the whole file."""
 
 
-def spec_for(home: Path, plan: Plan, settings: Settings, name: str) -> Spec:
-    """What to acquire for a plan under this name. The plan's values take precedence over the settings'."""
+def spec_for(home: Path, plan: Plan, settings: Settings, name: str, weights_bytes: int | None = None) -> Spec:
+    """What to acquire for a plan under this name. The plan's values take precedence over the settings'.
+
+    `weights_bytes`: what the model's weights take on the allocation's disk, None if that is unknown.
+    """
     request, defaults = plan.provider, settings.runpod
     return Spec(
         name=name,
@@ -30,8 +36,8 @@ def spec_for(home: Path, plan: Plan, settings: Settings, name: str) -> Spec:
         host=host_in(home, settings, request.allocation) if request.name == "static" else None,
         max_price=request.max_price if request.max_price is not None else defaults.max_price,
         max_cost=request.max_cost if request.max_cost is not None else defaults.max_cost,
-        disk_gb=defaults.disk_gb or _disk_gb(plan),
-        max_seconds=_seconds(plan),
+        disk_gb=defaults.disk_gb or disk_gb(plan, weights_bytes),
+        max_seconds=longest_seconds(plan) + (plan.provider.keep_for or 0) * 60.0,
     )
 
 
@@ -41,15 +47,16 @@ def most_it_costs(quote: Quote, spec: Spec) -> float:
     return by_time if spec.max_cost is None else min(by_time, spec.max_cost)
 
 
-def _disk_gb(plan: Plan) -> int:
-    weights = WEIGHTS_GB.get(plan.model.name, UNKNOWN_WEIGHTS_GB) if plan.model.source == "hub" else 2
-    return ENVIRONMENT_GB + 2 * weights
+def disk_gb(plan: Plan, weights_bytes: int | None) -> int:
+    """The disk to order, in GB: environment, scratch, and the model's weights as often as they are stored there.
 
-
-def _seconds(plan: Plan) -> float:
-    segment = plan.target.seconds if plan.target.seconds is not None else STEPS_SECONDS
-    training = segment * len(plan.kinds()) * MARGIN
-    return PREPARATION_SECONDS + training + (plan.provider.keep_for or 0) * 60.0
+    For a hub model of unknown size, two copies of `UNKNOWN_WEIGHTS_GB` are assumed.
+    """
+    if weights_bytes is not None:
+        weights = max(1, math.ceil(weights_bytes * WEIGHTS_MARGIN / 1e9))
+    else:
+        weights = 2 * (WEIGHTS_GB.get(plan.model.name, UNKNOWN_WEIGHTS_GB) if plan.model.source == "hub" else 2)
+    return ENVIRONMENT_GB + SCRATCH_GB + weights
 
 
 _LENGTH: Final = 16
@@ -65,9 +72,10 @@ def published_name(home: Path, name: str) -> str:
 
 def host_in(home: Path, settings: Settings, published: str | None) -> str | None:
     """The name in the settings for a published host name; a name from the settings is returned as it is, as is None."""
-    if published is None or any(host.name == published for host in settings.host):
+    names = [*(host.name for host in settings.host), *(fault.name for fault in settings.faults)]
+    if published is None or published in names:
         return published
-    return next((host.name for host in settings.host if published_name(home, host.name) == published), published)
+    return next((name for name in names if published_name(home, name) == published), published)
 
 
 def chosen_host(home: Path, settings: Settings, host: str | None) -> str:

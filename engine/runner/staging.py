@@ -16,10 +16,12 @@ import msgspec
 from engine.attestation.measurement import Measurements
 from engine.attestation.policy import Policy, default_policy, policy_digest, policy_from
 from engine.events import PackageSealed
-from engine.payload.build import HUB, Payload, build_payload
+from engine.payload.build import ADAPTER, Payload, build_payload
+from engine.payload.model import HUB
 from engine.plan import Plan, dump_plan, plan_digest
 from engine.providers.protocol import Lease
 from engine.providers.settings import Settings
+from engine.records.reference import remember
 from engine.remote.bundle import build_bundle, bundle_digest, site_paths
 from engine.remote.launch import Launched, launch
 from engine.remote.reconnect import Reconnecting
@@ -36,10 +38,9 @@ from engine.runner.environment_remote import (
     pinned,
     with_prepared_paths,
 )
-from engine.runner.folder import ADAPTER_CONFIG, RunFolder
+from engine.runner.folder import ADAPTER_CONFIG, INPUTS, RunFolder
 from engine.runner.ingest import Expected
 from engine.runner.journal import Journal
-from engine.runner.start import INPUTS
 from engine.sealing.manifest import Manifest
 from engine.sealing.memory import wipe
 from engine.sealing.operator_keys import read_public
@@ -47,6 +48,7 @@ from engine.sealing.package import SEALED_SUFFIX, read_manifest, seal_package
 from engine.sealing.run_key import RunKey
 from engine.store.reader import Reader
 from engine.store.writer import Writer
+from engine.system.files import open_named
 from engine.wire import canonical, digest_of, parse, sha256_hex
 from engine.worker.job import JOB_FILE, Job
 
@@ -68,6 +70,8 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
     hub_weights: dict[str, str]
     model_type: str
     noise_seed: int
+    adapter_bytes: int | None = None
+    """The size of the adapter before its first step, which training does not change; None in earlier versions."""
 
 
 class References(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,10 +142,13 @@ class Staging:
         The local allocation's environment is this installation's own and measured here; any other was measured there
         before anything of the run was staged (`make_ready`).
         """
+        measurements = Measurements(
+            bundle=self.bundle_digest, lock=digest_of(lock_in(self._bundle)), environment=self._environment(lease)
+        )
+        # The home's own reference values: `verify` knows its rows by them, without a database.
+        remember(self.folder.home, measurements, on_this_machine=lease.environment == "own")
         return References(
-            measurements=Measurements(
-                bundle=self.bundle_digest, lock=digest_of(lock_in(self._bundle)), environment=self._environment(lease)
-            ),
+            measurements=measurements,
             pod_id=allocation_digest(lease),
             ssh_host_key=host_key_digest(lease, self._salt()),
         )
@@ -243,6 +250,7 @@ class Staging:
             hub_weights={name: entry["sha256"] for name, entry in hub.get("files", {}).items()},
             model_type=str(config.get("model_type", "")),
             noise_seed=payload.noise_seed,
+            adapter_bytes=len(_content(payload.files[ADAPTER])),
         )
         self._writer.evidence(
             self.run_id,
@@ -258,7 +266,12 @@ class Staging:
             },
         )
         self._journal.add(
-            PackageSealed(manifest_digest=digest, plan_digest=plan_digest(self.plan), bundle_digest=self.bundle_digest)
+            PackageSealed(
+                manifest_digest=digest,
+                plan_digest=plan_digest(self.plan),
+                bundle_digest=self.bundle_digest,
+                samples=payload.samples,
+            )
         )
         self.folder.write(PREPARED, msgspec.json.encode(prepared))
         self._prepared = prepared
@@ -381,5 +394,5 @@ def _content(source: bytes | Path) -> bytes:
 def _sha256(source: bytes | Path) -> str:
     if isinstance(source, bytes):
         return sha256_hex(source)
-    with source.open("rb") as file:
+    with open_named(source) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

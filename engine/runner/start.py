@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from engine.errors import GlasshouseError, StoreError, UsageError
-from engine.plan import Plan, checked, plan_digest
-from engine.runner.folder import RunFolder
+from engine.plan import Plan, plan_digest
+from engine.runner.folder import INPUTS, WEIGHTS_BYTES, RunFolder
 from engine.runner.spawn import spawn_runner
+from engine.store.failure import Failure
 from engine.store.reader import Reader
 from engine.store.writer import Writer
 
 if TYPE_CHECKING:
     from engine.attestation.policy import Policy
-    from engine.providers.settings import Settings
+    from engine.runner.feasible import Feasible
 
-INPUTS: Final = "inputs.json"
 DELEGATION_SECONDS: Final = 8 * 24 * 3600
 
 
@@ -32,27 +32,25 @@ def start_run(
     model_folder: Path | None = None,
     passphrase: str | None = None,
     policy: Policy | None = None,
+    found: Feasible | None = None,
 ) -> str:
     """Validate a run, store it as queued and start its runner; returns the run's id.
 
-    `policy` may narrow the built-in one, never widen it (`policy_older`, `policy_loosened`).
+    `found` is what `check_run` said of these inputs, if it was asked before. `policy` may narrow the built-in one,
+    never widen it (`policy_older`, `policy_loosened`).
     The operator's signing key is unlocked once, to sign a delegation to a run key that only the runner holds.
     Raises a `GlasshouseError` for every kind of invalid input, and then leaves nothing behind.
     """
     from engine.attestation.policy import checked_policy, default_policy
     from engine.attestation.receipts import delegate
-    from engine.payload.build import plan_with_digests
-    from engine.providers import preflight
     from engine.providers.settings import load_settings
+    from engine.runner.feasible import check_run
     from engine.sealing.operator_keys import OperatorKeys
     from engine.sealing.run_key import RunKey
 
-    plan = checked(plan)
     chosen = default_policy() if policy is None else checked_policy(policy, default_policy())
-    settings = load_settings(home)
-    preflight(plan.provider.name, home, settings)
-    plan = _with_published_name(home, plan, settings)
-    plan = checked(plan_with_digests(plan, data_file=data_file, model_folder=model_folder))
+    found = found or check_run(home, plan, load_settings(home), data_file=data_file, model_folder=model_folder)
+    plan = found.plan
     run_id = secrets.token_hex(6)
     with Writer(home) as writer:
         keys = OperatorKeys.ensure(home / "keys", passphrase)
@@ -70,6 +68,7 @@ def start_run(
                     "modelFolder": str(model_folder.resolve()) if model_folder else None,
                     "delegation": delegation,
                     "policy": msgspec.to_builtins(chosen),
+                    WEIGHTS_BYTES: found.weights_bytes,
                 },
             )
             writer.create_run(run_id, plan)
@@ -84,29 +83,10 @@ def start_run(
             _spawn(writer, run_id)
         except GlasshouseError as error:
             with contextlib.suppress(StoreError):
-                writer.transition(run_id, "run", "failed", f"{error.code}: {error.message}")
+                writer.transition(run_id, "run", "failed", Failure.of(error))
                 folder.destroy()
             raise
     return run_id
-
-
-def _with_published_name(home: Path, plan: Plan, settings: Settings) -> Plan:
-    """The plan with a publishable name for its allocation.
-
-    Plans are published; a pod's addresses derive from the provider's id, and a static host's name may be its address.
-    """
-    from engine.runner.allocation import kept_allocation
-    from engine.runner.spec import chosen_host
-
-    requested = plan.provider.allocation
-    if plan.provider.name == "static":
-        name = chosen_host(home, settings, requested)
-    elif requested is not None and plan.provider.kind.rents:
-        with Reader(home) as reader:
-            name = kept_allocation(reader, requested).id
-    else:
-        return plan
-    return msgspec.structs.replace(plan, provider=msgspec.structs.replace(plan.provider, allocation=name))
 
 
 def resume_run(home: Path, run_id: str) -> None:

@@ -168,8 +168,8 @@ def _unwrap(header: AdapterHeader, context: bytes, recipient_private: X25519Priv
         ) from None
 
 
-def open_adapter(path: Path, recipient_private: X25519PrivateKey, expect: AdapterBinding | None) -> bytes:
-    """The plain bytes of a sealed adapter, whole and authentic.
+def open_adapter(path: Path, recipient_private: X25519PrivateKey, expect: AdapterBinding | None) -> bytearray:
+    """The plain bytes of a sealed adapter, whole and authentic, in a buffer that the caller wipes.
 
     Raises `RefusedError`: `adapter_malformed`, `adapter_wrong_binding` (not `expect`), `adapter_wrong_key`,
     `adapter_truncated`, `adapter_tampered`, `adapter_wrong_context`; `SealingError` (`payload_missing`).
@@ -184,9 +184,8 @@ def open_adapter(path: Path, recipient_private: X25519PrivateKey, expect: Adapte
         context = _context(header.binding, header.size)
         key = _unwrap(header, context, recipient_private)
         plain = bytearray(header.size)
-        try:
+        try:  # when this fails the buffer was wiped already
             decrypt_into(key, context, source, memoryview(plain), what="The sealed adapter", kind="adapter")
-            return bytes(plain)
         finally:
             wipe(key)
-            wipe(plain)
+        return plain

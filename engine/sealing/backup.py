@@ -25,7 +25,7 @@ from engine.sealing.key_generations import PublicKeys, Ring, parse_ring, read_ri
 from engine.sealing.memory import KEY_BYTES, wipe
 from engine.sealing.operator_keys import SIGNING_FILE, OperatorKeys, install, locked
 from engine.sealing.pem import check_passphrase
-from engine.system.files import sync_folder
+from engine.system.files import read_named, sync_folder
 from engine.wire import canonical, parse, utc_now
 
 BACKUP_FORMAT: Final = "glasshouse/key-backup"
@@ -216,8 +216,7 @@ def restore(
     other keys and `force` is not set; nothing is changed then.
     """
     try:
-        with file.open("rb") as source:
-            data = source.read(_MAX_BACKUP_BYTES + 1)
+        data = read_named(file, _MAX_BACKUP_BYTES)
     except OSError as error:
         raise SealingError(
             f"The backup cannot be read: {error.strerror}.", "Check its path.", code="backup_invalid"

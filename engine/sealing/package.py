@@ -37,7 +37,7 @@ from engine.sealing.manifest import (
 )
 from engine.sealing.memory import key_at, random_keys, wipe
 from engine.sealing.sealed_file import open_regular
-from engine.system.files import private_file
+from engine.system.files import private_file, unbuffered
 from engine.wire import canonical, parse, sha256_hex, utc_now
 
 SEALED_SUFFIX: Final = ".sealed"
@@ -72,7 +72,7 @@ def _changed(name: str) -> SealingError:
 
 def _open_plain(name: str, source: Path) -> io.FileIO:
     try:
-        return source.open("rb", buffering=0)
+        return unbuffered(source)
     except OSError as error:
         raise SealingError(
             f"The payload file {name} cannot be read: {error.strerror}.",

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from engine.errors import SealingError
+from engine.system.files import read_named
 
 MAX_PASSPHRASE_BYTES: Final = 1023
 _MAX_PEM_BYTES: Final = 16 * 1024
@@ -76,7 +77,7 @@ def read_pem(path: Path, *, limit: int = _MAX_PEM_BYTES) -> bytes:
             raise SealingError(f"{path.name} is not a key file.", "Restore the keys from a backup.", code="key_invalid")
         if status.st_mode & 0o077:
             raise SealingError(f"Other users can read {path.name}.", f"Run: chmod 600 {path}", code="key_permissions")
-        return path.read_bytes()
+        return read_named(path, limit)
     except OSError as error:
         raise SealingError(
             f"The key file {path.name} cannot be read: {error.strerror}.",

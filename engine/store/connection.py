@@ -16,7 +16,7 @@ from engine.errors import StoreError
 from engine.store.home import full, unwritable
 
 APPLICATION_ID: Final = 0x47_4C_41_53
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 6
 BUSY_SECONDS: Final = 5.0
 
 _PRIMARY: Final = 0xFF  # sqlite's extended result codes keep the primary one in the low byte

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import Any, Final, Literal, NamedTuple, get_args
 
 from engine.errors import UsageError
+from engine.store.failure import Failure, failure_of, read_failure
 from engine.store.views import FINAL_RUN_STATES, RunState, RunSummary, Source
+from engine.system.clock import BootTime
 from engine.system.processes import is_alive
 
 Sort = Literal["created_at", "label", "overhead_pct", "model"]
@@ -149,6 +151,7 @@ def summary(row: sqlite3.Row) -> RunSummary:
         order=row["run_order"],
         state=row["state"],
         reason=row["reason"],
+        error=_failure(row),
         created_at=row["created_at"],
         started_at=row["started_at"],
         finished_at=row["finished_at"],
@@ -163,7 +166,20 @@ def summary(row: sqlite3.Row) -> RunSummary:
         cleanup=row["cleanup"],
         clean=None if row["clean"] is None else bool(row["clean"]),
         orphaned=_orphaned(row),
+        timing_slack_pct=row["timing_slack_pct"],
+        duration_sec=_duration(row),
     )
+
+
+def _duration(row: sqlite3.Row) -> float | None:
+    began = BootTime.read(row["started_boot"])
+    ended = BootTime.read(row["finished_boot"]) if row["state"] in FINAL_RUN_STATES else BootTime.now()
+    return None if began is None or ended is None else began.until(ended)
+
+
+def _failure(row: sqlite3.Row) -> Failure | None:
+    """Also of a run that failed under a version that stored no hint."""
+    return read_failure(row) or (failure_of(row["reason"]) if row["state"] in ("failed", "cancelled") else None)
 
 
 def _orphaned(row: sqlite3.Row) -> bool:

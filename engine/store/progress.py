@@ -10,10 +10,11 @@ from __future__ import annotations
 import base64
 import binascii
 import sqlite3
-import struct
+import sys
 import zlib
+from array import array
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from engine.errors import WireError
 
@@ -22,6 +23,7 @@ LOSS_BYTES: Final = 4
 NANO_BYTES: Final = 8
 _KEYS: Final = {"segment", "from", "to", "losses", "nanos"}
 MOST_NANOS: Final = 2**63 - 1
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +41,21 @@ class Steps:
         return len(self.losses) // LOSS_BYTES
 
 
-def unpack_losses(raw: bytes) -> tuple[float, ...]:
+def unpack_losses(raw: bytes) -> array[float]:
     """Floats from float32 little-endian."""
-    return struct.unpack(f"<{len(raw) // LOSS_BYTES}f", raw)
+    return _unpacked(array("f"), raw, LOSS_BYTES)
 
 
-def unpack_nanos(raw: bytes) -> tuple[int, ...]:
+def unpack_nanos(raw: bytes) -> array[int]:
     """Integers from uint64 little-endian."""
-    return struct.unpack(f"<{len(raw) // NANO_BYTES}Q", raw)
+    return _unpacked(array("Q"), raw, NANO_BYTES)
+
+
+def _unpacked(into: array[Number], raw: bytes, width: int) -> array[Number]:
+    into.frombytes(raw[: len(raw) // width * width])
+    if sys.byteorder == "big":
+        into.byteswap()
+    return into
 
 
 def steps_of(body: dict[str, Any]) -> Steps:

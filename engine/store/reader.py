@@ -18,6 +18,7 @@ from engine.events import Chain
 from engine.store import chains, ledger, listing, progress, requests, states
 from engine.store.chains import Tail
 from engine.store.connection import translated
+from engine.store.failure import failure_of, read_failure
 from engine.store.home import database_path, has_database
 from engine.store.listing import Filter, Sort
 from engine.store.opening import open_for_reading
@@ -198,14 +199,14 @@ class Reader:
             controls = db.execute(stored, (run, "enforcement")).fetchone()
             environment = db.execute(stored, (run, "environment")).fetchone()
             moves = db.execute(
-                "SELECT id, subject, state, at, reason FROM transitions WHERE run = ? ORDER BY id", (run,)
+                "SELECT id, subject, state, at, reason, error FROM transitions WHERE run = ? ORDER BY id", (run,)
             ).fetchall()
         return RunView(
             summary=listing.summary(row),
             plan=None if row["plan"] is None else parse(row["plan"]),
             plan_digest=row["digest"],
             segments=tuple(_segment(segment) for segment in segments),
-            transitions=tuple(Transition(**dict(move)) for move in moves),
+            transitions=tuple(Transition(**{**dict(move), "error": read_failure(move)}) for move in moves),
             checks=() if row["checks"] is None else msgspec.convert(parse(row["checks"]), tuple[Check, ...]),
             row=None if row["result"] is None else parse(row["result"]),
             tier=row["tier"],
@@ -231,7 +232,9 @@ class Reader:
         """
         with self._reading() as db:
             segment = _segment_key(db, run_id, kind)
-            losses = () if segment is None else progress.unpack_losses(progress.read_losses(db, segment))
+            losses: Sequence[float] = (
+                () if segment is None else progress.unpack_losses(progress.read_losses(db, segment))
+            )
         pairs: list[tuple[int, float]] = []
         count = min(points, len(losses))
         for index in range(count):
@@ -240,6 +243,15 @@ class Reader:
             if math.isfinite(mean):
                 pairs.append((end, mean))
         return pairs
+
+    def event_counts(self, run_id: str, chain: Chain) -> dict[str, tuple[int, int]]:
+        """By name, how many events of a log are stored and the bytes of their bodies; without progress events."""
+        with self._reading() as db:
+            rows = db.execute(
+                "SELECT event, count(*), sum(length(body)) FROM events WHERE run = ? AND chain = ? GROUP BY event",
+                (states.key_of(db, run_id), chain),
+            ).fetchall()
+        return {row[0]: (row[1], row[2]) for row in rows}
 
     def log(self, run_id: str, after: int = 0, limit: int | None = None, *, last: int | None = None) -> list[LogLine]:
         """Lines of both logs after row id `after`, in order of arrival; `last` returns only that many of the newest.
@@ -308,6 +320,11 @@ class Reader:
         with self._reading() as db:
             return ledger.of_run(db, states.key_of(db, run_id))
 
+    def held_seconds(self, allocation_id: str, run_id: str) -> float | None:
+        """How long a run had an allocation, until its end or until now; None if no clock can tell."""
+        with self._reading() as db:
+            return ledger.held_seconds(db, allocation_id, states.key_of(db, run_id))
+
     def runs_served(self, allocation_id: str) -> list[str]:
         """The ids of the runs that used an allocation, oldest first."""
         with self._reading() as db:
@@ -356,6 +373,7 @@ def _segment(row: sqlite3.Row) -> SegmentView:
         position=row["position"],
         state=row["state"],
         reason=row["reason"],
+        error=read_failure(row) or (failure_of(row["reason"]) if row["state"] == "failed" else None),
         stop_reason=row["stop_reason"],
         steps=row["steps"],
         elapsed_sec=row["elapsed_ns"] / 1e9 if row["elapsed_ns"] else None,

@@ -202,8 +202,40 @@ def _add_allocation_ends(connection: sqlite3.Connection) -> None:
     connection.execute("CREATE INDEX allocation_runs_by_run ON allocation_runs (run)")
 
 
+def _add_readings(connection: sqlite3.Connection) -> None:
+    connection.execute(
+        """CREATE TABLE readings (
+            run INTEGER PRIMARY KEY REFERENCES runs,
+            clock TEXT NOT NULL,
+            base INTEGER NOT NULL,
+            began INTEGER NOT NULL)"""
+    )
+    connection.execute("ALTER TABLE runs ADD COLUMN timing_slack_pct REAL")
+
+
+def _add_boot_times(connection: sqlite3.Connection) -> None:
+    """Moments of the boot clock beside those in UTC, as `BootTime` writes them: durations and costs follow."""
+    for table, column in (
+        ("runs", "started_boot"),
+        ("runs", "finished_boot"),
+        ("allocations", "created_boot"),
+        ("allocations", "released_boot"),
+        ("allocation_runs", "boot"),
+    ):
+        connection.execute(f"ALTER TABLE {table} ADD COLUMN {column} TEXT")
+
+
+def _add_errors(connection: sqlite3.Connection) -> None:
+    """Code, sentence, hint and causes of a failure, as JSON; null for every other reason."""
+    for table in ("runs", "segments", "transitions", "allocations", "allocation_moves"):
+        connection.execute(f"ALTER TABLE {table} ADD COLUMN error TEXT")
+
+
 STEPS: Final[tuple[tuple[str, Callable[[sqlite3.Connection], None]], ...]] = (
     ("0001_tables", _create_tables),
     ("0002_published_rows", insert_published),
     ("0003_allocation_ends", _add_allocation_ends),
+    ("0004_readings", _add_readings),
+    ("0005_boot_times", _add_boot_times),
+    ("0006_errors", _add_errors),
 )

@@ -6,6 +6,7 @@ import sqlite3
 from typing import Final, get_args
 
 from engine.errors import StoreError, UsageError
+from engine.store.failure import Reason, packed, reason_text
 from engine.store.views import (
     FINAL_RUN_STATES,
     AttestationState,
@@ -33,17 +34,20 @@ def key_of(db: sqlite3.Connection, run_id: str) -> int:
     return int(row["key"])
 
 
-def note(db: sqlite3.Connection, run: int | None, subject: str, state: str, at: str, reason: str) -> None:
+def note(db: sqlite3.Connection, run: int | None, subject: str, state: str, at: str, why: Reason) -> None:
     """Record a state in the run's history."""
     db.execute(
-        "INSERT INTO transitions (run, subject, state, at, reason) VALUES (?, ?, ?, ?, ?)",
-        (run, subject, state, at, reason),
+        "INSERT INTO transitions (run, subject, state, at, reason, error) VALUES (?, ?, ?, ?, ?, ?)",
+        (run, subject, state, at, reason_text(why), packed(why)),
     )
 
 
-def move(db: sqlite3.Connection, run: int, run_id: str, subject: str, state: str, reason: str, at: str) -> None:
-    """Change a state and record it, inside the caller's transaction; raises `StoreError`."""
+def move(
+    db: sqlite3.Connection, run: int, run_id: str, subject: str, state: str, why: Reason, at: str, boot: str
+) -> None:
+    """Change a state and record it, inside the caller's transaction; raises `StoreError`. `boot`: now, a `BootTime`."""
     kind = subject.removeprefix("segment:")
+    reason, error = reason_text(why), packed(why)
     if subject in _COLUMNS:
         column, known = _COLUMNS[subject]
         present = db.execute(f"SELECT {column} FROM runs WHERE key = ?", (run,)).fetchone()[0]  # noqa: S608
@@ -64,13 +68,26 @@ def move(db: sqlite3.Connection, run: int, run_id: str, subject: str, state: str
         raise StoreError(f"Run {run_id} has already ended: {present}.", "Start a new run.", code="run_final")
     if subject == "run":
         db.execute(
-            """UPDATE runs SET state = :state, reason = :reason,
+            """UPDATE runs SET state = :state, reason = :reason, error = :error,
+                started_boot = iif(started_at IS NULL AND :state <> 'queued', :boot, started_boot),
                 started_at = iif(started_at IS NULL AND :state <> 'queued', :at, started_at),
+                finished_boot = iif(:final, ifnull(finished_boot, :boot), NULL),
                 finished_at = iif(:final, ifnull(finished_at, :at), NULL) WHERE key = :run""",
-            {"state": state, "reason": reason, "at": at, "final": state in FINAL_RUN_STATES, "run": run},
+            {
+                "state": state,
+                "reason": reason,
+                "error": error,
+                "at": at,
+                "boot": boot,
+                "final": state in FINAL_RUN_STATES,
+                "run": run,
+            },
         )
     elif subject in _COLUMNS:
         db.execute(f"UPDATE runs SET {_COLUMNS[subject][0]} = ? WHERE key = ?", (state, run))  # noqa: S608
     else:
-        db.execute("UPDATE segments SET state = ?, reason = ? WHERE run = ? AND kind = ?", (state, reason, run, kind))
-    note(db, run, subject, state, at, reason)
+        db.execute(
+            "UPDATE segments SET state = ?, reason = ?, error = ? WHERE run = ? AND kind = ?",
+            (state, reason, error, run, kind),
+        )
+    note(db, run, subject, state, at, why)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final, Literal
 
 import msgspec
 
-from engine.store.deadline import Deadline
+from engine.store.deadline import Deadline, Listed, Recheck
+from engine.store.failure import Failure
 
 RunState = Literal[
     "queued", "allocating", "connecting", "staging", "running", "collecting", "cleaning",
@@ -25,6 +27,8 @@ RequestKind = Literal["cancel", "keep"]
 CheckStatus = Literal["passed", "failed", "not_applicable", "pending"]
 Source = Literal["mine", "published"]
 
+WARNING: Final = "note"
+"""The subject of a transition that only records a warning of the runner."""
 FINAL_RUN_STATES: Final = ("finished", "failed", "cancelled")
 RAW_STAGES: Final = ("pending", "launching", "loading", "warming", "training", "done")
 PROTECTED_STAGES: Final = (
@@ -49,7 +53,7 @@ class Check(_View, frozen=True, kw_only=True):
 class Transition(_View, frozen=True, kw_only=True):
     """One change of state.
 
-    `subject`: run, segment:raw, segment:protected, attestation, key, runtime, cleanup.
+    `subject`: run, segment:raw, segment:protected, attestation, key, runtime, cleanup; note for a warning.
     """
 
     id: int
@@ -57,6 +61,7 @@ class Transition(_View, frozen=True, kw_only=True):
     state: str
     at: str
     reason: str
+    error: Failure | None = None
 
 
 class SegmentView(_View, frozen=True, kw_only=True):
@@ -74,6 +79,7 @@ class SegmentView(_View, frozen=True, kw_only=True):
     adapter_sha256: str | None
     tensor_digest: str | None
     phases: dict[str, float]
+    error: Failure | None = None
 
     @property
     def steps_per_second(self) -> float | None:
@@ -110,6 +116,12 @@ class RunSummary(_View, frozen=True, kw_only=True):
     clean: bool | None
     orphaned: bool
     """True when the run is not final and no running runner owns it."""
+    timing_slack_pct: float | None = None
+    """By how much the overhead could be off with step times that the runner's clock does not contradict, in percent."""
+    duration_sec: float | None = None
+    """Seconds from start to end, or until now, by this machine's boot clock; None if it was restarted in between."""
+    error: Failure | None = None
+    """Why it failed; also while it still cleans up."""
 
 
 class RunView(_View, frozen=True, kw_only=True):
@@ -130,16 +142,36 @@ class RunView(_View, frozen=True, kw_only=True):
     environment: dict[str, Any] | None = None
     """The source of the allocation's Python packages, the seconds that their installation took, and the measurement."""
 
+    @property
+    def warnings(self) -> tuple[Transition, ...]:
+        """What the runner noted on the way, oldest first."""
+        return tuple(move for move in self.transitions if move.subject == WARNING)
+
+    @property
+    def failures(self) -> tuple[Transition, ...]:
+        """What failed beside the run itself, such as wipe or clean-up: the newest moves, each failure once."""
+        newest = {move.subject: move for move in self.transitions if move.subject != WARNING}
+        told = {None if self.summary.error is None else self.summary.error.text}
+        found = []
+        for move in newest.values():
+            if move.error is not None and move.error.text not in told:
+                told.add(move.error.text)
+                found.append(move)
+        return tuple(found)
+
     def segment(self, kind: str) -> SegmentView | None:
         """The segment of this kind, or None if the plan has none."""
         return next((segment for segment in self.segments if segment.kind == kind), None)
 
 
 class Series(_View, frozen=True, kw_only=True):
-    """Per-step series of one segment: float32 losses and step times in nanoseconds, equally long."""
+    """Per-step series of one segment: float32 losses and step times in nanoseconds, equally long.
 
-    losses: tuple[float, ...]
-    nanos: tuple[int, ...]
+    The store and an artifact give packed arrays, which take 12 bytes a step; tuples would take some 80.
+    """
+
+    losses: Sequence[float]
+    nanos: Sequence[int]
 
 
 class LogLine(_View, frozen=True, kw_only=True):
@@ -168,6 +200,7 @@ class AllocationView(_View, frozen=True, kw_only=True):
     state: CleanupState
     ledger_state: LedgerState
     reason: str = ""
+    error: Failure | None = None
     created_at: str
     released_at: str | None
     price_per_hour: float | None
@@ -178,6 +211,15 @@ class AllocationView(_View, frozen=True, kw_only=True):
     keep_until: Deadline | None = None
     deadline: Deadline | None = None
     intended_until: Deadline | None = None
+    age_sec: float | None = None
+    """Seconds from its request to its end, or until now, by the boot clock; else as the provider states it; or None."""
+    listed: Listed | None = None
+    recheck: Recheck | None = None
+
+    @property
+    def is_looked_for(self) -> bool:
+        """Whether it is gone, and looked for again."""
+        return self.ledger_state == "gone" and self.recheck is not None and not self.recheck.over
 
 
 class Request(_View, frozen=True, kw_only=True):

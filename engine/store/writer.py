@@ -16,20 +16,24 @@ import msgspec
 from engine.errors import StoreError
 from engine.events import Chain
 from engine.plan import Plan, dump_plan, plan_digest
-from engine.store import chains, ledger, process_locks, requests, states
+from engine.store import chains, ledger, process_locks, readings, requests, states
 from engine.store.chains import Tail
 from engine.store.connection import translated
+from engine.store.failure import MAX_TEXT, Reason
 from engine.store.home import database_path
 from engine.store.ledger import AllocationFields
 from engine.store.opening import open_for_writing
 from engine.store.published import search_text
+from engine.store.readings import Reading
 from engine.store.views import (
     FINAL_RUN_STATES,
+    WARNING,
     Check,
     LedgerState,
     Request,
     RequestKind,
 )
+from engine.system.clock import BootTime
 from engine.wire import Event, canonical, parse, utc_now
 
 SegmentKind = Literal["raw", "protected"]
@@ -63,10 +67,14 @@ class Writer:
     An unknown run raises `UsageError` (`run_unknown`).
     """
 
-    def __init__(self, home: Path, *, clock: Callable[[], str] = utc_now) -> None:
+    def __init__(
+        self, home: Path, *, clock: Callable[[], str] = utc_now, boot_clock: Callable[[], BootTime] = BootTime.now
+    ) -> None:
+        """`clock` gives the times that are shown, `boot_clock` those that decide."""
         self.home = home
         self._path = database_path(home)
         self._clock = clock
+        self._boot_clock = boot_clock
         self._lock = threading.RLock()
         self._connection = open_for_writing(home)
 
@@ -116,6 +124,9 @@ class Writer:
             finally:
                 if durable:
                     connection.execute("PRAGMA synchronous = NORMAL")
+
+    def _boot(self) -> str:
+        return str(self._boot_clock())
 
     # Runs
 
@@ -175,14 +186,22 @@ class Writer:
             row = db.execute("SELECT label, id, model, gpu_model, provider FROM runs WHERE key = ?", (run,)).fetchone()
             db.execute("UPDATE runs SET search = ? WHERE key = ?", (search_text(*row), run))
 
-    def transition(self, run_id: str, subject: str, state: str, reason: str = "") -> None:
+    def transition(self, run_id: str, subject: str, state: str, reason: Reason = "") -> None:
         """Record a change of state before it is acted upon; the present state with the same reason is ignored.
 
         `subject`: run, segment:raw, segment:protected, attestation, key, runtime, cleanup. Raises
         `StoreError`: `state_unknown`, or `run_final` for a run that would leave a final state.
         """
         with self._transaction() as db:
-            states.move(db, states.key_of(db, run_id), run_id, subject, state, reason, self._clock())
+            states.move(db, states.key_of(db, run_id), run_id, subject, state, reason, self._clock(), self._boot())
+
+    def warn(self, run_id: str, text: str) -> None:
+        """Add a warning to the run's history, once, for the operator to read; no state changes."""
+        with self._transaction() as db:
+            run, shown = states.key_of(db, run_id), text[:MAX_TEXT]
+            known = "SELECT 1 FROM transitions WHERE run = ? AND subject = ? AND reason = ?"
+            if db.execute(known, (run, WARNING, shown)).fetchone() is None:
+                states.note(db, run, WARNING, "warning", self._clock(), shown)
 
     def segment(self, run_id: str, kind: SegmentKind, **fields: Unpack[SegmentFields]) -> None:
         """Set fields of a segment that became known."""
@@ -213,7 +232,7 @@ class Writer:
         row: Mapping[str, Any],
         checks: Sequence[Check],
         state: Literal["finished", "failed", "cancelled"] = "finished",
-        reason: str = "",
+        reason: Reason = "",
     ) -> None:
         """Store the row with its checks and end the run; for a run that has already ended only the row is replaced."""
         now = self._clock()
@@ -231,10 +250,13 @@ class Writer:
                     canonical(msgspec.to_builtins(list(checks))).decode(),
                 ),
             )
-            db.execute("UPDATE runs SET overhead_pct = ?, clean = ? WHERE key = ?", (overhead, row.get("clean"), run))
+            db.execute(
+                "UPDATE runs SET overhead_pct = ?, timing_slack_pct = ?, clean = ? WHERE key = ?",
+                (overhead, row.get("timingSlackPct"), row.get("clean"), run),
+            )
             present = db.execute("SELECT state FROM runs WHERE key = ?", (run,)).fetchone()["state"]
             if present not in FINAL_RUN_STATES:
-                states.move(db, run, run_id, "run", state, reason, now)
+                states.move(db, run, run_id, "run", state, reason, now, self._boot())
 
     # Logs
 
@@ -259,6 +281,16 @@ class Writer:
         """
         with self._transaction() as db:
             return chains.append(db, states.key_of(db, run_id), chain, events)
+
+    def last_reading(self, run_id: str) -> Reading | None:
+        """When the allocation's log was last read to its end; None before that."""
+        with self._lock, translated(self._path):
+            return readings.last(self._connection, states.key_of(self._connection, run_id))
+
+    def keep_reading(self, run_id: str, reading: Reading) -> None:
+        """Store when the allocation's log was last read to its end."""
+        with self._transaction() as db:
+            readings.keep(db, states.key_of(db, run_id), reading)
 
     # Proofs
 
@@ -338,13 +370,13 @@ class Writer:
         """
         with self._transaction(durable=True) as db:
             run = None if run_id is None else states.key_of(db, run_id)
-            ledger.intend(db, allocation_id, provider, name, run, self._clock(), fields)
+            ledger.intend(db, allocation_id, provider, name, run, self._clock(), self._boot(), fields)
 
     def allocation_state(
         self,
         allocation_id: str,
         state: LedgerState,
-        reason: str = "",
+        reason: Reason = "",
         *,
         only_from: LedgerState | None = None,
         **fields: Unpack[AllocationFields],
@@ -354,12 +386,17 @@ class Writer:
         Raises `StoreError` (`ledger_move`) for a state that cannot follow, or when the present one is not `only_from`.
         """
         with self._transaction(durable=True) as db:
-            ledger.move(db, allocation_id, state, reason, self._clock(), fields, only_from)
+            ledger.move(db, allocation_id, state, reason, self._clock(), self._boot(), fields, only_from)
 
     def take_up(self, allocation_id: str, run_id: str) -> None:
         """Assign a kept allocation to another run; raises `StoreError` (`allocation_in_use`) if it is not kept."""
         with self._transaction(durable=True) as db:
-            ledger.take_up(db, allocation_id, states.key_of(db, run_id), self._clock())
+            ledger.take_up(db, allocation_id, states.key_of(db, run_id), self._clock(), self._boot())
+
+    def allocation_known(self, allocation_id: str, **fields: Unpack[AllocationFields]) -> None:
+        """Add what became known of an allocation; its state stays."""
+        with self._transaction() as db:
+            ledger.add(db, allocation_id, fields)
 
     # Requests and settings
 

@@ -1,9 +1,16 @@
-"""The one way in which the project writes a file of its own: private, whole or not at all, and durable."""
+"""The one way in which the project writes a file of its own, and the one in which it reads a file that a person names.
+
+Written: private, whole or not at all, and durable. Read: a regular file only, at once, and never more than a limit.
+"""
 
 from __future__ import annotations
 
+import errno
+import io
+import mmap
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +44,58 @@ def write_private(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Put `data` at `path` as `private_file` does."""
     with private_file(path, durable=durable) as file:
         file.write(data)
+
+
+def open_named(path: Path) -> io.BufferedReader:
+    """Open a regular file that a person names; links are followed.
+
+    Raises `OSError` at once, its `strerror` a phrase for people: a FIFO would block for ever, a device never ends, and
+    opening some devices already does something.
+    """
+    try:
+        is_regular = stat.S_ISREG(path.stat().st_mode)
+    except ValueError as error:  # a zero byte in the name
+        raise OSError(errno.EINVAL, "its name is not valid", str(path)) from error
+    if not is_regular:
+        raise _not_regular(path)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # exchanged since
+        os.close(descriptor)
+        raise _not_regular(path)
+    return os.fdopen(descriptor, "rb")
+
+
+def unbuffered(path: Path) -> io.FileIO:
+    """A file as `open_named` opens it, without a buffer that would keep parts of it in memory."""
+    with open_named(path) as file:
+        return io.FileIO(os.dup(file.fileno()), "rb")
+
+
+def read_named(path: Path, most: int) -> bytes:
+    """The bytes of a file as `open_named` opens it; raises `OSError` also for more than `most`, however it grows."""
+    with open_named(path) as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"it is larger than {most:,} bytes", str(path))
+    return data
+
+
+def _not_regular(path: Path) -> OSError:
+    return OSError(errno.EINVAL, "it is not a regular file", str(path))
+
+
+@contextmanager
+def mapped(path: Path) -> Iterator[memoryview]:
+    """The bytes of a regular file of our own, mapped: however large it is, it takes no memory that others lack.
+
+    Raises `OSError` as `open_named`. The file must not be cut meanwhile.
+    """
+    with open_named(path) as file:
+        if not os.fstat(file.fileno()).st_size:
+            yield memoryview(b"")
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping, memoryview(mapping) as view:
+            yield view
 
 
 def sync_folder(folder: Path) -> None:

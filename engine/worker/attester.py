@@ -7,7 +7,6 @@ import hashlib
 import io
 import re
 import threading
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -26,10 +25,12 @@ from engine.attestation.measurement import (
     Measurements,
     listed_environment,
 )
-from engine.attestation.reasons import refusal
+from engine.attestation.reasons import REASONS, refusal
 from engine.attestation.receipts import read_release
 from engine.errors import GlasshouseError, RefusedError
 from engine.events import AntiDebugReady, ChallengeTaken, Control, DenialTaken, EvidenceSent, Measured, PackageOpened
+from engine.sealing.manifest import is_digest
+from engine.system.clock import unix_seconds
 from engine.wire import sha256_hex
 from engine.worker.context import Context
 from engine.worker.identity import cpu_name
@@ -69,7 +70,7 @@ class EnvironmentMeasuring:
         """
         self._thread.join()
         if self._measurement is None:
-            raise self._error or RefusedError("The environment was not measured.", code="environment_unreadable")
+            raise self._error or refusal("environment_unreadable", "it was not measured")
         if listed_environment(self._sites).fingerprint != self._fingerprint:
             raise refusal("environment_changed")
         trim()  # the listings were large, and the scan of this process takes longer with every free page
@@ -102,6 +103,7 @@ class Attestation:
             bundle=sha256_hex(bundle), lock=lock_of(bundle), environment=environment.digest
         )
         self._evidence_digest = ""
+        self._ciphertext_digest = ""
         self.runner_head = ""
         self.nonce_digest = ""
         log = context.log
@@ -129,9 +131,7 @@ class Attestation:
             job.policy_digest,
             job.recipient_public_key,
         ):
-            raise RefusedError(
-                "The challenge was issued for another job than the staged one.", code="challenge_mismatch"
-            )
+            raise refusal("challenge_mismatch", "it was issued for another job than the staged one")
         self.runner_head = challenge.runner_head
         self.nonce_digest = hashlib.sha256(challenge.nonce_bytes).hexdigest()
         context.log.add(ChallengeTaken(runner_head=challenge.runner_head, nonce_sha256=self.nonce_digest))
@@ -154,7 +154,7 @@ class Attestation:
             hwmodel=cpu_name(),
             swversion=__version__,
             submods=self._submods(),
-            now=time.time(),
+            now=unix_seconds(),
             debug=being_traced(),
         )
         return sign_evidence(claims, context.attester)
@@ -186,6 +186,7 @@ class Attestation:
             context.log.add(DenialTaken(codes=codes))
             raise RefusedError(
                 f"The verifier refused the evidence: {', '.join(codes) or 'no reason given'}.",
+                next((REASONS[code][1] for code in codes if code in REASONS), ""),
                 code=codes[0] if codes else "release_denied",
             )
         receipt = read_release(message.get("receipt"), base64.b64decode(job.run_public_key), run_id=job.run_id)
@@ -194,21 +195,25 @@ class Attestation:
             sealed = base64.b64decode(ciphertext, validate=True)
         except ValueError as error:
             raise refusal("release_other_result") from error
-        if (receipt.evidence_sha256, receipt.ciphertext_sha256, receipt.cnf_public) != (
-            self._evidence_digest,
-            sha256_hex(sealed),
-            self._cnf.hex(),
+        expected = (self._evidence_digest, sha256_hex(sealed), self._cnf.hex(), job.policy_digest, job.manifest_digest)
+        stated = (receipt.evidence_sha256, receipt.ciphertext_sha256, receipt.cnf_public)
+        if (*stated, receipt.policy_sha256, receipt.manifest_sha256) != expected or not is_digest(
+            str(message.get("runnerHead"))
         ):
-            raise RefusedError(
-                "The release was made for other evidence than this segment sent.", code="release_other_result"
-            )
+            raise refusal("release_other_result", "it was made for other evidence than this segment sent")
         self.runner_head = str(message.get("runnerHead"))
+        self._ciphertext_digest = receipt.ciphertext_sha256
         return {"ciphertext": ciphertext, "info": str(message.get("info"))}
 
     def completed(self, opened: dict[str, Any]) -> None:
         """Log that the package is open, linked to the release in the runner's log."""
         self._context.log.add(
-            PackageOpened(segment="protected", runner_head=self.runner_head, manifest_sha256=opened["manifest_sha256"])
+            PackageOpened(
+                segment="protected",
+                runner_head=self.runner_head,
+                manifest_sha256=opened["manifest_sha256"],
+                ciphertext_sha256=self._ciphertext_digest,
+            )
         )
 
 

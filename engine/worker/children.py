@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,11 +15,15 @@ from engine.errors import RunError
 from engine.worker.channel import TIMEOUT, Channel, pair
 from engine.worker.isolation.binding import BIND_NOW
 from engine.worker.isolation.procfs import start_time
+from engine.worker.oom import OomWatch
 
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 INHERITED: Final = ("CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "NVIDIA_VISIBLE_DEVICES", "TZ")
 POLL_SECONDS: Final = 0.2
 EXIT_SECONDS: Final = 30.0
+TAIL_BYTES: Final = 4096
+TAIL_LINES: Final = 3
+TAIL_TEXT: Final = 400
 
 
 class Bundle:
@@ -38,12 +43,17 @@ class Bundle:
 class Child:
     """A running child and its channel. A message of kind `error` is raised as a `RunError` with the child's code."""
 
-    def __init__(self, role: str, process: subprocess.Popen[bytes], channel: Channel) -> None:
+    def __init__(
+        self, role: str, process: subprocess.Popen[bytes], channel: Channel, quoted_log: Path | None = None
+    ) -> None:
+        """`quoted_log`: the file with its stderr, if that may be quoted when the child dies."""
         self.role = role
         self.process = process
         self.channel = channel
         self.pid = process.pid
         self.start = start_time(process.pid) or 0
+        self._quoted_log = quoted_log
+        self._oom = OomWatch()
 
     def expect(
         self,
@@ -101,14 +111,17 @@ class Child:
         return self.expect(answer, seconds)
 
     def _died(self) -> RunError:
-        status = self._wait(EXIT_SECONDS)
+        status, name = self._wait(EXIT_SECONDS), self.role.split(" ")[0]
+        if status == -signal.SIGKILL and self._oom.killed(self.pid):
+            sentence = f"The {self.role} was killed by the kernel, because memory ran out."
+            return RunError(sentence, code=f"{name}_out_of_memory")
+        if status == -signal.SIGKILL:
+            doubt = "if you did not do it, the machine may have run out of memory"
+            return RunError(f"The {self.role} was killed by signal 9; {doubt}.", code=f"{name}_killed")
         how = f"by signal {-status}" if status is not None and status < 0 else f"with status {status}"
-        code = "out_of_memory" if status == -9 else "worker_died"
-        return RunError(
-            f"The {self.role} ended {how} before it had finished.",
-            "Look at the last lines of the run's log.",
-            code=f"{self.role.split(' ')[0]}_{code}",
-        )
+        last = "" if self._quoted_log is None else last_words(self._quoted_log)
+        quoted = f" Its last words: {last}" if last else ""
+        return RunError(f"The {self.role} ended {how} before it had finished.{quoted}", code=f"{name}_worker_died")
 
     def _wait(self, seconds: float) -> int | None:
         try:
@@ -163,10 +176,32 @@ def _start(
         )
 
 
+def last_words(log: Path) -> str:
+    """The last lines of a process's stderr on one bounded line, without control characters."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+            lines = file.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return ""
+    text = " / ".join(line.strip() for line in [line for line in lines if line.strip()][-TAIL_LINES:])
+    return "".join(char if char.isprintable() else " " for char in text[-TAIL_TEXT:])
+
+
 def spawn_on_pipes(
-    bundle: Bundle, role: str, arguments: Sequence[str], *, fds: Sequence[int], env: Mapping[str, str], log: Path
+    bundle: Bundle,
+    role: str,
+    arguments: Sequence[str],
+    *,
+    fds: Sequence[int],
+    env: Mapping[str, str],
+    log: Path,
+    is_quotable: bool = False,
 ) -> Child:
-    """Start the bundle in a role that communicates over two pipes, and so can neither send nor receive descriptors."""
+    """Start the bundle in a role that communicates over two pipes, and so can neither send nor receive descriptors.
+
+    `is_quotable`: whether its stderr may be quoted; never that of a process that holds plaintext.
+    """
     ours_read, theirs_write = os.pipe()
     theirs_read, ours_write = os.pipe()
     ends = ["--read", str(theirs_read), "--write", str(theirs_write)]
@@ -175,7 +210,7 @@ def spawn_on_pipes(
     finally:
         os.close(theirs_read)
         os.close(theirs_write)
-    return Child(role, process, Channel(ours_read, ours_write))
+    return Child(role, process, Channel(ours_read, ours_write), log if is_quotable else None)
 
 
 def spawn_on_socket(

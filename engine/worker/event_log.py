@@ -33,6 +33,10 @@ class EventLog:
         """The descriptor of the open log file."""
         return self._fd
 
+    def now(self) -> float:
+        """Seconds on the supervisor's monotonic clock since the log began."""
+        return round(time.monotonic() - self._began, 6)
+
     def add(self, body: Body) -> Event:
         """Append one event."""
         event = self._chain.append(name_of(type(body)), fields_of(body))
@@ -51,9 +55,10 @@ class EventLog:
         stop_reason: StopReason | None = None,
     ) -> None:
         """Append a state change of a segment, stamped with seconds on the supervisor's monotonic clock."""
-        at = round(time.monotonic() - self._began, 6)
         self.add(
-            SegmentState(segment=segment, state=state, at=at, identity=identity, code=code, stop_reason=stop_reason)
+            SegmentState(
+                segment=segment, state=state, at=self.now(), identity=identity, code=code, stop_reason=stop_reason
+            )
         )
 
     def failed(self, segment: SegmentKind, code: str, message: str, *, stop_reason: StopReason | None = None) -> None:

@@ -51,6 +51,12 @@ def memory_used() -> DeviceMemory | None:
         return _by_tool()
 
 
+def total_memory() -> int | None:
+    """The size of the first accelerator's memory in bytes, as `nvidia-smi` reports it; None if it does not."""
+    lines = _query_tool("--query-gpu=memory.total")
+    return int(lines[0]) * _MIB if lines and lines[0].isdecimal() else None
+
+
 def device_after(before: DeviceMemory | None, *, known_gpu: bool, settle: float = SETTLE_SECONDS) -> Device:
     """The accelerators once every process has ended, against the baseline taken before the first was started.
 

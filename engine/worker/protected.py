@@ -6,17 +6,22 @@ import contextlib
 import mmap
 import os
 import time
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
 
-from engine.attestation.zeroization import zeroization_faults, zeroization_receipt
-from engine.errors import GlasshouseError, RefusedError, RunError
+from engine.attestation.policy import policy_from
+from engine.attestation.reasons import refusal
+from engine.attestation.wipe_proof import PAYLOAD, SCANNER, SUPERVISOR, TRAINER, Expected, zeroization_faults
+from engine.attestation.zeroization import ABANDONED_METHODS, METHODS, Zeroization, zeroization_receipt
+from engine.errors import GlasshouseError, RunError
 from engine.events import AdapterSealed, Envelope, TrainFinished, ZeroizeDone, ZeroizeStarted
 from engine.plan import SegmentKind
 from engine.sealing.adapter import AdapterBinding
 from engine.sealing.manifest import Manifest, manifest_digest
 from engine.sealing.package import open_sealed, read_manifest
+from engine.wire import utc_now
 from engine.worker import gpu_memory, hub_weights, identity
 from engine.worker.attester import Attestation, EnvironmentMeasuring
 from engine.worker.channel import TIMEOUT, Channel, pair
@@ -25,12 +30,10 @@ from engine.worker.context import Context
 from engine.worker.isolation import memfd, patterns, procfs
 from engine.worker.key_process import ENVIRONMENT as KEY_ENVIRONMENT
 from engine.worker.segment import TrainerProcess
-from engine.worker.zeroization import SUPERVISOR, Prover, stack_faults
+from engine.worker.zeroization import Prover, stack_faults
 
 KIND: Final[SegmentKind] = "protected"
 KEY_SECONDS: Final = 3600.0
-PAYLOAD: Final = "payload"
-TRAINER: Final = "trainer"
 POLL_SECONDS: Final = 0.2
 WIPE_SECONDS: Final = 10.0  # for a process whose channel was closed to wipe what it holds
 
@@ -61,8 +64,8 @@ class ProtectedSegment:
         self._children: list[Child] = []
         self._released = False
         self._done = False
-        self._nonce_digest = ""
-        self._adapter_digest: str | None = None
+        self._nonce_digest = self._launched = ""
+        self._adapter: AdapterSealed | None = None
         self._prover: Prover | None = None
         self._trainer: TrainerProcess | None = None
         self._device = gpu_memory.memory_used()
@@ -86,10 +89,11 @@ class ProtectedSegment:
     def run(self) -> None:
         """Launch, attest, receive the keys, train, seal, wipe, prove."""
         log, job = self._context.log, self._context.job
+        self._launched = utc_now()
         log.state(KIND, "launching", identity=identity.observe(self._context.folder))
         manifest = read_manifest(self._context.folder / "package")
         if manifest_digest(manifest) != job.manifest_digest:
-            raise RefusedError("The staged manifest is not the one that was sent.", code="manifest_mismatch")
+            raise refusal("manifest_mismatch", "the staged manifest is another one")
         self._hub = hub_weights.fetch(job, self._context.folder)
         measuring = EnvironmentMeasuring(self._context.bundle.sites)
         keys, enforcement = self._launch(manifest)
@@ -243,39 +247,40 @@ class ProtectedSegment:
             sealed = self._through_keys(self._sealer, command, [self._adapter_fd, out], "sealed")
         finally:
             os.close(out)
-        self._adapter_digest = written["sha256"]
-        self._context.log.add(
-            AdapterSealed(
-                segment=KIND,
-                size=written["size"],
-                sha256=written["sha256"],
-                sealed_sha256=sealed["sha256"],
-                sealed_size=sealed["size"],
-                tensor_digest=finished.tensor_digest,
-                nonce_sha256=binding.nonce_sha256,
-                runner_head=attestation.runner_head,
-            )
+        body = AdapterSealed(
+            segment=KIND,
+            size=written["size"],
+            sha256=written["sha256"],
+            sealed_sha256=sealed["sha256"],
+            sealed_size=sealed["size"],
+            tensor_digest=finished.tensor_digest,
+            nonce_sha256=binding.nonce_sha256,
+            runner_head=attestation.runner_head,
         )
+        self._context.log.add(body)
+        self._adapter = body
 
     def _zeroize(self) -> None:
         log = self._context.log
         log.add(ZeroizeStarted(segment=KIND))
         self.trainer.command("patterns", "patterns")
         self.prover.take_patterns(self._patterns_fd)
-        self.prover.scan("before", [TRAINER, SUPERVISOR, PAYLOAD])
+        self.prover.scan("before", [TRAINER, SUPERVISOR, PAYLOAD, SCANNER])
         self.trainer.command("wipe", "wiped")
         self._wipe_memory()
-        self.prover.scan("after", [TRAINER, SUPERVISOR, PAYLOAD])
+        self.prover.scan("after", [TRAINER, SUPERVISOR, PAYLOAD, SCANNER])
         if self.trainer.exit() != 0:
             self.prover.failures.append("trainer_status")
         self.prover.ended(self.trainer.child)
         self._conclude(self.prover)
 
-    def _conclude(self, prover: Prover, *failures: str) -> None:
+    def _conclude(self, prover: Prover, *failures: str, methods: Sequence[str] = METHODS) -> None:
         """Sign the scan results and log them, with the reasons for which they prove no wipe, if any."""
         context = self._context
-        proof = prover.finish(nonce_digest=self._nonce_digest, adapter_digest=self._adapter_digest)
-        reasons = [*zeroization_faults(proof), *stack_faults(proof), *prover.failures, *failures]
+        adapter = None if self._adapter is None else self._adapter.sha256
+        proof = prover.finish(nonce_digest=self._nonce_digest, adapter_digest=adapter, methods=methods)
+        faults = zeroization_faults(proof, self._expected(proof))
+        reasons = [*faults, *stack_faults(proof), *prover.failures, *failures]
         self._done = True
         procfs.clear(context.scratch)
         context.log.add(
@@ -285,6 +290,20 @@ class ProtectedSegment:
                 reasons=reasons,
                 receipt=msgspec.convert(zeroization_receipt(proof, context.attester), Envelope),
             )
+        )
+
+    def _expected(self, proof: Zeroization) -> Expected:
+        """What the runner will hold the receipt against, as far as it is known here."""
+        context, adapter = self._context, self._adapter
+        return Expected(
+            policy=policy_from(context.job.policy),
+            adapter_sha256=None if adapter is None else adapter.sha256,
+            adapter_size=0 if adapter is None else adapter.size,
+            secret_weights=any(name.startswith("weights") for name in self._memfds),
+            gpu=context.identity.gpu_uuid is not None,
+            launched=self._launched,
+            logged=proof.ended,
+            pod_head=proof.pod_head,
         )
 
     def _wipe_memory(self) -> None:
@@ -310,8 +329,8 @@ class ProtectedSegment:
         for child in children:
             self._prover.ended(child)
         with contextlib.suppress(RunError):  # the scanner itself may have died
-            self._prover.scan("after", [SUPERVISOR, PAYLOAD])
-        self._conclude(self._prover, f"abandoned_{code}")
+            self._prover.scan("after", [SUPERVISOR, PAYLOAD, SCANNER])
+        self._conclude(self._prover, f"abandoned_{code}", methods=ABANDONED_METHODS)
 
     def close(self) -> None:
         """End what still runs and free every descriptor and map."""

@@ -1,6 +1,7 @@
-"""The scanner: a separate hardened process that looks for given byte patterns in the memory of the others.
+"""The scanner: a separate hardened process that looks for given byte patterns in the memory of the others, and its own.
 
-It holds a copy of what it looks for, in one buffer that it zeroes at the end; it is not a target itself.
+It has fingerprints of what it looks for, never a key or plaintext (`isolation/patterns.py`), and zeroes them at the
+end. What it reads passes through one window, which it zeroes after every target; then it sweeps its stack and heap.
 
 Commands (`cmd`), each answered by one message (`msg`):
     (start)                           -> ready: enforcement
@@ -9,7 +10,8 @@ Commands (`cmd`), each answered by one message (`msg`):
     memfds: name; descriptors: memfds -> memfds: memfds of a known target, or of a new one without memory
     drop: name                        -> dropped: its descriptors are closed
     patterns; descriptor: a memfd     -> patterns: how many of each class were stored; the memfd is zeroed
-    scan: label, targets              -> scan: label, milliseconds, targets {name: report}
+    scan: label, targets, only        -> scan: label, milliseconds, targets {name: report}; `only` "latest" searches for
+                                         the patterns of the last hand-over alone
     end                               -> ended: how many patterns were wiped; the process exits with status 0
 A command that fails is answered by `error` (code, message, hint), and the scanner keeps running.
 """
@@ -25,11 +27,13 @@ from typing import Any, Final
 from engine.errors import RunError
 from engine.worker.channel import Channel
 from engine.worker.isolation import hardening, memfd
+from engine.worker.isolation.procfs import self_memory
 from engine.worker.isolation.scan import PatternStore, Scan, Target
 from engine.worker.isolation.wipe import sweep_heap, sweep_python, sweep_stack, trim
 
 _Handler = Callable[[dict[str, Any], list[int]], dict[str, Any]]
 _UNKNOWN: Final = "scan_target_unknown"
+SELF: Final = "scanner"
 
 
 def _unknown(_: dict[str, Any], fds: list[int]) -> dict[str, Any]:
@@ -39,11 +43,13 @@ def _unknown(_: dict[str, Any], fds: list[int]) -> dict[str, Any]:
 
 
 class Scanner:
-    """The targets and patterns of one protected segment."""
+    """The targets and patterns of one protected segment. `memory`: descriptors of this process's own mem and smaps."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: tuple[int, int] | None = None) -> None:
         self._store = PatternStore()
         self._targets: dict[str, Target] = {}
+        if memory is not None:
+            self._targets[SELF] = Target(SELF, *memory)
         self._scans = 0
         self._handlers: dict[str, _Handler] = {
             "target": self._add_target,
@@ -70,10 +76,7 @@ class Scanner:
             target.close()
         self._targets.clear()
         wiped = self._store.wipe()
-        sweep_python()
-        sweep_heap()
-        sweep_stack()
-        trim()
+        _sweep()
         return {"msg": "ended", "patterns_wiped": wiped, "scans": self._scans}
 
     def _add_target(self, command: dict[str, Any], fds: list[int]) -> dict[str, Any]:
@@ -115,9 +118,13 @@ class Scanner:
 
     def _scan(self, command: dict[str, Any], _: list[int]) -> dict[str, Any]:
         names = command.get("targets") or sorted(self._targets)
-        targets = [self._target(str(name)) for name in names]
+        store = self._store.latest() if command.get("only") == "latest" else self._store
+        others = [self._target(str(name)) for name in names if name != SELF]
         began = time.monotonic_ns()
-        reports = Scan(self._store).run(targets)
+        reports = Scan(store).run(others)
+        _sweep()
+        if SELF in names:
+            reports |= Scan(store).run([self._target(SELF)], beside=others)
         self._scans += 1
         milliseconds = (time.monotonic_ns() - began) // 1_000_000
         label = str(command.get("label"))
@@ -129,6 +136,14 @@ class Scanner:
         return self._targets[name]
 
 
+def _sweep() -> None:
+    """Overwrite what is free in this process: confirming a hit hashes the secret that was found, on its stack."""
+    sweep_python()
+    sweep_heap()
+    sweep_stack()
+    trim()
+
+
 def main(argv: Sequence[str]) -> int:
     """`--channel FD`: a connected socket inherited from the supervisor; exits with status 1 if it closes
     early.
@@ -138,7 +153,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--site", action="append")
     options = parser.parse_args(argv)
     with Channel(options.channel) as channel:
-        scanner = Scanner()
+        scanner = Scanner(self_memory())
         observed = hardening.harden(hardening.Options())
         try:
             channel.send({"msg": "ready", "enforcement": {n: seen.as_dict() for n, seen in observed.items()}})

@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from engine.errors import RunError
-from engine.events import BodyT, TrainCheckpoint, TrainFinished, TrainProgress, TrainStarted
+from engine.events import BodyT, TrainCheckpoint, TrainFinished, TrainMeasured, TrainProgress, TrainStarted
 from engine.plan import SegmentKind
 from engine.wire import canonical
 from engine.worker.children import Child, spawn_on_pipes
@@ -65,6 +65,7 @@ class TrainerProcess:
                 fds=[setup_fd, self._adapter_fd, *self._files.values(), *fds],
                 env=numerics.ENVIRONMENT,
                 log=self._context.folder / f"{self._kind}.log",
+                is_quotable=self._kind == "raw",
             )
         finally:
             os.close(setup_fd)
@@ -86,7 +87,8 @@ class TrainerProcess:
         log.state(kind, "warming")
         warmed = self.child.expect("warmed", LOAD_SECONDS, meanwhile=meanwhile)
         log.state(kind, "training")
-        log.add(self._body(TrainStarted, {"numerics": loaded["numerics"], "gpu": warmed["gpu"]}))
+        log.add(self._body(TrainStarted, {"numerics": loaded["numerics"], **warmed}))
+        self.child.channel.send({"cmd": "train"})  # after the line, so that the runner sees it before the first step
         message = self.child.expect("finished", TRAIN_SECONDS, meanwhile=meanwhile, others=self._record)
         finished = self._body(TrainFinished, message)
         log.add(finished)
@@ -116,6 +118,8 @@ class TrainerProcess:
             self._context.log.add(self._body(TrainProgress, message))
         elif message.get("msg") == "checkpoint":
             self._context.log.add(self._body(TrainCheckpoint, message))
+        elif message.get("msg") == "measured":
+            self._context.log.add(self._body(TrainMeasured, {**message, "at": self._context.log.now()}))
 
     def _body(self, kind: type[BodyT], message: dict[str, Any]) -> BodyT:
         """An event's body from the trainer's message; the trainer's messages too must match the published schema."""

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import math
 import os
+import re
 import struct
 import traceback
 from collections.abc import Sequence
@@ -25,6 +26,31 @@ from engine.worker.training import adapter, loop, model, numerics
 from engine.worker.training.model import Workload
 
 MAX_TEXT: Final = 500
+_MODULE: Final = re.compile(r"[A-Za-z_][\w.]{0,79}", re.ASCII)
+_HOST_MEMORY: Final = "DefaultCPUAllocator: "
+GPU_ERRORS: Final = {
+    "CUDA error: out of memory": "gpu_out_of_memory",
+    "CUBLAS_STATUS_ALLOC_FAILED": "gpu_out_of_memory",
+    "no kernel image is available for execution on the device": "gpu_failed",
+    "device-side assert triggered": "gpu_failed",
+    "an illegal memory access was encountered": "gpu_failed",
+    "misaligned address": "gpu_failed",
+    "unspecified launch failure": "gpu_failed",
+    "the launch timed out and was terminated": "gpu_failed",
+    "uncorrectable ECC error encountered": "gpu_failed",
+    "all CUDA-capable devices are busy or unavailable": "gpu_failed",
+    "no CUDA-capable device is detected": "gpu_failed",
+    "CUDA driver version is insufficient for CUDA runtime version": "gpu_failed",
+    "driver on your system is too old": "gpu_failed",
+    "No CUDA GPUs are available": "gpu_failed",
+    "CUDA unknown error": "gpu_failed",
+    "CUDA driver initialization failed": "gpu_failed",
+    "CUBLAS_STATUS_NOT_INITIALIZED": "gpu_failed",
+    "CUBLAS_STATUS_EXECUTION_FAILED": "gpu_failed",
+    "CUDNN_STATUS_NOT_INITIALIZED": "gpu_failed",
+    "CUDNN_STATUS_EXECUTION_FAILED": "gpu_failed",
+}
+"""Words of torch and CUDA that say nothing about the payload, with the code of each."""
 
 
 class _Reporter:
@@ -56,8 +82,12 @@ class _Reporter:
                 if error.code != TIMEOUT:
                     raise
                 return None
-            self._stop = "lease_expired" if command.get("reason") == "lease_expired" else "cancelled"
+            self.take_stop(command)
         return self._stop
+
+    def take_stop(self, command: dict[str, Any]) -> None:
+        """Keep the reason of a request to stop."""
+        self._stop = "lease_expired" if command.get("reason") == "lease_expired" else "cancelled"
 
 
 class TrainerRole:
@@ -94,9 +124,15 @@ class TrainerRole:
 
     def _work(self, workload: Workload, trainer: loop.Trainer) -> None:
         reporter = _Reporter(self.channel)
-        loop.warm_up(trainer, reporter)
-        self.channel.send({"msg": "warmed", "gpu": _gpu(workload.device)})
+        warmed = loop.warm_up(trainer, reporter)
+        self.channel.send({"msg": "warmed", "gpu": _gpu(workload.device), "warmupSteps": warmed})
+        self._await_train(reporter)
         outcome = loop.measure(trainer, reporter, with_evidence=self.kind == "protected")
+        # Before the adapter is digested, which may take seconds: the runner times the window by this message.
+        self.channel.send({"msg": "measured", "steps": outcome.steps, "elapsedNs": outcome.elapsed_ns})
+        tensor_digest = adapter.digest(workload.trainable)
+        if outcome.steps and outcome.steps % self.plan.training.checkpoint_every == 0:
+            reporter.checkpoint(outcome.steps, tensor_digest, outcome.step_chain)
         self.channel.send(
             {
                 "msg": "finished",
@@ -105,7 +141,7 @@ class TrainerRole:
                 "stopReason": outcome.stop_reason,
                 "finalLoss": _finite(outcome.final_loss),
                 "stepChain": outcome.step_chain,
-                "tensorDigest": adapter.digest(workload.trainable),
+                "tensorDigest": tensor_digest,
                 "adapterFinite": adapter.is_finite(workload.trainable),
             }
         )
@@ -113,15 +149,20 @@ class TrainerRole:
         if self.kind == "protected":
             self._wipe(workload, trainer, outcome.last_row)
 
+    def _await_train(self, reporter: _Reporter) -> None:
+        """Wait until `train.started` is in the log: the window must lie between that line and `train.measured`."""
+        while (received := self.channel.recv()[0]).get("cmd") == "stop":
+            reporter.take_stop(received)
+        if received.get("cmd") != "train":
+            raise _unexpected(received, "train")
+
     def _expect(self, command: str) -> dict[str, Any]:
         """Wait for one command; any other ends the process. Stops that arrive before `write_adapter` are ignored."""
         received, _ = self.channel.recv()
         while command == "write_adapter" and received.get("cmd") == "stop":
             received, _ = self.channel.recv()
         if received.get("cmd") != command:
-            raise GlasshouseError(
-                f"The supervisor sent {received.get('cmd')!r} where {command!r} was expected.", code="worker_stopped"
-            )
+            raise _unexpected(received, command)
         return received
 
     def _lock_down(self) -> None:
@@ -165,6 +206,12 @@ class TrainerRole:
         self.channel.send({"msg": "wiped", "detail": detail})
 
 
+def _unexpected(received: dict[str, Any], command: str) -> GlasshouseError:
+    return GlasshouseError(
+        f"The supervisor sent {received.get('cmd')!r} where {command!r} was expected.", code="worker_stopped"
+    )
+
+
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
@@ -200,11 +247,29 @@ def main(argv: Sequence[str]) -> int:
 
 
 def failure(error: Exception, kind: str) -> dict[str, str]:
-    """The error for the supervisor. A protected trainer's error text may hold plaintext: only its type is sent."""
+    """The error for the supervisor. A protected trainer's error text may hold plaintext, so none of it is sent: only
+    the error's type, the name of a module, or words of the GPU's driver that are known beforehand.
+    """
     if isinstance(error, GlasshouseError):
         return error.as_dict()
+    code, sentence = diagnosed(error)
     name = type(error).__name__
-    if isinstance(error, MemoryError) or name == "OutOfMemoryError":
-        return {"code": "out_of_memory", "message": "The trainer ran out of memory.", "hint": "Use a smaller batch."}
-    text = f"{name}: {str(error)[:MAX_TEXT]}" if kind == "raw" else name
-    return {"code": "trainer_failed", "message": f"The training failed ({text}).", "hint": ""}
+    if kind == "raw":
+        return RunError(f"{sentence} ({name}: {str(error)[:MAX_TEXT]})", code=code).as_dict()
+    return RunError(sentence if code != "trainer_failed" else f"{sentence} ({name})", code=code).as_dict()
+
+
+def diagnosed(error: Exception) -> tuple[str, str]:
+    """A code and a sentence for an error of Python or torch, which hold nothing of its text but what is named here."""
+    text = str(error)
+    if isinstance(error, MemoryError) or _HOST_MEMORY in text:
+        return "out_of_memory", "The trainer ran out of memory."
+    if type(error).__name__ == "OutOfMemoryError":  # torch's; the module itself may not be loaded
+        return "gpu_out_of_memory", "The GPU ran out of memory."
+    if isinstance(error, ImportError) and _MODULE.fullmatch(error.name or ""):
+        absent = isinstance(error, ModuleNotFoundError)
+        return "module_missing", f"The Python module {error.name} {'is missing' if absent else 'cannot be imported'}."
+    known = next((words for words in GPU_ERRORS if words in text), None)
+    if known is None:
+        return "trainer_failed", "The training failed."
+    return GPU_ERRORS[known], f"The GPU reported: {known}."

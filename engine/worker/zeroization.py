@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any, Final, Literal
 
 import msgspec
 
-from engine.attestation.zeroization import ProcessEnd, Scan, Zeroization
+from engine.attestation.wipe_proof import SUPERVISOR
+from engine.attestation.zeroization import METHODS, ProcessEnd, Scan, Zeroization
 from engine.errors import RunError
 from engine.events import ZeroizeScan
-from engine.wire import utc_now
+from engine.system.clock import utc
+from engine.wire import utc_text
 from engine.worker.children import Child, spawn_on_socket
 from engine.worker.context import Context
 from engine.worker.gpu_memory import DeviceMemory, device_after
@@ -20,13 +25,6 @@ from engine.worker.isolation.procfs import gone
 SCAN_SECONDS: Final = 600.0
 READY_SECONDS: Final = 60.0
 END_SECONDS: Final = 30.0
-SUPERVISOR: Final = "supervisor"
-METHODS: Final = (
-    "keys overwritten, cipher objects dropped, freed memory overwritten",
-    "parameters, gradients and moments zeroed in place",
-    "payload and adapter memfds overwritten and unmapped",
-    "buffers of the maths library freed, free heap and stack below the wipe swept",
-)
 # Beside `zeroization_hits`: a hit on the stack (a saved register) has another cause than memory freed without a wipe.
 STACK_HITS: Final = "zeroization_stack_hits"
 Moment = Literal["before", "after"]
@@ -46,7 +44,8 @@ class Prover:
         self._watched: set[tuple[int, int]] = set()
         self._ended: list[tuple[str, int, int]] = []
         self._scans: dict[Moment, dict[str, Scan]] = {"before": {}, "after": {}}
-        self._began = utc_now()
+        self._began = utc()
+        self._clock = time.monotonic()
         self.failures: list[str] = []
         self.child: Child = spawn_on_socket(
             context.bundle, "scanner", [], fds=[], env={}, log=context.folder / "protected.log"
@@ -66,14 +65,22 @@ class Prover:
         self._watched |= {procfs.file_of(fd) for fd in fds}
 
     def take_patterns(self, fd: int) -> None:
-        """Hand over the patterns to search for; the scanner zeroes the memfd."""
+        """Hand over the fingerprints of what to search for; the scanner zeroes the memfd."""
         self.child.ask({"cmd": "patterns"}, "patterns", SCAN_SECONDS, [fd])
 
     def scan(self, moment: Moment, targets: list[str]) -> None:
-        """Search the named targets for every pattern so far, before or after their wipe; logs `zeroize.scan`."""
+        """Search the named targets before their wipe for the patterns handed over last, after it for every pattern so
+        far; logs `zeroize.scan`.
+        """
         if SUPERVISOR in targets:
             self._renew_supervisor()
-        answer = self.child.ask({"cmd": "scan", "label": moment, "targets": targets}, "scan", SCAN_SECONDS)
+        command = {
+            "cmd": "scan",
+            "label": moment,
+            "targets": targets,
+            "only": "latest" if moment == "before" else "all",
+        }
+        answer = self.child.ask(command, "scan", SCAN_SECONDS)
         scans = msgspec.convert(answer["targets"], dict[str, Scan], strict=True)
         self._scans[moment] |= scans
         totals: dict[str, int] = {}
@@ -101,9 +108,10 @@ class Prover:
 
     def ended(self, child: Child) -> None:
         """Record a process that must be gone at the end, by pid and start time."""
-        self._ended.append((child.role, child.pid, child.start))
+        if (ended := (child.role, child.pid, child.start)) not in self._ended:
+            self._ended.append(ended)
 
-    def finish(self, *, nonce_digest: str, adapter_digest: str | None) -> Zeroization:
+    def finish(self, *, nonce_digest: str, adapter_digest: str | None, methods: Sequence[str] = METHODS) -> Zeroization:
         """End the scanner and assemble its results. What they prove is for the reader to judge."""
         context = self._context
         try:
@@ -120,7 +128,7 @@ class Prover:
             manifest_sha256=context.job.manifest_digest or "",
             nonce_sha256=nonce_digest,
             adapter_sha256=adapter_digest,
-            methods=list(METHODS),
+            methods=list(methods),
             before=self._scans["before"],
             after=self._scans["after"],
             processes=[
@@ -132,6 +140,7 @@ class Prover:
             processes_unseen=unseen,
             device=device_after(self._baseline, known_gpu=context.identity.gpu_uuid is not None),
             pod_head=context.log.head,
-            began=self._began,
-            ended=utc_now(),
+            began=utc_text(self._began),
+            # By the monotonic clock: a wall clock that is set back must not end the wipe before it began.
+            ended=utc_text(self._began + timedelta(seconds=time.monotonic() - self._clock)),
         )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final, Literal
 
@@ -14,6 +16,7 @@ import msgspec
 from engine.errors import RefusedError, SealingError, UsageError
 from engine.runner.folder import ADAPTER_CONFIG, ADAPTER_FILES, RunFolder
 from engine.store.views import RunView
+from engine.system.files import mapped, read_named
 from engine.wire import sha256_hex
 from glasshouse_tui.commands.base import RUN_ID, Session, Subcommand, open_reader, session_of
 from glasshouse_tui.commands.output import emit_json, emit_text
@@ -22,6 +25,7 @@ from glasshouse_tui.commands.passphrase import KEYS, passphrase_if_needed, passp
 Kind = Literal["raw", "protected"]
 
 WEIGHTS: Final = "adapter_model.safetensors"
+MAX_CONFIG_BYTES: Final = 1024 * 1024
 
 
 @click.command(cls=Subcommand, short_help="Decrypt a run's adapter into a peft folder.")
@@ -54,9 +58,15 @@ def adapter(
     kind: Kind = segment or ("raw" if view.summary.segments == "raw" else "protected")
     _refuse_nonempty(output)
     source = _source(session, view, kind)
-    weights = source.read_bytes() if kind == "raw" else _opened(session, view, source, passphrase_file)
-    _check(view, kind, weights)
-    _write_folder(output, {WEIGHTS: weights, ADAPTER_CONFIG: (source.parent / ADAPTER_CONFIG).read_bytes()})
+    with ExitStack() as stack:
+        weights = (
+            stack.enter_context(mapped(source))
+            if kind == "raw"
+            else memoryview(_opened(session, view, source, passphrase_file))
+        )
+        _check(view, kind, weights)
+        config = read_named(source.parent / ADAPTER_CONFIG, MAX_CONFIG_BYTES)
+        _write_folder(output, {WEIGHTS: weights, ADAPTER_CONFIG: config})
     if session.json:
         emit_json({"id": view.summary.id, "segment": kind, "folder": str(output), "files": [WEIGHTS, ADAPTER_CONFIG]})
     else:
@@ -66,7 +76,11 @@ def adapter(
 
 def _refuse_nonempty(folder: Path) -> None:
     if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
-        raise UsageError(f"{folder} already exists and is not an empty folder.", "Give -o another folder.")
+        raise _occupied(folder)
+
+
+def _occupied(folder: Path) -> UsageError:
+    return UsageError(f"{folder} already exists and is not an empty folder.", "Give -o another folder.")
 
 
 def _source(session: Session, view: RunView, kind: Kind) -> Path:
@@ -90,7 +104,7 @@ def _source(session: Session, view: RunView, kind: Kind) -> Path:
     return source
 
 
-def _opened(session: Session, view: RunView, source: Path, passphrase_file: Path | None) -> bytes:
+def _opened(session: Session, view: RunView, source: Path, passphrase_file: Path | None) -> bytearray:
     from engine.sealing.adapter import open_adapter, read_adapter_header
     from engine.sealing.operator_keys import OperatorKeys
 
@@ -100,7 +114,7 @@ def _opened(session: Session, view: RunView, source: Path, passphrase_file: Path
     return keys.with_recipient(lambda recipient: open_adapter(source, recipient, expected))
 
 
-def _check(view: RunView, kind: Kind, weights: bytes) -> None:
+def _check(view: RunView, kind: Kind, weights: memoryview) -> None:
     """Raises `RefusedError` (`adapter_differs`) unless this is the adapter that the run's log recorded."""
     recorded = next((segment.adapter_sha256 for segment in view.segments if segment.kind == kind), None)
     if sha256_hex(weights) != recorded:
@@ -111,19 +125,30 @@ def _check(view: RunView, kind: Kind, weights: bytes) -> None:
         )
 
 
-def _write_folder(folder: Path, files: dict[str, bytes]) -> None:
-    """Create the folder with its files, or leave everything as it was."""
+def _write_folder(folder: Path, files: dict[str, bytes | memoryview]) -> None:
+    """Create the folder (0700) with its files (0600), or leave everything as it was: an adapter is the user's alone."""
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
     part.mkdir(mode=0o700)
     try:
         for name, data in files.items():
-            with (part / name).open("xb") as file:
+            descriptor = os.open(part / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-        part.rename(folder)
+        _rename(part, folder)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def _rename(part: Path, folder: Path) -> None:
+    """Put the folder in its place; the system itself refuses to replace anything but an empty folder."""
+    try:
+        part.rename(folder)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise _occupied(folder) from error
         raise

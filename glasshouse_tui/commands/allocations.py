@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from engine.system.clock import utc
 from glasshouse_tui.allocation_status import FOREIGN, Totals, alarm, by_hand, totals
 from glasshouse_tui.commands.base import AllocationSubcommand, open_reader, session_of
 from glasshouse_tui.commands.output import UNKNOWN, as_builtins, emit_json, emit_text, known, plain, say, table
-from glasshouse_tui.format import duration, gpu, moment, money, seconds_between, short_id
+from glasshouse_tui.format import duration, gpu, moment, money, short_id
 
 if TYPE_CHECKING:
     from engine.allocations.overview import Listed, Overview, Trouble
@@ -40,7 +40,7 @@ def allocations(context: click.Context, ended: bool, offline: bool) -> int:
         emit_text(listing_text(listing, offline=offline))
         for trouble in listing.troubles:
             say(trouble_text(trouble))
-    return 1 if listing.troubles else 0
+    return 1 if any(trouble.host is None for trouble in listing.troubles) else 0
 
 
 def _document(listing: Overview) -> dict[str, Any]:
@@ -64,15 +64,15 @@ def listing_text(listing: Overview, *, offline: bool) -> str:
     offline_note = "" if not offline else " No provider was queried."
     if not listing.allocations:
         return f"Nothing is rented.{offline_note}" if not listing.troubles else "The ledger has no open allocations."
-    blocks = [table(HEAD, [cells(entry, listing.at) for entry in listing.allocations], right=_NUMBERS)]
+    blocks = [table(HEAD, [cells(entry) for entry in listing.allocations], right=_NUMBERS)]
     blocks.append(totals_text(totals(listing.allocations)) + offline_note)
     blocks += [text for entry in listing.allocations if (text := alarm_text(entry))]
     return "\n\n".join(blocks)
 
 
-def cells(entry: Listed, at: str) -> tuple[str, ...]:
-    """One row under `HEAD`; `at` is the time of the listing, UTC."""
-    age = seconds_between(entry.since, at)
+def cells(entry: Listed) -> tuple[str, ...]:
+    """One row under `HEAD`."""
+    age = entry.age_sec
     return (
         plain(entry.id or entry.allocation_id or UNKNOWN),
         plain(entry.provider),
@@ -107,7 +107,7 @@ def totals_text(sums: Totals) -> str:
         text += f" at {least}{money(sums.price_per_hour, '/h')}, {least}{money(sums.spent)} spent so far"
     if sums.foreign:
         text += f"; {sums.foreign} foreign, shown only"
-    return f"{text}. Prices in USD, times in {datetime.now().astimezone().tzname() or 'local time'}."
+    return f"{text}. Prices in USD, times in {utc().astimezone().tzname() or 'local time'}."
 
 
 def alarm_text(entry: Listed) -> str:
@@ -115,12 +115,16 @@ def alarm_text(entry: Listed) -> str:
     if entry.state == FOREIGN or not (text := alarm(entry)):
         return ""
     reason = f"\n  {plain(entry.reason)}" if entry.reason else ""
+    reason += f"\n  {plain(entry.hint)}" if entry.hint else ""
     manually = by_hand(entry.provider, entry.allocation_id)
     return f"{text}{reason}\n  `glasshouse cleanup {entry.id}` tries again; or terminate it {manually}."
 
 
 def trouble_text(trouble: Trouble) -> str:
-    """The error about a provider that could not be queried."""
+    """The error about a provider that could not be queried, or a host that cannot be used."""
+    if trouble.host is not None:
+        hint = f"\n  {plain(trouble.hint)}" if trouble.hint else ""
+        return f"error: host {plain(trouble.host)} cannot be used ({trouble.code}): {plain(trouble.message)}{hint}"
     text = f"error: {plain(trouble.provider)} could not be queried: {plain(trouble.message)}"
     hint = f"\n  {plain(trouble.hint)}" if trouble.hint else ""
     return f"{text}{hint}\n  Its allocations are unknown, not absent."

@@ -17,7 +17,7 @@ from engine.errors import GlasshouseError
 from engine.plan import RENTED
 from engine.store.home import prepare_home, unwritable
 from glasshouse_tui.allocation_status import is_unused, totals
-from glasshouse_tui.commands.output import note
+from glasshouse_tui.commands.output import note, plain
 from glasshouse_tui.format import money
 
 if TYPE_CHECKING:
@@ -134,17 +134,25 @@ def unused_allocations(session: Session) -> list[AllocationView]:
         ]
 
 
+def _awaits_the_sentinel(session: Session) -> bool:
+    """Whether an allocation that is gone is looked for again, since its provider may list it later."""
+    with session.reader() as reader:
+        return reader.exists() and any(one.provider in RENTED and one.is_looked_for for one in reader.allocations())
+
+
 def note_unused_allocations(session: Session) -> None:
-    """Note on stderr which allocations are open without an active run."""
+    """Note on stderr which allocations are open without an active run; make sure that the sentinel runs."""
     try:
         unused = unused_allocations(session)
+        watched = bool(unused) or _awaits_the_sentinel(session)
     except (GlasshouseError, OSError):
         return  # a command that needs the store reports the error itself
-    if unused:
+    if watched:
         from engine.runner.spawn import ensure_sentinel
 
         with contextlib.suppress(OSError):
             ensure_sentinel(session.home)  # it may have died, or this machine may have been rebooted
+    if unused:
         which = "1 allocation is" if len(unused) == 1 else f"{len(unused)} allocations are"
         cost = totals(unused)
         least = "" if cost.complete else "at least "
@@ -228,9 +236,22 @@ class RunId(click.ParamType[str]):
 RUN_ID: Final = RunId()
 
 
-def check_home(home: Path) -> None:
-    """Create the home folder (0700) if it is absent; raises `StoreError` (`store_unwritable`)."""
+def _say_new(session: Session) -> None:
+    """Say that a home was made: a mistyped path would otherwise look like a home that has lost its runs."""
+    if session.chosen_home:
+        note(
+            f"made a new home in {plain(session.home)}; if you meant an existing one, check --home or {HOME_VARIABLE}."
+        )
+    else:
+        note(f"this is the first start: database, keys and runs are kept in {plain(session.home)}.")
+
+
+def check_home(session: Session) -> None:
+    """Create the home folder (0700) if it is absent, and say so; raises `StoreError` (`store_unwritable`)."""
+    home, is_new = session.home, not session.home.exists()
     prepare_home(home)
+    if is_new:
+        _say_new(session)
     if not os.access(home, os.R_OK | os.W_OK | os.X_OK):
         raise unwritable(home, "its permissions forbid it")
 
@@ -239,5 +260,5 @@ def open_reader(session: Session) -> Reader:
     """The store for reading; raises `StoreError` if it is absent and the home could not hold it."""
     reader = session.reader()
     if not reader.exists():
-        check_home(session.home)
+        check_home(session)
     return reader

@@ -92,7 +92,7 @@ def _resume(session: Session, run_id: str) -> None:
 
 
 def _resume_all(session: Session) -> int:
-    check_home(session.home)
+    check_home(session)
     resumed: list[str] = []
     refused: list[tuple[str, GlasshouseError]] = []
     for run_id, _label in runs_without_runner(session):

@@ -11,7 +11,8 @@ from engine.errors import UsageError
 from glasshouse_tui.allocation_status import by_hand, is_open, price, totals
 from glasshouse_tui.commands.allocations import HEAD, cells
 from glasshouse_tui.commands.base import AllocationSubcommand, Session, open_reader, session_of
-from glasshouse_tui.commands.output import as_builtins, can_ask, emit_json, emit_text, plain, say, table
+from glasshouse_tui.commands.confirm import confirm, require_terminal
+from glasshouse_tui.commands.output import as_builtins, emit_json, emit_text, plain, say, table
 
 if TYPE_CHECKING:
     from engine.allocations.cleanup import Ended
@@ -42,7 +43,7 @@ def cleanup(context: click.Context, ids: tuple[str, ...], yes: bool) -> int:
         _print_nothing(session, known)
         return 0
     if not session.json:
-        say(table(HEAD, [cells(entry, known.at) for entry in selected], right=frozenset({3, 4, 5})))
+        say(table(HEAD, [cells(entry) for entry in selected], right=frozenset({3, 4, 5})))
     if not yes:
         _confirm(session, selected)
     ended = clean_up(session.home, [entry.id for entry in selected if entry.id is not None], say_phase)
@@ -116,16 +117,13 @@ def find_allocation(allocations: Sequence[Listed], typed: str) -> Listed:
 
 
 def _confirm(session: Session, selected: Sequence[Listed]) -> None:
-    """Ask for confirmation; raises `UsageError` (`confirmation_needed`) off a terminal, `click.Abort` on no."""
+    """Ask for confirmation; raises `UsageError` (`confirmation_needed`) off a terminal, `Declined` on no."""
     what = "this allocation" if len(selected) == 1 else f"these {len(selected)} allocations"
-    if session.json or not can_ask():
-        raise UsageError(
-            f"Terminating {what} needs confirmation, and there is no terminal to ask on.",
-            "Add --yes to confirm.",
-            code="confirmation_needed",
-        )
+    require_terminal(f"Terminating {what}", json=session.json)
     cost = totals(selected)
-    click.confirm(f"Terminate {what} ({price(cost.price_per_hour)})? All data there is lost.", abort=True, err=True)
+    confirm(
+        f"Terminate {what} ({price(cost.price_per_hour)})? All data there is lost.", declined="Nothing was terminated."
+    )
 
 
 def _print_nothing(session: Session, known: Overview) -> None:
@@ -145,8 +143,9 @@ def proof_text(entry: Ended, provider_id: str | None) -> str:
         return f"gone     {name}: absent in {entry.listings} successful listings; {others}"
     if entry.outcome == "not_ours":
         return f"let go   {name}: {plain(entry.reason)}"
+    hint = f"\n         {plain(entry.hint)}" if entry.hint else ""
     loud = "LEAKED" if entry.outcome == "leaked" else "UNKNOWN"
     return (
-        f"{loud:<8} {name} may still be billed at {price(entry.price_per_hour)}: {plain(entry.reason)}\n"
+        f"{loud:<8} {name} may still be billed at {price(entry.price_per_hour)}: {plain(entry.reason)}{hint}\n"
         f"         Try again, or terminate it {by_hand(entry.provider, provider_id)}."
     )

@@ -24,7 +24,7 @@ import engine
 from engine.errors import GlasshouseError
 
 if TYPE_CHECKING:
-    from engine.providers.settings import HostSettings, Settings
+    from engine.providers.settings import HostSettings, Server, Settings
 
 
 PYTHON: Final = (3, 11)
@@ -269,6 +269,8 @@ def examine_rented(home: Path) -> list[Finding]:
     findings += [_key(), _api(settings), _extra(settings), _ceiling(settings)]
     for host in settings.host:
         findings.append(_host(host))
+    for fault in settings.faults:
+        findings.append(Finding(f"host {fault.name or '?'}", "missing", fault.message, fault.error().hint))
     return findings
 
 
@@ -349,7 +351,17 @@ def _ceiling(settings: Settings) -> Finding:
 
 
 def _host(host: HostSettings) -> Finding:
-    name = f"host {host.name}"
+    for jump, server in host.servers[:-1]:
+        if (finding := _server(jump, server)).status != "ok":
+            return Finding(f"host {host.name}", finding.status, f"{jump}: {finding.detail}", finding.hint)
+    finding = _server(f"host {host.name}", host)
+    if not host.proxy_jump or finding.status != "ok":
+        return finding
+    jumps = ", ".join(f"{jump.address}:{jump.port}" for jump in host.proxy_jump)
+    return Finding(finding.name, "ok", f"{finding.detail}; through {jumps}, each pinned")
+
+
+def _server(name: str, host: Server) -> Finding:
     if host.agent:
         socket = os.environ.get(AGENT)
         if socket and Path(socket).is_socket():

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-import click
-
 from engine.errors import UsageError
 from glasshouse_tui.allocation_status import by_hand
 from glasshouse_tui.commands.base import open_reader
+from glasshouse_tui.commands.confirm import confirm
 from glasshouse_tui.commands.output import as_builtins, can_ask, emit_json, emit_text, plain, say
 from glasshouse_tui.commands.plan_options import gpu_names
 from glasshouse_tui.format import duration, money
@@ -52,7 +51,7 @@ def live_test(session: Session, provider: str, options: LiveTestOptions, *, yes:
         for line in ceiling_lines(quote, options):
             say(line)
     if not yes:
-        click.confirm("Rent it?", abort=True, err=True)
+        confirm("Rent it?", declined="Not rented.")
     outcome = asyncio.run(_tested(session, provider, options, gpus))
     if session.json:
         emit_json(as_builtins(outcome))

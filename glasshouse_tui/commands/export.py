@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -11,8 +10,11 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from engine.errors import GlasshouseError, UsageError
+from engine.system.files import read_named
+from engine.system.text import visible_json
 from glasshouse_tui.commands.base import RUN_ID, QuietSubcommand, Subcommand, open_reader, session_of
 from glasshouse_tui.commands.output import as_builtins, emit_json, emit_text, plain
+from glasshouse_tui.format import slack
 
 if TYPE_CHECKING:
     from engine.records.formats import Format
@@ -23,7 +25,13 @@ FAILED: Final = 1
 NOT_CLEAN: Final = 3
 _FILE: Final = click.Path(path_type=Path, dir_okay=False)
 _EXISTING_FILE: Final = click.Path(path_type=Path, dir_okay=False, exists=True)
-_MARKS: Final = {"passed": "ok", "failed": "FAILED", "not_applicable": "-", "not_checked": "not checked"}
+_MARKS: Final = {
+    "passed": "ok",
+    "failed": "FAILED",
+    "not_applicable": "-",
+    "not_checked": "not checked",
+    "unknown": "UNKNOWN",
+}
 
 
 @click.command(cls=Subcommand, short_help="Write the public artifact of a row.")
@@ -50,7 +58,7 @@ def export(context: click.Context, run_id: str, form: Format, output: Path | Non
         if session.json and form != "json":
             raise UsageError("--json and --format conflict on stdout.", "Add -o FILE, or remove one of them.")
         sys.stdout.flush()
-        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.write(visible_json(data) if form == "json" else data)
         sys.stdout.buffer.flush()
         return 0
     _write(output, data, force=force)
@@ -94,7 +102,11 @@ def _write(path: Path, data: bytes, *, force: bool) -> None:
 @click.argument("files", type=_FILE, metavar="FILE...", nargs=-1, required=True)
 @click.option("--trust", multiple=True, metavar="KEY", help="Trust an operator's key: fingerprint, hex, or file.")
 @click.option(
-    "--reference", type=_EXISTING_FILE, multiple=True, metavar="FILE", help="Reference digests of good bundles."
+    "--reference",
+    type=_EXISTING_FILE,
+    multiple=True,
+    metavar="FILE",
+    help="Reference values: a release's signed file, or your own digests.",
 )
 @click.option("--policy", type=_EXISTING_FILE, multiple=True, metavar="FILE", help="Another policy to accept.")
 @click.option(
@@ -115,8 +127,9 @@ def verify(
 
     No database and no network is used. A row is accepted if its signer is this home or given by --trust, its worker is
     one that this version builds or given by --reference, and its policy is at least as strict as the built-in one or
-    given by --policy. Exit codes: 0 genuine and clean; 1 a check failed; 3 genuine but not clean, or a summary that
-    could not be checked completely.
+    given by --policy. What was installed there must be known too: from a release's reference values, from --reference,
+    or because this home measured it. Exit codes: 0 genuine and clean; 1 a check failed; 3 genuine but not clean, a
+    summary that could not be checked completely, or environment_unknown: nothing shows what ran.
     """
     from engine.records.trust import anchors
 
@@ -150,7 +163,7 @@ def _judged(file: Path, known: Anchors, *, alone: bool) -> tuple[dict[str, Any],
             raise
         text = f"{plain(file)}\n  FAILED  {error.code}: {plain(error.message)} {error.hint}"
         return {"file": str(file), "genuine": False, "error": error.as_dict(), "text": text}, FAILED
-    code = FAILED if not result.genuine else 0 if result.clean and result.complete else NOT_CLEAN
+    code = FAILED if not result.genuine else 0 if result.clean and result.complete and result.known else NOT_CLEAN
     return {"file": str(file), **as_builtins(result), "text": _text(file, result)}, code
 
 
@@ -158,16 +171,12 @@ def _content(file: Path) -> bytes:
     from engine.records.artifact import MAX_ARTIFACT_BYTES
 
     try:
-        # O_NONBLOCK: opening a FIFO must not block.
-        with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as opened:
-            regular = stat.S_ISREG(os.fstat(opened.fileno()).st_mode)
-            content = opened.read(MAX_ARTIFACT_BYTES + 1) if regular else b""
+        return read_named(file, MAX_ARTIFACT_BYTES)
     except OSError as error:
         why = error.strerror or type(error).__name__
-        raise UsageError(f"{file} cannot be read: {why}.", "Check the path.", code="file_unreadable") from error
-    if not regular:
-        raise UsageError(f"{file} is not a regular file.", "Give an exported artifact.", code="file_unreadable")
-    return content
+        raise UsageError(
+            f"{file} cannot be read: {why}.", "Give an exported artifact.", code="file_unreadable"
+        ) from error
 
 
 def _text(file: Path, result: Verification) -> str:
@@ -182,7 +191,7 @@ def _text(file: Path, result: Verification) -> str:
 
 
 def _proof_line(proof: Proven, width: int) -> str:
-    detail = f"{proof.code}: {proof.reason} {proof.hint}" if proof.status == "failed" else proof.reason
+    detail = f"{proof.code}: {proof.reason} {proof.hint}" if proof.code else proof.reason
     return f"  {proof.name:<{width}}  {_MARKS[proof.status]:<11}  {plain(detail)}".rstrip()
 
 
@@ -190,8 +199,15 @@ def _verdict(result: Verification) -> str:
     if not result.genuine:
         codes = [proof.code for proof in result.proofs if proof.status == "failed"]
         return f"NOT GENUINE under what you trust: {', '.join(dict.fromkeys(codes))}."
+    if not result.known:
+        return (
+            "Genuine by signatures and logs, but WHAT RAN IS UNKNOWN: no reference value covers the packages installed "
+            "where the worker ran. See `environment` above."
+        )
     if not result.complete:
         return "All present parts verify, but the step series are omitted: the figures could not be recomputed."
-    overhead = "" if result.overhead_pct is None else f" Overhead {result.overhead_pct:+.2f} %."
+    overhead = ""
+    if result.overhead_pct is not None:
+        overhead = f" Overhead {result.overhead_pct:+.2f} % ({slack(result.timing_slack_pct)})."
     clean = "and clean" if result.clean else "but NOT clean: see the checks that did not pass"
     return f"Genuine {clean}.{overhead} Software tier: no proof against whoever controls both operator and machine."

@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import os
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 import click
 
 from engine.errors import GlasshouseError
+from engine.system.clock import utc
+from glasshouse_tui.commands.confirm import Declined
 from glasshouse_tui.commands.output import plain
 
 INTERRUPTED: Final = 130
@@ -35,6 +36,8 @@ class Failure:
     message: str
     hint: str
     exit_code: int
+    is_error: bool = True
+    """False for what the user decided: it is reported in its own words alone."""
 
     def as_document(self) -> dict[str, dict[str, str]]:
         """`{"error": {"code", "message", "hint"}}`."""
@@ -42,6 +45,8 @@ class Failure:
 
     def as_text(self) -> str:
         """`error: sentence`, with the hint below."""
+        if not self.is_error:
+            return plain(self.message)
         lines = [f"error: {plain(self.message)}"]
         lines += [f"  {plain(line)}" for line in self.hint.splitlines() if line.strip()]
         return "\n".join(lines)
@@ -50,7 +55,7 @@ class Failure:
 def explain(error: BaseException, home: Path) -> Failure:
     """The failure behind `error`. The traceback of an unexpected error goes to a log whose path the message names."""
     if isinstance(error, GlasshouseError):
-        return Failure(error.code, error.message, error.hint, error.exit_code)
+        return Failure(error.code, error.message, error.hint, error.exit_code, is_error=not isinstance(error, Declined))
     if isinstance(error, click.ClickException):
         return _from_click(error)
     if isinstance(error, (click.Abort, KeyboardInterrupt, EOFError)):
@@ -110,7 +115,7 @@ def write_crash_log(error: BaseException, home: Path) -> Path:
     import tempfile
     import traceback
 
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+    stamp = utc().strftime("%Y%m%dT%H%M%S.%fZ")
     text = "".join(traceback.format_exception(error))
     for folder in (home / "logs", Path(tempfile.gettempdir())):
         path = folder / f"crash-{stamp}-{os.getpid()}.log"

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any, Final, Self
 
-from engine.errors import GlasshouseError, RunError
+from engine.errors import GlasshouseError, RunError, StoreError
 from engine.store.views import FINAL_RUN_STATES, RunView
 from glasshouse_tui.commands.base import Session
 from glasshouse_tui.commands.failures import INTERRUPTED
-from glasshouse_tui.commands.output import emit_json, emit_text
+from glasshouse_tui.commands.output import as_builtins, emit_json, emit_text, failures_document
 from glasshouse_tui.commands.progress import Progress
 from glasshouse_tui.commands.row_text import row_text
 
@@ -80,12 +80,21 @@ def row_of(view: RunView) -> dict[str, Any]:
 
 
 def print_row(session: Session, view: RunView) -> None:
-    """Print the row to stdout, as JSON or as text."""
-    row = row_of(view)
-    if session.json:
-        emit_json(row)
-    else:
+    """Print the row to stdout, as text or as JSON; there with `error` {code, message, hint, cause} if the run failed,
+    and with `failures` if something else did, such as wipe or clean-up.
+
+    The row itself is published, with the code alone.
+    """
+    row, error = row_of(view), view.summary.error
+    if not session.json:
         emit_text(row_text(view, row))
+        return
+    told: dict[str, Any] = {}
+    if error is not None and view.summary.state != "cancelled":
+        told["error"] = as_builtins(error)
+    if view.failures:
+        told["failures"] = failures_document(view)
+    emit_json({**row, **told})
 
 
 def start_and_follow(session: Session, start: Callable[[], str]) -> int:
@@ -141,15 +150,26 @@ def _until_final(
         orphaned_since = (orphaned_since or now) if view.summary.orphaned else None
         grace = STARTING_GRACE_SECONDS if view.summary.state == "queued" else ORPHAN_GRACE_SECONDS
         if orphaned_since is not None and now - orphaned_since >= grace:
-            raise _runner_gone(session, run_id)
+            raise _runner_gone(session, view)
     return view
 
 
-def _runner_gone(session: Session, run_id: str) -> RunError:
+def _runner_gone(session: Session, view: RunView) -> GlasshouseError:
+    if not session.reader().exists():
+        from engine.runner.lost import last_words_path
+
+        return StoreError(
+            f"The home {session.home} was removed while run {view.summary.id} used it.",
+            f"What became of the run and of what it rented is in {last_words_path()}.",
+            code="home_gone",
+        )
+    run_id = view.summary.id
     log = session.home / "logs" / f"runner-{run_id}.log"
     hint = f"`glasshouse resume {run_id}` continues it, `glasshouse cancel {run_id}` cancels it."
+    warnings = view.warnings
+    last = f" {warnings[-1].reason}" if warnings else ""
     return RunError(
-        f"Run {run_id} has lost its runner: the process ended before the run did.",
+        f"Run {run_id} has lost its runner: the process ended before the run did.{last}",
         f"{hint}\nThe last output of the runner is in {log}." if log.exists() else hint,
         code="runner_gone",
     )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
 
 from engine.errors import UsageError
-from glasshouse_tui.commands.base import Subcommand, check_home, session_of
+from glasshouse_tui.commands.base import Session, Subcommand, check_home, session_of
+from glasshouse_tui.commands.confirm import confirm, require_terminal
 from glasshouse_tui.commands.key_facts import facts_text, key_facts
 from glasshouse_tui.commands.output import emit_json, emit_text, new_file, note
 from glasshouse_tui.commands.passphrase import (
@@ -114,7 +116,7 @@ def restore(context: click.Context, file: Path, protect: bool, force: bool, pass
     from engine.sealing.backup import restore as read_backup
 
     session = session_of(context)
-    check_home(session.home)
+    check_home(session)
     folder = session.home / KEYS
     passphrase = require_passphrase(passphrase_file, what="the backup")
     read_backup(file, folder, passphrase, key_passphrase=passphrase if protect else None, force=force)
@@ -140,6 +142,7 @@ def restore(context: click.Context, file: Path, protect: bool, force: bool, pass
     help="Protect the new keys with the first line of FILE instead of the present passphrase.",
 )
 @click.option("-o", "--output", type=_FILE, metavar="FILE", help="Write the statement that introduces the new key.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
 @passphrase_option
 @click.pass_context
 def rotate(
@@ -148,9 +151,10 @@ def rotate(
     recipient: bool,
     new_passphrase_file: Path | None,
     output: Path | None,
+    yes: bool,
     passphrase_file: Path | None,
 ) -> int:
-    """Replace both keys, or one of them, with new ones.
+    """Replace both keys, or one of them, with new ones, after a question on the terminal.
 
     Old rows still verify as this home's, and old adapters can still be decrypted. The old signing key signs a statement
     that introduces the new one and is then destroyed; earlier backups still contain it.
@@ -165,6 +169,10 @@ def rotate(
         raise UsageError("There is no statement for a new recipient key.", "Remove -o.")
     if not key_facts(folder)["present"]:
         raise _no_keys(folder, "rotate")
+    if not yes:
+        _confirm_rotation(
+            session, [name for name, new in (("signing", signing), ("recipient", recipient)) if both or new]
+        )
     with new_file(output) as file:
         changed = rotate_keys(
             folder,
@@ -180,6 +188,13 @@ def rotate(
     else:
         emit_text(facts_text(facts))
     return 0
+
+
+def _confirm_rotation(session: Session, names: Sequence[str]) -> None:
+    which = f"the {' and the '.join(names)} key"
+    require_terminal(f"Replacing {which}", json=session.json)
+    after = " The old signing key is destroyed." if "signing" in names else ""
+    confirm(f"Replace {which} of {session.home}?{after}", declined="The keys were not replaced.")
 
 
 @key.command(cls=Subcommand, short_help="Declare a signing key untrusted.")

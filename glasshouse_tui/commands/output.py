@@ -9,32 +9,41 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import msgspec
 
 from engine.errors import UsageError
+from engine.system.text import visible, visible_json
 from glasshouse_tui.format import parse_time
 
+if TYPE_CHECKING:
+    from engine.store.failure import Failure
+    from engine.store.views import RunView
+
 UNKNOWN = "unknown"
+_LAYOUT = "\n\t"
 
 
 def emit_json(document: object) -> None:
-    """Write one JSON document (UTF-8, indented; NaN and infinities become null) to stdout."""
-    body = msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
+    """Write one JSON document (UTF-8, indented; NaN and infinities become null) to stdout.
+
+    Foreign text in it cannot control the terminal either: see `visible_json`.
+    """
+    body = visible_json(msgspec.json.format(msgspec.json.encode(document), indent=2)) + b"\n"
     sys.stdout.flush()
     sys.stdout.buffer.write(body)
     sys.stdout.buffer.flush()
 
 
 def emit_text(text: str) -> None:
-    """Write text and a newline to stdout."""
-    sys.stdout.write(text + "\n")
+    """Write text and a newline to stdout; whatever it quotes cannot control the terminal."""
+    sys.stdout.write(visible(text, keep=_LAYOUT) + "\n")
 
 
 def say(text: str) -> None:
-    """Write one line to stderr and flush it."""
-    sys.stderr.write(text + "\n")
+    """Write text and a newline to stderr, as `emit_text` does, and flush it."""
+    sys.stderr.write(visible(text, keep=_LAYOUT) + "\n")
     sys.stderr.flush()
 
 
@@ -44,8 +53,29 @@ def note(text: str) -> None:
 
 
 def plain(text: object) -> str:
-    """`text` with control characters escaped, so that it cannot control the terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+    """`text` on one line, control characters escaped: it can neither control the terminal nor fake a line."""
+    return visible(str(text))
+
+
+def failure_lines(failure: Failure, *, indent: str = "  ") -> list[str]:
+    """What to do about a stored failure, and what it came from, one line each."""
+    lines = [line for line in failure.hint.splitlines() if line.strip()]
+    lines += [f"caused by {cause}" for cause in failure.cause]
+    return [f"{indent}{plain(line)}" for line in lines]
+
+
+def other_failures(view: RunView) -> list[str]:
+    """What failed beside the run itself, and what to do about it."""
+    lines: list[str] = []
+    for move in view.failures:
+        if move.error is not None:
+            lines += [f"{move.subject} {move.state}: {plain(move.error.text)}", *failure_lines(move.error)]
+    return lines
+
+
+def failures_document(view: RunView) -> list[dict[str, Any]]:
+    """The same for JSON: subject and state beside code, message, hint and cause."""
+    return [{"subject": one.subject, "state": one.state, **as_builtins(one.error)} for one in view.failures]
 
 
 def as_builtins(value: object) -> Any:

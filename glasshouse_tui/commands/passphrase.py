@@ -10,9 +10,11 @@ from typing import Any, Final, TypeVar
 import click
 
 from engine.errors import UsageError
+from engine.system.files import read_named
 from glasshouse_tui.commands.output import can_ask
 
 VARIABLE: Final = "GLASSHOUSE_PASSPHRASE"
+MAX_FILE_BYTES: Final = 64 * 1024
 KEYS: Final = "keys"
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -32,10 +34,13 @@ def given_passphrase(file: Path | None) -> str | None:
     if file is None:
         return os.environ.get(VARIABLE) or None
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = read_named(file, MAX_FILE_BYTES).decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UsageError(f"The passphrase file {file} cannot be read: {why}.", "Check --passphrase-file.") from error
+        raise UsageError(
+            f"The passphrase file {file} cannot be read: {why}.",
+            f"Give --passphrase-file a regular file, or set {VARIABLE}.",
+        ) from error
     if not lines or not lines[0]:
         raise UsageError(f"The passphrase file {file} is empty.", "Put the passphrase on its first line.")
     return lines[0]

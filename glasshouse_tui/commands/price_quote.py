@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-import click
-
 from engine.errors import UsageError
+from glasshouse_tui.commands.confirm import confirm
 from glasshouse_tui.commands.output import can_ask, plain, say
 from glasshouse_tui.format import duration, money
 
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
     from engine.plan import Plan
     from engine.providers.protocol import Quote, Spec
     from engine.providers.settings import Settings
+    from engine.runner.feasible import Feasible
     from glasshouse_tui.commands.base import Session
 
 
@@ -23,7 +23,7 @@ def check_ceiling(session: Session, plan: Plan) -> None:
 
     Raises `UsageError`: `ceiling_missing`, `config_invalid`, `allocation_unknown`.
     """
-    if not _rents(plan):
+    if not rents(plan):
         if plan.provider.kind.rents and plan.provider.allocation is not None:
             from engine.runner.allocation import kept_allocation
 
@@ -40,30 +40,33 @@ def check_ceiling(session: Session, plan: Plan) -> None:
         )
 
 
-def _rents(plan: Plan) -> bool:
+def rents(plan: Plan) -> bool:
+    """Whether the plan rents an allocation of its own."""
     return plan.provider.kind.rents and plan.provider.allocation is None
 
 
-def confirm_price(session: Session, plan: Plan, *, ask: bool) -> None:
+def confirm_price(session: Session, found: Feasible, *, ask: bool) -> None:
     """On a terminal, show the current price of a rented GPU and ask for confirmation; elsewhere do nothing.
 
-    Raises `ProviderError` if there is no quote, `click.Abort` on no.
+    Raises `ProviderError` if there is no quote, `Declined` on no.
     """
-    if not _rents(plan) or session.json or not can_ask():
+    plan = found.plan
+    if not rents(plan) or session.json or not can_ask():
         return
     from engine.providers.settings import load_settings
     from engine.runner.spec import spec_for
 
     settings = load_settings(session.home)
-    spec = spec_for(session.home, plan, settings, "quote")
-    quote = asyncio.run(_quote(session, plan, spec, settings))
+    spec = spec_for(session.home, plan, settings, "quote", found.weights_bytes)
+    quote = asyncio.run(quote_of(session, plan, spec, settings))
     for line in quote_lines(quote, spec, plan.provider.keep_for):
         say(line)
     if ask:
-        click.confirm("Rent it?", abort=True, err=True)
+        confirm("Rent it?", declined="Not rented.")
 
 
-async def _quote(session: Session, plan: Plan, spec: Spec, settings: Settings) -> Quote:
+async def quote_of(session: Session, plan: Plan, spec: Spec, settings: Settings) -> Quote:
+    """The price that the provider names now; raises its errors."""
     from engine.providers import provider_for
 
     provider = provider_for(plan.provider.name, session.home, settings)

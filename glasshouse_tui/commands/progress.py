@@ -7,8 +7,10 @@ import time
 from collections.abc import Callable
 from typing import IO, Final
 
+from engine.store.failure import Failure
 from engine.store.views import RunView, SegmentView
-from glasshouse_tui.commands.output import loss, plain, rate
+from engine.system.text import visible
+from glasshouse_tui.commands.output import failure_lines, loss, plain, rate
 
 _WIDTH: Final = 12
 _CLEAR_LINE: Final = "\r\x1b[K"
@@ -51,6 +53,7 @@ class Progress:
         self._last_transition = 0
         self._shown: dict[str, tuple[float, int]] = {}
         self._open_line = False
+        self._advised: set[str] = set()
 
     def show(self, view: RunView) -> None:
         """Write what has changed in `view`."""
@@ -58,9 +61,17 @@ class Progress:
             if transition.id > self._last_transition:
                 self._last_transition = transition.id
                 self._write(transition_line(transition.subject, transition.state, transition.reason))
+                self._advise(transition.error)
         for segment in view.segments:
             if segment.steps:
                 self._show_steps(view, segment)
+
+    def _advise(self, failure: Failure | None) -> None:
+        """Write what to do about a failure; once, though segment, run and cleanup may all report it."""
+        if failure is not None and failure.hint not in self._advised:
+            self._advised.add(failure.hint)
+            for line in failure_lines(failure, indent=" " * _WIDTH):
+                self._write(line)
 
     def say(self, text: str) -> None:
         """Write another line."""
@@ -85,7 +96,8 @@ class Progress:
         self._shown[segment.kind] = (now, segment.steps)
         self._write(progress_line(view, segment), transient=segment.state == "training")
 
-    def _write(self, line: str, *, transient: bool = False) -> None:
+    def _write(self, text: str, *, transient: bool = False) -> None:
+        line = visible(text, keep="\n")
         if not self._terminal:
             self._stream.write(line + "\n")
         elif transient:

@@ -7,7 +7,18 @@ from textwrap import fill
 from typing import Any, Final
 
 from engine.store.views import Check, RunView
-from glasshouse_tui.commands.output import UNKNOWN, known, local_time, loss, plain, rate, seconds, table
+from glasshouse_tui.commands.output import (
+    UNKNOWN,
+    failure_lines,
+    known,
+    local_time,
+    loss,
+    other_failures,
+    plain,
+    rate,
+    seconds,
+    table,
+)
 from glasshouse_tui.format import controls_text, environment_text
 
 _MARKS: Final = {"passed": "ok", "failed": "FAILED", "not_applicable": "n/a", "pending": "pending"}
@@ -58,7 +69,12 @@ def _headline(view: RunView, row: dict[str, Any]) -> str:
     summary = view.summary
     label = known(row.get("label", summary.label))
     line = f"run {plain(summary.id)}  {label}  {summary.state}, {cleanliness(view)}"
-    return f"{line}\n{_INDENT}{plain(summary.reason)}" if summary.reason else line
+    lines = [line, f"{_INDENT}{plain(summary.reason)}"] if summary.reason else [line]
+    if summary.error is not None:
+        lines += failure_lines(summary.error, indent=_INDENT)
+    lines += [f"{_INDENT}{line}" for line in other_failures(view)]
+    lines += [f"{_INDENT}note: {plain(one.reason)}" for one in view.warnings]
+    return "\n".join(lines)
 
 
 def _facts(view: RunView, row: dict[str, Any]) -> str:
@@ -95,6 +111,7 @@ def _segments(view: RunView, row: dict[str, Any]) -> str:
     losses = cells("FinalLoss")
     rows = [
         ["steps", *(known(value) for value in steps)],
+        *_updates(row, kinds),
         ["elapsed", *(seconds(value) for value in elapsed)],
         ["rate", *(rate(count, time) for count, time in zip(steps, elapsed, strict=True))],
         ["final loss", *(loss(value) for value in losses)],
@@ -106,6 +123,16 @@ def _segments(view: RunView, row: dict[str, Any]) -> str:
         rows.insert(0, ["state", *(live[kind].state if kind in live else UNKNOWN for kind in kinds)])
     body = table(["", *kinds], rows)
     return "\n".join(_INDENT + line for line in body.splitlines())
+
+
+def _updates(row: dict[str, Any], kinds: list[str]) -> list[list[str]]:
+    """What was trained, warm-up included; rows of an earlier version do not say."""
+    names = {"updates": "Updates", "samples used": "SamplesUsed", "epochs": "Epochs"}
+    return [
+        [title, *(known(row[f"{kind}{name}"]) for kind in kinds)]
+        for title, name in names.items()
+        if all(f"{kind}{name}" in row for kind in kinds)
+    ]
 
 
 def _results(view: RunView, row: dict[str, Any]) -> str:
@@ -120,6 +147,9 @@ def _results(view: RunView, row: dict[str, Any]) -> str:
                 overhead_text(row.get("overheadPct"), row.get("overheadCi95"), provisional=provisional),
             )
         )
+        if "timingSlackPct" in row and not provisional:
+            value = row["timingSlackPct"]
+            pairs.append(("timing slack", UNKNOWN if value is None else f"±{value:.2f} %, by the runner's own clock"))
         precision = row.get("overheadPrecisionPct")
         within = UNKNOWN if precision is None else f"+-{precision:.2f} % within this pair's segments"
         pairs.append(("precision", within))

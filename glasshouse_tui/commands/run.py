@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -16,9 +16,16 @@ from glasshouse_tui.commands.passphrase import passphrase_if_needed, passphrase_
 from glasshouse_tui.commands.plan_options import PlanInputs, RunOptions, plan_from_options
 from glasshouse_tui.commands.price_quote import check_ceiling, confirm_price
 
+if TYPE_CHECKING:
+    from engine.runner.feasible import Feasible
+
 
 def _starter(
-    session: Session, inputs: PlanInputs, passphrase_file: Path | None, policy_file: Path | None = None
+    session: Session,
+    inputs: PlanInputs,
+    passphrase_file: Path | None,
+    policy_file: Path | None = None,
+    found: Feasible | None = None,
 ) -> Callable[[], str]:
     """A function that starts the runner of a new run and returns the run's id.
 
@@ -27,9 +34,10 @@ def _starter(
     open_reader(session).data_version()
     policy = None
     if policy_file is not None:
+        from engine.attestation.policy import checked_policy, default_policy
         from engine.records.trust import read_policy
 
-        policy = read_policy(policy_file)
+        policy = checked_policy(read_policy(policy_file), default_policy())
     passphrase = passphrase_if_needed(session.home, passphrase_file)
 
     def start() -> str:
@@ -42,9 +50,19 @@ def _starter(
             model_folder=inputs.model_folder,
             passphrase=passphrase,
             policy=policy,
+            found=found,
         )
 
     return start
+
+
+def _checked(session: Session, inputs: PlanInputs) -> Feasible:
+    from engine.providers.settings import load_settings
+    from engine.runner.feasible import check_run
+
+    open_reader(session).data_version()  # a home that cannot be used is refused as such
+    settings = load_settings(session.home)
+    return check_run(session.home, inputs.plan, settings, data_file=inputs.data_file, model_folder=inputs.model_folder)
 
 
 @click.command(cls=Subcommand, short_help="Run a small pair on this machine.")
@@ -115,6 +133,7 @@ def _preset_names(_context: click.Context, _parameter: click.Parameter, typed: s
 @click.option("--max-price", type=float, metavar="USD", help="Ceiling for the hourly price.")
 @click.option("--max-cost", type=float, metavar="USD", help="Ceiling for the run; the pod terminates itself there.")
 @click.option("--keep-for", type=int, metavar="MIN", help="Keep the pod MIN minutes afterwards; it is still billed.")
+@click.option("--dry-run", is_flag=True, help="Make every check that needs no allocation, and print the estimates.")
 @click.option("--yes", is_flag=True, help="Do not ask about the price; the ceilings still apply.")
 @click.option("--detach", is_flag=True, help="Print the run's id and leave it running.")
 @passphrase_option
@@ -126,18 +145,26 @@ def run(
     policy: Path | None,
     passphrase_file: Path | None,
     yes: bool,
+    dry_run: bool,
     **options: Any,
 ) -> int:
     """Run a pair, or one segment, from a preset or from your own model and data.
 
-    Progress goes to stderr and the row to stdout. Ctrl-C cancels the run and waits for its clean-up. Before a GPU is
-    rented, its price is shown on a terminal and must be confirmed; a script is not asked, and its ceilings apply.
+    Everything that can be refused without an allocation is refused first; --dry-run stops there. Progress goes to
+    stderr and the row to stdout. Ctrl-C cancels the run and waits for its clean-up. Before a GPU is rented, its price
+    is shown on a terminal and must be confirmed, with --detach too; --yes skips the question. A script is not asked,
+    and its ceilings apply.
     """
     session = session_of(context)
     inputs = plan_from_options(RunOptions(**options))
     check_ceiling(session, inputs.plan)
-    start = _starter(session, inputs, passphrase_file, policy)
-    confirm_price(session, inputs.plan, ask=not (yes or detach))
+    if dry_run:
+        from glasshouse_tui.commands.dry_run import dry_run as check_only
+
+        return check_only(session, inputs)
+    found = _checked(session, inputs)
+    start = _starter(session, inputs, passphrase_file, policy, found)
+    confirm_price(session, found, ask=not yes)
     if not detach:
         return start_and_follow(session, start)
     run_id = start()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Final
 
 import click
 
 from engine.store.views import FINAL_RUN_STATES, RunSummary, Source
+from engine.system.clock import utc
 from glasshouse_tui.commands.base import RUN_ID, Subcommand, open_reader, session_of
 from glasshouse_tui.commands.follow import print_row
 from glasshouse_tui.commands.output import (
@@ -16,6 +16,7 @@ from glasshouse_tui.commands.output import (
     as_builtins,
     emit_json,
     emit_text,
+    failure_lines,
     known,
     plain,
     table,
@@ -57,15 +58,15 @@ def runs(context: click.Context, source: tuple[Source, ...], limit: int | None) 
     if session.json:
         emit_json({"runs": as_builtins(listed)})
     elif listed:
-        emit_text(_runs_table(listed))
+        emit_text("\n\n".join([_runs_table(listed), *_newest_failure(listed)]))
     else:
         emit_text("No runs yet. `glasshouse demo` starts the first.")
     return 0
 
 
 def _runs_table(listed: Sequence[RunSummary]) -> str:
-    zone = datetime.now().astimezone().tzname() or "local"
-    head = ("id", "label", "state", "clean", "raw", "protected", "overhead", f"started ({zone})")
+    zone = utc().astimezone().tzname() or "local"
+    head = ("id", "label", "state", "clean", "raw", "protected", "overhead", f"started ({zone})", "reason")
     return table(head, [_cells(run) for run in listed], right=_NUMBERS)
 
 
@@ -73,6 +74,8 @@ def _cells(run: RunSummary) -> tuple[str, ...]:
     state = f"{run.state}, no runner" if run.orphaned else run.state
     judged = run.state in FINAL_RUN_STATES and run.source == "mine"
     overhead = f"{run.overhead_pct:.2f} %" if run.overhead_pct is not None else UNKNOWN
+    if run.timing_slack_pct is not None:
+        overhead += f" (timing ±{run.timing_slack_pct:.2f} %)"
     return (
         plain(run.id),
         plain(run.label),
@@ -82,7 +85,16 @@ def _cells(run: RunSummary) -> tuple[str, ...]:
         known(run.protected_steps) if run.segments != "raw" else "-",
         overhead if run.segments == "pair" else "-",
         day(run.created_at) if run.source == "published" else moment(run.started_at or run.created_at),
+        "" if run.error is None else plain(run.error.code),
     )
+
+
+def _newest_failure(listed: Sequence[RunSummary]) -> list[str]:
+    """The newest failure with what to do about it; `show` has that of the others."""
+    for run in listed:
+        if run.error is not None and run.state != "cancelled":
+            return ["\n".join([f"{plain(run.id)}  {plain(run.error.text)}", *failure_lines(run.error)])]
+    return []
 
 
 @click.command(cls=Subcommand, short_help="Show one row with every check.")

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final, Literal
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import click
 import msgspec
 
-from engine.store.views import FINAL_RUN_STATES, LogLine
+from engine.store.views import FINAL_RUN_STATES, LogLine, RunView, Transition
 from glasshouse_tui.commands.base import RUN_ID, Subcommand, open_reader, session_of
 from glasshouse_tui.commands.follow import watch_run
-from glasshouse_tui.commands.output import as_builtins, emit_json, emit_text, plain
+from glasshouse_tui.commands.output import (
+    as_builtins,
+    emit_json,
+    emit_text,
+    failure_lines,
+    failures_document,
+    other_failures,
+    plain,
+    say,
+)
 
 if TYPE_CHECKING:
     from engine.store.reader import Reader
@@ -51,32 +60,67 @@ def _chains(_context: click.Context, _parameter: click.Parameter, value: str) ->
 )
 @click.pass_context
 def logs(context: click.Context, run_id: str, follow: bool, chain: tuple[str, ...]) -> int:
-    """Print a run's two event logs in order of arrival.
+    """Print a run's two event logs in order of arrival, with the runner's warnings and, at the end, why it failed.
 
     ID is any unique prefix of a run's id, or `last`.
     """
     session = session_of(context)
     reader = open_reader(session)
     run_id = reader.resolve(run_id)
-    lines = (line for line in _lines(reader, run_id, follow=follow) if line.chain in chain)
+    entries = (one for one in _entries(reader, run_id, follow=follow) if _chain_of(one) in chain)
     if session.json:
-        emit_json({"id": run_id, "lines": as_builtins(list(lines))})
+        emit_json(_document(reader, run_id, list(entries)))
         return 0
-    for line in lines:
-        emit_text(_line_text(line))
+    for entry in entries:
+        emit_text(_line_text(entry) if isinstance(entry, LogLine) else _warning_text(entry))
+    _say_failures(reader.run(run_id))
     return 0
 
 
-def _lines(reader: Reader, run_id: str, *, follow: bool) -> Iterator[LogLine]:
-    after = 0
+def _document(reader: Reader, run_id: str, entries: Sequence[LogLine | Transition]) -> dict[str, Any]:
+    view = reader.run(run_id)
+    return {
+        "id": run_id,
+        "lines": as_builtins([one for one in entries if isinstance(one, LogLine)]),
+        "warnings": [{"at": one.at, "text": one.reason} for one in entries if isinstance(one, Transition)],
+        "error": as_builtins(view.summary.error),
+        "failures": failures_document(view),
+    }
+
+
+def _chain_of(entry: LogLine | Transition) -> str:
+    """The log that an entry belongs to; the warnings are the runner's."""
+    return entry.chain if isinstance(entry, LogLine) else "runner"
+
+
+def _entries(reader: Reader, run_id: str, *, follow: bool) -> Iterator[LogLine | Transition]:
+    """The events in order of arrival, each warning before the first event that the runner logged after it."""
+    after, warned = 0, 0
     while True:
-        final = reader.run(run_id).summary.state in FINAL_RUN_STATES
+        view = reader.run(run_id)
+        warnings = [one for one in view.warnings if one.id > warned]
         while page := reader.log(run_id, after=after, limit=_PAGE):
-            yield from page
+            for line in page:
+                while warnings and line.chain == "runner" and line.ts > warnings[0].at:
+                    yield warnings.pop(0)
+                yield line
             after = page[-1].rowid
-        if final or not follow:
+        yield from warnings
+        warned = max([warned, *(one.id for one in view.warnings)])
+        if view.summary.state in FINAL_RUN_STATES or not follow:
             return
         time.sleep(_POLL_SECONDS)
+
+
+def _say_failures(view: RunView) -> None:
+    failure = view.summary.error
+    lines = [] if failure is None else [f"error: {plain(failure.text)}", *failure_lines(failure)]
+    if lines := [*lines, *other_failures(view)]:
+        say("\n".join(lines))
+
+
+def _warning_text(warning: Transition) -> str:
+    return f"{plain(warning.at)}  runner         warning  {plain(warning.reason)}"
 
 
 def _line_text(line: LogLine) -> str:

@@ -27,7 +27,7 @@ from glasshouse_tui.widgets.paint import Line, line
 from glasshouse_tui.widgets.table import Column, Row
 
 if TYPE_CHECKING:
-    from engine.allocations.overview import Listed, Overview
+    from engine.allocations.overview import Listed, Overview, Trouble
 
 ALLOCATION_COLUMNS: Final = (
     Column("name", "ALLOCATION", 20, flex=2, drop=1),
@@ -182,14 +182,23 @@ def _count(entries: Sequence[AllocationView]) -> str:
     return "1 allocation is" if len(entries) == 1 else f"{len(entries)} allocations are"
 
 
+def _subject(trouble: Trouble) -> str:
+    if trouble.host is not None:
+        return f"host {plain(trouble.host, 40)} cannot be used"
+    return f"{plain(trouble.provider, 20)} could not be queried"
+
+
 def _query_lines(latest: Overview) -> list[Line]:
     lines = [
-        line((f"? {plain(trouble.provider, 20)} could not be queried: {plain(trouble.message, 160)}", "warn"))
+        line(
+            (f"? {_subject(trouble)}: {plain(trouble.message, 160)}", "warn"),
+            (f" {plain(trouble.hint, 160)}", "plain"),
+        )
         for trouble in latest.troubles
     ]
     foreign = sum(not entry.ours for entry in latest.allocations)
     counted = f"{foreign} foreign, shown but never touched" if foreign else "no foreign allocations"
-    if not latest.troubles or foreign:
+    if foreign or all(trouble.host is not None for trouble in latest.troubles):
         lines.append(line((f"Queried at {clock(latest.at)}: {counted}.", "muted")))
     return lines
 
@@ -205,4 +214,6 @@ def allocation_detail(allocation: AllocationView) -> Line:
         parts.append(f"self-terminates by {moment(allocation.deadline.utc)}")
     if allocation.reason:
         parts.append(plain(allocation.reason, 200))
+    if allocation.error is not None and allocation.error.hint:
+        parts.append(plain(allocation.error.hint, 200))
     return line((" · ".join(parts), "muted"))

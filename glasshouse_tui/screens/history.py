@@ -23,7 +23,7 @@ from glasshouse_tui.poller import ChangeInterest, problem_of
 from glasshouse_tui.run_metrics import is_final
 from glasshouse_tui.screens.base import ConsoleScreen
 from glasshouse_tui.state_styles import state_style, verdict_style
-from glasshouse_tui.widgets.paint import Lines, line
+from glasshouse_tui.widgets.paint import Line, Lines, line
 from glasshouse_tui.widgets.table import Column, Row, RowTable
 
 COLUMNS: Final = (
@@ -33,6 +33,7 @@ COLUMNS: Final = (
     Column("gpu", "GPU", 10, flex=1, drop=5),
     Column("steps", "RAW / PROT.", 15, align="right", drop=6),
     Column("overhead_pct", "OVERHEAD", 9, align="right"),
+    Column("slack", "SLACK", 9, align="right", drop=8),
     Column("attestation", "ATTESTED", 10, flex=1, drop=3),
     Column("verdict", "VERDICT", 11),
     Column("id", "ID", 8, flex=1, drop=7),
@@ -81,6 +82,7 @@ class HistoryScreen(ConsoleScreen):
                 yield FilterInput(placeholder="filter by label, model, GPU or id", id="filter")
                 yield Lines(id="listed")
             yield RowTable(COLUMNS, id="rows")
+            yield Lines(id="advice", classes="wraps")
         yield self.key_bar()
 
     def on_mount(self) -> None:
@@ -251,6 +253,17 @@ class HistoryScreen(ConsoleScreen):
             position = line(("no matching rows" if query.text else "no rows", "muted"))
         order = _ORDERS[query.sort][not query.descending]
         self.query_one("#listed", Lines).show([position, line((f"{_SOURCE_WORDS[query.source]}, {order}", "muted"))])
+        advice = self._advice()
+        self.query_one("#advice", Lines).display = bool(advice)
+        self.query_one("#advice", Lines).show(advice)
+
+    def _advice(self) -> list[Line]:
+        """Why the run under the cursor failed, and what to do about it."""
+        key = self.query_one("#rows", RowTable).cursor_key
+        run = next((row for row in self._window.rows if row.id == key), None)
+        if run is None or run.error is None or run.state == "cancelled":
+            return []
+        return [line((plain(run.error.text), "bad"), (f"  {plain(run.error.hint)}", "plain"))]
 
 
 def history_row(run: RunSummary) -> Row:
@@ -266,6 +279,7 @@ def history_row(run: RunSummary) -> Row:
             "gpu": line(gpu(run.gpu_model)),
             "steps": line(f"{count(run.raw_steps or None)} / {count(run.protected_steps or None)}"),
             "overhead_pct": line(percent(run.overhead_pct) if is_final(run) else DASH),
+            "slack": line((DASH if run.timing_slack_pct is None else f"±{run.timing_slack_pct:.2f} %", "muted")),
             "attestation": line((attested.text, attested.tone)),
             "verdict": _verdict(run),
             "id": line((short_id(run.id), "muted")),

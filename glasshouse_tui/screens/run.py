@@ -23,7 +23,16 @@ from glasshouse_tui.state_styles import NO_RUNNER, state_style
 from glasshouse_tui.widgets.bars import TopBar
 from glasshouse_tui.widgets.lossplot import LossPlot
 from glasshouse_tui.widgets.paint import Line, Lines, line, spread
-from glasshouse_tui.widgets.panels import LOG_COLUMNS, check_lines, fact_lines, left_text, log_row, proof_lines
+from glasshouse_tui.widgets.panels import (
+    LOG_COLUMNS,
+    advice_lines,
+    check_lines,
+    fact_lines,
+    left_text,
+    log_row,
+    proof_lines,
+    warning_row,
+)
 from glasshouse_tui.widgets.scroll import ScrollPanel
 from glasshouse_tui.widgets.segment import SegmentCard
 from glasshouse_tui.widgets.table import Row, RowTable
@@ -72,7 +81,7 @@ class RunScreen(ConsoleScreen):
         yield self.top_bar()
         with Vertical(id="body"):
             yield Lines([line((f"Reading run {short_id(self.run_id)}", "muted"))], id="title")
-            yield Lines(id="banner")
+            yield Lines(id="banner", classes="wraps")
             with Horizontal(id="cards"):
                 yield SegmentCard("raw")
                 yield SegmentCard("protected")
@@ -233,7 +242,8 @@ class RunScreen(ConsoleScreen):
     def _show_log(self, data: RunData) -> None:
         previous = self._log_rows
         self._log_rows = {entry.rowid: previous.get(entry.rowid) or log_row(entry) for entry in data.log}
-        self.query_one("#log", RowTable).show(list(self._log_rows.values()))
+        warnings = [warning_row(one) for one in data.view.warnings]
+        self.query_one("#log", RowTable).show([*self._log_rows.values(), *warnings])
 
     def _show_lines(self, name: str, lines: list[Line]) -> None:
         self.query_one(f"#{name}", Lines).show(lines)
@@ -264,6 +274,9 @@ class RunScreen(ConsoleScreen):
         return f"took {duration(seconds)}" if seconds is not None else ""
 
     def _banner(self, view: RunView) -> list[Line]:
+        return [*advice_lines(view), *self._runner_banner(view)]
+
+    def _runner_banner(self, view: RunView) -> list[Line]:
         if not view.summary.orphaned:
             return []
         if self.console.read_only:

@@ -10,6 +10,7 @@ from textual.app import RenderResult
 from textual.content import Content
 from textual.widget import Widget
 
+from engine.system.text import visible
 from glasshouse_tui.theme import tone
 
 Span = tuple[str, str]
@@ -80,7 +81,7 @@ def bar(share: float | None, width: int, name: str) -> Line:
 
 def content_of(lines: Iterable[Line], theme: str) -> Content:
     """Lines as Textual content in a theme."""
-    drawn = [Content.assemble(*((text, tone(theme, name)) for text, name in spans if text)) for spans in lines]
+    drawn = [Content.assemble(*((visible(text), tone(theme, name)) for text, name in spans if text)) for spans in lines]
     return Content("\n").join(drawn)
 
 

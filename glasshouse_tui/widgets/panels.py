@@ -6,8 +6,9 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any, Final
 
-from engine.store.views import Check, LogLine, RunView
-from glasshouse_tui.format import DASH, brief, clock, controls_text, duration, percent, plain, words
+from engine.store.failure import Failure
+from engine.store.views import Check, LogLine, RunView, Transition
+from glasshouse_tui.format import DASH, brief, clock, controls_text, duration, percent, plain, slack, words
 from glasshouse_tui.run_metrics import is_final, overhead, reason_of
 from glasshouse_tui.state_styles import UNKNOWN, StateStyle, state_style, verdict_style
 from glasshouse_tui.widgets.paint import Line, line
@@ -83,6 +84,8 @@ def _overhead(view: RunView) -> Line:
         kind = f"{kind}: {plain(str(verdict))}"
     elif is_final(view.summary):
         kind = f"{kind}, no interval"
+    if is_final(view.summary) and view.summary.source != "published":
+        kind = f"{kind}, {slack(view.summary.timing_slack_pct)}"
     return line((percent(value), "strong"), (f"   {kind}", "muted"))
 
 
@@ -138,6 +141,37 @@ def log_row(entry: LogLine) -> Row:
             "text": line((brief(entry.body), "muted")),
         },
     )
+
+
+def warning_row(warning: Transition) -> Row:
+    """A warning of the runner as a row of `LOG_COLUMNS`."""
+    return Row(
+        f"warning:{warning.id}",
+        {
+            "time": line((clock(warning.at), "muted")),
+            "chain": line(("runner", "muted")),
+            "event": line(("! warning", "warn")),
+            "text": line((plain(warning.reason), "warn")),
+        },
+    )
+
+
+def advice_lines(view: RunView) -> list[Line]:
+    """What to do about the failure of a run, and of wipe or clean-up, and what it came from; empty if none failed."""
+    error = view.summary.error
+    lines: list[Line] = []
+    if error is not None and view.summary.state != "cancelled":
+        lines += _what_to_do(error)
+    for move in view.failures:
+        if move.error is not None:
+            lines.append(line((f"{move.subject} {move.state}  ", "muted"), (plain(move.error.text), "bad")))
+            lines += _what_to_do(move.error)
+    return lines
+
+
+def _what_to_do(error: Failure) -> list[Line]:
+    lines = [line(("what to do  ", "muted"), (plain(text), "warn")) for text in error.hint.splitlines() if text.strip()]
+    return lines + [line(("caused by   ", "muted"), (plain(cause), "muted")) for cause in error.cause]
 
 
 def left_text(seconds: float | None) -> str:

@@ -15,6 +15,7 @@ from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
+from engine.system.text import visible
 from glasshouse_tui.bindings import TABLES, bindings_for
 from glasshouse_tui.state_styles import POINTER
 from glasshouse_tui.theme import tone
@@ -309,7 +310,7 @@ class RowTable(Widget, can_focus=True):
         segments = [Segment(POINTER if kind else " ", base + tone(theme, "accent").rich_style), Segment(" ", base)]
         for position, (column, width) in enumerate(layout):
             for text, name in fit(row.cells.get(column.key, ()), width, align=column.align):
-                segments.append(Segment(text, base + tone(theme, name).rich_style))
+                segments.append(Segment(visible(text), base + tone(theme, name).rich_style))
             if position < len(layout) - 1:
                 segments.append(Segment(" " * _GAP, base))
         return Strip(segments).adjust_cell_length(self.size.width, base)

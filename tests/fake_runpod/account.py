@@ -55,6 +55,7 @@ class Account:
         self.calls: list[Call] = []
         self.ever: list[Pod] = []
         self._listed_until: dict[str, float] = {}
+        self._unlisted_until: dict[str, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def existing(self) -> list[Pod]:
@@ -64,7 +65,16 @@ class Account:
     def listed(self) -> list[Pod]:
         """Every pod that the APIs list: those that exist, and those that linger after their termination."""
         now = time.monotonic()
-        return [pod for pod in self.ever if pod.ended is None or self._listed_until.get(pod.id, 0.0) > now]
+        return [
+            pod
+            for pod in self.ever
+            if (pod.ended is None or self._listed_until.get(pod.id, 0.0) > now)
+            and self._unlisted_until.get(pod.id, 0.0) <= now
+        ]
+
+    def appear(self, pod_id: str) -> None:
+        """List a pod again that `unlisted` hides."""
+        self._unlisted_until.pop(pod_id, None)
 
     def find(self, pod_id: str) -> Pod:
         """A listed pod; raises `RefusedError`."""
@@ -112,8 +122,10 @@ class Account:
         order = Order(name, "someone/image:1", "", {"PUBLIC_KEY": ACCOUNT_PUBLIC_KEY}, 20, (SSH_PORT,), gpu, 1, "ALL")
         return self.create(order, ActiveFaults(), foreign=True)
 
-    async def terminate(self, pod_id: str, by: str, linger: Rule | None = None) -> None:
-        """Terminate a pod; raises `RefusedError` if it is not listed."""
+    async def terminate(self, pod_id: str, by: str, linger: Rule | None = None, unlisted: Rule | None = None) -> None:
+        """Terminate a pod; raises `RefusedError` if it is not listed, or is `unlisted` from now on, and billed."""
+        if unlisted is not None:
+            self._unlisted_until[pod_id] = time.monotonic() + number(unlisted, "seconds", float("inf"))
         pod = self.find(pod_id)
         if linger is not None and pod.ended is None:
             self._listed_until[pod.id] = time.monotonic() + number(linger, "seconds", 1.0)
@@ -131,6 +143,7 @@ class Account:
         self.calls.clear()
         self.faults.clear()
         self._listed_until.clear()
+        self._unlisted_until.clear()
         self.gpus, self.settings = CATALOGUE, self._first
 
     async def close(self) -> None:

@@ -41,6 +41,7 @@ class Admin:
             "settings": self._settings,
             "foreign": self._foreign,
             "vanish": self._vanish,
+            "appear": self._appear,
             "restart": self._restart,
             "stop": self._stop,
             "move": self._move,
@@ -80,6 +81,9 @@ class Admin:
 
     async def _vanish(self, data: dict[str, Any]) -> None:
         await self._pod(data).terminate("fake")
+
+    async def _appear(self, data: dict[str, Any]) -> None:
+        self._account.appear(data["id"])
 
     async def _restart(self, data: dict[str, Any]) -> object:
         pod = self._pod(data)

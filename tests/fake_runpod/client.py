@@ -134,6 +134,10 @@ class FakeRunPod:
         """Remove a pod without a request, as when the machine fails."""
         self._post("vanish", {"id": pod_id})
 
+    def appear(self, pod_id: str) -> None:
+        """List a pod again that the fault `unlisted` hides."""
+        self._post("appear", {"id": pod_id})
+
     def restart(self, pod_id: str, *, wipe: bool = True) -> PodView:
         """Restart its container: a new PID 1 at the same address; `wipe` empties its disk, as RunPod documents."""
         return msgspec.convert(self._post("restart", {"id": pod_id, "wipe": wipe}), PodView)

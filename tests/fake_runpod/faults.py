@@ -50,7 +50,7 @@ class Faults:
             raise ValueError(f"no fault is called {rule.do}")
         if not set(rule.how) <= set(known):
             raise ValueError(f"{rule.do} takes {', '.join(known) or 'no values'}")
-        if rule.do in POD_FAULTS and rule.on != ("terminate" if rule.do == "linger" else "create"):
+        if rule.do in POD_FAULTS and rule.on != ("terminate" if rule.do in {"linger", "unlisted"} else "create"):
             raise ValueError(f"{rule.do} does not happen at {rule.on}")
         self._rules.append(_ActiveRule(rule, rule.after, rule.times))
 

@@ -139,7 +139,8 @@ class GraphqlApi:
                 pods = [pod for pod in account.listed() if pod.id == pod_id]
                 return (_row(pods[0]) if pods else None), None
             case "podTerminate":
-                await account.terminate(pod_id or "", caller.name, faults.pod_fault("linger"))
+                hidden = faults.pod_fault("unlisted")
+                await account.terminate(pod_id or "", caller.name, faults.pod_fault("linger"), hidden)
                 return None, None
             case "podStop":
                 pod = account.find(pod_id or "")

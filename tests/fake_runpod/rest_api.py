@@ -128,7 +128,10 @@ class RestApi:
         return _json(201, self._row(pod), pod.id)
 
     async def _delete(self, parsed: _Request) -> Reply:
-        await self._account.terminate(parsed.pod_id, parsed.by, parsed.active.pod_fault("linger"))
+        faults = parsed.active
+        await self._account.terminate(
+            parsed.pod_id, parsed.by, faults.pod_fault("linger"), faults.pod_fault("unlisted")
+        )
         return Reply(204)
 
     async def _act(self, parsed: _Request) -> Reply:

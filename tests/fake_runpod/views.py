@@ -35,6 +35,7 @@ POD_FAULTS: Final[dict[str, tuple[str, ...]]] = {
     "price": ("price",),
     "twin": (),
     "linger": ("seconds",),
+    "unlisted": ("seconds",),
     "pull_forever": (),
     "no_port": (),
     "private_port": (),

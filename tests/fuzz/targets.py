@@ -18,6 +18,7 @@ import msgspec
 
 from engine.attestation.challenge import CHALLENGE_TYPE, open_challenge
 from engine.attestation.dsse import open_envelope, seal_envelope
+from engine.attestation.ear import peek_result, sign_result
 from engine.attestation.nonce import NonceLedger
 from engine.attestation.policy import default_policy, load_policy
 from engine.attestation.receipts import (
@@ -32,7 +33,8 @@ from engine.attestation.receipts import (
 from engine.attestation.revocation import read_revocations, rotation_statement
 from engine.attestation.statements import PAYLOAD_TYPE, open_statement
 from engine.attestation.verifier import appraise
-from engine.attestation.zeroization import read_zeroization, runtime_state, zeroization_receipt
+from engine.attestation.wipe_proof import runtime_state
+from engine.attestation.zeroization import read_zeroization, zeroization_receipt
 from engine.measure.safetensors_header import plan_layout, read_header
 from engine.plan import dump_plan, load_plan, preset
 from engine.records.trust import anchors
@@ -113,7 +115,7 @@ def _zeroization(data: bytes) -> object:
         manifest_sha256=proof.manifest_sha256,
         nonce_sha256=proof.nonce_sha256,
     )
-    return runtime_state(receipt)
+    return runtime_state(receipt, honest.expected_wipe())
 
 
 class _Hostile:
@@ -237,6 +239,7 @@ def targets() -> dict[str, Target]:
     run = public(signing("run"))
     token = honest.token()
     claims = base64.urlsafe_b64decode(token.split(".")[1] + "===")
+    result = sign_result(honest.result(), signing("run"))
     release = release_receipt(honest.release(), signing("run"))
     delegation = delegate(signing("operator"), run, run_id=RUN, plan_digest=digest("plan"), seconds=1e9)
     log = log_cases.lines()
@@ -244,6 +247,7 @@ def targets() -> dict[str, Target]:
         "json": Target(_json, (b'{"a":[1,2.5,null,true,"x"]}',)),
         "evidence": Target(lambda data: _appraised(data.decode("utf-8", "surrogateescape")), (token.encode(),)),
         "claims": Target(lambda data: _appraised(evidence_cases.resigned(payload=data)), (claims,)),
+        "result": Target(lambda data: peek_result(data.decode("utf-8", "surrogateescape")), (result.encode(),)),
         "policy": Target(load_policy, (data_path("policies", "default.json").read_bytes(),)),
         "manifest": Target(parse_manifest, ((BASE / "package" / "manifest.json").read_bytes(),)),
         "challenge": Target(_challenge, (canonical(msgspec.to_builtins(honest.challenge())),)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -64,13 +65,35 @@ def test_values_without_canonical_json_are_refused(value: object) -> None:
         ('"\ud800"', "json_invalid"),
         (b"{", "json_invalid"),
         (b"\xff", "json_invalid"),
-        (b"[" * 100_000, "json_invalid"),
+        (b"[" * 100_000, "json_too_deep"),
+        (b"[" * 65 + b"]" * 65, "json_too_deep"),
+        (b'{"a":' * 65 + b"0" + b"}" * 65, "json_too_deep"),
+        (b"]" * 100_000, "json_invalid"),
+        (b'"' + rb"\"" * 100_000, "json_invalid"),
+        (b'"' + rb"\"" * 100_000 + b"[" * 100, "json_invalid"),
+        (b"[" + b"[]," * 800_000 + b"[]]", "json_too_large"),
+        (b"[" + b"0," * 2_000_000 + b"0]", "json_too_large"),
     ],
+    ids=lambda value: value if isinstance(value, str) and value.startswith("json") else repr(value[:12]),
 )
 def test_loose_json_is_refused_with_its_code(text: bytes | str, code: str) -> None:
     with pytest.raises(WireError) as caught:
         parse(text)
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"[" * 64 + b"]" * 64,
+        b"[" + b"[]," * 1000 + b"[]]",
+        b'"' + b"[" * 100_000 + b'"',
+        rb'["\\","' + b"{" * 100 + rb"\"" + b"[" * 100 + b'"]',
+    ],
+    ids=range(4),
+)
+def test_brackets_count_as_depth_only_where_they_nest(text: bytes) -> None:
+    assert parse(text) == json.loads(text)
 
 
 def test_a_whole_pair_of_surrogates_is_one_character() -> None:

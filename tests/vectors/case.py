@@ -22,6 +22,7 @@ Kind = Literal[
     "delegation",
     "zeroization",
     "envelope",
+    "signed",
     "log",
     "adapter",
     "tensors",

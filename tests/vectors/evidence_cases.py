@@ -421,7 +421,12 @@ def documents() -> Iterator[Case]:
         ("in-the-payload", f"{header}.{payload[:-40]}", "evidence_malformed"),
         ("before-the-signature", f"{header}.{payload}.", "signature_invalid"),
         ("in-the-signature", f"{header}.{payload}.{signature[:-4]}", "signature_invalid"),
-        ("payload-under-a-whole-signature", f"{header}.{payload[:-40]}.{signature}", "evidence_malformed"),
+        # No base64 has 4 n + 1 characters.
+        (
+            "payload-under-a-whole-signature",
+            f"{header}.{payload[: len(payload) // 4 * 4 - 39]}.{signature}",
+            "evidence_malformed",
+        ),
     ):
         yield _case(f"18-cut-{name}", "The token is truncated.", "evidence", code, token=token)
     body = _decoded(payload)

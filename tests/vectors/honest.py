@@ -22,7 +22,8 @@ from engine.attestation.measurement import Measurements
 from engine.attestation.policy import CONTROLS, Policy, default_policy, policy_digest
 from engine.attestation.receipts import Release
 from engine.attestation.verifier import AttestationResult, Expectations
-from engine.attestation.zeroization import Area, Device, ProcessEnd, Scan, Zeroization
+from engine.attestation.wipe_proof import MIB, PAYLOAD, ROLES, TARGETS, Expected, searched_after
+from engine.attestation.zeroization import METHODS, Area, Device, ProcessEnd, Scan, Zeroization
 from engine.sealing.adapter import AdapterBinding
 from engine.sealing.manifest import Manifest, parse_manifest
 from engine.sealing.pem import key_id
@@ -43,6 +44,7 @@ KEYS: Final = (
     "adapter_key",
     "adapter_key_half",
 )
+ADAPTER_SIZE: Final = 8192
 CLASSES: Final = (*KEYS, "canary_row", "weights", "adapter", "moments")
 
 
@@ -136,7 +138,7 @@ def claims(answered: Challenge | None = None, **arguments: Any) -> Claims:
         "now": NOW,
     }
     made = make_claims(answered or challenge(), **{**honest, **arguments})
-    return msgspec.structs.replace(made, jti=seed("jti")[:16].hex(), ueid=b"\x01" + seed("ueid")[:16])
+    return msgspec.structs.replace(made, jti=seed("jti")[:16].hex())
 
 
 def token(made: Claims | None = None, *, signer: str = "attester", **edits: Any) -> str:
@@ -165,15 +167,16 @@ def result(**changes: Any) -> AttestationResult:
     made = AttestationResult(
         result_id=seed("result")[:16].hex(),
         run_id=RUN,
-        issued=TIME,
+        issued=NOW,
         status="warning",
         tier="software",
-        verifier_id="glasshouse-verifier/1",
+        verifier_build="glasshouse 0.1.0",
         policy_id=default_policy().id,
         policy_sha256=digest("policy"),
         evidence_sha256=digest("evidence"),
         manifest_sha256=challenge().manifest_digest,
-        trust_vector={},
+        nonce=digest("nonce object"),
+        trust_vector={"hardware": 0, "executables": 32},
         checks=(),
         cnf=public(receiving("cnf")).hex(),
     )
@@ -205,26 +208,78 @@ def binding(**changes: Any) -> AdapterBinding:
 
 
 def scan(hits: dict[str, int], **changes: Any) -> Scan:
-    made = Scan(state="read", bytes_read=10_000, regions_read=12, hits=hits, skipped={"clean_file": Area(3, 4096)})
+    """A scan of a whole process."""
+    found = sum(hits.values())
+    made = Scan(
+        state="read",
+        bytes_read=16 * MIB,
+        regions_read=90,
+        hits=hits,
+        where={"heap": found} if found else {},
+        skipped={"clean_file": Area(3, 4096), "guard": Area(1, 4096), "vvar": Area(1, 16384)},
+    )
     return msgspec.structs.replace(made, **changes)
+
+
+def payload_scan(hits: dict[str, int], **changes: Any) -> Scan:
+    """A scan of the payload's and the adapter's memfds."""
+    found = sum(hits.values())
+    made = Scan(
+        state="read",
+        bytes_read=2 * ADAPTER_SIZE,
+        regions_read=0,
+        descriptors_read=3,
+        hits=hits,
+        where={"descriptor": found} if found else {},
+    )
+    return msgspec.structs.replace(made, **changes)
+
+
+def expected_wipe(**changes: Any) -> Expected:
+    """What the honest run's receipt must agree with."""
+    made = Expected(
+        policy=default_policy(),
+        adapter_sha256=digest("adapter"),
+        adapter_size=ADAPTER_SIZE,
+        secret_weights=True,
+        gpu=False,
+        launched=TIME,
+        logged=TIME,
+        pod_head=digest("pod head"),
+    )
+    return msgspec.structs.replace(made, **changes)
+
+
+def before() -> dict[str, Scan]:
+    """Scans that found every secret where it was."""
+    found = {
+        "keyproc open": scan(dict.fromkeys(KEYS[:4], 2)),
+        "keyproc seal": scan(dict.fromkeys(KEYS[4:], 2)),
+        "trainer": scan({"canary_row": 4, "weights": 0, "adapter": 8, "moments": 16}),
+        PAYLOAD: payload_scan({"canary_row": 1, "weights": 8, "adapter": 8, "moments": 0}),
+    }
+    none = scan(dict.fromkeys(("canary_row", "weights", "adapter", "moments"), 0))
+    return {**found, "supervisor": none, "scanner": none}
+
+
+def after() -> dict[str, Scan]:
+    """Scans of the same targets that found nothing."""
+    nothing = {target: dict.fromkeys(sorted(searched_after(target, expected_wipe())), 0) for target in TARGETS}
+    return {target: (payload_scan if target == PAYLOAD else scan)(hits) for target, hits in nothing.items()}
 
 
 def zeroization(**changes: Any) -> Zeroization:
     """A complete proof of zeroization."""
-    none = dict.fromkeys(CLASSES, 0)
     made = Zeroization(
         run_id=RUN,
         segment="protected",
         manifest_sha256=challenge().manifest_digest,
         nonce_sha256=sha256_hex(seed("nonce")),
         adapter_sha256=digest("adapter"),
-        methods=["memset", "sweep"],
-        before={
-            "key": scan(dict.fromkeys(KEYS, 2)),
-            "trainer": scan({"canary_row": 39, "weights": 9, "adapter": 4, "moments": 2}),
-        },
-        after={"key": scan(none), "trainer": scan(none), "supervisor": scan(none)},
-        processes=[ProcessEnd(role="key", pid=10, start_time=99, gone=True)],
+        methods=list(METHODS),
+        before=before(),
+        after=after(),
+        processes=[ProcessEnd(role=role, pid=10 + n, start_time=99, gone=True) for n, role in enumerate(ROLES)],
         scratch_empty=True,
         deleted_files_held=0,
         device=Device(present=False),

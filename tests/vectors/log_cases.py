@@ -124,7 +124,7 @@ def cases() -> Iterator[Case]:
     yield _case(
         "32-line-of-brackets",
         "A line is nested too deeply.",
-        "json_invalid",
+        "json_too_deep",
         log=[*log[:1], b"[" * 5_000 + b"\n"],
         accepted=1,
     )

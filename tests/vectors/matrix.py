@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from engine.attestation.reasons import REASONS
+from engine.attestation.reasons import OF_OTHER_ROOMS, REASONS
 from engine.records.checks import ARTIFACT, LIFECYCLE
 from tests.vectors.case import MATRIX, vectors
 
@@ -57,9 +57,11 @@ def matrix() -> Matrix:
 
 
 def meaning(code: str) -> str:
-    """The sentence that users see for a code; empty if the engine's table has none."""
+    """The sentence for a code; empty if the engine's tables have none."""
     if code in REASONS:
         return REASONS[code][0]
+    if code in OF_OTHER_ROOMS:
+        return OF_OTHER_ROOMS[code]
     return "A check of the row fails." if code in {*LIFECYCLE, *ARTIFACT} else ""
 
 

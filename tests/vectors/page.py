@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
-from tests.vectors.case import MATRIX, read
 from tests.vectors.matrix import Attack, Refusal, matrix, meaning, page_path
 
 INTRO = """# What is refused
@@ -30,11 +29,6 @@ def _proof(refusal: Refusal) -> str:
     return "; ".join(parts)
 
 
-def _vector_text(refusal: Refusal) -> str:
-    """The text of the first vector, for a code that has no sentence in the engine's table."""
-    return read(MATRIX.parent / refusal.vectors[0]).what if refusal.vectors else ""
-
-
 def _attack(attack: Attack) -> Iterator[str]:
     yield f"\n## {attack.number}. {attack.title}\n"
     yield f"The attacker: {attack.attacker[0].lower()}{attack.attacker[1:]}\n"
@@ -42,7 +36,7 @@ def _attack(attack: Attack) -> Iterator[str]:
     yield "|---|---|---|---|"
     for one in attack.refusals:
         code = f"`{one.code}`" if one.code else "none"
-        yield f"| {one.stage} | {code} | {one.effect or meaning(one.code or '') or _vector_text(one)} | {_proof(one)} |"
+        yield f"| {one.stage} | {code} | {one.effect or meaning(one.code or '')} | {_proof(one)} |"
 
 
 def page() -> str:

@@ -12,13 +12,32 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from engine.attestation.challenge import sign_challenge
-from engine.attestation.claims import Scalar
 from engine.attestation.dsse import countersign, seal_envelope
-from engine.attestation.receipts import RELEASE, ZEROIZATION, delegate, release_receipt
+from engine.attestation.receipts import (
+    CLOSING,
+    RELEASE,
+    ZEROIZATION,
+    Closing,
+    RunReceipt,
+    closing_receipt,
+    delegate,
+    release_receipt,
+    run_subjects,
+)
+from engine.attestation.receipts import RUN as RUN_TYPE
 from engine.attestation.statements import PAYLOAD_TYPE, statement
-from engine.attestation.zeroization import Area, Device, ProcessEnd, Zeroization, zeroization_receipt
+from engine.attestation.wipe_proof import TARGETS, Expected
+from engine.attestation.zeroization import (
+    ABANDONED_METHODS,
+    Area,
+    Device,
+    Unread,
+    Zeroization,
+    subjects_of,
+    zeroization_receipt,
+)
 from engine.system.resources import data_path
-from engine.wire import canonical
+from engine.wire import canonical, digest_of
 from tests.vectors import honest
 from tests.vectors.case import Case, Kind
 from tests.vectors.honest import NOW, RUN, digest, public, signing
@@ -47,7 +66,7 @@ def policies() -> Iterator[Case]:
         maxEvidenceAgeSeconds=60,
         requiredControls=[*built_in["requiredControls"], "mlockall"],
     )
-    yield one("07-older-version", "The policy has an older version than the built-in one.", "policy_older", floor=2)
+    yield one("07-older-version", "The policy has an older version than the built-in one.", "policy_older", floor=3)
     yield one("07-version-zero", "The policy has a version below the first.", "policy_invalid", version=0)
     looser: tuple[tuple[str, Any], ...] = (
         ("tiers", ["software", "snp"]),
@@ -57,6 +76,8 @@ def policies() -> Iterator[Case]:
         ("allowDebug", True),
         ("sealedAdapter", False),
         ("positiveControl", False),
+        ("maxUnreadBytes", {"device": 2**30 + 1}),
+        ("maxProcessesUnseen", 513),
     )
     for field, value in looser:
         yield one(
@@ -81,7 +102,7 @@ def policies() -> Iterator[Case]:
         ("debug-as-number", b'"allowDebug": false', b'"allowDebug": 0'),
         ("control-unknown", b'"no_core"', b'"no_such"'),
         ("tier-unknown", b'"software"', b'"trusted"'),
-        ("field-missing", b'"version": 1, ', b""),
+        ("field-missing", b'"version": 2, ', b""),
     ):
         yield one(f"08-{name}", "The policy does not match its schema.", "policy_invalid", text=whole.replace(old, new))
     yield _case(
@@ -310,7 +331,14 @@ def zeroizations() -> Iterator[Case]:
     key = public(signing("attester")).hex()
     proof = honest.zeroization()
 
-    def one(name: str, what: str, *codes: str, made: Zeroization = proof, envelope: Json | None = None) -> Case:
+    def one(
+        name: str,
+        what: str,
+        *codes: str,
+        made: Zeroization = proof,
+        envelope: Json | None = None,
+        expected: Expected | None = None,
+    ) -> Case:
         sealed = zeroization_receipt(made, signing("attester")) if envelope is None else envelope
         return _case(
             name,
@@ -323,6 +351,7 @@ def zeroizations() -> Iterator[Case]:
             run_id=RUN,
             manifest=proof.manifest_sha256,
             nonce=proof.nonce_sha256,
+            expected=expected or honest.expected_wipe(),
         )
 
     yield one("00-honest-zeroization", "A receipt that proves the wipe.")
@@ -367,7 +396,8 @@ def zeroizations() -> Iterator[Case]:
             "A signed receipt has an additional field.",
             "predicate_malformed",
             _sealed(
-                canonical(statement(ZEROIZATION, {}, {**msgspec.to_builtins(proof), "fine": True})), signing("attester")
+                canonical(statement(ZEROIZATION, subjects_of(proof), {**msgspec.to_builtins(proof), "fine": True})),
+                signing("attester"),
             ),
         ),
         ("no-receipt", "There is no receipt.", "envelope_malformed", {}),
@@ -384,88 +414,365 @@ def zeroizations() -> Iterator[Case]:
             "receipt_other_run",
             made=honest.zeroization(**change),
         )
+    yield from _contradictory(one)
     yield from _unproven(one)
 
 
-def _unproven(one: Any) -> Iterator[Case]:
+def _forged(changed: Json, subjects: Json | None = None) -> Json:
+    """A receipt of any content, signed by the attester."""
     proof = honest.zeroization()
-    none = dict.fromkeys(honest.CLASSES, 0)
-    silent = {"key": honest.scan(dict.fromkeys(honest.KEYS, 0))}
-    narrow = {"trainer": honest.scan({"canary_row": 39, "weights": 9, "adapter": 4, "moments": 2})}
-    hit = {"trainer": honest.scan({**none, "adapter": 1})}
-    alive = [ProcessEnd(role="trainer", pid=11, start_time=99, gone=False)]
-    spared: dict[str, Scalar] = {"class": "anonymous", "bytes": 4096}
+    body = {**msgspec.to_builtins(proof), **changed}
+    return _sealed(canonical(statement(ZEROIZATION, subjects or subjects_of(proof), body)), signing("attester"))
+
+
+def _contradictory(one: Any) -> Iterator[Case]:
+    """26: statements that an honest worker of this run cannot make; one vector for each field."""
+    proof = honest.zeroization()
+    plain = msgspec.to_builtins(proof)
+    for name, changed in (
+        ("segment-raw", {"segment": "raw"}),
+        ("negative-count", {"deleted_files_held": -1}),
+        (
+            "negative-hits",
+            {"after": {**plain["after"], "trainer": {**plain["after"]["trainer"], "hits": {"adapter": -1}}}},
+        ),
+        ("digest-no-digest", {"adapter_sha256": "none"}),
+        ("time-no-time", {"began": "earlier"}),
+        (
+            "scan-state-of-its-own",
+            {"after": {**plain["after"], "trainer": {**plain["after"]["trainer"], "state": "fine"}}},
+        ),
+        (
+            "scan-with-fields-of-its-own",
+            {"after": {**plain["after"], "trainer": {**plain["after"]["trainer"], "x": 1}}},
+        ),
+        ("flag-as-text", {"scratch_empty": "yes"}),
+        ("device-with-fields-of-its-own", {"device": {**plain["device"], "x": 1}}),
+    ):
+        what = f"A signed receipt is not of the published form ({name.replace('-', ' ')})."
+        yield one(f"26-{name}", what, "predicate_malformed", envelope=_forged(changed))
+    yield one(
+        "26-subjects-of-another-receipt",
+        "The subjects of the statement are not those of its content.",
+        "predicate_malformed",
+        envelope=_forged({}, {**subjects_of(proof), "nonce": digest("another")}),
+    )
+    stray = honest.scan({"adapter": 0})
+    doubled = [*proof.processes, msgspec.structs.replace(proof.processes[0], pid=99)]
+    cat = msgspec.structs.replace(proof.processes[0], role="cat")
+    trainer = proof.after["trainer"]
     for name, what, codes, change in (
+        ("another-adapter", "It names another adapter than the log.", ("other_log",), {"adapter_sha256": digest("x")}),
+        ("no-adapter", "It names no adapter, and the log has one.", ("other_log",), {"adapter_sha256": None}),
+        ("another-head", "It links to another place in the log.", ("other_log",), {"pod_head": digest("x")}),
         (
-            "no-control-for-the-keys",
-            "No key was found before the wipe.",
-            ("zeroization_no_control",),
-            {"before": {**proof.before, **silent}},
+            "sanitization",
+            "It claims a sanitization that nobody did.",
+            ("constants",),
+            {"sanitization": "NIST SP 800-88 Purge"},
+        ),
+        ("no-methods", "It names no methods.", ("constants", "incomplete"), {"methods": []}),
+        ("methods-of-its-own", "It names other methods.", ("constants", "incomplete"), {"methods": ["shredded"]}),
+        (
+            "target-x-before",
+            "A target called x was scanned before.",
+            ("targets", "incomplete", "short"),
+            {"before": {**proof.before, "x": stray}},
         ),
         (
-            "no-control-at-all",
-            "Nothing was searched before the wipe.",
-            ("zeroization_incomplete", "zeroization_no_control"),
-            {"before": {}},
+            "target-x-after",
+            "A target called x was scanned after.",
+            ("targets", "incomplete", "short"),
+            {"after": {**proof.after, "x": stray}},
         ),
-        ("keys-not-looked-for", "Keys were not searched.", ("zeroization_incomplete",), {"before": narrow}),
         (
-            "no-second-look",
-            "The trainer was not scanned after the wipe.",
-            ("zeroization_incomplete",),
-            {"after": {"key": honest.scan(none)}},
+            "process-cat",
+            "A process called cat is listed.",
+            ("roles", "incomplete"),
+            {"processes": [cat, *proof.processes[1:]]},
+        ),
+        ("process-twice", "One process is listed twice.", ("roles",), {"processes": doubled}),
+        ("ended-before-it-began", "The wipe ended before it began.", ("times",), {"began": "2026-05-17T12:00:00.001Z"}),
+        (
+            "began-before-the-launch",
+            "The wipe began before the launch.",
+            ("times",),
+            {"began": "2026-05-17T11:54:59.999Z"},
+        ),
+        (
+            "ended-after-its-event",
+            "The wipe ended after its receipt was logged.",
+            ("times",),
+            {"ended": "2026-05-17T12:05:00.001Z"},
+        ),
+        (
+            "hits-nowhere",
+            "Hits are counted by class and not by place.",
+            ("counts", "hits"),
+            {"after": {**proof.after, "trainer": honest.scan({**trainer.hits, "adapter": 1}, where={})}},
+        ),
+        (
+            "class-of-its-own",
+            "A class was searched that no run has.",
+            ("counts", "incomplete"),
+            {"after": {**proof.after, "trainer": honest.scan({**trainer.hits, "other": 0})}},
+        ),
+        (
+            "bytes-without-a-region",
+            "Bytes are left unread in no area.",
+            ("counts",),
+            {"after": {**proof.after, "trainer": honest.scan(trainer.hits, skipped={"guard": Area(0, 4096)})}},
+        ),
+        (
+            "descriptors-larger-than-they-are",
+            "More memory is left to its descriptors than they hold.",
+            ("counts",),
+            {"after": {**proof.after, "trainer": honest.scan(trainer.hits, skipped={"descriptor": Area(1, 10**9)})}},
+        ),
+        (
+            "figures-of-no-device",
+            "Figures are given for no device.",
+            ("counts_device",),
+            {"device": Device(present=False, bytes_after=0)},
+        ),
+        (
+            "baseline-that-is-none",
+            "The device is said to be at a baseline that its figures exceed.",
+            ("counts_device",),
+            {"device": Device(present=True, at_baseline=True, compute_processes=0, bytes_before=1, bytes_after=2)},
+        ),
+    ):
+        named = (f"zeroization_{'device_missing' if code == 'counts_device' else code}" for code in codes)
+        yield one(f"26-{name}", what, *named, made=honest.zeroization(**change))
+    yield one(
+        "26-device-hidden",
+        "The launch named an accelerator, and the receipt has none.",
+        "zeroization_device_missing",
+        expected=honest.expected_wipe(gpu=True),
+    )
+
+
+def _unproven(one: Any) -> Iterator[Case]:
+    """27: what an honest worker may report, and what then is not proven."""
+    proof = honest.zeroization()
+    before, after = proof.before, proof.after
+    none = after["trainer"].hits
+    alive = [*proof.processes[:2], msgspec.structs.replace(proof.processes[2], gone=False), proof.processes[3]]
+    spared = Unread(why="unreadable", kind="anonymous", bytes=4096, permissions="rw-p")
+
+    def then(target: str, **changes: Any) -> Json:
+        return {"after": {**after, target: msgspec.structs.replace(after[target], **changes)}}
+
+    def first(target: str, **changes: Any) -> Json:
+        return {"before": {**before, target: msgspec.structs.replace(before[target], **changes)}}
+
+    def without(scans: Json, target: str) -> Json:
+        return {name: scan for name, scan in scans.items() if name != target}
+
+    for target in TARGETS:
+        words = target.replace(" ", "-")
+        yield one(
+            f"27-{words}-not-scanned-after",
+            f"The {target} was not scanned after the wipe.",
+            "zeroization_incomplete",
+            made=honest.zeroization(after=without(after, target)),
+        )
+        controlled = bool(TARGETS[target].control)
+        missing = (
+            ("zeroization_no_control",) if target in ("keyproc open", "keyproc seal", "trainer", "payload") else ()
+        )
+        yield one(
+            f"27-{words}-not-scanned-before",
+            f"The {target} was not scanned before the wipe.",
+            "zeroization_incomplete",
+            *missing,
+            made=honest.zeroization(before=without(before, target)),
+        )
+        yield one(
+            f"27-{words}-hardly-read",
+            f"Of the {target} only a little was read.",
+            "zeroization_short",
+            made=honest.zeroization(**then(target, bytes_read=4096)),
+        )
+        if controlled:
+            silent = dict.fromkeys(before[target].hits, 0)
+            yield one(
+                f"27-{words}-without-control",
+                f"Before the wipe, nothing was found in the {target}.",
+                "zeroization_no_control",
+                made=honest.zeroization(**first(target, hits=silent, where={})),
+            )
+    for role in range(len(proof.processes)):
+        words = proof.processes[role].role.replace(" ", "-")
+        yield one(
+            f"27-{words}-not-listed",
+            f"The {proof.processes[role].role} is not among the processes that ended.",
+            "zeroization_incomplete",
+            made=honest.zeroization(processes=[*proof.processes[:role], *proof.processes[role + 1 :]]),
+        )
+    for name, what, codes, change in (
+        ("no-control-at-all", "Nothing was searched before the wipe.", ("incomplete", "no_control"), {"before": {}}),
+        (
+            "keys-not-looked-for",
+            "Keys were not searched after the wipe.",
+            ("incomplete",),
+            then("trainer", hits={name: 0 for name in none if "key" not in name}),
         ),
         (
             "secrets-found",
             "Secrets were found after the wipe.",
-            ("zeroization_hits",),
-            {"after": {**proof.after, **hit}},
+            ("hits",),
+            then("trainer", hits={**none, "adapter": 1}, where={"heap": 1}),
         ),
         (
-            "hits-cancelled",
-            "A negative count hides a hit.",
-            ("zeroization_incomplete", "zeroization_hits"),
-            {"after": {**proof.after, **hit, "supervisor": honest.scan({**none, "adapter": -1})}},
+            "secrets-in-the-scanner",
+            "Half a key was found in the scanner.",
+            ("hits",),
+            then("scanner", hits={**none, "content_key_half": 1}, where={"stack": 1}),
         ),
         (
             "memory-not-read",
             "Memory outside the allowed classes was not read.",
-            ("zeroization_unread",),
-            {"after": {**proof.after, "trainer": honest.scan(none, unread_other=[spared])}},
+            ("unread",),
+            then("trainer", unread_other=[spared]),
+        ),
+        (
+            "memory-not-read-before",
+            "Memory was not read before the wipe.",
+            ("unread",),
+            first("trainer", unread_other=[spared]),
         ),
         (
             "class-of-its-own-skipped",
             "Memory of a class that may not be skipped was skipped.",
-            ("zeroization_unread",),
-            {"after": {**proof.after, "trainer": honest.scan(none, skipped={"heap": Area(1, 4096)})}},
+            ("unread",),
+            then("trainer", skipped={"heap": Area(1, 4096)}),
         ),
         (
-            "process-alive",
-            "A process that held secrets is still running.",
-            ("zeroization_process_alive",),
-            {"processes": alive},
+            "secret-memory-skipped",
+            "Memory that nobody can read was skipped.",
+            ("unread",),
+            then("trainer", skipped={"memfd_secret": Area(1, 4096)}),
         ),
-        ("scratch-filled", "The scratch folder is not empty.", ("zeroization_scratch",), {"scratch_empty": False}),
         (
-            "deleted-file-held",
-            "A deleted file is still open.",
-            ("zeroization_deleted_files",),
-            {"deleted_files_held": 1},
+            "device-memory-without-a-device",
+            "10 GB were skipped as a device's, and there is none.",
+            ("unread",),
+            then("trainer", skipped={"device": Area(1, 10**10)}),
+        ),
+        (
+            "more-skipped-than-allowed",
+            "More was skipped of a class than the policy allows.",
+            ("unread",),
+            then("trainer", skipped={"vvar": Area(1, 10**6)}),
+        ),
+        (
+            "target-gone",
+            "A process was gone before it was scanned.",
+            ("unread", "short"),
+            then("trainer", state="gone", bytes_read=0, regions_read=0),
+        ),
+        ("few-areas-read", "Only a few areas of a process were read.", ("short",), then("trainer", regions_read=3)),
+        (
+            "payload-without-its-adapter",
+            "Fewer bytes of the payload were read than the adapter has.",
+            ("short",),
+            first("payload", bytes_read=honest.ADAPTER_SIZE),
+        ),
+        (
+            "payload-without-descriptors",
+            "No descriptor of the payload was read.",
+            ("short",),
+            then("payload", descriptors_read=0),
+        ),
+        ("processes-unseen", "Thousands of processes were not seen.", ("unseen",), {"processes_unseen": 4000}),
+        ("process-alive", "A process that held secrets is still running.", ("process_alive",), {"processes": alive}),
+        ("scratch-filled", "The scratch folder is not empty.", ("scratch",), {"scratch_empty": False}),
+        ("deleted-file-held", "A deleted file is still open.", ("deleted_files",), {"deleted_files_held": 1}),
+        (
+            "abandoned",
+            "Only what the supervisor could wipe was wiped.",
+            ("incomplete",),
+            {"methods": list(ABANDONED_METHODS)},
         ),
         (
             "device-not-back",
             "The accelerator's memory is not back at its baseline.",
-            ("zeroization_device",),
-            {"device": Device(present=True, at_baseline=False, compute_processes=1)},
+            ("device",),
+            {"device": Device(present=True, at_baseline=False, compute_processes=1, bytes_before=1, bytes_after=2)},
         ),
+        ("device-silent", "The accelerator's driver reports nothing.", ("device",), {"device": Device(present=True)}),
         (
-            "device-silent",
-            "The accelerator's driver reports nothing.",
-            ("zeroization_device",),
-            {"device": Device(present=True)},
+            "device-in-use",
+            "A process still computes on the accelerator.",
+            ("device",),
+            {"device": Device(present=True, at_baseline=True, compute_processes=1, bytes_before=2, bytes_after=2)},
         ),
     ):
-        yield one(f"27-{name}", what, *codes, made=honest.zeroization(**change))
+        yield one(f"27-{name}", what, *(f"zeroization_{code}" for code in codes), made=honest.zeroization(**change))
+    yield one(
+        "27-nothing-sealed",
+        "The segment failed before it sealed an adapter, and claims the wipe.",
+        "zeroization_incomplete",
+        made=honest.zeroization(adapter_sha256=None),
+        expected=honest.expected_wipe(adapter_sha256=None, adapter_size=0),
+    )
+
+
+def signed_documents() -> Iterator[Case]:
+    """26: receipts of a release, of the log's end and of a run: one vector for each field that is not of its form."""
+    row = {"id": RUN}
+    closing = Closing(run_id=RUN, pod_head=digest("pod head"), runner_head=digest("runner head"), closed=honest.TIME)
+    run = RunReceipt(
+        run_id=RUN,
+        row_sha256=digest_of(row),
+        plan_digest=digest("plan"),
+        manifest_sha256=digest("manifest"),
+        adapters={"raw": digest("raw adapter")},
+        series={"raw": digest("raw series")},
+        runner_head=digest("runner head"),
+        pod_head=digest("pod head"),
+        delegation_sha256=digest("delegation"),
+        bundle_sha256=digest("bundle"),
+        challenge=None,
+        finished=honest.TIME,
+    )
+    documents: tuple[tuple[str, str, str, msgspec.Struct, Json], ...] = (
+        ("release", "run", RELEASE, honest.release(), _subjects(release_receipt(honest.release(), signing("run")))),
+        ("closing", "attester", CLOSING, closing, _subjects(closing_receipt(closing, signing("attester")))),
+        ("run", "run", RUN_TYPE, run, run_subjects(run)),
+    )
+    for document, signer, kind, body, subjects in documents:
+        plain = msgspec.to_builtins(body)
+
+        def one(
+            name: str, what: str, *codes: str, content: Json, about: Json = subjects, document: str = document,
+            signer: str = signer, kind: str = kind,
+        ) -> Case:  # fmt: skip
+            return _case(
+                name, "signed", what, "receipt" if codes else "", *codes, document=document, run_id=RUN, row=row,
+                envelope=_sealed(canonical(statement(kind, about, content)), signing(signer)),
+                key=public(signing(signer)).hex(),
+            )  # fmt: skip
+
+        yield one(f"00-honest-{document}-receipt", f"A receipt ({document}).", content=plain)
+        for field in plain:
+            what = f"In a signed receipt ({document}), {field} is not of its form."
+            name = f"26-{document}-{field.replace('_', '-')}"
+            yield one(
+                name, what, "predicate_malformed", content={**plain, field: 7 if field == "challenge" else "../x"}
+            )
+        yield one(f"26-{document}-more", "It has another field.", "predicate_malformed", content={**plain, "more": 1})
+        about = {**subjects, "pod-log" if "pod-log" in subjects else "package": digest("another")}
+        what = "The subjects of the statement are not those of its content."
+        yield one(f"26-{document}-subjects", what, "predicate_malformed", content=plain, about=about)
+        changed = msgspec.to_builtins(msgspec.structs.replace(body, run_id="run-2"))
+        yield one(f"26-{document}-of-another-run", "It is of another run.", "receipt_other_run", content=changed)
+
+
+def _subjects(envelope: Json) -> Json:
+    named = json.loads(base64.b64decode(envelope["payload"]))["subject"]
+    return {one["name"]: one["digest"]["sha256"] for one in named}
 
 
 def cases() -> Iterator[Case]:
@@ -476,3 +783,4 @@ def cases() -> Iterator[Case]:
     yield from releases()
     yield from envelopes()
     yield from zeroizations()
+    yield from signed_documents()

@@ -15,11 +15,13 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from engine.attestation.challenge import open_challenge
 from engine.attestation.nonce import NonceLedger
 from engine.attestation.policy import checked_policy, default_policy, load_policy, policy_from
-from engine.attestation.receipts import Release, check_delegation
+from engine.attestation.receipts import Release, check_delegation, read_closing, read_release, read_run_receipt
 from engine.attestation.release import prepare_release
 from engine.attestation.statements import open_statement
 from engine.attestation.verifier import AttestationResult, Expectations, appraise
-from engine.attestation.zeroization import read_zeroization, zeroization_faults
+from engine.attestation.wipe_proof import Expected as ExpectedWipe
+from engine.attestation.wipe_proof import zeroization_faults
+from engine.attestation.zeroization import read_zeroization
 from engine.errors import GlasshouseError, RefusedError, WireError
 from engine.measure.safetensors_header import read_header
 from engine.sealing.adapter import AdapterBinding, open_adapter
@@ -70,6 +72,7 @@ def run(vector: Vector, scratch: Path) -> Outcome:
         "challenge": _challenge,
         "delegation": _delegation,
         "envelope": _envelope,
+        "signed": _signed,
         "log": _log,
         "adapter": _adapter,
         "tensors": _tensors,
@@ -205,6 +208,18 @@ def _envelope(stages: _Stages, vector: Vector, _scratch: Path) -> None:
     stages.yielded.append(open_statement(envelope, publics, vector.given["predicate"]))
 
 
+def _signed(stages: _Stages, vector: Vector, _scratch: Path) -> None:
+    stages.stage = "receipt"
+    given = vector.given
+    envelope, key, run_id = given["envelope"], bytes.fromhex(given["key"]), given["run_id"]
+    read: dict[str, Callable[[], object]] = {
+        "release": lambda: read_release(envelope, key, run_id=run_id),
+        "closing": lambda: read_closing(envelope, key, run_id=run_id),
+        "run": lambda: read_run_receipt(envelope, key, run_id=run_id, row=given["row"]),
+    }
+    stages.yielded.append(read[given["document"]]())
+
+
 def _zeroization(given: dict[str, Any]) -> Outcome:
     try:
         receipt = read_zeroization(
@@ -216,7 +231,7 @@ def _zeroization(given: dict[str, Any]) -> Outcome:
         )
     except RefusedError as error:
         return Outcome(stage="zeroization", codes=(error.code,))
-    faults = zeroization_faults(receipt)
+    faults = zeroization_faults(receipt, msgspec.convert(given["expected"], ExpectedWipe, strict=True))
     return Outcome(stage="zeroization", codes=faults) if faults else Outcome(yielded=(receipt,))
 
 

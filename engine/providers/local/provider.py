@@ -20,6 +20,7 @@ from engine.providers.local import files
 from engine.providers.local.sshd import HOST
 from engine.providers.protocol import (
     Address,
+    Device,
     EmptyProof,
     ExistingAllocation,
     Lease,
@@ -37,8 +38,10 @@ from engine.remote.programs import processes
 from engine.remote.programs.launcher import ENVIRONMENT
 from engine.remote.session import SshSession
 from engine.system.files import write_private
+from engine.system.memory import available_memory
 from engine.system.processes import is_alive
 from engine.wire import utc_now
+from engine.worker.gpu_memory import total_memory
 from engine.worker.identity import cpu_name, gpu
 
 if TYPE_CHECKING:
@@ -50,6 +53,7 @@ NAME: Final = "local"
 START_SECONDS: Final = 30.0
 GRACE_SECONDS: Final = 3.0
 POLL_SECONDS: Final = 0.02
+_CPU: Final = "CPU "
 _PACKAGES: Final = Path(engine.__file__).resolve().parent.parent
 _EXTRA_MODULES: Final = ("torch", "transformers", "peft")
 
@@ -85,6 +89,10 @@ class LocalProvider:
     async def quote(self, spec: Spec) -> Quote:
         """This machine, at no cost."""
         return Quote(provider=NAME, gpu_model=await asyncio.to_thread(gpu_model), price_per_hour=0.0)
+
+    async def devices(self, spec: Spec) -> tuple[Device, ...]:
+        """The first GPU with its memory, or this machine's processor with the memory that is free."""
+        return (await asyncio.to_thread(_device),)
 
     async def acquire(self, spec: Spec, run_id: str, on_phase: OnPhase | None = None) -> Lease:
         """Create the folder, the keys and the disk; a folder that an earlier attempt completed is reused."""
@@ -133,9 +141,10 @@ class LocalProvider:
         """`alive` with a running server, `stopped` without one, `gone` without a folder."""
         return _observe(self._folder_of(lease.name))
 
-    async def release(self, lease: Lease) -> None:
+    async def release(self, lease: Lease) -> bool:
         """Terminate the allocation's processes and remove its folder; a cancellation does not interrupt it."""
         await asyncio.shield(asyncio.to_thread(_release, self._folder_of(lease.name)))
+        return True
 
     async def prove_empty(self, scope: Scope) -> EmptyProof:
         """Count the allocations of the scope of which a folder, a process or a listening server is left."""
@@ -222,7 +231,14 @@ def gpu_model() -> str:
     """The first GPU's name, or `CPU (MODEL)` if the driver lists none or torch is built without CUDA."""
     torch = worker_distributions()["torch"].version
     device = None if torch.endswith("+cpu") else gpu()
-    return device.name if device else f"CPU ({cpu_name()})"
+    return device.name if device else f"{_CPU}({cpu_name()})"
+
+
+def _device() -> Device:
+    name = gpu_model()
+    if name.startswith(_CPU):
+        return Device(name=name, kind="cpu", memory=available_memory())
+    return Device(name=name, kind="cuda", memory=total_memory())
 
 
 def _create(folder: Path, spec: Spec, run_id: str) -> Lease:

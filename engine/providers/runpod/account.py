@@ -48,12 +48,13 @@ class Account:
         """True when the pod, which the listing `absent` lacks, is missing from a second one too."""
         return all(pod.id != pod_id for pod in (await self.second_listing(absent)).pods)
 
-    async def terminate(self, name: str, ids: Iterable[str] = (), price: float | None = None) -> None:
+    async def terminate(self, name: str, ids: Iterable[str] = (), price: float | None = None) -> bool:
         """Terminate every pod called `name` and those in `ids`; returns once two later listings lack them.
 
+        True if RunPod answered a request to terminate each with a success, and not that it does not know the pod.
         After `limits.terminate` it raises `leaked` with the pods, their price and where to terminate them by hand.
         """
-        await _Termination(self, self._limits, name, ids, price).run()
+        return await _Termination(self, self._limits, name, ids, price).run()
 
 
 def coalescing_delay(limits: RunPodLimits) -> float:
@@ -73,11 +74,12 @@ class _Termination:
         self._ids = set(ids)
         self._price = price
         self._left = set(self._ids)
+        self._confirmed: set[str] = set()
         self._until = boot_seconds() + limits.terminate
         self._last_error: GlasshouseError | None = None
         self._hopeless = 0
 
-    async def run(self) -> None:
+    async def run(self) -> bool:
         await self._terminate(self._ids)
         await asyncio.sleep(coalescing_delay(self._limits))
         absent: Listing | None = None
@@ -97,7 +99,7 @@ class _Termination:
                 began_after, pause = boot_seconds(), min(2 * pause, MOST_PAUSE)
                 continue
             if absent is not None and listing.began - absent.began >= self._limits.listings_apart:
-                return
+                return bool(self._ids) and self._confirmed >= self._ids
             absent = absent or listing
             began_after = absent.began + self._limits.listings_apart
             await asyncio.sleep(max(0.0, began_after - boot_seconds()))
@@ -106,7 +108,8 @@ class _Termination:
         """Request termination. The answer proves nothing (the SDK hides even 429 and 500): the listings decide."""
         for pod_id in sorted(ids):
             try:
-                await self._account.api.terminate_pod(pod_id)
+                if await self._account.api.terminate_pod(pod_id):
+                    self._confirmed.add(pod_id)
             except GlasshouseError as error:
                 self._last_error = error
 

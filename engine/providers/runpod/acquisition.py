@@ -56,7 +56,7 @@ class Acquisition:
         earlier = self._folder.record()
         if earlier is not None and earlier.open is not None:
             self._record, self._open = earlier, True
-            pod = await self._search(max(self._limits.search - age(earlier.open), self._limits.listings_apart))
+            pod = await self._search(self._search_left(earlier.open))
             return await self._checked(pod, earlier.open)
         self._report("requesting prices")
         offered = choices(await self._offers(), self._spec, self._settings)
@@ -97,7 +97,7 @@ class Acquisition:
                     return
         request = self._record.open
         if not ids and request is not None:
-            pods = await self._listed(max(self._limits.search - age(request), self._limits.listings_apart))
+            pods = await self._listed(self._search_left(request))
             ids = tuple(pod.id for pod in pods)
             if not ids:
                 return  # the intent stays in the ledger and is checked again at every start
@@ -159,6 +159,10 @@ class Acquisition:
         while (left := until - boot_seconds()) > 0:
             self._report(f"RunPod requests a pause: {left:.0f} s left")
             await asyncio.sleep(min(1.0, left))
+
+    def _search_left(self, request: CreateRequest) -> float:
+        """How long to search for the pod of an earlier request: in full if its age is unknown."""
+        return max(self._limits.search - (age(request) or 0.0), self._limits.listings_apart)
 
     async def _search(self, seconds: float) -> Pod:
         """The one pod of this name, searched for `seconds`; raises `create_unanswered`, `create_duplicated`."""

@@ -5,6 +5,7 @@ HOME/allocations/NAME/   0700
   client_key.pub
   host_key.pub           the pod's host key; its private half is only in the order
   asked.json             every request for a pod, written before it is sent
+  noticed                when the age of `asked.json` was found unknown, by the boot clock
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ import asyncssh
 import msgspec
 
 from engine.errors import ProviderError
+from engine.system.clock import BootTime
 from engine.system.files import overwrite, sync_folder, write_private
 
 ALLOCATIONS: Final = "allocations"
@@ -29,6 +30,7 @@ CLIENT_KEY: Final = "client_key"
 CLIENT_PUBLIC_KEY: Final = "client_key.pub"
 HOST_PUBLIC_KEY: Final = "host_key.pub"
 RECORD: Final = "asked.json"
+NOTICED: Final = "noticed"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,190}")
 
 
@@ -118,12 +120,17 @@ class AllocationFolder:
                 code="allocation_unknown",
             ) from error
 
-    def seconds_since_written(self) -> float:
-        """Age of the record by the wall clock, for one that cannot be read."""
-        try:
-            return time.time() - (self.path / RECORD).stat().st_mtime
-        except OSError:
-            return 0.0
+    def seconds_since_noticed(self) -> float:
+        """How long ago, by the boot clock, the record's age was found unknown; the first call writes that down."""
+        now, path = BootTime.now(), self.path / NOTICED
+        noticed = None
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            noticed = BootTime.read(path.read_text("ascii"))
+        if noticed is None or noticed.until(now) is None:
+            noticed = now
+            with contextlib.suppress(OSError):
+                write_private(path, str(now).encode("ascii"))
+        return noticed.until(now) or 0.0
 
     def write_record(self, record: CreateRecord) -> None:
         """Write the record; it is on the disk when this returns."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from typing import Final
 
 from engine.errors import ProviderError
@@ -54,10 +55,10 @@ def choices(offers: Sequence[GpuOffer], spec: Spec, settings: RunPodSettings) ->
     Raises `ProviderError`: `no_acceptable_gpu`, `price_above_ceiling`, `no_capacity`.
     """
     acceptable = spec.gpus or settings.gpus
-    named = [offer for name in acceptable for offer in offers if name.casefold() in _names(offer)]
-    priced = [(offer, price) for offer in named if (price := _price(offer, settings)) is not None]
+    known = named(offers, acceptable)
+    priced = [(offer, price) for offer in known if (price := _price(offer, settings)) is not None]
     if not priced:
-        raise _none_acceptable(acceptable, bool(named), offers, settings)
+        raise none_acceptable(acceptable, bool(known), offers, settings)
     ceiling = max_price(spec, settings)
     affordable = [(offer, price) for offer, price in priced if ceiling is None or price <= ceiling]
     if not affordable:
@@ -76,6 +77,11 @@ def choices(offers: Sequence[GpuOffer], spec: Spec, settings: RunPodSettings) ->
     return tuple(dict.fromkeys(Choice(gpu=offer.id, model=offer.name, price=price) for offer, price in available))
 
 
+def named(offers: Sequence[GpuOffer], names: Sequence[str]) -> list[GpuOffer]:
+    """The offers with these names or ids, in the order of the names."""
+    return [offer for name in names for offer in offers if name.casefold() in _names(offer)]
+
+
 def _names(offer: GpuOffer) -> set[str]:
     return {offer.id.casefold(), offer.name.casefold()}
 
@@ -85,14 +91,29 @@ def _price(offer: GpuOffer, settings: RunPodSettings) -> float | None:
     return price if price is not None and price > 0 else None
 
 
-def _none_acceptable(
+def none_acceptable(
     acceptable: Sequence[str], exist: bool, offers: Sequence[GpuOffer], settings: RunPodSettings
 ) -> ProviderError:
-    offered = ", ".join(sorted(offer.name for offer in offers if _price(offer, settings) is not None))
+    """The error that names what RunPod offers instead, the closest names first. `exist`: they are known, unpriced."""
+    offered = closest_first(acceptable, {offer.name for offer in offers if _price(offer, settings) is not None})
+    names = f"; it has: {', '.join(offered)}" if offered else ", and offers none at all now"
     if not acceptable:
-        message = "No acceptable GPU is named in the plan or in config.toml."
+        message = f"No acceptable GPU is named in the plan or in config.toml{names}."
     elif exist:
-        message = f"The {settings.cloud.lower()} cloud does not offer {', '.join(acceptable)}."
+        message = f"The {settings.cloud.lower()} cloud does not offer {', '.join(acceptable)}{names}."
     else:
-        message = f"RunPod has no GPU called {', '.join(acceptable)}."
-    return ProviderError(message, f"Choose among: {offered or 'none is offered now'}.", code="no_acceptable_gpu")
+        message = f"RunPod has no GPU called {', '.join(acceptable)}{names}."
+    hint = f'Give --gpu "{offered[0]}", or another of these names.' if offered else "Try again later."
+    return ProviderError(message, hint, code="no_acceptable_gpu")
+
+
+def closest_first(named: Sequence[str], offered: Iterable[str]) -> list[str]:
+    """The offered names, those first that resemble a requested one most: `H100` is a part of `H100 PCIe`."""
+    return sorted(offered, key=lambda name: (-max((_likeness(one, name) for one in named), default=0.0), name))
+
+
+def _likeness(requested: str, name: str) -> float:
+    """From 0 to 2; a name that contains every requested word, or is contained in it, is above 1."""
+    wanted, found = requested.casefold(), name.casefold()
+    contains = all(word in found for word in wanted.split()) or found in wanted
+    return float(contains) + SequenceMatcher(None, wanted, found).ratio()

@@ -10,7 +10,7 @@ from engine.providers.runpod.api.protocol import Pod, PodStatus
 from engine.providers.runpod.folder import AllocationFolder, CreateRecord, CreateRequest
 from engine.providers.runpod.pod_order import HEARTBEAT
 from engine.providers.settings import RunPodSettings
-from engine.system.clock import boot_id, boot_seconds
+from engine.system.clock import BootTime
 from engine.wire import utc_now, utc_text
 
 NAME: Final = "runpod"
@@ -29,6 +29,8 @@ def lease_of(pod: Pod, folder: AllocationFolder, record: CreateRecord | None, se
     """
     request = record.open if record is not None else None
     since = request.requested_at if request is not None else pod.created_at or utc_now()
+    passed = None if request is None else age(request)
+    passed = pod.age_sec if passed is None else passed
     machine = {"podId": pod.id}
     if pod.machine_id:
         machine["machineId"] = pod.machine_id
@@ -50,6 +52,8 @@ def lease_of(pod: Pod, folder: AllocationFolder, record: CreateRecord | None, se
         index=settings.index,
         heartbeat=HEARTBEAT,
         deadline=_after(since, request.seconds) if request is not None else None,
+        lifetime=request.seconds if request is not None else None,
+        left=request.seconds - passed if request is not None and passed is not None else None,
     )
 
 
@@ -63,14 +67,13 @@ def existing(pod: Pod, lease: Lease | None = None) -> ExistingAllocation:
         gpu_model=pod.gpu_model,
         price_per_hour=pod.price_per_hour,
         since=pod.created_at,
+        age_sec=pod.age_sec,
     )
 
 
-def age(request: CreateRequest) -> float:
-    """Seconds since the request; by the wall clock only if this machine was rebooted in between."""
-    if request.boot_id and request.boot_id == boot_id():
-        return boot_seconds() - request.requested_boot
-    return (_time(utc_now()) - _time(request.requested_at)).total_seconds()
+def age(request: CreateRequest) -> float | None:
+    """Seconds since the request; None if this machine was restarted in between: a wall clock may have been set."""
+    return BootTime(request.boot_id, request.requested_boot).until(BootTime.now())
 
 
 def _after(moment: str, seconds: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +23,8 @@ START: Final = (
 HEARTBEAT: Final = ".glasshouse/heartbeat"
 """The file whose changes keep the pod alive, below the login's home."""
 _FOLDER: Final = Path(__file__).parent
+_DOTTED: Final = re.compile(r"(?:cuda[-:]?(?=\d)|(?<![\d.])(?=\d+\.\d+(?:\.\d+)?-cudnn))(\d+)\.(\d+)")
+_PACKED: Final = re.compile(r"(?<![a-z])cu(\d{2})(\d)\d?(?!\d)")
 
 
 def order(spec: Spec, settings: RunPodSettings, choice: Choice, keys: Keys, seconds: float) -> Order:
@@ -38,14 +41,26 @@ def order(spec: Spec, settings: RunPodSettings, choice: Choice, keys: Keys, seco
             "GLASSHOUSE_START": _encoded(start_script(keys, seconds, settings.limits.silence).encode()),
         },
         start=START,
-        min_cuda=_locked_cuda() if settings.environment == "lock" else None,
+        min_cuda=required_cuda(settings),
     )
 
 
-def _locked_cuda() -> str | None:
-    """The CUDA version that the driver must support, so that no pod is paid for on which the locked torch fails."""
-    cuda = shipped_lock().cuda
-    return None if cuda is None else ".".join(map(str, cuda))
+def required_cuda(settings: RunPodSettings) -> str | None:
+    """The CUDA version that the driver must support, so that no pod is paid for on which torch, or the image, fails.
+
+    The image's, as its name states it, and that of the lock where it is installed, or where the image states none.
+    """
+    image, locked = image_cuda(settings.image), shipped_lock().cuda
+    needed = image if settings.environment == "image" and image is not None else max(image or (), locked or ())
+    return ".".join(map(str, needed)) if needed else None
+
+
+def image_cuda(image: str) -> tuple[int, ...] | None:
+    """Major and minor CUDA version in an image's name: `cu1281`, `cuda12.8.1` and `12.8.1-cudnn` are 12.8."""
+    found = _DOTTED.search(image)
+    if found is None:
+        found = _PACKED.search(image)
+    return None if found is None else tuple(map(int, found.groups()))
 
 
 def start_script(keys: Keys, seconds: float, silence: float) -> str:

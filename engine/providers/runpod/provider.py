@@ -12,6 +12,7 @@ import msgspec
 
 from engine.errors import GlasshouseError, ProviderError
 from engine.providers.protocol import (
+    Device,
     EmptyProof,
     ExistingAllocation,
     Lease,
@@ -30,7 +31,7 @@ from engine.providers.runpod.api.listing import SharedListing
 from engine.providers.runpod.api.prices import SharedPrices
 from engine.providers.runpod.api.protocol import Pod
 from engine.providers.runpod.folder import AllocationFolder
-from engine.providers.runpod.gpu_choice import choices
+from engine.providers.runpod.gpu_choice import choices, named, none_acceptable
 from engine.providers.runpod.lease import NAME, age, existing, lease_of, observation
 from engine.providers.runpod.readiness import Readiness
 from engine.providers.settings import Settings
@@ -40,6 +41,7 @@ from engine.system.clock import boot_seconds
 from engine.system.shield import run_to_completion
 
 RECENT_SECONDS: Final = 30.0
+_GIB: Final = 1024**3
 
 
 class RunPodProvider:
@@ -70,6 +72,18 @@ class RunPodProvider:
         offers = await self._account().prices.offers()
         first = choices(offers, spec, self._settings)[0]
         return Quote(provider=NAME, gpu_model=first.model, price_per_hour=first.price)
+
+    async def devices(self, spec: Spec) -> tuple[Device, ...]:
+        """The acceptable GPUs with the memory that RunPod lists; those that it does not list are left out.
+
+        Raises `ProviderError` (`no_acceptable_gpu`) if it lists none of them.
+        """
+        everything, acceptable = await self._account().prices.offers(), spec.gpus or self._settings.gpus
+        offers = named(everything, acceptable)
+        if not offers:
+            raise none_acceptable(acceptable, False, everything, self._settings)
+        found = {one.id: Device(name=one.name, kind="cuda", memory=one.memory_gb * _GIB) for one in offers}
+        return tuple(found.values())
 
     async def acquire(self, spec: Spec, run_id: str, on_phase: OnPhase | None = None) -> Lease:
         """The pod called `spec.name`, requested once. When cancelled, it terminates what was created before it returns.
@@ -111,9 +125,9 @@ class RunPodProvider:
         except GlasshouseError:
             return "unknown"
 
-    async def release(self, lease: Lease) -> None:
+    async def release(self, lease: Lease) -> bool:
         """Terminate the pod and prove it by two listings; a cancellation does not interrupt it. Raises `leaked`."""
-        await run_to_completion(self._release(lease))
+        return await run_to_completion(self._release(lease))
 
     async def prove_empty(self, scope: Scope) -> EmptyProof:
         """Count the scope's pods in two listings; a listing that fails is an error, never zero."""
@@ -180,12 +194,13 @@ class RunPodProvider:
         """Report to the caller of this provider why and how long the API makes it wait."""
         self._report(f"{why}: {seconds:.0f} s")
 
-    async def _release(self, lease: Lease) -> None:
+    async def _release(self, lease: Lease) -> bool:
         if self._is_of_another_account(lease.name):
             pods = (await self._account().listed()).pods
             self._check_account(lease.name, [pod for pod in pods if lease.name == pod.name])
-        await self._account().terminate(lease.name, (lease.allocation_id,), lease.price_per_hour)
+        confirmed = await self._account().terminate(lease.name, (lease.allocation_id,), lease.price_per_hour)
         AllocationFolder(self._home, lease.name).destroy()
+        return confirmed
 
     def _is_of_another_account(self, name: str) -> bool:
         """True when it was requested from another server or with another key: our listings may not show its pod."""
@@ -231,8 +246,11 @@ class RunPodProvider:
         try:
             record = folder.record()
         except ProviderError:
-            return folder.seconds_since_written() < self._settings.limits.parked
-        return record is not None and record.open is not None and age(record.open) < self._settings.limits.parked
+            return folder.seconds_since_noticed() < self._settings.limits.parked
+        if record is None or record.open is None:
+            return False
+        passed = age(record.open)  # after a restart of this machine: from when that was noticed
+        return (folder.seconds_since_noticed() if passed is None else passed) < self._settings.limits.parked
 
     def _existing(self, pod: Pod, entry: LedgerEntry) -> ExistingAllocation:
         """The pod with the ledger's lease, or with one that is created again from the folder."""

@@ -1,4 +1,4 @@
-"""Operations on a static host: checking its key, querying its GPU and home, removing what a run left there."""
+"""Operations on a static host: checking its key, querying its GPU, removing what a run left there."""
 
 from __future__ import annotations
 
@@ -11,12 +11,17 @@ from typing import TYPE_CHECKING, Final
 import asyncssh
 
 from engine.errors import RemoteError
-from engine.remote.connect import mismatch, pinned_key, shown_host_key
+from engine.remote.client_keys import pinned_key
+from engine.remote.connect import connected, shown_host_key, where_of_endpoint
+from engine.remote.connect_errors import mismatch
+from engine.remote.endpoint import Endpoint
 from engine.remote.host_lock import free_lock
 from engine.remote.programs import processes
 
 if TYPE_CHECKING:
-    from engine.providers.settings import HostSettings
+    from collections.abc import Sequence
+
+    from engine.providers.settings import Server
     from engine.remote.endpoint import LinkLimits
     from engine.remote.session import SshSession
 
@@ -46,39 +51,43 @@ sys.exit(main(*sys.argv[1:]))
 """
 
 
-async def trusted_line(host: HostSettings, known: str | None, limits: LinkLimits) -> str:
+async def trusted_line(
+    server: Server,
+    known: str | None,
+    limits: LinkLimits,
+    jumps: Sequence[Endpoint] = (),
+    label: str = "",
+) -> str:
     """The public key line to pin.
 
-    That is the configured line; or, where only a fingerprint is configured, `known` or the key that the host presents,
-    if it has that fingerprint. Raises `RemoteError`: `host_key_mismatch` when the host presents no key with that
-    fingerprint, `connect_failed`.
+    That is the configured line; or, where only a fingerprint is configured, `known` or the key that the server
+    presents, if it has that fingerprint. It is asked through `jumps`, which are logged in to first. Raises
+    `RemoteError`: `host_key_mismatch` when it presents no key with that fingerprint, and what `connect` raises.
     """
-    if not host.host_key.startswith("SHA256:"):
-        return host.host_key
-    if known is not None and _same(pinned_key(known), host.host_key):
+    if not server.host_key.startswith("SHA256:"):
+        return server.host_key
+    if known is not None and _same(pinned_key(known), server.host_key):
         return known
-    first = await shown_host_key(host.address, host.port, limits)
-    if _same(first, host.host_key):
-        return _line(first)
-    for kinds in KINDS:
-        # A server without a key of this kind closes the connection.
-        with contextlib.suppress(RemoteError):
-            other = await shown_host_key(host.address, host.port, limits, kinds)
-            if _same(other, host.host_key):
-                return _line(other)
-    raise mismatch(f"{host.address}:{host.port}")
-
-
-async def home_of(session: SshSession) -> str:
-    """The login's home, as an absolute path."""
-    sftp = await session.sftp()
-    try:
-        home = str(await sftp.realpath("."))
-    except asyncssh.SFTPError as error:
-        raise RemoteError("The host does not report the login's home folder.", code="remote_failed") from error
-    if not home.startswith("/"):
-        raise RemoteError("The host does not report the login's home folder.", code="remote_failed")
-    return home
+    endpoint = Endpoint(
+        host=server.address,
+        port=server.port,
+        user=server.user,
+        client_key=None,
+        host_key="",
+        jumps=tuple(jumps),
+        label=label,
+    )
+    async with connected(jumps, limits) as tunnel:
+        first = await shown_host_key(endpoint, limits, tunnel=tunnel)
+        if _same(first, server.host_key):
+            return _line(first)
+        for kinds in KINDS:
+            # A server without a key of this kind closes the connection.
+            with contextlib.suppress(RemoteError):
+                other = await shown_host_key(endpoint, limits, kinds, tunnel)
+                if _same(other, server.host_key):
+                    return _line(other)
+    raise mismatch(where_of_endpoint(endpoint), server.host_key, first)
 
 
 async def gpu_of(session: SshSession) -> str:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import posixpath
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import asyncssh
 import msgspec
 
-from engine.errors import ProviderError, RemoteError, UsageError
+from engine.errors import GlasshouseError, ProviderError, RemoteError, UsageError
+from engine.providers.gpu_table import memory_of
 from engine.providers.protocol import (
     Address,
+    Device,
     EmptyProof,
     ExistingAllocation,
     Lease,
@@ -27,17 +27,20 @@ from engine.providers.protocol import (
     Spec,
 )
 from engine.providers.settings import HostSettings, Settings, host_settings
-from engine.providers.static.hosts import gpu_of, home_of, remove_run, trusted_line
+from engine.providers.static.addresses import address_of, check_keys
+from engine.providers.static.explain import explained
+from engine.providers.static.hosts import gpu_of, remove_run
 from engine.remote.endpoint import LinkLimits
+from engine.remote.examine import Part, examine
 from engine.remote.host_lock import Busy, acquire_lock, free_lock
+from engine.remote.login import check_login, check_python, home_of
 from engine.remote.session import SshSession
 from engine.wire import utc_now
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
 
 NAME: Final = "static"
-AGENT: Final = "SSH_AUTH_SOCK"
 _PREFIX: Final = "static:"
 _RUN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -55,40 +58,38 @@ class StaticProvider:
         return NAME
 
     async def preflight(self) -> None:
-        """Raise when no host is configured (`host_unknown`), or when a host's key file or agent is missing
-        (`key_missing`, `agent_missing`).
+        """Raise when no host is configured (`host_unknown`), or when a key file or agent of a host or of a jump to it
+        is missing or of no use (`key_missing`, `key_unusable`, `agent_missing`).
         """
         if not self._settings.host:
             host_settings(self._settings, None)
         for host in self._settings.host:
-            path = _key_path(host)
-            if path is not None and not await asyncio.to_thread(path.is_file):
-                raise ProviderError(
-                    f"The key file of host {host.name} does not exist: {host.key}.",
-                    "Create it, or correct `key` in config.toml.",
-                    code="key_missing",
-                )
-            if host.agent and not os.environ.get(AGENT):
-                raise ProviderError(
-                    f"Host {host.name} needs an SSH agent, and {AGENT} is not set.",
-                    f"Start an agent, add the key with ssh-add, and make sure that {AGENT} is set here.",
-                    code="agent_missing",
-                )
+            await asyncio.to_thread(check_keys, host)
 
     async def quote(self, spec: Spec) -> Quote:
         """The host, at no cost; its GPU is queried over SSH unless the configuration names it."""
         host = host_settings(self._settings, spec.host)
         gpu = host.gpu
         if gpu is None:
-            address = await self._address(host, None)
-            async with await self._connect(address) as session:
+            async with await self._open(host, None) as session:
+                await check_login(session)
                 gpu = await gpu_of(session)
         return Quote(provider=NAME, gpu_model=gpu, price_per_hour=0.0)
 
+    async def devices(self, spec: Spec) -> tuple[Device, ...]:
+        """The GPU that the configuration names, with the memory that such GPUs have; empty if it names none."""
+        name = host_settings(self._settings, spec.host).gpu
+        return () if name is None else (Device(name=name, kind="cuda", memory=memory_of(name)),)
+
     async def claim(self, spec: Spec, run_id: str) -> str | None:
-        """Claim the host for a run; see `Exclusive`. Only runs below the same `root` exclude each other."""
+        """Claim the host for a run; see `Exclusive`. Only runs below the same `root` exclude each other.
+
+        Login and Python are looked at first, so that what is wrong with them is not reported as a fault of the lock.
+        """
         lease = await self.wait_ready(await self.acquire(spec, run_id))
         async with await self.open_session(lease) as session:
+            await check_login(session)
+            await check_python(session, lease.python, lease.environment)
             outcome = await acquire_lock(session, lease.root, run_id, lease.python)
         return outcome.reason if isinstance(outcome, Busy) else None
 
@@ -98,6 +99,21 @@ class StaticProvider:
         async with await self.open_session(lease) as session:
             if await session.exists(lease.root):
                 await free_lock(session, lease.root, run_id, lease.python)
+
+    async def examine(self, name: str) -> AsyncIterator[Part]:
+        """Log in to a host and try what a run needs there, part by part; nothing is left on it."""
+        host = host_settings(self._settings, name)
+        try:
+            await asyncio.to_thread(check_keys, host)
+            session = await self._open(host, None)
+        except GlasshouseError as error:
+            yield Part(name="login", passed=False, detail=error.message, code=error.code, hint=error.hint)
+            return
+        async with session:
+            through = f", through {len(host.proxy_jump)} pinned jump hosts" if host.proxy_jump else ""
+            yield Part(name="login", passed=True, detail=f"{host.user} at {host.address}, host key pinned{through}")
+            async for part in examine(session, host):
+                yield part
 
     async def acquire(self, spec: Spec, run_id: str, on_phase: OnPhase | None = None) -> Lease:
         """A lease of the host. Nothing is created there yet; the runner takes the host's lock with `claim`."""
@@ -133,32 +149,37 @@ class StaticProvider:
             )
         if on_phase is not None:
             on_phase("ssh server")
-        address = await self._address(host, lease.address)
-        lease = msgspec.structs.replace(lease, address=address)
-        if lease.root.startswith("/") and lease.gpu_model is not None:
-            return lease
-        async with await self._connect(address) as session:
-            root = posixpath.normpath(posixpath.join(await home_of(session), lease.root))
-            return msgspec.structs.replace(lease, root=root, gpu_model=lease.gpu_model or await gpu_of(session))
+        with explained(host):
+            address = await address_of(host, lease.address, self._limits)
+            lease = msgspec.structs.replace(lease, address=address)
+            if lease.root.startswith("/") and lease.gpu_model is not None:
+                return lease
+            async with await self._connect(address) as session:
+                login = await check_login(session)
+                root = lease.root if lease.root.startswith("/") else await home_of(session, login)
+                root = posixpath.normpath(posixpath.join(root, lease.root))
+                return msgspec.structs.replace(lease, root=root, gpu_model=lease.gpu_model or await gpu_of(session))
 
     async def open_session(self, lease: Lease) -> SshSession:
         """A session at the lease's address; see `SshSession.connect`."""
-        return await SshSession.connect(lease.endpoint(), self._limits)
+        with explained(self._host_of(lease)):
+            return await SshSession.connect(lease.endpoint(), self._limits)
 
     async def observe(self, lease: Lease) -> Observation:
         """`alive` when the login works, otherwise `unknown`: a host that cannot be reached is not proven to be down."""
         try:
-            async with await self._connect(await self._address(self._host_of(lease), lease.address)):
+            async with await self._open(self._host_of(lease), lease.address):
                 return "alive"
         except (RemoteError, ProviderError, UsageError):
             return "unknown"
 
-    async def release(self, lease: Lease) -> None:
+    async def release(self, lease: Lease) -> bool:
         """Terminate what this run left running there and remove its folder; a cancellation does not interrupt it.
 
         The host itself and the installed environment stay.
         """
         await asyncio.shield(asyncio.ensure_future(self._release(lease)))
+        return True
 
     async def prove_empty(self, scope: Scope) -> EmptyProof:
         """A proof without a count: the hosts are the operator's own."""
@@ -198,20 +219,12 @@ class StaticProvider:
     def _host_of(self, lease: Lease) -> HostSettings:
         return host_settings(self._settings, lease.allocation_id.removeprefix(_PREFIX))
 
-    async def _address(self, host: HostSettings, known: Address | None) -> Address:
-        line = await trusted_line(host, None if known is None else known.host_key, self._limits)
-        return Address(
-            host=host.address,
-            port=host.port,
-            user=host.user,
-            host_key=line,
-            client_key_path=None if (path := _key_path(host)) is None else str(path),
-            agent_path=os.environ.get(AGENT) if host.agent else None,
-        )
+    async def _open(self, host: HostSettings, known: Address | None) -> SshSession:
+        with explained(host):
+            return await self._connect(await address_of(host, known, self._limits))
 
     async def _connect(self, address: Address) -> SshSession:
-        endpoint = address.endpoint()
-        return await SshSession.connect(endpoint, self._limits)
+        return await SshSession.connect(address.endpoint(), self._limits)
 
     async def _release(self, lease: Lease) -> None:
         if lease.address is None:
@@ -221,7 +234,7 @@ class StaticProvider:
         folder = posixpath.join(lease.root, lease.run_id)
         try:
             host = self._host_of(lease)
-            async with await self._connect(await self._address(host, lease.address)) as session:
+            async with await self._open(host, lease.address) as session:
                 await remove_run(session, lease.python, lease.root, lease.run_id)
         except (RemoteError, UsageError) as error:
             raise ProviderError(
@@ -230,10 +243,6 @@ class StaticProvider:
                 f"Remove {folder} there by hand, or run `glasshouse cleanup` once the host can be reached.",
                 code="release_failed",
             ) from error
-
-
-def _key_path(host: HostSettings) -> Path | None:
-    return None if host.key is None else Path(host.key).expanduser()
 
 
 def _fingerprint(host: HostSettings) -> str:

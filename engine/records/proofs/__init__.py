@@ -1,7 +1,8 @@
 """The proofs of an artifact: signatures, bindings between documents, order of events, the recomputed row.
 
-A proof returns a description of what it verified, or raises a `RefusedError` whose code says what is wrong. What other
-proofs check is used without checking it again, so that one fault does not hide another.
+A proof returns a description of what it verified, or raises a `RefusedError` whose code says what is wrong; an
+`UnknownError` says that no reference value covers it. What other proofs check is used without checking it again, so
+that one fault does not hide another.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 from typing import Final
 
 from engine.records.proofs import attested, computed, logged, signed
-from engine.records.proofs.case import Case, NotApplicableError, NotCheckedError, Proof
+from engine.records.proofs.case import MALFORMED, Case, NotApplicableError, NotCheckedError, Proof, UnknownError
 
-__all__ = ["PROOFS", "Case", "NotApplicableError", "NotCheckedError", "Proof"]
+__all__ = ["MALFORMED", "PROOFS", "Case", "NotApplicableError", "NotCheckedError", "Proof", "UnknownError"]
 
 PROOFS: Final[dict[str, Proof]] = {
     "parts": signed.parts,
@@ -25,9 +26,11 @@ PROOFS: Final[dict[str, Proof]] = {
     "result": attested.result,
     "policy": attested.policy,
     "measurement": attested.measurement,
+    "environment": attested.environment,
     "release": attested.release,
     "order": logged.order,
     "zeroization": attested.zeroization,
     "series": computed.series,
+    "training": computed.training,
     "row": computed.row,
 }

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from typing import Final
+
 import msgspec
 
 from engine.attestation.challenge import open_challenge
+from engine.attestation.ear import parse_result, result_digest
 from engine.attestation.enforcement import BUNDLE, combined
 from engine.attestation.measurement import Measurements
 from engine.attestation.policy import narrower_or_equal, policy_digest, policy_from
-from engine.attestation.reasons import refusal
+from engine.attestation.reasons import REASONS, refusal
 from engine.attestation.receipts import (
     read_release,
 )
-from engine.attestation.verifier import Expectations, appraise, result_digest
+from engine.attestation.verifier import Expectations, appraise
+from engine.attestation.wipe_proof import contradictions
 from engine.attestation.zeroization import read_zeroization
 from engine.errors import RefusedError
 from engine.events import (
@@ -26,9 +31,17 @@ from engine.events import (
     ResultReached,
     ZeroizeDone,
 )
-from engine.records.proofs.case import Case, NotApplicableError, moment, require_equal
+from engine.records.facts import CLOCK_SLACK
+from engine.records.proofs.case import Case, NotApplicableError, UnknownError, moment, require_equal
 from engine.sealing.pem import key_id
 from engine.wire import RELEASE_GRANTED, canonical, digest_of, sha256_hex
+
+_COVERED: Final = {
+    "release": "as the signed reference values of release {title} list it",
+    "given": "as a reference that you gave lists it; it is unsigned, so you alone vouch for it",
+    "here": "as this home measured it on this machine; somebody else needs a reference to know it",
+    "there": "as your runner had it measured on the allocation before the run: unchanged since, vouched for by nobody",
+}
 
 
 def challenge(case: Case) -> str:
@@ -40,18 +53,27 @@ def challenge(case: Case) -> str:
     signed = open_challenge(case.bundle.challenge, case.run_key, run_id=case.run_id)
     nonce = sha256_hex(signed.nonce_bytes)
     sent, answered = case.facts.runner(ChallengeSent), case.facts.pod(ChallengeTaken)
-    if not sent or not answered:
-        raise refusal("challenge_mismatch", "a log lacks it")
+    logged = [one for one in sent if one.body.nonce_sha256 == nonce]
+    if len(logged) != 1:
+        raise refusal("challenge_mismatch", "the runner's log lacks it")
     require_equal(
         "challenge_mismatch",
         plan=(signed.plan_digest, digest_of(case.bundle.plan)),
         package=(signed.manifest_digest, case.run_receipt.manifest_sha256),
-        policy=(signed.policy_digest, digest_of(case.bundle.policy)),
         text=(signed.challenge, case.row["challenge"]),
         bundle=(signed.bundle, case.run_receipt.bundle_sha256),
-        runnerNonce=(sent[-1].body.nonce_sha256, nonce),
+        runnerHead=(signed.runner_head, logged[0].hash),
+    )
+    if case.bundle.policy is not None:  # it is published with the result
+        require_equal("challenge_mismatch", policy=(signed.policy_digest, digest_of(case.bundle.policy)))
+    if not answered:
+        # The run ended, or its allocation died, before the attester took the challenge.
+        if case.bundle.evidence is not None:
+            raise refusal("challenge_mismatch", "the allocation's log lacks it")
+        return "sent, and never taken by the attester"
+    require_equal(
+        "challenge_mismatch",
         podNonce=(answered[0].body.nonce_sha256, nonce),
-        runnerHead=(signed.runner_head, sent[-1].hash),
         podHead=(answered[0].body.runner_head, signed.runner_head),
     )
     return "with the text of the request" if signed.challenge else "a fresh nonce, no text"
@@ -87,9 +109,7 @@ def evidence(case: Case) -> str:
         nonce=case.challenge.nonce_bytes,
     )
     policy = policy_from(case.bundle.policy)
-    appraisal = appraise(
-        token, expected=expected, policy=policy, nonces=None, now=moment(case.result.issued).timestamp()
-    )
+    appraisal = appraise(token, expected=expected, policy=policy, nonces=None, now=case.result.issued)
     codes, stored = appraisal.reason_codes, case.result
     # What only the runner could check (freshness, the allocation, references) may have failed in addition.
     if not set(codes) <= set(stored_codes) or (case.result.accepted and not appraisal.accepted):
@@ -122,22 +142,26 @@ def _check_reports(case: Case) -> None:
 
 
 def result(case: Case) -> str:
-    """The stored result is the one that was logged, and is about this evidence, package and policy."""
-    stored, logged = case.result, case.facts.runner(ResultReached)
+    """The stored result is signed by the run's key, was logged, and is about this evidence, package and policy."""
+    if case.bundle.result is None:
+        raise NotApplicableError
+    stored, logged = parse_result(case.bundle.result, case.run_key), case.facts.runner(ResultReached)
     if len(logged) != 1:
         raise refusal("result_mismatch", "the log has not exactly one")
     cnf = case.claims.cnf.hex() if stored.accepted else None
     require_equal(
         "result_mismatch",
         run=(stored.run_id, case.run_id),
-        digest=(logged[0].body.result_sha256, result_digest(stored)),
+        verifier=(stored.verifier_build, f"glasshouse {case.row['version']}"),
+        digest=(logged[0].body.result_sha256, result_digest(case.bundle.result)),
         status=(logged[0].body.status, stored.status),
         codes=(logged[0].body.codes, list(stored.reason_codes)),
         evidence=(stored.evidence_sha256, sha256_hex((case.bundle.evidence or "").encode())),
         policy=(stored.policy_sha256, digest_of(case.bundle.policy)),
         package=(stored.manifest_sha256, case.run_receipt.manifest_sha256),
         key=(stored.cnf, cnf),
-        document=(result_digest(stored), digest_of(case.bundle.result)),
+        policyId=(stored.policy_id, policy_from(case.bundle.policy).id),
+        nonce=(stored.nonce, case.claims.eat_nonce if case.attested else stored.nonce),
     )
     return f"logged before the release, EAR {stored.status}"
 
@@ -171,10 +195,30 @@ def measurement(case: Case) -> str:
         raise refusal("measurement_mismatch", "the log has another")
     if not case.anchors.knows_bundle(measured.bundle, case.bundle.lock):
         raise refusal("measurement_unknown", measured.bundle)
-    if case.anchors.environments and measured.environment not in case.anchors.environments:
+    demanded = case.anchors.demanded_environments()
+    if demanded and measured.environment not in demanded:
         raise refusal("measurement_unknown", f"environment {measured.environment}")
-    known = "a reference" if case.anchors.environments else "the operator's own reference only"
-    return f"bundle {measured.bundle[:16]}…; the environment was compared with {known}"
+    return f"bundle {measured.bundle[:16]}…"
+
+
+def environment(case: Case) -> str:
+    """Lock and environment are among the reference values that the verifier knows; the artifact cannot supply them."""
+    if case.bundle.lock is None or not case.attested:
+        raise NotApplicableError
+    measured: Measurements = case.claims.measurements
+    lock, installed = case.anchors.covering(measured, by_home=_is_signed_here(case))
+    if lock is None or installed is None:
+        uncovered = [f"lock {measured.lock}"] if lock is None else []
+        uncovered += [f"environment {measured.environment}"] if installed is None else []
+        sentence, hint = REASONS["environment_unknown"]
+        reason = f"{sentence[:-1]}: {' and '.join(uncovered)}."
+        raise UnknownError(reason, hint, code="environment_unknown")
+    return _COVERED[installed.origin].format(title=installed.title)
+
+
+def _is_signed_here(case: Case) -> bool:
+    key = case.anchors.trusted.find(case.operator)
+    return key is not None and key.home
 
 
 def release(case: Case) -> str:
@@ -185,12 +229,17 @@ def release(case: Case) -> str:
     body = read_release(case.bundle.receipts.release, case.run_key, run_id=case.run_id)
     if len(granted) != 1 or not case.result.accepted:
         raise refusal("release_before_result")
+    decided = datetime.fromtimestamp(case.result.issued, UTC)
+    # Neighbours in the runner's log: a wall clock that is set later in the run makes no release untrue.
+    released, logged = moment(body.released), moment(case.facts.runner_log[granted[0].seq].ts)
+    if not decided - CLOCK_SLACK <= released <= logged + CLOCK_SLACK:
+        raise refusal("release_other_result", "released")
     opened, package = case.facts.pod(PackageOpened), body.manifest_sha256
     before = case.facts.runner_log[granted[0].seq - 1].hash
     require_equal(
         "release_other_result",
         receipt=(granted[0].body.receipt_sha256, digest_of(case.bundle.receipts.release)),
-        result=((body.result_id, body.result_sha256), (case.result.result_id, result_digest(case.result))),
+        result=((body.result_id, body.result_sha256), (case.result.result_id, result_digest(case.bundle.result or ""))),
         evidence=(body.evidence_sha256, case.result.evidence_sha256),
         policy=(body.policy_sha256, case.result.policy_sha256),
         package=(package, case.run_receipt.manifest_sha256),
@@ -201,8 +250,16 @@ def release(case: Case) -> str:
             [event.body.manifest_sha256 for event in opened] or [body.manifest_sha256],
             [body.manifest_sha256],
         ),
+        ciphertext=(
+            [event.body.ciphertext_sha256 for event in opened] or [body.ciphertext_sha256],
+            [body.ciphertext_sha256],
+        ),
     )
-    return f"once, at {body.released}"
+    # The ciphertext is not published: whoever breaks or kept the attested key would read the content keys out of it.
+    both = (
+        "as both sides signed its digest" if opened else "its digest stated by the runner alone, as it was not opened"
+    )
+    return f"once, at {body.released}, {both}"
 
 
 def zeroization(case: Case) -> str:
@@ -222,9 +279,11 @@ def zeroization(case: Case) -> str:
     )
     signers = [signature["keyid"] for signature in receipt["signatures"]]
     logged = done[0].body.receipt.payload if len(done) == 1 else None
-    places = case.hashes("pod")
-    if wipe.pod_head not in places or not done or places[wipe.pod_head] >= done[0].seq:
-        raise refusal("receipt_mismatch", "it does not link to the log before it")
+    expected = case.facts.expected_wipe()
+    if expected is None:
+        raise refusal("receipt_mismatch", "the log has not exactly one")
+    if found := contradictions(wipe, expected):  # no honest runner countersigns it
+        raise refusal(found[0], ", ".join(found[1:]))
     require_equal(
         "receipt_mismatch",
         logged=(logged, receipt.get("payload")),

@@ -6,34 +6,44 @@ import base64
 from collections.abc import Callable
 from datetime import datetime
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
 from engine.attestation.challenge import Challenge
 from engine.attestation.claims import Claims
+from engine.attestation.ear import unverified_result
 from engine.attestation.evidence import parse_evidence
 from engine.attestation.reasons import refusal
 from engine.attestation.receipts import (
     Delegation,
     Release,
     RunReceipt,
+    check_delegation,
+    read_run_receipt,
 )
 from engine.attestation.statements import unverified_payload
 from engine.attestation.verifier import AttestationResult
-from engine.errors import RefusedError
+from engine.errors import GlasshouseError, RefusedError
 from engine.events import LaunchAccepted
 from engine.records import rebuild
 from engine.records.artifact import Artifact, Bundle
 from engine.records.facts import Facts
 from engine.records.trust import Anchors
+from engine.wire import digest_of
 
 PredicateT = TypeVar("PredicateT")
 Proof = Callable[["Case"], str]
+MALFORMED: Final = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
+"""What code that reads a hostile document may raise besides refusals."""
 
 
 class NotApplicableError(Exception):
     """The run never came to what this proof is about."""
+
+
+class UnknownError(RefusedError):
+    """What this proof is about is covered by no reference value: nothing is wrong, and nothing is proven."""
 
 
 class NotCheckedError(Exception):
@@ -51,25 +61,48 @@ class Case:
 
     @property
     def facts(self) -> Facts:
-        """The run's facts, from the artifact alone. A failure is cached, and every proof raises the same refusal."""
-        facts = self._facts
-        if isinstance(facts, RefusedError):
-            raise facts
-        return facts
+        """The run's facts, from the artifact alone, without its series.
+
+        A failure is cached, and every proof raises the same refusal.
+        """
+        return _or_raise(self._facts)
+
+    @property
+    def full_facts(self) -> Facts:
+        """The facts with the series; fails as `facts` does."""
+        return _or_raise(self._full_facts)
 
     @cached_property
     def _facts(self) -> Facts | RefusedError:
+        return _tried(lambda: rebuild.facts_of(self._artifact, self.bundle))
+
+    @cached_property
+    def _full_facts(self) -> Facts | RefusedError:
+        return _tried(lambda: rebuild.with_series(self.facts, self.bundle))
+
+    @cached_property
+    def is_signed(self) -> bool:
+        """Whether the operator's delegation and the run's receipt carry valid signatures over plan and row.
+
+        It costs little, so that nothing else is computed for a document that nobody signed.
+        """
         try:
-            return rebuild.facts_of(self._artifact, self.bundle)
-        except RefusedError as error:
-            return error
-        except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:
-            return refusal("artifact_malformed", type(error).__name__)
+            self._check_delegation()
+            read_run_receipt(self.bundle.receipts.run, self.run_key, run_id=self.run_id, row=self.row)
+        except (GlasshouseError, *MALFORMED):
+            return False
+        return True
+
+    def _check_delegation(self) -> None:
+        """As the proof of the delegation does, except that an expired one is signed nevertheless."""
+        plan = digest_of(self.bundle.plan)
+        issued = moment(self.delegation.issued)
+        check_delegation(self.bundle.delegation, self.operator, run_id=self.run_id, plan_digest=plan, at=issued)
 
     @cached_property
     def recomputed_row(self) -> dict[str, Any]:
         """The row that follows from the facts."""
-        return rebuild.row_of(self.facts, self.row)
+        return rebuild.row_of(self.full_facts, self.row)
 
     @property
     def run_id(self) -> str:
@@ -126,10 +159,7 @@ class Case:
     def result(self) -> AttestationResult:
         if self.bundle.result is None:
             raise NotApplicableError
-        try:
-            return msgspec.convert(self.bundle.result, AttestationResult, strict=True)
-        except msgspec.ValidationError as error:
-            raise refusal("result_mismatch") from error
+        return unverified_result(self.bundle.result)
 
     @property
     def attested(self) -> bool:
@@ -146,6 +176,21 @@ class Case:
         """The position of each event of a log, by its hash."""
         log = self.facts.runner_log if chain == "runner" else self.facts.pod_log
         return {event.hash: event.seq for event in log}
+
+
+def _tried(build: Callable[[], Facts]) -> Facts | RefusedError:
+    try:
+        return build()
+    except RefusedError as error:
+        return error
+    except MALFORMED as error:
+        return refusal("artifact_malformed", type(error).__name__)
+
+
+def _or_raise(facts: Facts | RefusedError) -> Facts:
+    if isinstance(facts, RefusedError):
+        raise facts
+    return facts
 
 
 def peek_payload(envelope: dict[str, Any], kind: type[PredicateT]) -> PredicateT:

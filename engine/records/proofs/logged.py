@@ -5,18 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from engine.attestation.reasons import refusal
-from engine.events import (
-    AdapterCollected,
-    AdapterSaved,
-    AdapterSealed,
-    ChallengeTaken,
-    LaunchAccepted,
-    SegmentState,
-    TrainFinished,
-    TrainStarted,
-    ZeroizeScan,
-)
-from engine.records.facts import Facts
+from engine.records.contradictions import log_contradictions
 from engine.records.proofs.case import Case, NotApplicableError
 from engine.wire import (
     ADAPTER_SEALED,
@@ -58,46 +47,9 @@ def logs(case: Case) -> str:
         raise refusal("log_broken", " and ".join(broken))
     if facts.has("pod", RUN_CLOSED) and not facts.is_closed():
         raise refusal("log_broken", "the attester did not sign its end")
-    if contradictions := _contradictions(facts):
-        raise refusal("log_contradicts", ", ".join(contradictions))
+    if found := log_contradictions(facts):
+        raise refusal("log_contradicts", ", ".join(found))
     return f"{len(facts.runner_log)} and {len(facts.pod_log)} events"
-
-
-def _contradictions(facts: Facts) -> list[str]:
-    """Statements of one event that another event contradicts."""
-    launches = [one.body for one in facts.pod(LaunchAccepted)]
-    begun = [one.body.segment for one in facts.pod(SegmentState) if one.body.state == "launching"]
-    nonces = {one.body.nonce_sha256 for one in facts.pod(ChallengeTaken)}
-    sealed = [one.body for one in facts.pod(AdapterSealed)]
-    saved = [one.body for one in facts.pod(AdapterSaved)]
-    adapters: dict[str, AdapterSaved | AdapterSealed] = {
-        **{body.segment: body for body in saved},
-        **{body.segment: body for body in sealed},
-    }
-    trained: dict[str, str] = {one.body.segment: one.body.tensor_digest for one in facts.pod(TrainFinished)}
-    after = [one.body.hits for one in facts.pod(ZeroizeScan) if one.body.moment == "after"]
-    contradictions = {
-        "the order of the segments": begun != list(facts.plan.kinds())[: len(begun)],
-        "the launch": len(launches) > 1,
-        "the accelerator": any(one.body.gpu != launches[0].gpu for one in facts.pod(TrainStarted)),
-        "the trained tensors": any(body.tensor_digest != trained.get(kind) for kind, body in adapters.items()),
-        "the nonce of the adapter": any(body.nonce_sha256 not in nonces for body in sealed),
-        "the collected adapter": any(
-            adapter.status == "opened" and not _is_logged(adapter, adapters.get(kind))
-            for kind, adapter in facts.collected().items()
-        ),
-        "the scans": not facts.wipe_faults() and any(count for hits in after for count in hits.values()),
-    }
-    return [what for what, contradicted in contradictions.items() if contradicted]
-
-
-def _is_logged(collected: AdapterCollected, logged: AdapterSaved | AdapterSealed | None) -> bool:
-    """Whether a downloaded adapter that was opened is the one in the allocation's log."""
-    return logged is not None and (collected.sha256, collected.tensor_digest, collected.code) == (
-        logged.sha256,
-        logged.tensor_digest,
-        None,
-    )
 
 
 def _head(log: list[Event]) -> str:

@@ -24,6 +24,10 @@ def parts(case: Case) -> str:
         "lock": (bundle.lock, facts.has("runner", ATTEST_RESULT) and case.attested),
         "release": (bundle.receipts.release, facts.has("runner", RELEASE_GRANTED)),
     }
+    # A runner that died after it had logged a challenge, and before it sent it, leaves no document.
+    unsent = bundle.challenge is None and not facts.has("pod", ATTEST_CHALLENGE)
+    if unsent:
+        del documents["challenge"]
     wrong = [name for name, (document, is_logged) in documents.items() if (document is None) == is_logged]
     if wrong:
         raise refusal("receipt_mismatch", f"missing or not logged: {', '.join(wrong)}")
@@ -39,7 +43,8 @@ def signer(case: Case) -> str:
 
 def delegation(case: Case) -> str:
     """The operator's delegation covers this key, run and plan, at the time of the signature."""
-    ended = moment(case.run_receipt.finished)
+    # The receipt names the delegation by its digest, so it is later, whatever a clock showed that was set back.
+    ended = max(moment(case.run_receipt.finished), moment(case.delegation.issued))
     plan = digest_of(case.bundle.plan)
     check_delegation(case.bundle.delegation, case.operator, run_id=case.run_id, plan_digest=plan, at=ended)
     return f"to this run's key until {case.delegation.expires}"

@@ -86,6 +86,7 @@ def probe(root: str) -> int:
         machine=platform.machine(),
         glibc=platform.libc_ver()[1],
         free=disk.f_bavail * disk.f_frsize,
+        noexec=bool(disk.f_flag & os.ST_NOEXEC),
         pip=pip_version(),
         sites=[
             path for path in sys.path if path.endswith(("/site-packages", "/dist-packages")) and Path(path).is_dir()
@@ -227,12 +228,30 @@ def install(folder: Path, digest: str, index: str, lock: int) -> None:
             write(folder / STATE, state="failed", why=step)
             return
     site = next((venv / "lib").glob("python*/site-packages"))
+    without_scripts(venv, site)
     # Compiled caches that depend only on the sources: the same environment has the same digest on every allocation.
     print("\ncompiling", flush=True)
     caches = [python, "-I", "-B", "-m", "compileall", "-qq", "-j", "0", "-s", str(site)]
     subprocess.run([*caches, "--invalidation-mode", "unchecked-hash", str(site)], env=env, cwd=folder, check=False)
     shutil.rmtree(temporary, ignore_errors=True)
     write(folder / READY, lock=digest, python=python, site=str(site), seconds=time.monotonic() - began)
+
+
+def without_scripts(venv: Path, site: Path) -> None:
+    """Remove the packages' commands, and their lines from each RECORD.
+
+    A command's first line is the path of this environment, so its hash in RECORD would give the same installation
+    another digest below another root. Nothing here runs a command.
+    """
+    for record in site.glob("*.dist-info/RECORD"):
+        lines = record.read_text(encoding="utf-8").splitlines(keepends=True)
+        commands = [line for line in lines if line.lstrip('"').startswith("../../../bin/")]
+        if commands:
+            record.write_text("".join(line for line in lines if line not in commands), encoding="utf-8")
+        for line in commands:
+            name = line.lstrip('"').removeprefix("../../../bin/").split(",")[0].rstrip('"')
+            if "/" not in name and not name.startswith(("python", "activate", "Activate")):
+                (venv / "bin" / name).unlink(missing_ok=True)
 
 
 def end(folder: Path) -> int:

@@ -1,7 +1,8 @@
 """Holds the lock on a static host for one run, with the standard library alone.
 
 Runs there as `python -I -S -B -c SOURCE VERB ROOT RUN [SECONDS]` and prints one JSON line. `take` starts a detached
-process that holds a lock on ROOT/.lock, or renews the one that this run holds; `free` kills it. The holder exits by
+process that holds a lock on ROOT/.lock, or renews the one that this run holds; `free` kills it; `try` tries it out in a
+folder that it removes again. The holder exits by
 itself when the run's supervisor has ended, or when it was not renewed for SECONDS before there was one. The kernel
 frees the lock of a process that dies.
 """
@@ -147,9 +148,41 @@ def free(root: Path, run: str) -> int:
     return reply(freed=True)
 
 
+def attempt(root: Path) -> int:
+    """Write and lock a file where the root is or would be, and remove it again; report the disk and a live holder."""
+    import shutil  # noqa: PLC0415  # the process that holds a lock during a timed run stays small
+    import tempfile  # noqa: PLC0415
+
+    at = next(folder for folder in (root, *root.parents) if folder.is_dir())
+    if at == root and not is_safe(root):
+        reply(error="others may write to the root")
+        return UNSAFE
+    folder = Path(tempfile.mkdtemp(prefix=".glasshouse-", dir=at))
+    try:
+        lock = os.open(folder / FILE, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.write(lock, bytes(65536))
+        os.fsync(lock)
+        os.close(lock)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    disk, record = os.statvfs(at), read(root / FILE)
+    holder = record if is_alive(record) else {}
+    return reply(
+        tried=True,
+        at=str(at),
+        free=disk.f_bavail * disk.f_frsize,
+        noexec=bool(disk.f_flag & os.ST_NOEXEC),
+        run=str(holder.get("run", "")),
+        since=str(holder.get("since", "")),
+    )
+
+
 def main(verb: str, root: str, run: str, seconds: str = "0") -> int:
     """Run one verb."""
     os.umask(0o077)
+    if verb == "try":
+        return attempt(Path(root))
     return take(Path(root), run, float(seconds)) if verb == "take" else free(Path(root), run)
 
 

@@ -12,6 +12,8 @@ from typing import Final
 from engine.system.processes import read_stat, start_ticks
 
 _BLOCK: Final = 1024 * 1024
+_FLAGS: Final = 6  # of the fields after the command's name
+_KERNEL_THREAD: Final = 0x00200000  # PF_KTHREAD
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +138,19 @@ def _overwrite(path: Path) -> None:
         os.close(fd)
 
 
+def _is_kernel_thread(pid: int) -> bool:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return bool(int(fields[_FLAGS]) & _KERNEL_THREAD)
+
+
 def deleted_files_held(folder: Path) -> tuple[int, int]:
     """How many deleted disk files are held open, and for how many processes they cannot be listed.
 
-    Of this process every such file counts, of each other process of this machine those that were in `folder`.
+    Of this process every such file counts, of each other process of this machine those that were in `folder`. Kernel
+    threads hold no files, and a large machine has thousands of them.
     """
     held = unseen = 0
     prefix = f"disk:{folder}/"
@@ -149,7 +160,7 @@ def deleted_files_held(folder: Path) -> tuple[int, int]:
         pid = int(entry.name)
         files = deleted_open_files(pid)
         if files is None:
-            unseen += 1
+            unseen += not _is_kernel_thread(pid)
         elif pid == os.getpid():
             held += sum(name.startswith("disk:") for name in files)
         else:

@@ -23,7 +23,6 @@ MAX_ROUNDS: Final = 4  # of reading areas that a target mapped while it was read
 MAX_MISSED_PAGES: Final = 4096  # in a row, before the rest of an area is skipped
 DESCRIPTOR: Final = "descriptor"  # class of a map whose memfd is read by descriptor in the same scan
 
-_MIN_ANCHOR: Final = 8
 _ZERO_BLOCK: Final = bytes(64 * 1024)
 _ZERO_PAGE: Final = bytes(PAGE_BYTES)
 
@@ -87,61 +86,65 @@ class Report:
 
 
 class PatternStore:
-    """The scanner's own copy of the patterns, in one buffer that `wipe` zeroes."""
+    """The scanner's own copy of the fingerprints, in buffers that `wipe` zeroes. No pattern is in them."""
 
     def __init__(self) -> None:
-        self._buffer = bytearray(patterns.STORE_BYTES)
-        self._used = 0
-        self.items: list[patterns.Item] = []
+        self._buffers: list[bytearray] = []
+        self._latest: list[patterns.Fingerprint] = []
+        self.items: list[patterns.Fingerprint] = []
 
     def add(self, source: memoryview) -> dict[str, int]:
-        """Copy the patterns of a map, all or none; returns how many of each class.
+        """Copy the fingerprints of a map, all or none; returns how many of each class.
 
         Raises `RunError` (`pattern_*`).
         """
-        counts: Counter[str] = Counter()
-        whole = memoryview(self._buffer)
-        items = list(patterns.read(source))
-        if self._used + sum(len(data) for _, data in items) > len(whole):
+        sizes = [item.end for item in patterns.read(source)]
+        if len(self.items) + len(sizes) > patterns.MAX_PATTERNS:
             raise RunError("The scanner has no room for more patterns.", code="pattern_overflow")
-        for name, data in items:
-            end = self._used + len(data)
-            whole[self._used : end] = data
-            self.items.append((name, whole[self._used : end]))
-            self._used = end
-            counts[name] += 1
-        return dict(sorted(counts.items()))
+        self._buffers.append(bytearray(source[: max(sizes, default=0)]))
+        self._latest = list(patterns.read(memoryview(self._buffers[-1]))) if sizes else []
+        self.items += self._latest
+        return dict(sorted(Counter(item.name for item in self._latest).items()))
+
+    def latest(self) -> PatternStore:
+        """A store of the last hand-over alone; its buffers are this one's."""
+        one = PatternStore()
+        one.items = one._latest = self._latest
+        return one
 
     @property
     def classes(self) -> list[str]:
         """The class of each pattern."""
-        return [name for name, _ in self.items]
+        return [item.name for item in self.items]
 
     def wipe(self) -> int:
-        """Zero and forget every pattern; returns how many there were."""
+        """Zero and forget every fingerprint; returns how many there were."""
         count = len(self.items)
-        memoryview(self._buffer)[: self._used] = bytes(self._used)
-        self._used = 0
-        self.items = []
+        self.items, self._latest = [], []
+        for buffer in self._buffers:
+            memoryview(buffer)[:] = bytes(len(buffer))
+        self._buffers = []
         return count
 
 
 @dataclass(slots=True)
 class _Group:
-    """Patterns with a common prefix, and the bytes to search for: the shortest one without its trailing zeros."""
+    """Patterns with the same anchor at the same place, such as a key and its first half: one search finds both."""
 
     address: int
     size: int
-    members: list[patterns.Item]
+    offset: int
+    members: list[patterns.Fingerprint]
 
 
 class Search:
     """Counts patterns in a stream of bytes that is read through one window, including those across window borders."""
 
     def __init__(self, store: PatternStore) -> None:
-        self._longest = max((len(data) for _, data in store.items), default=0)
-        self._groups = _by_prefix(store.items)
+        self._longest = max((item.size for item in store.items), default=0)
+        self._groups = _by_anchor(store.items)
         self._window = bytearray(self._longest + WINDOW_BYTES)
+        self._view = memoryview(self._window)
         self._address = _address(self._window)
         self._kept = 0
 
@@ -189,15 +192,15 @@ class Search:
         return runs
 
     def _count(self, start: int, stop: int, fresh: int, hits: Counter[str]) -> None:
-        window = self._window
         base = self._address
         for group in self._groups:
             hit = _memmem(base + start, stop - start, group.address, group.size)
             while hit:
-                at = hit - base
-                for name, data in group.members:
-                    if fresh < at + len(data) <= stop and window.startswith(data, at):
-                        hits[name] += 1
+                at = hit - base - group.offset
+                for item in group.members:
+                    end = at + item.size
+                    if at >= 0 and fresh < end <= stop and item.matches(self._view[at:end]):
+                        hits[item.name] += 1
                 hit = _memmem(hit + 1, base + stop - hit - 1, group.address, group.size)
 
 
@@ -208,9 +211,9 @@ class Scan:
         self._search = Search(store)
         self._classes = store.classes
 
-    def run(self, targets: Sequence[Target]) -> dict[str, dict[str, Any]]:
-        """The report of each target by name; the window is zeroed afterwards."""
-        described = {_identity(fd) for target in targets for fd in target.memfds}
+    def run(self, targets: Sequence[Target], beside: Sequence[Target] = ()) -> dict[str, dict[str, Any]]:
+        """The report of each target by name; the window is zeroed afterwards. Memfds of those `beside` were read."""
+        described = {_identity(fd) for target in (*targets, *beside) for fd in target.memfds}
         try:
             return {target.name: self._target(target, described).as_dict(self._classes) for target in targets}
         finally:
@@ -218,6 +221,7 @@ class Scan:
 
     def _target(self, target: Target, described: set[tuple[int, int]]) -> Report:
         report = Report()
+        self._search.wipe()  # what was read of the last target must not be found again, in the scanner's own memory
         if target.memory is not None and target.smaps is not None:
             self._memory(target.memory, target.smaps, described, report)
         for fd in target.memfds:
@@ -324,21 +328,12 @@ def _unread(why: str, area: smaps.Area, size: int) -> dict[str, Any]:
     return {"why": why, "kind": area.kind, "permissions": area.permissions, "bytes": size}
 
 
-def _by_prefix(items: Sequence[patterns.Item]) -> list[_Group]:
-    """Patterns grouped under the shortest pattern that is their prefix: a key and its first half cost one search."""
-    groups: list[_Group] = []
-    for item in sorted(items, key=lambda item: len(item[1])):
-        data = item[1]
-        for group in groups:
-            if data[: len(group.members[0][1])] == group.members[0][1]:
-                group.members.append(item)
-                break
-        else:
-            size = len(data)
-            while size > _MIN_ANCHOR and not data[size - 1]:
-                size -= 1
-            groups.append(_Group(_address(data), size, [item]))
-    return groups
+def _by_anchor(items: Sequence[patterns.Fingerprint]) -> list[_Group]:
+    groups: dict[tuple[int, bytes], _Group] = {}
+    for item in items:
+        alone = _Group(_address(item.anchor), len(item.anchor), item.offset, [])
+        groups.setdefault((item.offset, bytes(item.anchor)), alone).members.append(item)
+    return list(groups.values())
 
 
 def _address(view: memoryview | bytearray) -> int:

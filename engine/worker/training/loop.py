@@ -81,12 +81,14 @@ class Trainer:
         return torch.tensor(rows)
 
 
-def warm_up(trainer: Trainer, reporter: Reporter) -> None:
-    """Run the plan's warm-up steps, which are not counted; ends early on a request to stop."""
-    for _ in range(trainer.plan.training.warmup_steps):
+def warm_up(trainer: Trainer, reporter: Reporter) -> int:
+    """Run the plan's warm-up steps, which are not measured; ends early on a request to stop. Returns how many ran."""
+    planned = trainer.plan.training.warmup_steps
+    for done in range(1, planned + 1):
         float(trainer.step().item())
         if reporter.should_stop() is not None:
-            return
+            return done
+    return planned
 
 
 def measure(trainer: Trainer, reporter: Reporter, *, with_evidence: bool) -> Outcome:
@@ -108,11 +110,9 @@ def measure(trainer: Trainer, reporter: Reporter, *, with_evidence: bool) -> Out
             _spin(round((time.perf_counter_ns() - began) * slowdown))
         recorder.step(loss)
         issued += 1
-        if issued % plan.training.checkpoint_every == 0:
+        at_checkpoint = issued % plan.training.checkpoint_every == 0
+        if at_checkpoint:
             flush.now(all_steps=True)
-            reporter.checkpoint(
-                issued, adapter.digest(trainer.workload.trainable), chain.head() if chain is not None else None
-            )
         flush.when_due()
         if recorder.nonfinite_at is not None and plan.training.fail_on_nonfinite:
             stop = "nonfinite_loss"
@@ -122,6 +122,10 @@ def measure(trainer: Trainer, reporter: Reporter, *, with_evidence: bool) -> Out
             stop = "target_seconds"
         else:
             stop = flush.asked_to_stop
+        if at_checkpoint and stop is None:  # the last step's is reported with the end, after the window is closed
+            reporter.checkpoint(
+                issued, adapter.digest(trainer.workload.trainable), chain.head() if chain is not None else None
+            )
     flush.now(all_steps=True)
     return Outcome(
         steps=flush.sent,

@@ -10,10 +10,11 @@ from typing import Any, Final
 
 import msgspec
 
-from engine.errors import RunError, SealingError
+from engine.errors import SealingError
 from engine.measure.safetensors_header import TensorSpec, read_header
 from engine.plan import Plan
 from engine.wire import parse
+from engine.worker import architecture
 
 ADAPTER_NAME: Final = "default"
 
@@ -47,7 +48,11 @@ class Workload:
 
 
 def import_architecture(model_type: str) -> None:
-    """Import what the model needs; afterwards the process may lose the right to open files."""
+    """Import what the model needs; afterwards the process may lose the right to open files.
+
+    Raises `DataError` (`architecture_unsupported`).
+    """
+    architecture.require(model_type, ("raw",))
     import peft  # noqa: F401
 
     if model_type == "qwen2":
@@ -111,7 +116,8 @@ def add_lora(model: Any, plan: Plan) -> Any:
 def load(plan: Plan, files: Mapping[str, int]) -> Workload:
     """Build the workload from payload files given as name -> descriptor.
 
-    Raises `SealingError` (`payload_incomplete`) if the files do not match the model.
+    Raises `SealingError` (`payload_incomplete`) if the files do not match the model, and what
+    `architecture.check_config` and its like raise for a model that the operator's machine would have refused.
     """
     import torch
 
@@ -119,6 +125,7 @@ def load(plan: Plan, files: Mapping[str, int]) -> Workload:
     dtype = getattr(torch, dtype_name)
     maps = {name: Mapped(fd) for name, fd in files.items()}
     config = parse(bytes(maps["config.json"].view))
+    architecture.check_config(config, ())
     model = empty_model(config)
     _place_weights(model, [maps[name] for name in sorted(maps) if name.startswith("weights")], dtype)
     model.tie_weights()
@@ -154,6 +161,7 @@ def _place_weights(model: Any, shards: list[Mapped], dtype: Any) -> None:
             parameter = parameters.get(name)
             if parameter is None:
                 continue
+            architecture.check_dtype(name, spec.dtype)
             tensor = _tensor(shard, spec)
             if tensor.shape != parameter.shape:
                 raise SealingError(
@@ -163,14 +171,10 @@ def _place_weights(model: Any, shards: list[Mapped], dtype: Any) -> None:
                 )
             parameter.data = tensor if tensor.dtype == dtype else tensor.to(dtype)
             placed.add(name)
-    tied = {"lm_head.weight"} if model.config.get_text_config().tie_word_embeddings else set()
+    tied = {architecture.HEAD} if model.config.get_text_config().tie_word_embeddings else set()
     absent = sorted(set(parameters) - placed - tied)
     if absent:
-        raise SealingError(
-            f"{len(absent)} weights are missing, the first is {absent[0]}.",
-            "Check that the model folder is complete.",
-            code="payload_incomplete",
-        )
+        raise architecture.missing_weights(absent)
 
 
 def _place_adapter(model: Any, start: Mapped, device: str) -> dict[str, Any]:
@@ -202,12 +206,7 @@ class Rehearsal(msgspec.Struct, frozen=True):
 
     def config(self) -> dict[str, Any]:
         """A config small enough to build in milliseconds."""
-        if self.model_type != "qwen2":
-            raise RunError(
-                f"Protected segments do not support the architecture {self.model_type!r}.",
-                "Use a Qwen2 model, or plan a raw segment only.",
-                code="architecture_unsupported",
-            )
+        architecture.require(self.model_type, ("protected",))
         return {
             "model_type": "qwen2",
             "hidden_size": 32,

@@ -55,6 +55,7 @@ def test_an_adapter_becomes_a_peft_folder(cli: CommandLine, tmp_path: Path, opti
     assert done.code == 0, done.out
     assert done.document["folder"] == str(target)
     assert {file.name for file in target.iterdir()} == {"adapter_model.safetensors", "adapter_config.json"}
+    assert [path.stat().st_mode & 0o777 for path in (target, *target.iterdir())] == [0o700, 0o600, 0o600]
     tensors = load((target / "adapter_model.safetensors").read_bytes())
     assert tensors[NAME].tolist() == [[value] * 4] * 8
     assert json.loads((target / "adapter_config.json").read_text()) == CONFIG
@@ -87,7 +88,7 @@ def test_a_replaced_adapter_is_refused_and_nothing_is_written(
 
 @pytest.mark.usefixtures("collected")
 def test_an_adapter_opens_after_the_keys_were_rotated_twice(cli: CommandLine, tmp_path: Path) -> None:
-    assert cli("key", "rotate").code == cli("key", "rotate", "--recipient").code == 0
+    assert cli("key", "rotate", "--yes").code == cli("key", "rotate", "--yes", "--recipient").code == 0
     done = cli("adapter", "last", "-o", tmp_path / "out", "--json")
     assert done.code == 0, done.out
     assert (tmp_path / "out" / "adapter_model.safetensors").read_bytes() == artifact(2.0)

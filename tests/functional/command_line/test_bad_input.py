@@ -146,7 +146,7 @@ def test_a_full_disk_is_reported_and_nothing_stays_half_written(cli: CommandLine
             "no mount namespace can be made: install unshare (util-linux) and allow user namespaces, or run as root"
         )
     script = (
-        "mount -t tmpfs -o size=16k none /mnt && head -c 12k /dev/zero > /mnt/ballast; "
+        "mount -t tmpfs -o size=16k none /mnt && mkdir -m 700 /mnt/home && head -c 12k /dev/zero > /mnt/ballast; "
         '"$@"; code=$?; find /mnt/home -type f -size +0 >&2; exit $code'
     )
     command = [*cli.command, "--home", "/mnt/home", "demo", "--json"]

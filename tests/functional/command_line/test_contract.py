@@ -40,6 +40,7 @@ HEAVY = (
     ],
 )
 def test_json_is_one_document_and_nothing_else(cli: CommandLine, arguments: Sequence[str], keys: set[str]) -> None:
+    cli.home.mkdir(mode=0o700)
     done = cli(*arguments, "--json")
     assert done.code == 0, done.out + done.err
     assert set(done.document) == keys
@@ -157,6 +158,29 @@ def test_unwritable_output_is_reported_on_stderr(cli: CommandLine) -> None:
     assert "Traceback" not in done.err
 
 
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_home_that_was_mistyped_is_made_and_said_to_be_new_once(cli: CommandLine, options: list[str]) -> None:
+    first, second = cli("runs", *options), cli("runs", *options)
+    assert f"made a new home in {cli.home}" in first.err
+    assert "--home" in first.err
+    assert (first.code, second.code, second.err) == (0, 0, "")
+
+
+def test_the_first_start_says_where_everything_is_kept(cli: CommandLine, tmp_path: Path) -> None:
+    there = {"HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path / "data")}
+    done = cli.process([*cli.command, "runs"], there)
+    assert done.err == (
+        f"note: this is the first start: database, keys and runs are kept in {tmp_path / 'data' / 'glasshouse'}.\n"
+    )
+    assert cli.process([*cli.command, "runs"], there).err == ""
+
+
+def test_verify_makes_no_home(cli: CommandLine, tmp_path: Path) -> None:
+    done = cli("verify", tmp_path / "none")
+    assert "new home" not in done.err
+    assert not cli.home.exists()
+
+
 @pytest.mark.parametrize("streams", [">&-", ">&- 2>&-", "<&-"])
 def test_closed_streams_cause_no_traceback(cli: CommandLine, streams: str) -> None:
     done = cli.process(["sh", "-c", f'"$@" {streams}', "sh", *cli.command, "presets"])
@@ -165,6 +189,7 @@ def test_closed_streams_cause_no_traceback(cli: CommandLine, streams: str) -> No
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_pipe_closed_early_causes_no_message(cli: CommandLine, unbuffered: str) -> None:
+    cli.home.mkdir(mode=0o700)
     running = subprocess.Popen(
         [*cli.command, "runs"],
         stdout=subprocess.PIPE,

@@ -36,7 +36,7 @@ def test_rotated_and_revoked_keys_for_their_owner_and_for_others(cli: CommandLin
     assert cli("key", "show", "--public").out == published.read_text()
     cli("key", "show", "-o", published, "--json").refused(2, "output_exists")
 
-    rotated = cli("key", "rotate", "-o", tmp_path / "rotation", "--json")
+    rotated = cli("key", "rotate", "--yes", "-o", tmp_path / "rotation", "--json")
     second = OperatorKeys.load(folder)
     assert signing_states(rotated) == {second.signing_fingerprint: "current", first.signing_fingerprint: "retired"}
 
@@ -88,10 +88,12 @@ def test_a_refused_key_command_changes_nothing_and_leaves_no_file(cli: CommandLi
         (["rotate", "--recipient"], "usage"),
     ):
         cli("key", *command, "-o", out, "--json", env=PASSPHRASE).refused(2, code)
-    cli("key", "rotate", "-o", out, "--json").refused(2, "passphrase_needed")
+    cli("key", "rotate", "--yes", "-o", out, "--json").refused(2, "passphrase_needed")
     wrong = {"GLASSHOUSE_PASSPHRASE": "open barley"}
-    cli("key", "rotate", "-o", out, "--json", env=wrong).refused(1, "key_passphrase_wrong")
-    cli("key", "rotate", "-o", tmp_path / "no" / "folder", "--json", env=PASSPHRASE).refused(2, "output_unwritable")
+    cli("key", "rotate", "--yes", "-o", out, "--json", env=wrong).refused(1, "key_passphrase_wrong")
+    cli("key", "rotate", "--yes", "-o", tmp_path / "no" / "folder", "--json", env=PASSPHRASE).refused(
+        2, "output_unwritable"
+    )
     assert {path.name: path.read_bytes() for path in (cli.home / "keys").iterdir()} == before
     assert not out.exists()
 
@@ -100,7 +102,9 @@ def test_rotation_can_change_the_passphrase(cli: CommandLine, tmp_path: Path) ->
     folder = cli.home / "keys"
     OperatorKeys.ensure(folder, "open sesame")
     (tmp_path / "new").write_text("open barley\n")
-    done = cli("key", "rotate", "--recipient", "--new-passphrase-file", tmp_path / "new", "--json", env=PASSPHRASE)
+    done = cli(
+        "key", "rotate", "--yes", "--recipient", "--new-passphrase-file", tmp_path / "new", "--json", env=PASSPHRASE
+    )
     assert (done.code, done.document["encrypted"]) == (0, True)
     assert len(OperatorKeys.load(folder, "open barley").past_recipients) == 1
     assert "sesame" not in done.out + done.err + json.dumps([path.name for path in folder.iterdir()])

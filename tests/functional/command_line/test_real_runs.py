@@ -130,12 +130,16 @@ def test_the_export_is_verified_by_the_operator_and_by_a_stranger(own: OwnRun, t
     unknown = stranger("verify", file)
     assert (unknown.code, "signer_unknown" in unknown.out, unknown.out.count("FAILED")) == (1, True, 1)
     line = own.cli("key", "show", "--public").out.strip()
-    assert stranger("verify", file, "--trust", line, "--challenge", "who asks").code == 0
+    trusted = stranger("verify", file, "--trust", line, "--challenge", "who asks")
+    assert (trusted.code, "environment_unknown" in trusted.out, "WHAT RAN IS UNKNOWN" in trusted.out) == (3, True, True)
     assert stranger("verify", file, "--trust", line, "--challenge", "somebody else").code == 1
     assert not stranger.home.exists()
     reference = tmp_path / "reference.json"
     reference.write_text(own.cli("doctor", "--reference").out)
     assert own.cli("verify", file, "--reference", reference).code == 0
+    told = stranger("verify", file, "--trust", line, "--reference", reference)
+    assert (told.code, "you alone vouch for it" in told.out) == (0, True)
+    assert "somebody else needs a reference" in own.cli("verify", file).out
     launched = written.document["artifactSha256"]
     assert launched == own.cli("export", "last", "-o", file, "--force", "--json").document["artifactSha256"]
     bundle = json.loads(file.read_text())["bundle"]["logs"]["pod"][0]["body"]["bundleDigest"]
@@ -156,7 +160,7 @@ def test_a_changed_export_is_told_with_its_code(own: OwnRun, tmp_path: Path) -> 
     refused = own.cli("verify", file, "--json")
     assert refused.code == 1
     codes = {proof["name"]: proof["code"] for proof in refused.document["proofs"] if proof["status"] == "failed"}
-    assert codes == {"run_receipt": "receipt_other_run", "row": "row_mismatch"}
+    assert codes == {"run_receipt": "receipt_other_run"}
     file.write_text("{")
     refused = own.cli("verify", file, "--json")
     assert (refused.code, refused.document["error"]["code"]) == (1, "artifact_malformed")
@@ -174,19 +178,20 @@ def test_a_rotation_keeps_the_row_and_a_revocation_is_seen(own: OwnRun, tmp_path
     line = own.cli("key", "show", "--public").out.strip()
     former = own.cli("key", "show", "--json").document["keys"][0]["fingerprint"]
     stranger = CommandLine(tmp_path / "stranger")
-    assert own.cli("key", "rotate").code == 0
+    assert own.cli("key", "rotate", "--yes").code == 0
     assert own.cli("key", "show", "--public").out.strip() != line
     assert own.cli("verify", file).code == 0
     assert own.cli("key", "revoke", former, "--reason", "compromised", "-o", statement).code == 0
     refused = own.cli("verify", file, "--json")
     codes = [proof["code"] for proof in refused.document["proofs"] if proof["status"] == "failed"]
     assert (refused.code, codes) == (1, ["signer_revoked"])
-    assert stranger("verify", file, "--trust", line).code == 0
+    assert stranger("verify", file, "--trust", line).code == 3
     told = stranger("verify", file, "--trust", line, "--revocation", statement)
     assert (told.code, "signer_revoked" in told.out) == (1, True)
 
 
 def test_ctrl_c_cancels_cleans_up_and_exits_130(cli: CommandLine) -> None:
+    cli.home.mkdir(mode=0o700)
     process = cli.start("run", "--preset", "demo", "--segments", "protected", "--steps", "100000", "--json")
     run_id = first_line(process)
     reader = Reader(cli.home)

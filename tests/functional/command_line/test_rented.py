@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
-import pty
 import re
 import secrets
 import select
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +25,9 @@ from engine.providers.settings import load_settings
 from engine.runner.leases import with_lease
 from engine.store.reader import Reader
 from engine.store.writer import Writer
+from engine.system.resources import data_path
 from glasshouse_tui.backend import EngineLauncher
+from tests.functional.command_line.terminal import at_a_terminal
 
 if TYPE_CHECKING:
     from tests.fake_runpod.client import FakeRunPod
@@ -207,7 +208,18 @@ def test_the_dead_mans_switch_ends_the_pod_with_its_own_key(desk: Desk) -> None:
     done = desk.cli(*LIVE, "--yes", "--json", "--self-destruct", "4")
     assert (done.code, done.err) == (0, ""), done.out
     steps = {step["name"]: step for step in done.document["steps"]}
-    assert list(steps) == ["rent", "ready", "login", "self-destruct", "proof"]
+    assert list(steps) == [
+        "rent",
+        "ready",
+        "login",
+        "commands",
+        "home",
+        "sftp",
+        "python",
+        "lock",
+        "self-destruct",
+        "proof",
+    ]
     assert "terminated itself with its own key" in steps["self-destruct"]["detail"]
     assert {call.caller for call in desk.fake.calls("terminate")} >= {"pod"}
     assert desk.ours() == []
@@ -278,44 +290,31 @@ def test_doctor_says_where_the_key_is_and_never_what_it_is(desk: Desk) -> None:
     assert all(desk.fake.key not in done.out + done.err for done in (usable, refused, broken))
 
 
-def test_at_a_terminal_the_price_is_shown_and_no_is_no(desk: Desk) -> None:
-    options = ["run", "--preset", "demo", "--provider", "runpod", "--gpu", CHEAP, "--max-cost", "0.5"]
-    code, shown = _at_a_terminal([*desk.cli.command, "--home", str(desk.home), *options], "Rent it?", "n\n")
-    assert code == 130, shown
+@pytest.mark.parametrize("detach", [[], ["--detach"]], ids=["followed", "detached"])
+def test_at_a_terminal_the_price_is_shown_and_no_is_no(desk: Desk, detach: list[str]) -> None:
+    options = ["run", "--preset", "demo", "--provider", "runpod", "--gpu", CHEAP, "--max-cost", "0.5", *detach]
+    code, shown = at_a_terminal([*desk.cli.command, "--home", str(desk.home), *options], "Rent it?", "n\n")
+    assert code == 1, shown
+    assert shown.rstrip().endswith("Not rented.")
+    assert "Interrupted" not in shown
     for part in ("RTX A2000 at $0.", "an hour", "at most $", "the pod terminates itself"):
         assert part in shown, part
     assert desk.cli("runs", "--json").document == {"runs": []}
     assert desk.fake.calls("create") == []
 
 
-def _at_a_terminal(command: list[str], question: str, answer: str) -> tuple[int, str]:
-    """A command on a terminal of its own that is asked one thing; its exit code and what it showed."""
-    ours, its = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"}
-    with subprocess.Popen(command, stdin=its, stdout=its, stderr=its, env=environment, close_fds=True) as process:
-        os.close(its)
-        shown, answered = b"", False
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            ready, _, _ = select.select([ours], [], [], 1.0)
-            if ready:
-                try:
-                    part = os.read(ours, 65536)
-                except OSError:  # the other side has closed
-                    break
-                if not part:
-                    break
-                shown += part
-            if not answered and question.encode() in shown:
-                os.write(ours, answer.encode())
-                answered = True
-            if not ready and process.poll() is not None:
-                break
-        if time.monotonic() >= deadline:
-            process.kill()
-        code = process.wait()
-    os.close(ours)
-    return code, shown.decode(errors="replace")
+def test_what_is_refused_is_refused_before_the_price_is_asked_about(desk: Desk, tmp_path: Path) -> None:
+    loose = tmp_path / "loose.json"
+    policy = json.loads(data_path("policies", "default.json").read_text())
+    loose.write_text(json.dumps(policy | {"requiredControls": []}))
+    options = ["run", "--preset", "demo", "--provider", "runpod", "--gpu", CHEAP, "--max-cost", "0.5"]
+    for wrong, words in (["--policy", tmp_path / "none"], "--policy"), (["--policy", loose], "requires less"):
+        command = [*desk.cli.command, "--home", str(desk.home), *options, *map(str, wrong)]
+        exit_code, shown = at_a_terminal(command, "Rent it?", "y\n")
+        assert exit_code != 0
+        assert words in shown
+        assert "Rent it?" not in shown
+    assert desk.fake.calls("create") == []
 
 
 def test_a_run_on_an_allocation_that_nobody_kept_is_refused_at_once(cli: CommandLine) -> None:

@@ -9,6 +9,7 @@ import sqlite3
 import time
 from typing import TYPE_CHECKING
 
+from engine.store.failure import Failure
 from engine.store.reader import Reader
 from engine.wire import LOG, ChainWriter
 
@@ -44,6 +45,61 @@ def test_watch_follows_a_run_to_its_row_and_exits_with_its_code(cli: CommandLine
     assert json.loads(out) == {"id": cli.run_id, "clean": False}
     assert "run         running" in err
     assert "\x1b" not in err
+
+
+FAILURE = Failure(
+    code="trainer_failed",
+    message="/home/me/model: it broke.\x1b[2J",
+    hint="Mend the model.",
+    cause=("OSError: No space left on device",),
+)
+
+
+def test_a_failed_run_says_what_to_do_wherever_it_is_looked_at(cli: CommandLine) -> None:
+    with cli.enter_run(owner=os.getpid()) as writer:
+        watching = cli.start("watch", cli.run_id)
+        writer.warn(cli.run_id, "The rest of the log could not be read.")
+        writer.transition(cli.run_id, "segment:raw", "failed", FAILURE)
+        writer.transition(cli.run_id, "run", "cleaning", FAILURE)
+        row = {"id": cli.run_id, "clean": False, "reason": "trainer_failed"}
+        writer.finish(cli.run_id, row, [], "failed", FAILURE)
+        out, err = watching.communicate(timeout=120)
+    assert watching.returncode == 1
+    assert "note        warning  The rest of the log could not be read." in err
+    assert err.count("Mend the model.") == 1
+    error = {
+        "code": "trainer_failed", "message": FAILURE.message, "hint": FAILURE.hint, "cause": list(FAILURE.cause),
+    }  # fmt: skip
+    shown = cli("show", "last", "--json").document
+    assert shown == {**row, "error": error}
+    logs = cli("logs", "last", "--json").document
+    assert (logs["error"], [one["text"] for one in logs["warnings"]]) == (
+        error, ["The rest of the log could not be read."],
+    )  # fmt: skip
+    (listed,) = cli("runs", "--json").document["runs"]
+    assert (listed["error"], listed["reason"]) == (error, FAILURE.text)
+    texts = [out, cli("show", "last").out, cli("runs").out, cli("logs", "last").err]
+    for text in texts:
+        assert "Mend the model." in text
+        assert "trainer_failed: /home/me/model: it broke.\\x1b[2J" in text
+        assert "\x1b" not in text
+    assert "caused by OSError: No space left on device" in out
+
+
+def test_a_wipe_that_is_not_proven_says_what_to_do_wherever_a_finished_run_is_looked_at(cli: CommandLine) -> None:
+    unverified = Failure(code="zeroization_missing", message="No receipt.", hint="Treat the secrets as not wiped.")
+    with cli.enter_run(owner=os.getpid()) as writer:
+        writer.transition(cli.run_id, "runtime", "unverified", unverified)
+        writer.finish(cli.run_id, {"id": cli.run_id, "clean": False}, [], "finished")
+    told = [{
+        "subject": "runtime", "state": "unverified", "code": "zeroization_missing", "message": "No receipt.",
+        "hint": "Treat the secrets as not wiped.", "cause": [],
+    }]  # fmt: skip
+    assert cli("show", "last", "--json").document["failures"] == told
+    assert cli("logs", "last", "--json").document["failures"] == told
+    for text in (cli("show", "last").out, cli("logs", "last").err):
+        assert "runtime unverified: zeroization_missing: No receipt." in text
+        assert "Treat the secrets as not wiped." in text
 
 
 def test_ctrl_c_in_watch_exits_130_and_requests_nothing(cli: CommandLine) -> None:

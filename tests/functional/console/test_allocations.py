@@ -48,6 +48,8 @@ class ListingLauncher(StoryLauncher):
             observation="alive",
             price_per_hour=0.43,
             since=self.story.clock.text(),
+            age_sec=0.0,
+            listed_since=self.story.clock.text(),
             spent=0.0,
             run_id=None,
             run_state=None,

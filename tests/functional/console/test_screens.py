@@ -17,6 +17,7 @@ from textual.pilot import Pilot
 
 from engine.allocations.overview import Overview, overview
 from engine.errors import MissingExtraError
+from engine.store.failure import Failure
 from engine.store.reader import Reader
 from glasshouse_tui.app import GlasshouseApp
 from glasshouse_tui.messages import FleetRead, RunRead, RunStarted, SettingsRead, StoreAvailable
@@ -207,6 +208,40 @@ async def test_a_failed_check_shows_its_full_reason(home: Path, story: Story) ->
         await until(
             pilot, shows(pilot, "✗ same losses", "failed", "the losses differ from measured step 17 of 1,200 on")
         )
+
+
+FAILURE = Failure(
+    code="gpu_out_of_memory", message="The GPU ran out of memory.", hint="Use a smaller --batch.", cause=("OSError: x",)
+)
+
+
+def failed(story: Story) -> None:
+    story.queue(OLD)
+    story.writer.transition(OLD, "run", "failed", FAILURE)
+    story.writer.warn(OLD, "The supervisor could not be asked to stop.")
+    story.writer.release_runner(OLD)
+
+
+async def test_a_failed_run_says_what_to_do_where_it_is_opened_and_where_it_is_listed(home: Path, story: Story) -> None:
+    failed(story)
+    async with console(home, story, open_run=OLD) as pilot:
+        await until(pilot, shows(pilot, "The GPU ran out of memory.", "Use a smaller --batch.", "OSError: x"))
+        await pilot.press("4", "z")
+        await until(pilot, shows(pilot, "The supervisor could not be asked to stop."))
+    async with console(home, story) as pilot:
+        await pilot.press("h")
+        await until(pilot, lambda: isinstance(pilot.app.screen, HistoryScreen))
+        await until(pilot, shows(pilot, "✗ failed"))
+        await pilot.press("down", "down")
+        await until(pilot, shows(pilot, "gpu_out_of_memory", "Use a smaller --batch."))
+
+
+async def test_fleet_says_what_to_do_about_an_allocation_that_could_not_be_ended(home: Path, story: Story) -> None:
+    story.rented()
+    failure = Failure(code="api_key_rejected", message="RunPod does not accept the key.", hint="Create a new one.")
+    story.writer.allocation_state("e9f8a7b6c5d4", "leaked", failure)
+    async with console(home, story) as pilot:
+        await until(pilot, shows(pilot, "RunPod does not accept the key.", "Create a new one."))
 
 
 async def test_a_selected_stage_shows_its_reason(home: Path, story: Story) -> None:

@@ -55,6 +55,7 @@ from engine.worker.isolation.procfs import start_time
 from tests.vectors import honest
 
 SECONDS = 60.0
+ADAPTER = "0" * 64
 IDENTITY = {
     "nonce": base64.b64encode(bytes(16)).decode(), "firstProcessStart": 1, "gpuUuid": None, "podId": None, "cpu": "x",
 }  # fmt: skip
@@ -143,6 +144,7 @@ class Operator:
         self.lease, self.link, self.run_id = lease, link, run_id
         self.run_dir = staging.run_dir(lease)
         self.pod = Pod(Path(self.run_dir), run_id)
+        self.sealed = False
 
     def follower(self) -> Follower:
         """The part of the runner that follows the run; a second one acts as a restarted runner."""
@@ -214,11 +216,19 @@ class Operator:
         return {check.name: check.status for check in checks}
 
     def zeroized(self, **changes: Any) -> Zeroization:
-        """A zeroization predicate for this run that proves the wipe."""
+        """A zeroization predicate for this run that proves the wipe, of an adapter that is logged before it."""
+        if not self.sealed:
+            self.sealed = True
+            self.pod.say_sealed()
+        now = utc_now()
         proof = honest.zeroization(
             run_id=self.run_id,
             manifest_sha256=self.context.staging.prepared.manifest_digest or "",
             nonce_sha256=self.context.ingest.nonce_digest or "",
+            adapter_sha256=ADAPTER,
+            pod_head=self.pod.chain.head,
+            began=now,
+            ended=now,
         )
         return msgspec.structs.replace(proof, **changes)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from engine.attestation.zeroization import Area, ProcessEnd
 from engine.errors import GlasshouseError
 from engine.events import AdapterCollected
 from engine.runner.collect import collect
 from engine.sealing.adapter import AdapterBinding, seal_adapter
-from engine.wire import LOG, MAX_LINE_BYTES, RUN_CLOSED, SEGMENT_STATE, TRAIN_STARTED, sha256_hex
+from engine.store.progress import Steps, body_of
+from engine.wire import LOG, MAX_LINE_BYTES, RUN_CLOSED, SEGMENT_STATE, TRAIN_PROGRESS, TRAIN_STARTED, sha256_hex
 from tests.functional.hostile.pod import Operator, Pod, end_of
 from tests.vectors import honest
 
@@ -90,13 +93,45 @@ def _replayed(operator: Operator) -> None:
 
 
 def _without_control(operator: Operator) -> None:
-    silent = {"key": honest.scan(dict.fromkeys(honest.KEYS, 0))}
+    silent = {"keyproc open": honest.scan(dict.fromkeys(honest.KEYS[:4], 0))}
     operator.say_zeroized(operator.zeroized(before={**operator.zeroized().before, **silent}))
 
 
 def _with_hits(operator: Operator) -> None:
     hits = {"trainer": honest.scan({**dict.fromkeys(honest.CLASSES, 0), "adapter": 3})}
     operator.say_zeroized(operator.zeroized(after={**operator.zeroized().after, **hits}))
+
+
+def _empty(operator: Operator) -> None:
+    """A target called x, a process called cat, no methods, ended before it began, thousands of processes unseen."""
+    stray = honest.scan({"adapter": 0}, bytes_read=1, skipped={"device": Area(1, 10**10)})
+    cat = ProcessEnd(role="cat", pid=1, start_time=1, gone=True)
+    began = "2999-01-01T00:00:00.000Z"
+    operator.say_zeroized(
+        operator.zeroized(
+            before={"x": stray}, after={"x": stray}, processes=[cat], methods=[], began=began, processes_unseen=9999,
+            sanitization="NIST SP 800-88 Purge",
+        )
+    )  # fmt: skip
+
+
+def _of_another_adapter(operator: Operator) -> None:
+    operator.say_zeroized(operator.zeroized(adapter_sha256="1" * 64))
+
+
+def _linked_elsewhere(operator: Operator) -> None:
+    operator.say_zeroized(operator.zeroized(pod_head="1" * 64))
+
+
+def _hardly_read(operator: Operator) -> None:
+    after = operator.zeroized().after
+    few = msgspec.structs.replace(after["trainer"], bytes_read=4096)
+    operator.say_zeroized(operator.zeroized(after={**after, "trainer": few}))
+
+
+def _without_an_adapter(operator: Operator) -> None:
+    operator.sealed = True  # said, and not done
+    operator.say_zeroized(operator.zeroized(adapter_sha256=None))
 
 
 @pytest.mark.parametrize(
@@ -106,17 +141,25 @@ def _with_hits(operator: Operator) -> None:
         (_replayed, "receipt_other_run"),
         (_without_control, "zeroization_no_control"),
         (_with_hits, "zeroization_hits"),
+        (_empty, "zeroization_constants"),
+        (_of_another_adapter, "zeroization_other_log"),
+        (_linked_elsewhere, "zeroization_other_log"),
+        (_hardly_read, "zeroization_short"),
+        (_without_an_adapter, "zeroization_incomplete"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
+@pytest.mark.parametrize("end", ["done", "failed"])
 async def test_a_receipt_that_proves_nothing_leaves_the_runtime_unverified(
-    operator: Operator, attack: Callable[[Operator], None], code: str
+    operator: Operator, attack: Callable[[Operator], None], code: str, end: str
 ) -> None:
     following = asyncio.create_task(operator.follower().follow())
     await operator.released()
     attack(operator)
-    operator.pod.state("done")
+    operator.pod.state(end, **({} if end == "done" else {"code": "trainer_died"}))
     await end_of(following)
+    countersigned = "zeroization" in operator.reader.receipts(operator.run_id)
+    assert countersigned == (attack in (_without_control, _with_hits, _hardly_read, _without_an_adapter))
     view = operator.reader.run(operator.run_id)
     assert (view.summary.runtime_state, view.summary.key) == ("unverified", "released")
     reasons = [change.reason for change in view.transitions if change.subject == "runtime"]
@@ -186,7 +229,7 @@ async def test_an_adapter_that_does_not_belong_to_the_run_is_rejected(
     assert operator.checks()["adapters_open"] == "failed"
 
 
-@pytest.mark.parametrize("size", [0, 4 * 1024**3 + 1])
+@pytest.mark.parametrize("size", [0, 16 * 1024**2, 4 * 1024**3 + 1])
 async def test_a_link_and_an_endless_file_in_place_of_the_adapter_are_not_fetched(
     operator: Operator, size: int, tmp_path: Path
 ) -> None:
@@ -204,6 +247,7 @@ async def test_a_link_and_an_endless_file_in_place_of_the_adapter_are_not_fetche
     with pytest.raises(GlasshouseError) as caught:
         await collect(operator.context, operator.link, operator.run_dir)
     assert caught.value.code == ("remote_too_large" if size else "remote_not_a_file")
+    assert not list(operator.context.folder.adapters.glob("*sealed*"))
     assert operator.checks()["adapters_open"] == "failed"
 
 
@@ -244,7 +288,15 @@ async def test_a_log_whose_end_was_cut_off_makes_no_clean_row(operator: Operator
         (RUN_CLOSED, {"runnerHead": ["no", "head"], "failed": None, "receipt": {}}),
         (SEGMENT_STATE, {"segment": "protected", "state": "done", "at": 1.0, "host": "10.1.2.3"}),
         (SEGMENT_STATE, {"segment": "protected", "state": "see http://10.1.2.3/", "at": 1.0}),
-        (TRAIN_STARTED, {"segment": "protected", "gpu": None, "numerics": {"torch": "built in /home/alice/torch"}}),
+        (
+            TRAIN_STARTED,
+            {
+                "segment": "protected",
+                "gpu": None,
+                "warmupSteps": 5,
+                "numerics": {"torch": "built in /home/alice/torch"},
+            },
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -258,3 +310,21 @@ async def test_an_event_that_could_not_be_published_is_rejected(
         await end_of(following)
     assert caught.value.code == "event_invalid"
     assert event not in {one.event for one in operator.reader.events(operator.run_id, "pod") if one.body == body}
+
+
+async def test_a_training_that_the_plan_cannot_produce_ends_the_run(operator: Operator) -> None:
+    following = asyncio.create_task(operator.follower().follow())
+    await operator.released()
+    operator.pod.state("training")
+    operator.pod.say(TRAIN_STARTED, {"segment": "protected", "gpu": None, "warmupSteps": 5, "numerics": {}})
+    raw = struct.pack("<60000f", *[1.5] * 60_000), struct.pack("<60000Q", *[1] * 60_000)
+    for first in range(0, 60_000, 10_000):  # for a plan of 3
+        last = first + 10_000
+        steps = Steps("protected", first, raw[0][4 * first : 4 * last], raw[1][8 * first : 8 * last])
+        operator.pod.say(TRAIN_PROGRESS, body_of(steps))
+    with pytest.raises(GlasshouseError) as caught:
+        await end_of(following)
+    assert caught.value.code == "steps_over_plan"
+    assert operator.reader.run(operator.run_id).segments[0].steps == 0
+    assert "train.observed" in operator.names()  # what came before it is kept, and was seen
+    assert operator.checks()["timing_consistent"] == "failed"

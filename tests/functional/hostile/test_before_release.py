@@ -13,8 +13,11 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from engine.attestation.claims import Observed
+from engine.attestation.ear import peek_result
 from engine.attestation.measurement import Measurements
+from engine.attestation.statements import unverified_payload
 from engine.errors import GlasshouseError, RefusedError
+from engine.runner import relying_party
 from engine.sealing.release import open_release
 from engine.wire import (
     ATTEST_EVIDENCE,
@@ -132,8 +135,7 @@ async def test_moving_the_clock_back_does_not_make_old_evidence_fresh(
     operator.pod.state("launching")
     operator.pod.state("attesting")
     token = await operator.token(now=time.time() - 7200)
-    real = time.time
-    monkeypatch.setattr(time, "time", lambda: real() - 7200)
+    monkeypatch.setattr(relying_party, "unix_seconds", lambda: time.time() - 7200)
     ledger = operator.folder.path / "nonces.json"
     record = json.loads(ledger.read_bytes())
     record["nonces"][0]["at"] -= 7200.0
@@ -155,7 +157,9 @@ async def test_other_evidence_after_the_first_ends_the_run_and_no_second_release
     assert caught.value.code == "evidence_repeated"
     token = operator.reader.evidence(operator.run_id)["token"]["token"]
     result = operator.reader.evidence(operator.run_id)["result"]
-    assert hashlib.sha256(token.encode()).hexdigest() == result["evidence_sha256"]
+    appraised = peek_result(result["token"])
+    assert appraised is not None
+    assert hashlib.sha256(token.encode()).hexdigest() == appraised.evidence_sha256
     assert await operator.pod.message("release.json") == first
     assert operator.names().count(RELEASE_GRANTED) == 1
 
@@ -188,13 +192,30 @@ async def test_a_stored_release_that_was_replaced_is_not_sent(operator: Operator
     assert not (operator.pod.folder / "inbox" / "release.json").exists()
 
 
+async def test_a_pod_that_opened_another_release_ends_the_run(operator: Operator) -> None:
+    following = asyncio.create_task(operator.follower().follow())
+    message = await operator.released()
+    stated = unverified_payload(message["receipt"])["predicate"]
+    opened = {
+        "segment": "protected",
+        "runnerHead": message["runnerHead"],
+        "manifestSha256": stated["manifest_sha256"],
+        "ciphertextSha256": "0" * 64,
+    }
+    operator.pod.say(RELEASE_PLAN_COMPLETED, opened)
+    with pytest.raises(RefusedError) as caught:
+        await end_of(following)
+    assert caught.value.code == "release_other_result"
+
+
 async def test_a_pod_that_claims_a_release_gets_no_key_and_no_clean_row(operator: Operator) -> None:
     operator.pod.say(LAUNCH_ACCEPTED, operator.launch())
     operator.pod.state("launching")
-    opened = {"segment": "protected", "runnerHead": "0" * 64, "manifestSha256": "0" * 64}
+    opened = {"segment": "protected", "runnerHead": "0" * 64, "manifestSha256": "0" * 64, "ciphertextSha256": "0" * 64}
     operator.pod.say(RELEASE_PLAN_COMPLETED, opened)
-    operator.pod.say(TRAIN_STARTED, {"segment": "protected", "gpu": None, "numerics": {}})
-    operator.pod.state("done")
+    operator.pod.state("training")
+    operator.pod.say(TRAIN_STARTED, {"segment": "protected", "gpu": None, "warmupSteps": 5, "numerics": {}})
+    operator.pod.state("failed")
     await asyncio.wait_for(operator.follower().follow(), SECONDS)
     operator.assert_nothing_released()
     checks = operator.checks()

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import asyncssh
 import psutil
@@ -76,23 +78,64 @@ class Sshd:
                     child.send_signal(signal.SIGKILL)
 
 
+def _prepared(folder: Path, shell: str | None, home: Path | None, mounts: Sequence[str]) -> str:
+    """Shell commands that give this server its own accounts and file systems."""
+    lines = Path("/etc/passwd").read_text().splitlines()
+    fields = next(line for line in lines if line.startswith(f"{USER}:")).split(":")
+    fields[5], fields[6] = str(home or fields[5]), shell or fields[6]
+    accounts = folder / "passwd"
+    accounts.write_text(":".join(fields) + "\nsshd:x:100:65534::/run/sshd:/usr/sbin/nologin\n")
+    return " && ".join([f"mount --bind {shlex.quote(str(accounts))} /etc/passwd", *mounts, ""])
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
+NAMESPACE: Final = ("unshare", "--mount", "sh", "-c")
+
+
+def need_accounts() -> None:
+    """Skip visibly where a server cannot have accounts and file systems of its own."""
+    probe = [*NAMESPACE, "mount --bind /etc/passwd /etc/passwd"]
+    if os.geteuid() or shutil.which("unshare") is None or subprocess.run(probe, check=False).returncode:
+        pytest.skip("another login shell or home needs a mount namespace: run as root, with util-linux installed")
+
+
 @contextmanager
-def openssh(folder: Path, environment: dict[str, str] | None = None) -> Iterator[Sshd]:
-    """A server in `folder`; `environment` is added to that of its sessions."""
+def openssh(
+    folder: Path,
+    environment: dict[str, str] | None = None,
+    *,
+    config: Sequence[str] = (),
+    options: str = "",
+    host: asyncssh.SSHKey | None = None,
+    login_shell: str | None = None,
+    home: Path | None = None,
+    mounts: Sequence[str] = (),
+) -> Iterator[Sshd]:
+    """A server in `folder`; `environment` is added to that of its sessions.
+
+    `config` are lines of sshd_config that come before ours, `options` those of the client's key in authorized_keys, and
+    `host` is its host key. `login_shell` and `home` are those of the login, and `mounts` shell commands that prepare
+    file systems: only this server sees them, in a mount namespace of its own (the test is skipped where there is none).
+    """
     tool = _tool()
-    host, client = asyncssh.generate_private_key("ssh-ed25519"), asyncssh.generate_private_key("ssh-ed25519")
+    private = login_shell is not None or home is not None or bool(mounts)
+    if private:
+        need_accounts()
+    host = host or asyncssh.generate_private_key("ssh-ed25519")
+    client = asyncssh.generate_private_key("ssh-ed25519")
     for name, key in (("host", host), ("client", client)):
         (folder / name).touch(0o600)
         (folder / name).write_bytes(key.export_private_key())
-    (folder / "authorized").write_bytes(client.export_public_key())
+    (folder / "authorized").write_bytes(f"{options} ".encode() * bool(options) + client.export_public_key())
     port = _free_port()
+    # sshd takes the first value that it reads of most settings.
     lines = [
+        *config,
         f"Port {port}",
         "ListenAddress 127.0.0.1",
         f"HostKey {folder}/host",
@@ -103,15 +146,19 @@ def openssh(folder: Path, environment: dict[str, str] | None = None) -> Iterator
         "PasswordAuthentication no",
         "KbdInteractiveAuthentication no",
         "PermitRootLogin prohibit-password",
-        "Subsystem sftp internal-sftp",
         "AllowAgentForwarding yes",
         "LogLevel VERBOSE",
         "MaxStartups 100",
     ]
+    if not any(line.startswith("Subsystem") for line in config):
+        lines.append("Subsystem sftp internal-sftp")
     if environment:
         lines.append("SetEnv " + " ".join(f'"{name}={value}"' for name, value in environment.items()))
     (folder / "sshd_config").write_text("\n".join(lines) + "\n")
-    process = subprocess.Popen([tool, "-D", "-e", "-f", str(folder / "sshd_config")], stderr=subprocess.PIPE)
+    command = [tool, "-D", "-e", "-f", str(folder / "sshd_config")]
+    if private:
+        command = [*NAMESPACE, _prepared(folder, login_shell, home, mounts) + f"exec {shlex.join(command)}"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
     assert process.stderr is not None
     output = b""
     for line in process.stderr:

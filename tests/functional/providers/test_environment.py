@@ -10,13 +10,14 @@ import struct
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
 
+from engine.attestation.measurement import list_environment
 from engine.errors import RemoteError, RunError
-from engine.plan import preset
+from engine.plan import Segments, preset
 from engine.providers.protocol import Address, Lease
 from engine.remote import environment
 from engine.remote.bundle import REQUIREMENTS, build_bundle, site_paths, worker_lock
@@ -143,6 +144,20 @@ async def test_a_lock_is_installed_once_and_found_by_the_next_run(
     assert not again.installed
     assert msgspec.structs.replace(again, installed=True, seconds=ready.seconds) == ready
     assert sorted(index.fetched) == sorted(index.files), "something was fetched again"
+
+
+async def test_one_lock_gives_one_digest_below_any_root(
+    sshd: Sshd, index: Index, link: Reconnecting, tmp_path: Path
+) -> None:
+    """A reference value of an environment would otherwise hold for one folder's name alone."""
+    lock, digests = _lock(index.lock()), set[str]()
+    for root in ("one", "another/deeper"):
+        ready = await prepare(link, _lease(sshd, tmp_path / root, index), lock=lock)
+        site = Path(ready.site_paths[0])
+        digests.add(list_environment([site], Path(sys.executable)).measure().digest)
+        assert not set(NAMES) & _names(Path(ready.python).parent, "*")
+        assert (site / f"{NAMES[0].replace('-', '_')}-{VERSION}.dist-info" / "entry_points.txt").exists()
+    assert len(digests) == 1
 
 
 async def test_a_file_with_another_hash_is_refused_with_pips_own_message(
@@ -293,8 +308,8 @@ async def test_an_environment_without_what_the_worker_needs_cannot_be_measured(
 class _Operator:
     """A run's staging over a real store; its bundle's lock is empty, so that a small site is enough."""
 
-    def __init__(self, home: Path, run_id: str) -> None:
-        self.plan = msgspec.structs.replace(preset("demo"), segments="protected")
+    def __init__(self, home: Path, run_id: str, segments: Segments = "protected") -> None:
+        self.plan = msgspec.structs.replace(preset("demo"), segments=segments)
         self.writer = Writer(home)
         self.writer.create_run(run_id, self.plan)
         self.run_id = run_id
@@ -336,9 +351,10 @@ async def test_the_measurement_is_pinned_for_the_run_and_for_later_runs_on_the_a
         assert await resumed.make_ready(link, lease) == placed
         assert resumed.references(placed).measurements.environment == expected
         assert one.folder.read(REFERENCE) is not None
-        with pytest.raises(RunError) as caught:
-            await _Operator(tmp_path, "a-later-run").staging().make_ready(link, lease)
-        assert caught.value.code == "environment_changed"
+        for segments in get_args(Segments):  # a raw run is refused likewise
+            with pytest.raises(RunError) as caught:
+                await _Operator(tmp_path, f"a-later-{segments}", segments).staging().make_ready(link, lease)
+            assert caught.value.code == "environment_changed"
     finally:
         (site / "added.py").unlink()
     later = await _Operator(tmp_path, "another-run").staging().make_ready(link, lease)

@@ -237,7 +237,8 @@ async def test_a_small_disk_is_full_soon(fake: FakeRunPod) -> None:
 
 
 def test_every_fault_is_tested_here_and_invalid_ones_are_refused(fake: FakeRunPod) -> None:
-    text = Path(__file__).read_text(encoding="utf-8")
+    here = Path(__file__)
+    text = "".join(file.read_text(encoding="utf-8") for file in (here, here.with_name("test_runpod_faults.py")))
     assert [do for do in sorted(CALL_FAULTS | POD_FAULTS) if f'"{do}"' not in text] == []
     for on, do in (("list", "nonsense"), ("nonsense", "hang"), ("list", "twin"), ("create", "linger")):
         with pytest.raises(ValueError, match=r"nonsense|happen"):

@@ -399,6 +399,20 @@ async def test_36_netrc_and_proxies_change_nothing(
     await renting.provider(home=tmp_path / "home").preflight()
 
 
+async def test_37_a_pod_that_was_only_not_listed_is_found_and_terminated_later(renting: Renting) -> None:
+    provider = renting.provider()
+    lease = await renting.lease(provider)
+    renting.fake.fault("terminate", "unlisted")
+    assert await provider.release(lease) is False, "RunPod never confirmed it"
+    assert (await renting.proof(provider, lease)).count == 0
+    assert renting.ours() == [lease.allocation_id]
+    renting.fake.appear(lease.allocation_id)
+    (found,) = [one for one in (await provider.reconcile([])).foreign if one.name == lease.name]
+    assert found.allocation_id == lease.allocation_id
+    assert renting.api == "sdk" or (found.age_sec is not None and found.age_sec >= 0)
+    assert await provider.release(lease) is True
+
+
 ACQUIRE_PROGRAM = """
 import asyncio, pathlib, sys, msgspec
 from engine.providers.protocol import Spec

@@ -14,6 +14,7 @@ from engine.plan import preset
 from engine.providers.protocol import Spec
 from engine.providers.settings import Settings
 from engine.providers.static.provider import StaticProvider
+from engine.runner.lifecycle import BUILDING
 from engine.runner.start import start_run
 from engine.store.reader import Reader
 from engine.store.views import FINAL_RUN_STATES, RunSummary
@@ -61,7 +62,7 @@ def test_a_run_waits_for_a_host_that_another_operator_uses(sshd: Sshd, tmp_path:
     assert asyncio.run(other.claim(SPEC, OTHER)) is None
     home = tmp_path / "home"
     waiting = _start(home, sshd)
-    summary = _wait(home, waiting, lambda one: bool(one.reason))
+    summary = _wait(home, waiting, lambda one: one.reason not in ("", BUILDING))
     assert summary.state == "queued"
     assert summary.reason.startswith(f"run {OTHER} has this host since ")
     with Writer(home) as writer:

@@ -26,6 +26,7 @@ def wheel(name: str) -> tuple[str, bytes]:
     files = {
         f"{module}/__init__.py": f'VERSION = "{VERSION}"\n'.encode(),
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {VERSION}\n".encode(),
+        f"{info}/entry_points.txt": f"[console_scripts]\n{name} = {module}:main\n".encode(),
         f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
     record = "".join(f"{path},sha256={_digest(content)},{len(content)}\n" for path, content in files.items())

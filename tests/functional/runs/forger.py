@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from engine.attestation.challenge import Challenge, sign_challenge
 from engine.attestation.claims import bound_nonce
+from engine.attestation.ear import claims_of, peek_result, result_digest
 from engine.attestation.evidence import Claims, parse_evidence, sign_evidence
 from engine.attestation.receipts import (
     Closing,
@@ -26,13 +27,14 @@ from engine.attestation.receipts import (
     release_receipt,
     run_receipt,
 )
-from engine.attestation.verifier import AttestationResult, result_digest
+from engine.attestation.tokens import sign_token
+from engine.attestation.verifier import AttestationResult
 from engine.attestation.zeroization import Zeroization, zeroization_receipt
 from engine.measure.stepchain import step_chain
 from engine.records.artifact import Blob, packed, unpacked
 from engine.store.progress import Steps, body_of
 from engine.store.views import Series
-from engine.wire import TRAIN_PROGRESS, ChainWriter, committed, digest_of, event_hash, sha256_hex
+from engine.wire import TRAIN_PROGRESS, ChainWriter, canonical, committed, digest_of, event_hash, sha256_hex
 
 Edit = Callable[[Any], Any]
 
@@ -50,8 +52,8 @@ def public(private: Ed25519PrivateKey) -> bytes:
 
 class Forger:
     """Rebuilds an exported document. `edits` maps a part's name to a function that changes it: `plan`, `policy`,
-    `challenge`, `claims`, `result`, `release`, `zeroization`, `closing`, `series`, `row`, `delegation`, and
-    `runner:EVENT` or `pod:EVENT` for a body (None drops the event).
+    `challenge`, `claims`, `result`, `ear` (its claims), `release`, `zeroization`, `closing`, `series`, `row`,
+    `delegation`, `bundle_sha256`, and `runner:EVENT` or `pod:EVENT` for a body (None drops the event).
     """
 
     def __init__(self, document: dict[str, Any], **edits: Edit) -> None:
@@ -125,6 +127,7 @@ class Forger:
 
     def _append(self, chain: str, entry: dict[str, Any]) -> None:
         event = entry["event"]
+        self._now = entry["ts"]
         special = getattr(self, f"_{chain}_{event.replace('.', '_')}", None)
         body = self._mapped(entry["body"])
         body = self._edited(f"{chain}:{event}", special(body) if special else body)
@@ -172,24 +175,32 @@ class Forger:
         return {"token": token}
 
     def _runner_attest_result(self, body: dict[str, Any]) -> dict[str, Any]:
-        old = msgspec.convert(self.bundle["result"], AttestationResult)
+        old = peek_result(self.bundle["result"])
+        assert old is not None
+        nonce = parse_evidence(self.bundle["evidence"], public(self.attester)).eat_nonce
         changed = msgspec.structs.replace(
-            old, evidence_sha256=sha256_hex(self.bundle["evidence"].encode()), policy_sha256=self.policy
+            old, evidence_sha256=sha256_hex(self.bundle["evidence"].encode()), policy_sha256=self.policy, nonce=nonce
         )
         self.result: AttestationResult = self._edited("result", changed)
-        self.bundle["result"] = msgspec.to_builtins(self.result)
+        # Not by `sign_result`, which refuses to sign a result that claims too much.
+        ear = self._edited("ear", claims_of(self.result))
+        self.bundle["result"] = sign_token(canonical(ear), self.run)
         outcome = {"status": self.result.status, "codes": list(self.result.reason_codes)}
-        return body | outcome | {"resultSha256": result_digest(self.result)}
+        return body | outcome | {"resultSha256": result_digest(self.bundle["result"])}
 
     def _runner_release_granted(self, body: dict[str, Any]) -> dict[str, Any]:
         old = msgspec.convert(self._mapped(predicate(self.bundle["receipts"]["release"])), Release)
         changed = msgspec.structs.replace(
-            old, result_sha256=result_digest(self.result), evidence_sha256=self.result.evidence_sha256,
+            old, result_sha256=result_digest(self.bundle["result"]), evidence_sha256=self.result.evidence_sha256,
             policy_sha256=self.policy, runner_head=self._chains["runner"].head,
         )  # fmt: skip
         receipt = release_receipt(self._edited("release", changed), self.run)
         self.bundle["receipts"]["release"] = receipt
         return body | {"receiptSha256": digest_of(receipt)}
+
+    def _pod_train_measured(self, body: dict[str, Any]) -> dict[str, Any]:
+        one = self.series[body["segment"]]
+        return body | {"steps": len(one.nanos), "elapsedNs": sum(one.nanos)}
 
     def _pod_train_finished(self, body: dict[str, Any]) -> dict[str, Any]:
         one = self.series[body["segment"]]
@@ -206,7 +217,7 @@ class Forger:
 
     def _pod_run_closed(self, body: dict[str, Any]) -> dict[str, Any]:
         changed = Closing(
-            run_id=self.run_id, pod_head=self._chains["pod"].head, runner_head=body["runnerHead"], closed="now"
+            run_id=self.run_id, pod_head=self._chains["pod"].head, runner_head=body["runnerHead"], closed=self._now
         )
         return body | {"receipt": closing_receipt(self._edited("closing", changed), self.attester)}
 
@@ -219,7 +230,8 @@ class Forger:
             adapters={kind: row[f"{kind}AdapterSha256"] for kind in old["adapters"]},
             series={kind: step_chain(one.losses, one.nanos) for kind, one in self.series.items()},
             runner_head=self._chains["runner"].head, pod_head=self._chains["pod"].head,
-            delegation=self.bundle["delegation"], bundle_sha256=old["bundle_sha256"], challenge=row["challenge"],
+            delegation=self.bundle["delegation"], bundle_sha256=self._edited("bundle_sha256", old["bundle_sha256"]),
+            challenge=row["challenge"],
             privates=[self.run],
         )  # fmt: skip
         self.document = {"format": self.document["format"], **row, "bundle": self.bundle}

@@ -31,8 +31,10 @@ from engine.attestation.nonce import NonceLedger
 from engine.attestation.policy import Policy, default_policy, policy_digest
 from engine.attestation.release import prepare_release
 from engine.attestation.verifier import AttestationResult, Expectations, appraise
-from engine.attestation.zeroization import Zeroization, read_zeroization, zeroization_faults
+from engine.attestation.wipe_proof import zeroization_faults
+from engine.attestation.zeroization import Zeroization, read_zeroization
 from engine.plan import Plan, dump_plan, plan_digest
+from engine.records.wipe import expected_wipe
 from engine.remote.launch import launch_command
 from engine.sealing.package import seal_package
 from engine.sealing.release import release_info
@@ -289,7 +291,9 @@ class Pod:
     def verdict(self) -> tuple[str, set[str]]:
         """The state that the supervisor claims, and its reasons together with the receipt's own faults."""
         body = self.wait(ZEROIZE_DONE).body
-        return body["state"], {*body["reasons"], *zeroization_faults(self.receipt())}
+        expected = expected_wipe(self.plan, self.policy, self.events)
+        assert expected is not None
+        return body["state"], {*body["reasons"], *zeroization_faults(self.receipt(), expected)}
 
     # -- processes
 

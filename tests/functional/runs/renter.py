@@ -13,7 +13,7 @@ import psutil
 
 from engine.plan import Plan, ProviderRequest, Segments
 from engine.store.reader import Reader
-from engine.store.views import AllocationView
+from engine.store.views import AllocationView, LogLine
 from tests.fake_runpod.client import FakeRunPod
 from tests.functional.runs.support import LONG, Operator, short_plan
 
@@ -74,6 +74,16 @@ class Renter(Operator):
         """Every allocation ever recorded in the ledger, newest first."""
         with Reader(self.home) as reader:
             return reader.allocations()
+
+    def log(self, run_id: str) -> list[LogLine]:
+        """Both logs of a run."""
+        with Reader(self.home) as reader:
+            return reader.log(run_id)
+
+    def receipt(self, run_id: str) -> dict[str, Any]:
+        """The receipt over the run's row."""
+        with Reader(self.home) as reader:
+            return reader.receipts(run_id)["run"]
 
     def check_ledger(self) -> None:
         """Every listed pod is in the ledger and not recorded as gone."""

@@ -110,9 +110,10 @@ def _fill(workload: Workload) -> None:
         os.preadv(_NOISE, [buffer], offset)
 
 
-def warm_up(trainer: Trainer, reporter: Any) -> None:
-    """The first step."""
+def warm_up(trainer: Trainer, reporter: Any) -> int:
+    """The first step, in place of all that the plan asks for."""
     _fill(trainer.workload)
+    return int(trainer.plan.training.warmup_steps)
 
 
 def measure(trainer: Trainer, reporter: Any, *, with_evidence: bool) -> Outcome:
@@ -122,11 +123,13 @@ def measure(trainer: Trainer, reporter: Any, *, with_evidence: bool) -> Outcome:
     nanos: list[int] = []
     chain = StepChain()
     reported, stop = 0, None
+    began = time.perf_counter_ns()
     while stop is None:
-        began = time.perf_counter_ns()
         if not _hurry:
             time.sleep(0.005)
-        nanos.append(time.perf_counter_ns() - began)
+        now = time.perf_counter_ns()
+        nanos.append(now - began)
+        began = now  # as in the recorders, whatever is between two steps belongs to the later one
         losses.append(4.0 - len(nanos) % 64 / 64)
         chain.add(losses[-1], nanos[-1])
         if target.steps is not None and len(nanos) >= target.steps:
@@ -137,11 +140,11 @@ def measure(trainer: Trainer, reporter: Any, *, with_evidence: bool) -> Outcome:
         if stop is not None or at_checkpoint or len(nanos) % (500 if _hurry else 10) == 0:
             reporter.progress(reported, losses[reported:], nanos[reported:])
             reported = len(nanos)
-            if at_checkpoint:
+            stop = stop or reporter.should_stop()
+            if at_checkpoint and stop is None:
                 reporter.checkpoint(
                     reported, digest(trainer.workload.trainable), chain.head() if with_evidence else None
                 )
-            stop = stop or reporter.should_stop()
     return Outcome(len(nanos), sum(nanos), stop, losses[-1], chain.head() if with_evidence else None)
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import copy
 import functools
 import json
+import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import msgspec
 import pytest
 
+from engine.attestation.measurement import Measurements
 from engine.attestation.policy import default_policy
 from engine.attestation.public_text import is_public_text
 from engine.attestation.signers import TrustedKeys, trust_line, trusted_key
@@ -22,12 +27,15 @@ from engine.errors import GlasshouseError, UsageError
 from engine.records.artifact import dump_artifact, parse_artifact
 from engine.records.export import export_run
 from engine.records.proofs import PROOFS, Case
+from engine.records.reference import BundleValue, EnvironmentValue, remember
 from engine.records.trust import Anchors, anchors
 from engine.records.verify import Verification, tried, verify_bytes
+from engine.store.home import database_path
 from engine.store.reader import Reader
 from engine.store.views import RunView
 from engine.system.resources import data_path
 from tests.functional.runs.support import Operator
+from tests.unit.records.releases import release_folder, write_release
 
 Finished = tuple[Operator, RunView]
 Path_ = tuple[str | int, ...]
@@ -58,8 +66,12 @@ def test_it_verifies_at_home(finished: Finished, exported: dict[str, Any], known
     assert {proof.status for proof in verification.proofs} == {"passed"}
     assert [proof.name for proof in verification.proofs] == list(PROOFS)
     assert (verification.genuine, verification.complete, verification.clean) == (True, True, True)
+    assert verification.known
+    assert "this home measured it on this machine" in next(
+        proof.reason for proof in verification.proofs if proof.name == "environment"
+    )
     assert verification.id == finished[1].summary.id
-    assert len(verification.checks) == 16
+    assert len(verification.checks) == 18
 
 
 def test_it_has_the_published_names_on_top(exported: dict[str, Any]) -> None:
@@ -83,7 +95,8 @@ def test_a_verifier_without_trusted_keys_gets_signer_unknown_and_every_other_pro
 ) -> None:
     verification = verify_bytes(_bytes(exported), anchors(tmp_path / "nobody"))
     assert _failed(verification) == {"signer": "signer_unknown"}
-    assert [proof.status for proof in verification.proofs].count("passed") == len(PROOFS) - 1
+    assert [proof.name for proof in verification.proofs if proof.status == "unknown"] == ["environment"]
+    assert [proof.status for proof in verification.proofs].count("passed") == len(PROOFS) - 2
 
 
 def test_leaving_out_a_document_that_the_logs_mention_is_refused(exported: dict[str, Any], known: Anchors) -> None:
@@ -96,7 +109,64 @@ def test_leaving_out_a_document_that_the_logs_mention_is_refused(exported: dict[
 
 def test_a_stranger_verifies_by_trusting_the_operators_key(exported: dict[str, Any], tmp_path: Path) -> None:
     verification = verify_bytes(_bytes(exported), anchors(tmp_path / "x", trust=[_line(exported)]))
-    assert verification.genuine
+    assert (verification.genuine, verification.complete, verification.known) == (True, True, False)
+
+
+def _measured(exported: dict[str, Any]) -> dict[str, str]:
+    body = next(one["body"] for one in exported["bundle"]["logs"]["pod"] if one["event"] == "enclave.measured")
+    return {name: body[name] for name in ("bundle", "lock", "environment")}
+
+
+def _environment(verification: Verification) -> tuple[str, str]:
+    return next((proof.status, proof.reason) for proof in verification.proofs if proof.name == "environment")
+
+
+def test_a_strangers_reference_makes_the_environment_known(exported: dict[str, Any], tmp_path: Path) -> None:
+    measured, reference = _measured(exported), tmp_path / "reference.json"
+
+    def judged(**values: list[str]) -> Verification:
+        reference.write_text(json.dumps({"version": 1, "bundles": [], **values}))
+        known = anchors(tmp_path / "x", trust=[_line(exported)], references=[reference])
+        return verify_bytes(_bytes(exported), known)
+
+    both = {"locks": [measured["lock"]], "environments": [measured["environment"]]}
+    status, reason = _environment(judged(**both))
+    assert (status, "unsigned" in reason) == ("passed", True)
+    assert judged(bundles=[measured["bundle"]], environments=[measured["environment"]]).known
+    # Files that are known do not make the lock's names true, and the reverse.
+    assert measured["lock"] in _environment(judged(environments=[measured["environment"]]))[1]
+    assert measured["environment"] in _environment(judged(locks=[measured["lock"]]))[1]
+    assert not judged().known
+
+
+def test_a_signed_release_makes_it_known_and_the_verifier_names_it(exported: dict[str, Any], tmp_path: Path) -> None:
+    released, key = tmp_path / "reference", tmp_path / "release.pem"
+    made = release_folder(released, key)
+    measured = _measured(exported)
+    values = msgspec.structs.replace(
+        made,
+        bundles=(*made.bundles, BundleValue(lock=made.locks[0].name, sha256=measured["bundle"])),
+        environments=(EnvironmentValue(platform="here", lock=made.locks[0].name, sha256=measured["environment"]),),
+    )
+    write_release(released, key, values)
+    shipped = anchors(tmp_path / "x", trust=[_line(exported)], shipped_folder=released)
+    verification = verify_bytes(_bytes(exported), shipped)
+    assert verification.known, _environment(verification)
+    assert f"signed reference values of release {made.release}" in _environment(verification)[1]
+
+
+def test_what_an_allocation_measured_of_itself_covers_this_homes_rows_only(
+    exported: dict[str, Any], finished: Finished, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(finished[0].home / "keys", home / "keys")
+    remember(home, Measurements(**_measured(exported)), on_this_machine=False)
+    status, reason = _environment(verify_bytes(_bytes(exported), anchors(home)))
+    assert (status, "vouched for by nobody" in reason) == ("passed", True)
+    shutil.rmtree(home / "keys")
+    assert not verify_bytes(_bytes(exported), anchors(home, trust=[_line(exported)])).known
+    remember(home, Measurements(**_measured(exported)), on_this_machine=True)
+    assert verify_bytes(_bytes(exported), anchors(home, trust=[_line(exported)])).known
 
 
 def test_an_unknown_bundle_is_reported(
@@ -118,8 +188,6 @@ def test_an_unknown_bundle_is_reported(
 
 def test_a_policy_looser_than_the_verifiers_is_refused(exported: dict[str, Any], known: Anchors) -> None:
     from dataclasses import replace
-
-    import msgspec
 
     strict = msgspec.structs.replace(
         default_policy(), required_controls=(*default_policy().required_controls, "network_namespace")
@@ -143,7 +211,11 @@ def test_a_summary_states_what_it_leaves_out(finished: Finished, known: Anchors)
     assert short["bundle"]["leftOut"] == ["series"]
     verification = verify_bytes(_bytes(short), known)
     assert (verification.genuine, verification.complete, verification.clean) == (True, False, None)
-    assert [proof.name for proof in verification.proofs if proof.status == "not_checked"] == ["series", "row"]
+    assert [proof.name for proof in verification.proofs if proof.status == "not_checked"] == [
+        "series",
+        "training",
+        "row",
+    ]
     short["bundle"]["leftOut"] = []
     assert _failed(verify_bytes(_bytes(short), known)) == {"series": "series_mismatch"}
 
@@ -301,10 +373,15 @@ def test_a_row_rewritten_by_another_operator_is_refused_even_when_that_operator_
 
 
 def test_malformed_and_unsigned_artifacts_raise_typed_errors(known: Anchors, exported: dict[str, Any]) -> None:
-    for text in (b"", b"[]", b"{}", b"\xff", b'{"format": "glasshouse-row/1"}', b'{"a": 1, "a": 2}', b"[" * 100_000):
+    for text in (b"", b"[]", b"{}", b"\xff", b'{"format": "glasshouse-row/2"}', b'{"a": 1, "a": 2}', b"[" * 100_000):
         with pytest.raises(GlasshouseError) as caught:
             verify_bytes(text, known)
         assert caught.value.code == "artifact_malformed"
+    for older in ("glasshouse-row/1", "glasshouse-row/3"):
+        with pytest.raises(GlasshouseError) as caught:
+            verify_bytes(_bytes(exported | {"format": older}), known)
+        assert caught.value.code == "artifact_version"
+        assert older in caught.value.message
     with pytest.raises(GlasshouseError) as caught:
         verify_bytes(_bytes(exported | {"bundle": None}), known)
     assert caught.value.code == "artifact_unsigned"
@@ -318,6 +395,19 @@ def test_a_published_row_exports_without_a_bundle(tmp_path: Path, known: Anchors
     document = dump_artifact(published)
     assert document["overheadPct"] == 0.86
     assert parse_artifact(_bytes(document)).bundle is None
+
+
+def test_a_row_of_an_earlier_version_is_exported_by_that_version(finished: Finished, tmp_path: Path) -> None:
+    operator, view = finished
+    home = shutil.copytree(operator.home, tmp_path / "home", ignore=shutil.ignore_patterns("runs", "sockets"))
+    with contextlib.closing(sqlite3.connect(database_path(home))) as connection, connection:
+        key = "(SELECT key FROM runs WHERE id = ?)"
+        without = f"UPDATE results SET body = json_remove(body, '$.rawUpdates') WHERE run = {key}"  # noqa: S608
+        connection.execute(without, (view.summary.id,))
+    with Reader(home) as reader, pytest.raises(UsageError) as caught:
+        export_run(reader, view.summary.id)
+    assert caught.value.code == "export_earlier_version"
+    assert "rawUpdates" in caught.value.message
 
 
 def test_verifying_loads_neither_torch_nor_the_network_nor_the_store(

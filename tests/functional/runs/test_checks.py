@@ -21,6 +21,8 @@ from engine.wire import (
     SEGMENT_STATE,
     TRAIN_CHECKPOINT,
     TRAIN_FINISHED,
+    TRAIN_MEASURED,
+    TRAIN_OBSERVED,
     TRAIN_STARTED,
     ZEROIZE_DONE,
     Event,
@@ -108,6 +110,15 @@ def _time(kind: str, index: int) -> Change:
     return change
 
 
+def _times(kind: str, factor: int) -> Change:
+    def change(facts: Facts) -> Facts:
+        old = facts.series[kind]
+        nanos = tuple(nano * factor for nano in old.nanos)
+        return msgspec.structs.replace(facts, series={**facts.series, kind: Series(losses=old.losses, nanos=nanos)})
+
+    return change
+
+
 def _plan(**fields: Any) -> Change:
     return lambda facts: msgspec.structs.replace(facts, plan=msgspec.structs.replace(facts.plan, **fields))
 
@@ -161,6 +172,10 @@ def test_the_untouched_facts_pass_every_check(facts: Facts) -> None:
         ("same_tensors", _body("pod_log", TRAIN_CHECKPOINT, "raw", step=["no", "number"])),
         ("step_chain", _time("protected", 5)),
         ("step_chain", _body("pod_log", TRAIN_FINISHED, "protected", stepChain=None)),
+        ("timing_consistent", _times("raw", 100)),
+        ("timing_consistent", _times("protected", 100)),
+        ("timing_consistent", _events("runner_log", lambda event: event.event != TRAIN_OBSERVED)),
+        ("timing_consistent", _body("pod_log", TRAIN_MEASURED, "protected", elapsedNs=1)),
         ("nothing_injected", _plan(inject_overhead_pct=0.5)),
     ],
 )

@@ -23,7 +23,8 @@ import psutil
 import pytest
 
 from engine.attestation.policy import CONTROLS, default_policy
-from engine.payload.build import HUB, build_payload
+from engine.payload.build import build_payload
+from engine.payload.model import HUB
 from engine.remote.bundle import site_paths
 from engine.runner.environment_local import CACHE, environment_reference
 from engine.wire import RELEASE_PLAN_COMPLETED

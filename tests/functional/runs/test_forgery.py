@@ -14,7 +14,7 @@ import pytest
 
 from engine.attestation.policy import default_policy
 from engine.attestation.signers import TrustedKeys, trust_line, trusted_key
-from engine.records.trust import Anchors
+from engine.records.trust import Anchors, rebuilt
 from engine.records.verify import Verification, verify_bytes
 from engine.store.views import RunView, Series
 from engine.wire import (
@@ -24,6 +24,7 @@ from engine.wire import (
     ALLOCATION_GONE,
     ANTI_DEBUG_READY,
     ATTEST_RESULT,
+    LAUNCH_ACCEPTED,
     MEASURED,
     PACKAGE_SEALED,
     RELEASE_GRANTED,
@@ -33,6 +34,8 @@ from engine.wire import (
     TRAIN_FINISHED,
     TRAIN_PROGRESS,
     ZEROIZE_SCAN,
+    canonical,
+    sha256_hex,
 )
 from tests.functional.runs.forger import Edit, Forger, public
 from tests.functional.runs.support import Operator
@@ -88,6 +91,16 @@ def with_hits(receipt: Any) -> Any:
     return msgspec.structs.replace(receipt, after=after)
 
 
+def without_process(receipt: Any) -> Any:
+    """A receipt that leaves out the trainer among the processes that ended."""
+    return msgspec.structs.replace(receipt, processes=receipt.processes[:-2])
+
+
+def with_gpu(body: dict[str, Any]) -> dict[str, Any]:
+    """A launch that saw a GPU, which the receipt does not mention."""
+    return body | {"gpu": {"uuid": "GPU-1", "name": "NVIDIA H100", "driver": "550"}}
+
+
 def faster(series: dict[str, Series]) -> dict[str, Series]:
     """Invented step times of the protected segment."""
     one = series["protected"]
@@ -129,6 +142,13 @@ def test_a_consistent_forgery_passes_when_the_forger_is_trusted(exported: dict[s
     assert (verification.genuine, verification.clean) == (True, True)
 
 
+def test_a_training_that_the_plan_cannot_produce_is_refused(exported: dict[str, Any]) -> None:
+    """More steps than its plan, consistent in everything else."""
+    fewer = exported["stepBudget"] - 1
+    verification = verified(exported, plan=lambda plan: plan | {"target": {"seconds": None, "steps": fewer}})
+    assert failures(verification)["training"] == "steps_over_plan"
+
+
 @pytest.mark.parametrize(
     ("edits", "proof", "code"),
     [
@@ -148,10 +168,23 @@ def test_a_consistent_forgery_passes_when_the_forger_is_trusted(exported: dict[s
         ({"claims": struct(enforcement={})}, "evidence", "enforcement_missing"),
         ({"claims": struct(challenge="another")}, "evidence", "challenge_mismatch"),
         ({"claims": struct(cnf=bytes(31) + b"\x01")}, "result", "result_mismatch"),
-        ({"result": struct(status="affirming")}, "evidence", "result_mismatch"),
-        ({"result": struct(tier="snp", status="affirming")}, "evidence", "result_mismatch"),
+        ({"result": struct(status="affirming")}, "result", "result_overclaimed"),
+        ({"result": struct(tier="snp", status="affirming")}, "result", "result_overclaimed"),
+        (
+            {"result": struct(tier="snp", status="affirming", trust_vector={"hardware": 2})},
+            "evidence",
+            "result_mismatch",
+        ),
         ({"result": struct(policy_id="strict-nist")}, "evidence", "result_mismatch"),
-        ({"result": struct(trust_vector={"hardware": 2})}, "evidence", "result_mismatch"),
+        ({"result": struct(trust_vector={"hardware": 2})}, "result", "result_overclaimed"),
+        ({"result": struct(trust_vector={"hardware": 32})}, "evidence", "result_mismatch"),
+        ({"result": struct(nonce="0" * 64)}, "result", "result_mismatch"),
+        ({"result": struct(nonce=None)}, "result", "result_mismatch"),
+        ({"result": struct(verifier_build="glasshouse 99.9")}, "result", "result_mismatch"),
+        ({"result": struct(issued=1)}, "evidence", "evidence_not_yet_valid"),
+        ({"ear": entries(eat_profile="tag:github.com,2023:veraison/ear")}, "result", "result_malformed"),
+        ({"ear": entries(submods={})}, "result", "result_malformed"),
+        ({"ear": entries(exp=10**10)}, "result", "result_malformed"),
         ({"row": entries(note="Attested by hardware.")}, "row", "row_mismatch"),
         ({"row": entries(costUsd=123456.0)}, "row", "row_mismatch"),
         ({"row": entries(version="99.9")}, "row", "row_mismatch"),
@@ -178,11 +211,26 @@ def test_a_consistent_forgery_passes_when_the_forger_is_trusted(exported: dict[s
         ({"result": struct(run_id="0" * 12)}, "result", "result_mismatch"),
         ({"release": struct(cnf_public="0" * 64)}, "release", "release_other_result"),
         ({"release": struct(result_id="0" * 32)}, "release", "release_other_result"),
+        ({"release": struct(ciphertext_sha256="0" * 64)}, "release", "release_other_result"),
+        ({f"pod:{RELEASE_PLAN_COMPLETED}": entries(ciphertextSha256="0" * 64)}, "release", "release_other_result"),
         ({"zeroization": without_control}, "row", "row_mismatch"),
         ({"zeroization": with_hits}, "row", "row_mismatch"),
         ({"zeroization": struct(nonce_sha256="0" * 64)}, "zeroization", "receipt_other_run"),
-        ({"zeroization": struct(adapter_sha256="0" * 64)}, "zeroization", "receipt_mismatch"),
-        ({"zeroization": struct(pod_head="0" * 64)}, "zeroization", "receipt_mismatch"),
+        ({"zeroization": struct(adapter_sha256="0" * 64)}, "zeroization", "zeroization_other_log"),
+        ({"zeroization": struct(pod_head="0" * 64)}, "zeroization", "zeroization_other_log"),
+        ({"zeroization": struct(methods=[])}, "zeroization", "zeroization_constants"),
+        ({"zeroization": struct(sanitization="NIST SP 800-88 Purge")}, "zeroization", "zeroization_constants"),
+        ({"zeroization": struct(began="2999-01-01T00:00:00.000Z")}, "zeroization", "zeroization_times"),
+        ({"zeroization": struct(processes_unseen=10_000)}, "row", "row_mismatch"),
+        ({"zeroization": without_process}, "row", "row_mismatch"),
+        ({f"pod:{LAUNCH_ACCEPTED}": with_gpu}, "zeroization", "zeroization_device_missing"),
+        ({"release": struct(policy_sha256="0" * 64)}, "release", "release_other_result"),
+        ({"release": struct(result_sha256="0" * 64)}, "release", "release_other_result"),
+        ({"release": struct(pod_head="0" * 64)}, "release", "release_other_result"),
+        ({"release": struct(released="2000-01-01T00:00:00.000Z")}, "release", "release_other_result"),
+        ({"closing": struct(closed="2000-01-01T00:00:00.000Z")}, "logs", "log_broken"),
+        ({"closing": struct(runner_head="0" * 64)}, "logs", "log_broken"),
+        ({"claims": struct(swname="another-worker")}, "evidence", "profile_unknown"),
         ({"closing": struct(pod_head="0" * 64)}, "logs", "log_broken"),
         ({f"pod:{RELEASE_PLAN_COMPLETED}": entries(runnerHead="0" * 64)}, "order", "order_broken"),
         ({f"pod:{RELEASE_PLAN_COMPLETED}": entries(manifestSha256="0" * 64)}, "release", "release_other_result"),
@@ -208,6 +256,34 @@ def test_an_inconsistency_is_refused_although_every_signature_is_valid(
     assert failed.get(proof) == code, failed
 
 
+def test_what_ran_is_unknown_where_only_the_artifact_names_it(exported: dict[str, Any]) -> None:
+    """A lock of the forger's own, consistent everywhere: the bundle can be rebuilt around it, and proves nothing."""
+    lock = exported["bundle"]["lock"] | {"torch": "0.0.1.evil"}
+    bundle, digest = rebuilt(canonical(lock)), sha256_hex(canonical(lock))
+    evil = exported | {"bundle": exported["bundle"] | {"lock": lock}}
+
+    def measured(claims: Any) -> Any:
+        changed = msgspec.structs.replace(claims.measurements, bundle=bundle, lock=digest)
+        return msgspec.structs.replace(claims, measurements=changed)
+
+    verification = verified(
+        evil,
+        claims=measured,
+        challenge=struct(bundle=bundle),
+        bundle_sha256=lambda _: bundle,
+        **{
+            f"runner:{PACKAGE_SEALED}": entries(bundleDigest=bundle),
+            f"pod:{LAUNCH_ACCEPTED}": entries(bundleDigest=bundle),
+            f"pod:{MEASURED}": entries(bundle=bundle, lock=digest),
+        },
+    )
+    assert failures(verification) == {}
+    assert (verification.genuine, verification.known) == (True, False)
+    (unknown,) = [proof for proof in verification.proofs if proof.status == "unknown"]
+    assert (unknown.name, unknown.code) == ("environment", "environment_unknown")
+    assert digest in unknown.reason
+
+
 def test_one_adapter_passed_off_as_two_is_refused(exported: dict[str, Any]) -> None:
     raw = exported["rawAdapterSha256"]
     sealed = {
@@ -227,7 +303,7 @@ def test_a_loss_that_is_not_finite_is_refused(exported: dict[str, Any]) -> None:
         }
 
     verification = verified(exported, series=burst)
-    assert failures(verification) == {"row": "row_mismatch"}
+    assert failures(verification) == {"row": "row_mismatch", "training": "step_impossible"}
     reason = next(proof.reason for proof in verification.proofs if proof.name == "row")
     assert "checks" in reason
 

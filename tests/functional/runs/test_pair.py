@@ -14,7 +14,9 @@ import pytest
 from safetensors.numpy import load
 
 from engine.attestation.receipts import check_delegation, read_release, read_run_receipt
-from engine.attestation.zeroization import read_zeroization, zeroization_faults
+from engine.attestation.wipe_proof import zeroization_faults
+from engine.attestation.zeroization import read_zeroization
+from engine.records.facts import gather
 from engine.sealing.adapter import open_adapter
 from engine.sealing.operator_keys import OperatorKeys
 from engine.store.reader import Reader
@@ -106,6 +108,7 @@ def test_every_receipt_verifies_from_the_operators_key_down(finished: Finished) 
     keys = OperatorKeys.load(operator.home / "keys")
     with Reader(operator.home) as reader:
         receipts, evidence = reader.receipts(run_id), reader.evidence(run_id)
+        expected = gather(reader, run_id).expected_wipe()
     assert view.plan_digest is not None
     assert view.row is not None
     run_public = check_delegation(
@@ -120,7 +123,8 @@ def test_every_receipt_verifies_from_the_operators_key_down(finished: Finished) 
         receipts["zeroization"], (attester, run_public), run_id=run_id, manifest_sha256=release.manifest_sha256,
         nonce_sha256=json.loads(json.dumps(proof_nonce(operator, run_id))),
     )  # fmt: skip
-    assert zeroization_faults(proof) == ()
+    assert expected is not None
+    assert zeroization_faults(proof, expected) == ()
     assert {process.role for process in proof.processes} == {"keyproc open", "keyproc seal", "trainer", "scanner"}
 
 
@@ -134,7 +138,7 @@ def proof_nonce(operator: Operator, run_id: str) -> str:
 def test_the_sealed_adapter_opens_with_the_operators_key_and_holds_the_same_tensors(finished: Finished) -> None:
     operator, view = finished
     folder = operator.home / "adapters" / view.summary.id
-    opened = open_adapter(folder / "protected.sealed", OperatorKeys.load(operator.home / "keys").recipient, None)
+    opened = bytes(open_adapter(folder / "protected.sealed", OperatorKeys.load(operator.home / "keys").recipient, None))
     raw = (folder / "raw.safetensors").read_bytes()
     protected_tensors, raw_tensors = load(opened), load(raw)
     assert sorted(protected_tensors) == sorted(raw_tensors)

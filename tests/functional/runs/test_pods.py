@@ -10,9 +10,10 @@ import pytest
 
 from engine.records.export import export_run
 from engine.records.formats import render
+from engine.runner.final_row import SIGNING_FILES
 from engine.store.reader import Reader
 from engine.store.views import RunView
-from engine.wire import TRAIN_PROGRESS
+from engine.wire import ALLOCATION_GONE, TRAIN_PROGRESS
 from tests.functional import canaries
 from tests.functional.runs.renter import Renter
 from tests.functional.runs.support import LONG, checks_of
@@ -147,6 +148,31 @@ def test_a_pod_that_stays_listed_is_reported_as_leaked_and_terminated_later(rent
     assert checks_of(view)["allocation_gone"] == "passed"
 
 
+def test_a_pod_that_returns_after_its_end_is_terminated_and_the_row_is_signed_again(renter: Renter) -> None:
+    renter.configure(recheck=0.5)
+    renter.fake.fault("terminate", "unlisted")
+    run_id = renter.start(renter.plan())
+    before = renter.finish(run_id)
+    assert before.row is not None
+    assert (before.summary.cleanup, before.summary.clean) == ("gone", True), checks_of(before)
+    receipt = renter.receipt(run_id)
+    (pod,) = renter.fake.pods()
+    renter.fake.appear(pod.id)
+    renter.until(lambda: not renter.fake.pods())
+
+    def is_settled() -> bool:
+        row = renter.view(run_id).row or {}
+        return renter.receipt(run_id) != receipt and row["cleanup"]["activeRunPodPodsAfterRun"] == 0
+
+    renter.until(is_settled)
+    after = renter.view(run_id)
+    assert after.row is not None
+    assert after.summary.cleanup == "gone"
+    assert after.row["costUsd"] > before.row["costUsd"]
+    counts = [line.body["count"] for line in renter.log(run_id) if line.event == ALLOCATION_GONE]
+    assert counts == [0, 1, 0]
+
+
 def test_a_pod_whose_runner_died_is_terminated_at_its_deadline(renter: Renter, monkeypatch: pytest.MonkeyPatch) -> None:
     renter.configure(max_cost=0.0058)  # about 30 seconds
     run_id: str = renter.die_at("state:run:connecting", monkeypatch, lambda: renter.start(renter.plan()))
@@ -177,7 +203,8 @@ def test_a_kept_pod_serves_the_next_run_and_both_rows_are_settled(renter: Renter
         view = renter.view(run_id)
         assert checks_of(view)["allocation_gone"] == "passed"
         assert {proof.name: proof.status for proof in renter.verified(run_id).proofs}["row"] == "passed"
-        assert not (renter.home / "runs" / run_id).exists()
+        left = {path.name for path in (renter.home / "runs" / run_id).iterdir()}
+        assert left <= set(SIGNING_FILES), "only what the row is signed with stays while the pod is looked for"
         assert places_in_export(renter, run_id) == []
 
 

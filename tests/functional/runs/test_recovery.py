@@ -13,6 +13,7 @@ from engine.runner.folder import RunFolder
 from engine.store.reader import Reader
 from engine.store.views import RunView
 from engine.store.writer import Writer
+from engine.wire import TRAIN_OBSERVED
 from tests.functional.runs.support import LONG, Operator, segment_state, short_plan
 
 
@@ -70,7 +71,7 @@ def test_a_runner_that_dies_at_one_commit_after_another_leaves_nothing_undone(
         assert [t.state for t in view.transitions if t.subject == subject] == states
     with Reader(operator.home) as reader:
         assert set(reader.receipts(run_id)) == {"delegation", "release", "zeroization", "run"}
-        names = [event.event for event in reader.events(run_id, "runner")]
+        names = [event.event for event in reader.events(run_id, "runner") if event.event != TRAIN_OBSERVED]
         assert [one.ledger_state for one in reader.allocations()] == ["gone"]
     assert len(names) == len(set(names)), names
     assert list((operator.home / "runs").iterdir()) == []
@@ -183,3 +184,49 @@ def test_two_runs_on_one_machine_never_run_at_once(operator: Operator) -> None:
     assert one.summary.finished_at is not None
     begun = [t.at for t in two.transitions if t.subject == "run" and t.state == "allocating"]
     assert begun[0] >= one.summary.finished_at
+
+
+@pytest.mark.parametrize("what", ["the home", "the database", "the run's folder"])
+def test_a_run_whose_home_is_deleted_ends_at_once_and_leaves_a_last_word(
+    operator: Operator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, what: str
+) -> None:
+    state = tmp_path / "state"
+    monkeypatch.setenv("XDG_STATE_HOME", str(state))
+    run_id = operator.start(short_plan("protected", target=LONG))
+    operator.wait(run_id, lambda view: _training(view, "protected"))
+    runner = operator.runner(run_id)
+    if what == "the run's folder":
+        shutil.rmtree(RunFolder(operator.home, run_id).path)
+        view = operator.finish(run_id)
+        assert (view.summary.state, view.summary.reason.partition(":")[0]) == ("failed", "run_folder_missing")
+        assert view.summary.cleanup == "gone"
+        return
+    if what == "the home":
+        operator.home.rename(tmp_path / "moved")
+    else:
+        (operator.home / "glasshouse.db").unlink()
+    runner.wait(300)
+    assert operator.processes(run_id, "supervisor") == []
+    words = state / "glasshouse" / "last-words.log"
+    text = words.read_text()
+    assert f"run {run_id}: {'home' if what == 'the home' else 'database'}_gone" in text
+    assert "released glasshouse-" in text or "It holds no allocation: released." in text
+    assert words.stat().st_mode & 0o777 == 0o600
+    assert operator.home.exists() == (what != "the home")
+
+
+@pytest.mark.parametrize("state", ["allocating", "launching", "training"])
+def test_a_home_that_is_removed_file_by_file_is_the_reason_whatever_failed_first(
+    operator: Operator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, state: str
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    run_id = operator.start(short_plan("protected", target=LONG))
+    runner = operator.runner(run_id)
+    operator.wait(run_id, lambda view: state in (view.summary.state, segment_state(view, "protected")))
+    while operator.home.exists():
+        shutil.rmtree(operator.home, ignore_errors=True)
+    runner.wait(300)
+    assert operator.processes(run_id, "supervisor") == []
+    words = (tmp_path / "state" / "glasshouse" / "last-words.log").read_text()
+    assert f"run {run_id}: home_gone" in words or f"run {run_id}: database_gone" in words
+    assert not operator.home.exists()

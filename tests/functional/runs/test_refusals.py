@@ -51,6 +51,25 @@ def test_a_nonce_that_was_used_before_is_refused(operator: Operator, monkeypatch
     _assert_not_released(operator, operator.finish(run_id), "nonce_replayed")
 
 
+def test_a_run_that_failed_before_its_challenge_was_taken_is_genuine(
+    operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = short_plan("protected", steps=5)
+    run_id: str = operator.hold_at("evidence:challenge", monkeypatch, lambda: operator.start(plan))
+    with operator.held(run_id):
+        for process in operator.processes(run_id, "supervisor"):
+            process.kill()
+    view = operator.finish(run_id)
+    assert view.row is not None
+    assert (view.row["state"], view.row["keyState"]) == ("failed", "withheld")
+    proofs = {proof.name: proof for proof in operator.verified(run_id).proofs}
+    assert (proofs["challenge"].status, proofs["challenge"].reason) == (
+        "passed",
+        "sent, and never taken by the attester",
+    )
+    assert [proof.name for proof in proofs.values() if proof.status == "failed"] == []
+
+
 def test_a_package_changed_on_the_allocation_is_refused_and_the_raw_segment_is_kept(operator: Operator) -> None:
     run_id = operator.start(short_plan(target=LONG))
     operator.wait(run_id, lambda view: segment_state(view, "raw") == "training")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import itertools
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -13,22 +15,27 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from engine.allocations import cleanup, overview, sentinel
+from engine.allocations import cleanup, overview, returned, sentinel
 from engine.allocations.sentinel import Sentinel
 from engine.errors import ProviderError, StoreError
 from engine.plan import ProviderRequest, preset
 from engine.providers.protocol import EmptyProof, ExistingAllocation, Lease, LedgerEntry, Reconciliation, Scope
-from engine.runner import spawn
+from engine.runner import abandon, allocation, spawn
 from engine.runner.end_allocation import end_allocation
+from engine.runner.final_row import settle_runs, store_row
 from engine.runner.leases import with_end, with_intent, with_keep, with_lease
+from engine.store.deadline import Deadline, Recheck
 from engine.store.home import database_path
 from engine.store.ledger import AllocationFields
 from engine.store.reader import Reader
 from engine.store.views import AllocationView
 from engine.store.writer import Writer
-from engine.wire import utc_now
+from engine.system.clock import BootTime
+from engine.wire import ALLOCATION_GONE, utc_now
+from glasshouse_tui.commands.base import Session, note_unused_allocations
 
 RUN = "0123456789ab"
 
@@ -47,10 +54,19 @@ class Pods:
 
     def __init__(self) -> None:
         self.existing: set[str] = set()
+        self.ages: dict[str, float] = {}
 
     async def reconcile(self, ledger: list[LedgerEntry]) -> Reconciliation:
         ours = [
-            ExistingAllocation(name=e.name, observation="alive", lease=a_lease(e.name))
+            ExistingAllocation(
+                name=e.name,
+                observation="alive",
+                lease=a_lease(e.name),
+                allocation_id=f"pod-{e.name}",
+                price_per_hour=1.0,
+                since="2026-11-01T00:00:00.000Z",
+                age_sec=self.ages.get(e.name),
+            )
             for e in ledger
             if e.name in self.existing
         ]
@@ -58,10 +74,11 @@ class Pods:
         foreign = [ExistingAllocation(name=name, observation="alive") for name in sorted(self.existing - known)]
         return Reconciliation(ours=tuple(ours), foreign=tuple(foreign))
 
-    async def release(self, lease: Lease) -> None:
+    async def release(self, lease: Lease) -> bool:
         if lease.name == "slow":
             await asyncio.sleep(3600)
         self.existing.discard(lease.name)
+        return True
 
     async def prove_empty(self, scope: Scope) -> EmptyProof:
         count = len(self.existing & set(scope.names))
@@ -154,6 +171,30 @@ async def test_a_kept_pod_is_left_alone_until_its_time_is_over(tmp_path: Path, p
     assert pods.existing == {"kept"}
 
 
+async def test_a_sentinel_whose_home_is_gone_releases_what_it_knew_and_leaves_a_word(
+    tmp_path: Path, pods: Pods, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = tmp_path.with_name(f"{tmp_path.name}-state")
+    monkeypatch.setenv("XDG_STATE_HOME", str(state))
+    monkeypatch.setattr(abandon, "provider_for", lambda *_: pods)
+    writer.allocation_intent("a", "runpod", "kept", RUN)
+    writer.allocation_state("a", "created", **with_lease(a_lease("kept")))
+    writer.allocation_state("a", "kept", keep_until=Deadline.after(3600))
+    pods.existing = {"kept"}
+    watcher = Sentinel(tmp_path)
+    watching = asyncio.create_task(watcher.watch())
+    while not watcher._known:  # noqa: ASYNC110  nothing says that it has looked
+        await asyncio.sleep(0.01)
+    assert pods.existing == {"kept"}
+    shutil.rmtree(tmp_path)
+    await asyncio.wait_for(watching, 60)
+    assert pods.existing == set()
+    words = state / "glasshouse" / "last-words.log"
+    assert "released kept (pod-kept)" in words.read_text()
+    assert words.stat().st_mode & 0o777 == 0o600
+    assert tmp_path.name not in os.listdir(tmp_path.parent), "the home was created again"  # noqa: PTH208
+
+
 def test_an_entry_added_after_the_last_check_is_still_watched(
     tmp_path: Path, writer: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,9 +236,10 @@ def test_a_cleanup_skips_an_allocation_whose_run_was_resumed_meanwhile(
     pods.existing = {"first", "second"}
     release = pods.release
 
-    async def resumed(lease: Lease) -> None:
+    async def resumed(lease: Lease) -> bool:
         await release(lease)
         writer.claim_runner(RUN, os.getppid())
+        return True
 
     monkeypatch.setattr(pods, "release", resumed)
     monkeypatch.setattr(cleanup, "provider_for", lambda *_: pods)
@@ -236,7 +278,7 @@ def test_keeping_a_pod_longer_does_not_take_it_from_a_run_that_uses_it(
         writer.take_up(entry.id, RUN)
         return with_keep(entry, minutes)
 
-    monkeypatch.setattr(cleanup, "with_keep", meanwhile)
+    monkeypatch.setattr(allocation, "with_keep", meanwhile)
     with pytest.raises(StoreError):
         cleanup.keep(tmp_path, "a", 10)
     assert _states(tmp_path) == {"kept": "ready"}
@@ -257,12 +299,146 @@ def test_querying_the_overview_restarts_a_dead_sentinel(
     assert len(started) == 1
 
 
+async def test_the_sentinel_is_restarted_for_what_is_gone_and_still_looked_for(
+    tmp_path: Path, pods: Pods, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[object] = []
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **_: started.append(command))
+    monkeypatch.setattr(overview, "provider_for", lambda *_: pods)
+    writer.allocation_intent("a", "runpod", "a", RUN)
+    writer.allocation_state("a", "created", **with_lease(a_lease("a")))
+    with Reader(tmp_path) as reader:
+        entry = reader.allocation("a")
+        assert entry is not None
+        await end_allocation(writer, reader, pods, entry)  # type: ignore[arg-type]
+        ended = reader.allocation("a")
+    assert ended is not None
+    assert ended.is_looked_for
+    await asyncio.to_thread(overview.overview, tmp_path)
+    assert len(started) == 1
+    note_unused_allocations(Session(chosen_home=str(tmp_path)))
+    assert len(started) == 2
+
+
+async def test_a_kept_pod_that_returns_costs_its_run_no_more(tmp_path: Path, pods: Pods, writer: Writer) -> None:
+    writer.allocation_intent("a", "runpod", "a", RUN)
+    lease = msgspec.structs.replace(a_lease("a"), price_per_hour=3600.0)
+    writer.allocation_state("a", "created", **with_lease(lease))
+    writer.transition(RUN, "cleanup", "kept", "for 50 min")
+    with Reader(tmp_path) as reader:
+        store_row(writer, reader, RUN, None, state="failed", reason="", cost_usd=0.25)
+        entry = reader.allocation("a")
+        assert entry is not None
+        proof = await end_allocation(writer, reader, pods, entry)  # type: ignore[arg-type]
+        settle_runs(tmp_path, writer, reader, entry, proof)
+        settle_runs(tmp_path, writer, reader, entry, proof, again=True)
+        row = reader.run(RUN).row
+    assert row is not None
+    assert row["costUsd"] == 0.25
+
+
+async def test_a_pod_that_returns_unseen_is_found_by_the_sentinel_and_its_row_is_signed_again(
+    tmp_path: Path, pods: Pods, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.toml").write_text("[runpod.limits]\nrecheck = 0.05\n")
+    monkeypatch.setattr(returned, "watch_on", lambda *_: None)
+    writer.allocation_intent("a", "runpod", "again", RUN)
+    lease = msgspec.structs.replace(a_lease("again"), price_per_hour=3600.0)
+    writer.allocation_state("a", "created", **with_lease(lease))
+    with Reader(tmp_path) as reader:
+        entry = reader.allocation("a")
+        assert entry is not None
+        await end_allocation(writer, reader, pods, entry)  # type: ignore[arg-type]
+        writer.transition(RUN, "cleanup", "gone")
+        store_row(writer, reader, RUN, None, state="failed", reason="", cost_usd=0.0)
+        first = reader.run(RUN).row
+        assert first is not None
+        pods.existing = {"again"}  # and billed all the time
+        assert await _sentinel_reaches(tmp_path, lambda: not pods.existing)
+        assert await _sentinel_reaches(tmp_path, lambda: _states(tmp_path) == {"again": "gone"})
+        assert await _sentinel_reaches(tmp_path, lambda: reader.run(RUN).summary.cleanup == "gone")
+        counts = [line.body["count"] for line in reader.log(RUN) if line.event == ALLOCATION_GONE]
+        row, cleanup_states = (
+            reader.run(RUN).row,
+            [move.state for move in reader.run(RUN).transitions if move.subject == "cleanup"],
+        )
+    assert row is not None
+    assert counts == [1, 0]
+    assert cleanup_states == ["gone", "leaked", "gone"]
+    assert row["costUsd"] > first["costUsd"]
+    assert row["finishedAt"] == first["finishedAt"]
+
+
+@pytest.mark.parametrize(("confirmed", "hours"), [(True, 1), (False, 24)])
+def test_what_is_gone_is_looked_for_at_growing_intervals(
+    monkeypatch: pytest.MonkeyPatch, confirmed: bool, hours: int
+) -> None:
+    now = [BootTime("boot", 1000.0)]
+    monkeypatch.setattr(BootTime, "now", lambda: now[0])
+    record, looks = Recheck.begin(confirmed=confirmed), [0.0]
+    while not record.over:
+        now[0] = BootTime("boot", now[0].at + 1.0)
+        if record.due():
+            record = record.after_look()
+            looks.append(record.looked)
+    gaps = [later - earlier for earlier, later in itertools.pairwise(looks)]
+    assert gaps == sorted(gaps)
+    assert looks[1] == 15.0
+    assert hours * 3600 <= looks[-1] < 2 * hours * 3600
+    assert not record.due()
+    again = Recheck.begin(confirmed=confirmed)
+    now[0] = BootTime("another-boot", 5.0)
+    assert again.due(), "after a restart of this machine nobody knows how long ago it ended"
+    assert not again.after_look().due()
+
+
+async def test_after_a_restart_the_age_that_the_provider_states_decides(
+    tmp_path: Path, pods: Pods, writer: Writer
+) -> None:
+    earlier = Deadline(utc="2026-11-01T00:00:00.000Z", boot="an-earlier-boot", at=1.0, life=3600.0)
+    for name in ("young", "old"):
+        writer.allocation_intent(name, "runpod", name, None)
+        fields = with_lease(a_lease(name))
+        fields["deadline"] = earlier
+        writer.allocation_state(name, "created", **fields)
+        writer.allocation_state(name, "kept", keep_until=earlier)
+        pods.ages[name] = 60.0 if name == "young" else 7200.0
+    pods.existing = {"young", "old"}
+    assert await _sentinel_reaches(tmp_path, lambda: pods.existing == {"young"})
+
+
+async def test_what_no_clock_can_tell_is_ended_if_no_run_uses_it(tmp_path: Path, pods: Pods, writer: Writer) -> None:
+    earlier = Deadline(utc="2099-11-01T00:00:00.000Z", boot="an-earlier-boot", at=1.0, life=3600.0)
+    writer.allocation_intent("silent", "runpod", "silent", None)
+    writer.allocation_state("silent", "created", **with_lease(a_lease("silent")))
+    writer.allocation_state("silent", "kept", keep_until=earlier)
+    pods.existing = {"silent"}
+    assert await _sentinel_reaches(tmp_path, lambda: not pods.existing)
+
+
+def test_what_the_listing_knows_of_an_unanswered_creation_is_shown_and_kept(
+    tmp_path: Path, pods: Pods, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overview, "provider_for", lambda *_: pods)
+    monkeypatch.setattr(overview, "watch_on", lambda *_: None)
+    writer.allocation_intent("a", "runpod", "requested", RUN)
+    pods.existing = {"requested"}
+    (listed,) = overview.overview(tmp_path).allocations
+    known = ("pod-requested", 1.0, "2026-11-01T00:00:00.000Z", "alive")
+    assert (listed.allocation_id, listed.price_per_hour, listed.listed_since, listed.observation) == known
+    assert listed.spent is not None
+    (entry,) = overview.overview(tmp_path, query=False).allocations
+    assert (entry.allocation_id, entry.price_per_hour) == known[:2]
+    assert _states(tmp_path) == {"requested": "intent"}
+
+
 def test_a_pod_that_is_listed_again_is_reopened_as_leaked(
     tmp_path: Path, pods: Pods, writer: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer.allocation_intent("again", "runpod", "again", None)
     for module in (cleanup, overview):
         monkeypatch.setattr(module, "provider_for", lambda *_: pods)
+    for module in (cleanup, overview, returned):
         monkeypatch.setattr(module, "watch_on", lambda *_: None)
     assert [one.outcome for one in cleanup.clean_up(tmp_path, ["again"])] == ["gone"]
     pods.existing = {"again"}

@@ -30,7 +30,7 @@ def sealed_to(keys: OperatorKeys, folder: Path) -> Path:
 
 
 def opened(file: Path, keys: OperatorKeys) -> bytes:
-    return keys.with_recipient(lambda recipient: open_adapter(file, recipient, BINDING))
+    return bytes(keys.with_recipient(lambda recipient: open_adapter(file, recipient, BINDING)))
 
 
 def states(folder: Path) -> dict[str, str]:

@@ -149,9 +149,8 @@ def test_a_stranger_reads_the_evidence_with_joserfc_alone(world: World) -> None:
     claims = opened.claims
     # Forms of RFC 9711, section 4, as JSON has them.
     assert 8 <= len(claims["eat_nonce"]) <= 88
-    ueid = base64.urlsafe_b64decode(claims["ueid"] + "==")
-    assert ueid[0] == 1  # RAND
-    assert 7 <= len(ueid) <= 33
+    assert "ueid" not in claims  # permanent and globally unique, or absent (section 4.2.1)
+    assert re.fullmatch("[0-9a-f]{32}", claims["jti"])
     assert base64.urlsafe_b64decode(claims["hwmodel"] + "==") == b"AMD EPYC"
     assert (claims["swname"], claims["swversion"]) == ("glasshouse-worker", ["0.1.0"])
     assert claims["dbgstat"] == "disabled"
@@ -205,7 +204,7 @@ def read(kind: str, envelope: dict[str, Any], publics: tuple[bytes, ...]) -> Any
     if kind == "release":
         return receipts.read_release(envelope, publics[0], run_id="run-1")
     if kind == "zeroization":
-        digests = {"manifest_sha256": "01" * 32, "nonce_sha256": "02" * 32}
+        digests = {"manifest_sha256": proof().manifest_sha256, "nonce_sha256": proof().nonce_sha256}
         return zeroization.read_zeroization(envelope, publics, run_id="run-1", **digests)
     if kind == "run":
         return receipts.read_run_receipt(envelope, publics, run_id="run-1", row=ROW)

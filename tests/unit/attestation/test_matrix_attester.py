@@ -98,7 +98,12 @@ class Pod:
         return sha256_hex(token.encode())
 
     def release(self, evidence: str, *, signer: str = "run", ciphertext: bytes = CIPHERTEXT, **changes: Any) -> None:
-        body = honest.release(evidence_sha256=evidence, ciphertext_sha256=sha256_hex(CIPHERTEXT), **changes)
+        honest_fields = {
+            "evidence_sha256": evidence,
+            "ciphertext_sha256": sha256_hex(CIPHERTEXT),
+            "policy_sha256": self.job.policy_digest,
+        }
+        body = honest.release(**{**honest_fields, **changes})
         self.put(
             "release.json",
             {
@@ -149,8 +154,10 @@ def test_a_challenge_that_is_not_for_this_job_gets_no_evidence(
         ({"run_id": "run-2"}, "receipt_other_run"),
         ({"ciphertext": b"another release"}, "release_other_result"),
         ({"cnf_public": public(receiving("stranger")).hex()}, "release_other_result"),
+        ({"policy_sha256": digest("another")}, "release_other_result"),
+        ({"manifest_sha256": digest("another")}, "release_other_result"),
     ],
-    ids=["by a stranger", "another run", "exchanged", "another key"],
+    ids=["by a stranger", "another run", "exchanged", "another key", "another policy", "another package"],
 )
 def test_a_release_that_was_tampered_with_is_not_opened(pod: Pod, change: dict[str, Any], code: str) -> None:
     pod.release(pod.answer(), **change)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from engine.attestation.reasons import OF_OTHER_ROOMS, REASONS
 from tests.vectors.case import vectors
-from tests.vectors.matrix import has_test, known_codes, matrix, page_path
+from tests.vectors.matrix import has_test, known_codes, matrix, meaning, page_path
 from tests.vectors.page import page
 
 
 def test_every_attack_is_listed_once_and_refused_somewhere() -> None:
     attacks = matrix().attacks
-    assert [attack.number for attack in attacks] == list(range(1, 35))
+    assert [attack.number for attack in attacks] == list(range(1, len(attacks) + 1))
     assert all(attack.refusals for attack in attacks)
     assert len({attack.title for attack in attacks}) == len(attacks)
 
@@ -36,6 +37,15 @@ def test_the_vectors_of_an_attack_show_exactly_what_the_matrix_says() -> None:
 def test_every_code_is_one_that_the_engine_has() -> None:
     codes = {refusal.code for _, refusal in matrix().refusals() if refusal.code}
     assert sorted(codes - known_codes()) == []
+
+
+def test_every_code_has_a_sentence_of_its_own() -> None:
+    codes = {refusal.code for _, refusal in matrix().refusals() if refusal.code}
+    assert [code for code in sorted(codes) if not meaning(code)] == []
+    assert set(OF_OTHER_ROOMS) <= codes
+    assert not set(OF_OTHER_ROOMS) & set(REASONS)
+    sentences = [sentence for sentence, _ in REASONS.values()] + list(OF_OTHER_ROOMS.values())
+    assert len(set(sentences)) == len(sentences)
 
 
 def test_every_named_test_exists() -> None:

@@ -258,6 +258,8 @@ def test_a_root_that_is_not_a_folder_is_refused(root: str, site: Path) -> None:
         digest(site.parent / root)
     assert caught.value.code == "environment_unreadable"
     assert str(site.parent) not in caught.value.message
+    assert root in caught.value.message
+    assert caught.value.hint
 
 
 def test_the_bundle_is_measured_by_its_bytes() -> None:

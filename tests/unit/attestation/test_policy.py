@@ -54,7 +54,7 @@ def test_the_controls_are_those_that_the_worker_reports() -> None:
 def test_a_policy_survives_the_round_trip_through_builtins() -> None:
     assert policy_from(json.loads(json.dumps(msgspec.to_builtins(DEFAULT)))) == DEFAULT
     assert policy_digest(load_policy(encoded())) == policy_digest(DEFAULT)
-    assert policy_digest(load_policy(encoded(version=2))) != policy_digest(DEFAULT)
+    assert policy_digest(load_policy(encoded(version=3))) != policy_digest(DEFAULT)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +107,9 @@ LOOSER: list[tuple[dict[str, Any], str]] = [
     ({"allow_debug": True}, "allowDebug"),
     ({"sealed_adapter": False}, "sealedAdapter"),
     ({"positive_control": False}, "positiveControl"),
+    ({"max_processes_unseen": 513}, "maxProcessesUnseen"),
+    ({"max_unread_bytes": {"device": 2**30 + 1}}, "maxUnreadBytes"),
+    ({"max_unread_bytes": {"memfd_secret": 1}}, "maxUnreadBytes"),
 ]
 
 

@@ -11,6 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from engine.attestation.ear import result_digest, sign_result
 from engine.attestation.receipts import (
     DELEGATION,
     RELEASE,
@@ -26,7 +27,7 @@ from engine.attestation.receipts import (
     verify,
 )
 from engine.attestation.release import prepare_release
-from engine.attestation.verifier import AttestationResult, no_evidence, result_digest
+from engine.attestation.verifier import AttestationResult, no_evidence
 from engine.errors import RefusedError
 from engine.sealing.memory import random_keys
 from engine.sealing.release import open_release, release_info
@@ -125,7 +126,7 @@ def test_the_release_receipt_names_result_ciphertext_and_heads(world: World) -> 
     prepared = release(world, result, random_keys(1))
     body = read_release(prepared.receipt, raw(world.run_key), run_id="run-1")
     assert body == prepared.body
-    assert body.result_sha256 == result_digest(result)
+    assert body.result_sha256 == result_digest(sign_result(result, world.run_key))
     assert body.ciphertext_sha256 == sha256_hex(prepared.ciphertext)
     assert (body.runner_head, body.pod_head) == ("0a" * 32, "0b" * 32)
     assert refusal(lambda: read_release(prepared.receipt, raw(world.run_key), run_id="run-2")) == "receipt_other_run"
@@ -134,7 +135,7 @@ def test_the_release_receipt_names_result_ciphertext_and_heads(world: World) -> 
 
 def test_nothing_is_released_without_an_accepted_result(world: World) -> None:
     denied = world.appraise(world.token(world.claims(debug=True)))
-    missing = no_evidence(expected=world.expected, policy=world.policy)
+    missing = no_evidence(expected=world.expected, policy=world.policy, now=1.0)
     forced = msgspec.structs.replace(denied, status="warning")
     withdrawn = msgspec.structs.replace(world.appraise(world.token()), status="contraindicated")
     for result in (None, denied, missing, forced, withdrawn):

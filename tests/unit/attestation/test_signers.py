@@ -205,11 +205,16 @@ def test_statements_survive_the_round_trip_through_a_file(tmp_path: Path) -> Non
     assert (body.reason, body.key_id, body.revoked_at) == ("lost", key_id(raw(A)), T0 + 2 * DAY)
 
 
-@pytest.mark.parametrize("content", [b"", b"\n", b"{}", b"[]", b"junk\n", b"\xff", b"[" * 9000, b"1", b" " * 2_000_000])
+@pytest.mark.parametrize("content", [b"", b"\n", b"{}", b"[]", b"junk\n", b"\xff", b"[" * 9000, b"1"])
 def test_a_file_without_statements_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(content)
     assert refusal(lambda: read_revocations([tmp_path / "file"])) == "revocation_invalid"
     assert refusal(lambda: read_revocations([tmp_path / "none"])) == "revocation_unreadable"
+
+
+def test_a_file_of_statements_beyond_the_limit_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b" " * 2_000_000)
+    assert refusal(lambda: read_revocations([tmp_path / "file"])) == "revocation_unreadable"
 
 
 def forged(kind: str, good: msgspec.Struct, change: dict[str, Any], *signers: Ed25519PrivateKey) -> dict[str, Any]:

@@ -14,11 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.attestation.claims import Observed
+from engine.attestation.ear import sign_result
 from engine.attestation.evidence import sign_evidence
 from engine.attestation.measurement import Measurements
 from engine.attestation.policy import Policy, policy_digest
 from engine.attestation.reasons import REASONS
-from engine.attestation.verifier import AttestationResult, appraise, no_evidence, result_digest
+from engine.attestation.verifier import AttestationResult, appraise, no_evidence
 
 if TYPE_CHECKING:
     from tests.unit.attestation.conftest import World
@@ -42,11 +43,11 @@ def test_honest_evidence_is_accepted_and_never_better_than_warning(world: World)
 def test_each_appraisal_has_its_own_result(world: World) -> None:
     one, two = world.appraise(world.token()), world.appraise(world.token())
     assert one.result_id != two.result_id
-    assert result_digest(one) != result_digest(two)
+    assert sign_result(one, world.run_key) != sign_result(two, world.run_key)
 
 
 def test_no_evidence_is_status_none(world: World) -> None:
-    result = no_evidence(expected=world.expected, policy=world.policy)
+    result = no_evidence(expected=world.expected, policy=world.policy, now=NOW)
     assert result.status == "none"
     assert not result.accepted
     assert result.cnf is None

@@ -1,4 +1,4 @@
-"""The zeroization receipt: when it proves zeroization, and what invalidates the proof."""
+"""The zeroization receipt as a document, and what it is held against; each fault has its vectors (`tests/vectors`)."""
 
 from __future__ import annotations
 
@@ -6,153 +6,147 @@ from typing import Any
 
 import msgspec
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from engine.attestation.dsse import countersign
+from engine.attestation.policy import UNREADABLE, default_policy
 from engine.attestation.reasons import REASONS
 from engine.attestation.receipts import ZEROIZATION, sign, statement, verify
-from engine.attestation.zeroization import (
-    ALLOWED_UNREAD,
+from engine.attestation.wipe_proof import (
     REQUIRED_CLASSES,
-    REQUIRED_WITH_ADAPTER,
+    TARGETS,
+    contradictions,
+    runtime_state,
+    zeroization_faults,
+)
+from engine.attestation.zeroization import (
+    ABANDONED_METHODS,
+    METHODS,
+    SANITIZATION,
     Area,
     Device,
-    ProcessEnd,
     Scan,
     Zeroization,
     read_zeroization,
-    runtime_state,
-    zeroization_faults,
     zeroization_receipt,
 )
 from engine.errors import RefusedError
+from tests.vectors import honest
+from tests.vectors.case import vectors
 
-ATTESTER, RUN_KEY = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
-CLASSES = (*REQUIRED_CLASSES, *REQUIRED_WITH_ADAPTER, "weights")
-
-
-def raw(key: Ed25519PrivateKey) -> bytes:
-    return key.public_key().public_bytes_raw()
-
-
-def scan(hits: dict[str, int], **changes: Any) -> Scan:
-    read = Scan(
-        state="read",
-        bytes_read=10_000,
-        regions_read=12,
-        hits=hits,
-        skipped={"clean_file": Area(3, 4096), "vvar": Area(1, 4096)},
-    )
-    return msgspec.structs.replace(read, **changes)
-
-
-NONE = dict.fromkeys(CLASSES, 0)
-KEYS = [name for name in CLASSES if "key" in name]
-
-
-def proof(**changes: Any) -> Zeroization:
-    made = Zeroization(
-        run_id="run-1",
-        segment="protected",
-        manifest_sha256="01" * 32,
-        nonce_sha256="02" * 32,
-        adapter_sha256="03" * 32,
-        methods=["memset", "sweep", "punch hole"],
-        before={
-            "key": scan({**NONE, **dict.fromkeys(KEYS, 2)}),
-            "trainer": scan({**NONE, "canary_row": 39, "weights": 9, "adapter": 4, "moments": 2}),
-        },
-        after={"key": scan(NONE), "trainer": scan(NONE), "supervisor": scan(NONE)},
-        processes=[ProcessEnd(role="key", pid=10, start_time=99, gone=True)],
-        scratch_empty=True,
-        deleted_files_held=0,
-        device=Device(present=False),
-        pod_head="04" * 32,
-        began="2026-05-17T12:00:00.000Z",
-        ended="2026-05-17T12:00:01.000Z",
-    )
-    return msgspec.structs.replace(made, **changes)
+ATTESTER, RUN_KEY = honest.signing("attester"), honest.signing("run")
+raw = honest.public
+proof = honest.zeroization
+EXPECTED = honest.expected_wipe()
 
 
 def test_a_complete_proof_has_no_fault() -> None:
-    assert zeroization_faults(proof()) == ()
-    assert runtime_state(proof()) == "zeroized"
+    assert zeroization_faults(proof(), EXPECTED) == ()
+    assert runtime_state(proof(), EXPECTED) == "zeroized"
 
 
 def test_a_gpu_at_its_baseline_is_not_a_fault() -> None:
-    device = Device(present=True, at_baseline=True, compute_processes=0)
-    assert runtime_state(proof(device=device)) == "zeroized"
+    device = Device(present=True, at_baseline=True, compute_processes=0, bytes_before=9, bytes_after=9)
+    assert runtime_state(proof(device=device), honest.expected_wipe(gpu=True)) == "zeroized"
+    maps = honest.scan(proof().after["trainer"].hits, skipped={"device": Area(2, 2**20)})
+    on_gpu = proof(device=device, after={**proof().after, "trainer": maps})
+    assert zeroization_faults(on_gpu, honest.expected_wipe(gpu=True)) == ()
 
 
-SPOILED: list[tuple[str, dict[str, Any], str]] = [
-    (
-        "a class without a hit before",
-        {"before": {"trainer": scan({**NONE, "canary_row": 1})}},
-        "zeroization_no_control",
-    ),
-    ("no scan before", {"before": {}}, "zeroization_no_control"),
-    ("a hit after", {"after": {**proof().after, "trainer": scan({**NONE, "weights": 1})}}, "zeroization_hits"),
-    (
-        "half a key after",
-        {"after": {**proof().after, "key": scan({**NONE, "content_key_half": 1})}},
-        "zeroization_hits",
-    ),
-    (
-        "a hit in a process that was not scanned before",
-        {"after": {**proof().after, "supervisor": scan({**NONE, "adapter": 1})}},
-        "zeroization_hits",
-    ),
-    (
-        "an area that was not read",
-        {"after": {**proof().after, "trainer": scan(NONE, unread_other=[{"why": "EIO", "bytes": 4096}])}},
-        "zeroization_unread",
-    ),
-    (
-        "a class of areas that may not be skipped",
-        {"after": {**proof().after, "trainer": scan(NONE, skipped={"heap": Area(1, 4096)})}},
-        "zeroization_unread",
-    ),
-    ("a scan of nothing", {"after": {**proof().after, "key": scan(NONE, bytes_read=0)}}, "zeroization_unread"),
-    ("a scan that failed", {"after": {**proof().after, "key": scan(NONE, state="gone")}}, "zeroization_unread"),
-    (
-        "a process that is still running",
-        {"processes": [ProcessEnd(role="key", pid=10, start_time=99, gone=False)]},
-        "zeroization_process_alive",
-    ),
-    ("no process listed", {"processes": []}, "zeroization_incomplete"),
-    ("a target not scanned again", {"after": {"key": scan(NONE)}}, "zeroization_incomplete"),
-    (
-        "a class not searched again",
-        {"after": {**proof().after, "trainer": scan({"content_key": 0})}},
-        "zeroization_incomplete",
-    ),
-    ("scratch", {"scratch_empty": False}, "zeroization_scratch"),
-    ("deleted files", {"deleted_files_held": 1}, "zeroization_deleted_files"),
-    ("device memory", {"device": Device(present=True, at_baseline=False, compute_processes=0)}, "zeroization_device"),
-    ("device unknown", {"device": Device(present=True)}, "zeroization_device"),
-    ("device in use", {"device": Device(present=True, at_baseline=True, compute_processes=1)}, "zeroization_device"),
-]
+def test_every_fault_has_a_reason_and_a_vector() -> None:
+    shown = {code for one in vectors() if one.kind == "zeroization" for code in one.codes}
+    names = {name for name in REASONS if name.startswith("zeroization_")}
+    of_events = {"zeroization_missing", "zeroization_not_claimed", "zeroization_stack_hits"}
+    assert names - of_events == {code for code in shown if code.startswith("zeroization_")}
 
 
-@pytest.mark.parametrize(("what", "change", "code"), SPOILED, ids=[what for what, _, _ in SPOILED])
-def test_whatever_is_unproven_makes_it_unverified(what: str, change: dict[str, Any], code: str) -> None:
-    receipt = proof(**change)
-    assert code in zeroization_faults(receipt)
-    assert runtime_state(receipt) == "unverified"
-    assert code in REASONS
+def test_every_field_of_the_receipt_has_a_vector_that_changes_it() -> None:
+    """A field that nobody compares would leave the receipt faultless with any value."""
+    changed: dict[str, Any] = {
+        "run_id": "run-2", "segment": "raw", "manifest_sha256": "f" * 64, "nonce_sha256": "f" * 64,
+        "adapter_sha256": "f" * 64, "methods": ["cat"], "before": {}, "after": {}, "processes": [],
+        "scratch_empty": False, "deleted_files_held": 1, "processes_unseen": 10_000, "device": {"present": True},
+        "pod_head": "f" * 64, "began": "2027-01-01T00:00:00.000Z", "ended": "2025-01-01T00:00:00.000Z",
+        "sanitization": "NIST SP 800-88 Purge",
+    }  # fmt: skip
+    plain = msgspec.to_builtins(proof())
+    assert set(changed) == set(plain)
+    for field, value in changed.items():
+        assert judged({**plain, field: value}) != (), field
 
 
-@pytest.mark.parametrize("absent", [*REQUIRED_CLASSES, *REQUIRED_WITH_ADAPTER])
-def test_a_required_class_that_was_never_searched_is_a_fault(absent: str) -> None:
-    without = {name: 3 for name in CLASSES if name != absent}
-    receipt = proof(before={"trainer": scan(without)}, after={"trainer": scan(dict.fromkeys(without, 0))})
-    assert zeroization_faults(receipt) == ("zeroization_incomplete",)
+def test_every_field_of_a_scan_and_of_a_process_is_compared() -> None:
+    plain = msgspec.to_builtins(proof())
+    scans: dict[str, Any] = {
+        "state": "gone", "bytes_read": 0, "regions_read": 0, "hits": {}, "where": {"heap": 1},
+        "skipped": {"heap": {"regions": 1, "bytes": 1}}, "unread_other": [{"why": "short", "kind": "x", "bytes": 1}],
+    }  # fmt: skip
+    assert {*scans, "descriptors_read"} == set(Scan.__struct_fields__)
+    for field, value in scans.items():
+        trainer = {**plain["after"]["trainer"], field: value}
+        assert judged({**plain, "after": {**plain["after"], "trainer": trainer}}) != (), field
+    payload = {**plain["before"]["payload"], "descriptors_read": 0}
+    assert judged({**plain, "before": {**plain["before"], "payload": payload}}) != ()
+    for field, value in {"role": "cat", "pid": 11, "gone": False}.items():
+        first = {**plain["processes"][0], field: value}
+        assert judged({**plain, "processes": [first, *plain["processes"][1:]]}) != (), field
 
 
-def test_without_an_adapter_no_adapter_key_is_required() -> None:
-    counts = {name: 3 for name in CLASSES if name not in REQUIRED_WITH_ADAPTER}
-    after = {"trainer": scan(dict.fromkeys(counts, 0))}
-    assert zeroization_faults(proof(before={"trainer": scan(counts)}, after=after, adapter_sha256=None)) == ()
+def judged(body: dict[str, Any]) -> tuple[str, ...]:
+    """The codes of a signed receipt with this content."""
+    try:
+        receipt = msgspec.convert(body, Zeroization, strict=True)
+        envelope = zeroization_receipt(receipt, ATTESTER)
+        opened = read_zeroization(
+            envelope, raw(ATTESTER), run_id=proof().run_id, manifest_sha256=proof().manifest_sha256,
+            nonce_sha256=proof().nonce_sha256,
+        )  # fmt: skip
+    except msgspec.ValidationError:
+        return ("predicate_malformed",)
+    except RefusedError as error:
+        return (error.code,)
+    return zeroization_faults(opened, EXPECTED)
+
+
+def test_what_an_abandoned_segment_reports_is_no_contradiction_and_no_proof() -> None:
+    kept = ("supervisor", "payload", "scanner")
+    abandoned = proof(
+        before={name: proof().before[name] for name in ("keyproc open",)},
+        after={name: proof().after[name] for name in kept},
+        methods=list(ABANDONED_METHODS),
+        adapter_sha256=None,
+    )
+    expected = honest.expected_wipe(adapter_sha256=None, adapter_size=0)
+    assert contradictions(abandoned, expected) == ()
+    assert zeroization_faults(abandoned, expected) == ("zeroization_incomplete", "zeroization_no_control")
+
+
+def test_a_receipt_of_public_weights_must_not_have_searched_for_them() -> None:
+    hub = honest.expected_wipe(secret_weights=False)
+    assert "zeroization_incomplete" in zeroization_faults(proof(), hub)
+
+    def without(scans: dict[str, Scan]) -> dict[str, Scan]:
+        return {
+            name: msgspec.structs.replace(
+                scan,
+                hits={each: count for each, count in scan.hits.items() if each != "weights"},
+                where={place: sum(scan.hits.values()) - scan.hits.get("weights", 0) for place in scan.where},
+            )
+            for name, scan in scans.items()
+        }
+
+    assert zeroization_faults(proof(before=without(proof().before), after=without(proof().after)), hub) == ()
+
+
+def test_the_claims_are_no_larger_than_what_is_done() -> None:
+    assert "Purge" not in SANITIZATION
+    assert "no medium" in SANITIZATION
+    assert set(ABANDONED_METHODS) < set(METHODS)
+
+
+def test_the_policy_bounds_what_may_be_unread_and_unseen() -> None:
+    strict = msgspec.structs.replace(default_policy(), max_processes_unseen=0, max_unread_bytes={})
+    faults = zeroization_faults(proof(processes_unseen=1), honest.expected_wipe(policy=strict))
+    assert faults == ("zeroization_unread", "zeroization_unseen")
 
 
 def test_the_required_classes_are_named_as_the_workers_patterns() -> None:
@@ -160,26 +154,22 @@ def test_the_required_classes_are_named_as_the_workers_patterns() -> None:
 
     keys = (patterns.CONTENT_KEY, patterns.RELEASE_KEY, patterns.ADAPTER_KEY)
     known = {*keys, *(name + patterns.HALF for name in keys), patterns.CANARY_ROW, patterns.ADAPTER, patterns.MOMENTS}
-    assert {*REQUIRED_CLASSES, *REQUIRED_WITH_ADAPTER} == known
-
-
-def test_negative_counts_do_not_cancel_hits() -> None:
-    after = {"key": scan({**NONE, "adapter": -1}), "trainer": scan({**NONE, "adapter": 1})}
-    assert "zeroization_incomplete" in zeroization_faults(proof(after=after))
-    assert "zeroization_hits" in zeroization_faults(proof(after=after))
+    assert set(REQUIRED_CLASSES) == known
+    assert {name for needs in TARGETS.values() for name in needs.control} == known
 
 
 def test_the_classes_that_may_be_skipped_are_those_that_the_scanner_counts() -> None:
     from engine.worker.isolation.scan import DESCRIPTOR
     from engine.worker.isolation.smaps import SKIP_CLASSES
 
-    assert set(ALLOWED_UNREAD) == {*SKIP_CLASSES, DESCRIPTOR}
+    assert set(UNREADABLE) == {*SKIP_CLASSES, DESCRIPTOR}
 
 
 def test_the_scanners_own_report_fits_the_receipt() -> None:
     from engine.worker.isolation.scan import Report
 
     report = Report(bytes_read=5, regions_read=1)
+    report.unread_other.append({"why": "short", "kind": "descriptor", "bytes": 1})
     report.hits["content_key"] += 2
     report.skip("vvar", 4096)
     fitted = msgspec.convert(report.as_dict(["content_key", "adapter"]), Scan, strict=True)
@@ -188,7 +178,12 @@ def test_the_scanners_own_report_fits_the_receipt() -> None:
 
 
 def read(envelope: object, *, publics: bytes | tuple[bytes, ...] = raw(ATTESTER), **changes: str) -> Zeroization:
-    expected = {"run_id": "run-1", "manifest_sha256": "01" * 32, "nonce_sha256": "02" * 32, **changes}
+    expected = {
+        "run_id": proof().run_id,
+        "manifest_sha256": proof().manifest_sha256,
+        "nonce_sha256": proof().nonce_sha256,
+        **changes,
+    }
     return read_zeroization(envelope, publics, **expected)
 
 

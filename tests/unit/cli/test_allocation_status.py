@@ -31,6 +31,8 @@ def listed(**fields: Any) -> Listed:
         "observation": "alive",
         "price_per_hour": 0.4,
         "since": "2026-05-17T13:03:20.000Z",
+        "age_sec": 3600.0,
+        "listed_since": None,
         "spent": 0.4,
         "run_id": "b81e44d0a6c1",
         "run_state": "running",

@@ -18,7 +18,7 @@ def test_our_errors_keep_code_message_hint_and_exit_code(tmp_path: Path) -> None
     assert failure.as_text() == "error: No plan.\n  Make one."
     assert failure.exit_code == 2
     assert explain(StoreError("No."), tmp_path).exit_code == 1
-    assert explain(StoreError("No."), tmp_path).as_text() == "error: No."
+    assert explain(StoreError("No.", code="no_code"), tmp_path).as_text() == "error: No."
 
 
 def test_errors_cannot_control_the_terminal(tmp_path: Path) -> None:

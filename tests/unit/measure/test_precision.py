@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from engine.measure.precision import within_segment_precision
+from engine.measure.precision import MAX_BLOCKS, within_segment_precision
 
 
 def step_times(seconds: float, *, seed: int, mean_ms: float = 10.0, sd_pct: float = 8.0) -> NDArray[np.uint64]:
@@ -19,6 +21,33 @@ def test_the_same_input_gives_the_same_figure() -> None:
     raw, protected = step_times(30, seed=1), step_times(30, seed=2)
     assert within_segment_precision(raw, protected, seed=5) == within_segment_precision(raw, protected, seed=5)
     assert within_segment_precision(raw, protected, seed=5) != within_segment_precision(raw, protected, seed=6)
+
+
+def test_the_published_figure_does_not_depend_on_how_many_series_are_drawn_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    raw, protected = step_times(120, seed=1), step_times(120, seed=2)
+    whole = within_segment_precision(raw, protected, seed=7)
+    assert whole is not None
+    # The figure as earlier versions published it, which drew all series at once.
+    assert whole.half_width_pct == pytest.approx(1.9561879346516933, abs=1e-12)
+    for at_once in (1, 41, 1000, 1 << 30):
+        monkeypatch.setattr("engine.measure.precision._DRAWN_AT_ONCE", at_once)
+        assert within_segment_precision(raw, protected, seed=7) == whole
+
+
+@pytest.mark.parametrize("steps", [12_000, 400_000])
+def test_resampling_takes_constant_memory_however_long_and_slow_the_steps(steps: int) -> None:
+    slow = np.full(steps, 4_000_000_000, np.uint64)
+    slow[::7] *= np.uint64(3)
+    tracemalloc.start()
+    try:
+        precision = within_segment_precision(slow, slow[::-1].copy(), resamples=200)
+        assert tracemalloc.get_traced_memory()[1] < 16 * steps + 32 * 1024 * 1024
+    finally:
+        tracemalloc.stop()
+    assert precision is not None
+    assert precision.raw_blocks <= MAX_BLOCKS
 
 
 def test_identical_constant_steps_have_no_width() -> None:

@@ -161,11 +161,13 @@ def test_a_run_by_time_gets_a_long_order() -> None:
 def test_own_data_is_described_and_packed_and_its_dropped_samples_are_counted(data_file: Path) -> None:
     plan = changed(data={"source": "file", "name": "own.jsonl"})
     inputs = describe_inputs(plan, data_file=data_file)
-    assert inputs.samples == 21
+    assert len(inputs.data.samples) == 21
+    assert inputs.tokens is not None
+    assert (len(inputs.tokens.lengths), inputs.tokens.dropped) == (20, 1)
     plan = plan_with_digests(plan, data_file=data_file)
-    assert (plan.data.samples, plan.data.digest, plan.model.digest) == (21, inputs.data_digest, None)
+    assert (plan.data.samples, plan.data.digest, plan.model.digest) == (21, inputs.data.digest, None)
     made = build_payload(plan, data_file=data_file)
-    assert (made.samples, made.dropped, made.data_digest) == (20, 1, inputs.data_digest)
+    assert (made.samples, made.dropped, made.data_digest) == (20, 1, inputs.data.digest)
 
 
 def test_data_that_changed_since_the_plan_is_refused(data_file: Path) -> None:
@@ -224,6 +226,34 @@ def test_a_length_above_the_models_positions_is_refused() -> None:
         build_payload(changed(training={"maxLength": 513}))
     assert caught.value.code == "max_length_too_long"
     assert "512" in caught.value.hint
+    assert "512 (max_position_embeddings)" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "limit"),
+    [
+        ("config.json", {"sliding_window": 40, "use_sliding_window": True}, "40 (sliding_window)"),
+        ("config.json", {"sliding_window": 40, "use_sliding_window": False}, None),
+        ("tokenizer_config.json", {"model_max_length": 48}, "48 (model_max_length)"),
+        ("tokenizer_config.json", {"model_max_length": 10**30}, None),
+        ("tokenizer_config.json", {"model_max_length": "many"}, None),
+    ],
+    ids=str,
+)
+def test_each_limit_of_the_model_and_its_tokenizer_bounds_the_length(
+    model_folder: Path, file: str, changes: dict[str, object], limit: str | None
+) -> None:
+    path = model_folder / file
+    before = json.loads(path.read_bytes()) if path.exists() else {}
+    path.write_text(json.dumps({**before, **changes}))
+    plan = changed(model=FOLDER, training={"maxLength": 64})
+    if limit is None:
+        assert describe_inputs(plan, model_folder=model_folder).tokens is not None
+        return
+    with pytest.raises(DataError) as caught:
+        describe_inputs(plan, model_folder=model_folder)
+    assert caught.value.code == "max_length_too_long"
+    assert limit in caught.value.message
 
 
 def test_the_digest_of_a_folder_covers_config_tokenizer_and_weights(model_folder: Path) -> None:

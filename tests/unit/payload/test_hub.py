@@ -5,122 +5,78 @@ import json
 import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from engine.errors import DataError, MissingExtraError
 from engine.payload.folder import INDEX, SINGLE
 from engine.payload.hub import HubModel, fetch_hub
-from engine.system.resources import data_path
+from tests.fake_hub import MODEL, REVISION, TOKEN, FakeHub, serving
+from tests.needs import LOCAL_EXTRA
 
-REVISION = "a" * 40
-MODEL = "someone/tiny"
-SHA = hashlib.sha256(b"weights").hexdigest()
-
-
-class Hub(ThreadingHTTPServer):
-    """A server on loopback with the few endpoints of the hub that a download uses."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.files = {name: data_path("tiny_model", name).read_bytes() for name in ("config.json", "tokenizer.json")}
-        self.weights: dict[str, str | None] = {SINGLE: SHA}
-        self.sha = REVISION
-        self.fault: tuple[int, str] | None = None
-
-    @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Hub
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """Keep the test's output clean."""
-
-    def _answer(self, status: int, body: bytes = b"", **headers: str) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def _listing(self) -> bytes:
-        siblings: list[dict[str, Any]] = [{"rfilename": name, "size": 1} for name in self.server.files]
-        for name, sha in self.server.weights.items():
-            lfs = {"sha256": sha, "size": 7, "pointerSize": 130}
-            siblings.append({"rfilename": name, "size": 7, **({"lfs": lfs} if sha else {})})
-        return json.dumps({"id": MODEL, "sha": self.server.sha, "siblings": siblings}).encode()
-
-    def do_GET(self) -> None:
-        path = self.path.split("?")[0]
-        if self.server.fault:
-            status, code = self.server.fault
-            self._answer(status, b"{}", X_Error_Code=code)
-        elif path == f"/api/models/{MODEL}/revision/{REVISION}":
-            self._answer(200, self._listing(), Content_Type="application/json")
-        elif (name := path.removeprefix(f"/{MODEL}/resolve/{REVISION}/")) in self.server.files:
-            body = self.server.files[name]
-            self._answer(200, body, ETag=f'"{hashlib.sha256(body).hexdigest()}"', X_Repo_Commit=REVISION)
-        else:
-            self._answer(404, X_Error_Code="EntryNotFound")
-
-    do_HEAD = do_GET
+pytest.importorskip("huggingface_hub", reason=LOCAL_EXTRA)
+OTHER = "b" * 40
 
 
 @pytest.fixture
-def hub() -> Iterator[Hub]:
-    with Hub() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-        thread.start()
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setenv("HF_TOKEN_PATH", "/nonexistent")
+    with serving() as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
-def fetched(hub: Hub, cache: Path) -> HubModel:
-    return fetch_hub(MODEL, REVISION, endpoint=hub.endpoint, cache=cache)
+def fetched(hub: FakeHub, cache: Path, *, anonymous: bool = True, revision: str = REVISION) -> HubModel:
+    return fetch_hub(MODEL, revision, anonymous=anonymous, endpoint=hub.endpoint, cache=cache)
 
 
-def refusal(hub: Hub, cache: Path) -> DataError:
+def refusal(hub: FakeHub, cache: Path, *, anonymous: bool = True, revision: str = REVISION) -> DataError:
     with pytest.raises(DataError) as caught:
-        fetched(hub, cache)
+        fetched(hub, cache, anonymous=anonymous, revision=revision)
+    assert caught.value.hint
+    assert TOKEN not in caught.value.message + caught.value.hint
     return caught.value
 
 
-def test_configuration_and_tokenizer_are_downloaded_and_the_weights_are_not(hub: Hub, tmp_path: Path) -> None:
+def in_shards(hub: FakeHub) -> list[str]:
+    """Give the model's weights as two shards and an index; returns the names of the shards."""
+    body = hub.files.pop(SINGLE)
+    shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    hub.files.update({"consolidated.safetensors": body, **dict.fromkeys(reversed(shards), body)})
+    hub.files[INDEX] = json.dumps({"weight_map": {"a": shards[0], "b": shards[1], "c": shards[0]}}).encode()
+    return shards
+
+
+def test_configuration_and_tokenizer_are_downloaded_and_of_the_weights_only_headers_are_read(
+    hub: FakeHub, tmp_path: Path
+) -> None:
     model = fetched(hub, tmp_path)
     assert model.tokenizer.read_bytes() == hub.files["tokenizer.json"]
-    assert model.shape.layers == 2
+    assert json.loads(model.config)["num_hidden_layers"] == 2
+    size = len(hub.files[SINGLE])
     assert model.listing() == {
         "id": MODEL,
         "revision": REVISION,
-        "files": {SINGLE: {"sha256": SHA, "size": 7}},
+        "files": {SINGLE: {"sha256": hashlib.sha256(hub.files[SINGLE]).hexdigest(), "size": size}},
     }
+    assert model.download_bytes == size
+    assert model.tensors["model.embed_tokens.weight"].dtype == "F32"
+    assert model.tensors["model.embed_tokens.weight"].shape == (1024, 64)
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
-def test_the_index_says_which_shards_belong_to_the_model(hub: Hub, tmp_path: Path) -> None:
-    shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
-    hub.weights = {"consolidated.safetensors": SHA, **dict.fromkeys(reversed(shards), SHA)}
-    hub.files[INDEX] = json.dumps({"weight_map": {"a": shards[0], "b": shards[1], "c": shards[0]}}).encode()
-    assert list(fetched(hub, tmp_path).weights) == shards
+def test_the_index_says_which_shards_belong_to_the_model(hub: FakeHub, tmp_path: Path) -> None:
+    shards = in_shards(hub)
+    hub.sizes = {shards[0]: 5_000_000_000, shards[1]: 3}
+    model = fetched(hub, tmp_path)
+    assert list(model.weights) == shards
+    assert model.download_bytes == 5_000_000_003
 
 
-def test_weights_whose_digest_the_hub_does_not_list_are_refused(hub: Hub, tmp_path: Path) -> None:
-    hub.weights = {SINGLE: None}
-    assert refusal(hub, tmp_path).code == "model_weights_invalid"
-    hub.weights = {"pytorch_model.bin": SHA}
+def test_weights_whose_digest_the_hub_does_not_list_are_refused(hub: FakeHub, tmp_path: Path) -> None:
+    hub.undigested = {SINGLE}
     assert refusal(hub, tmp_path).code == "model_weights_invalid"
 
 
@@ -128,36 +84,112 @@ def test_weights_whose_digest_the_hub_does_not_list_are_refused(hub: Hub, tmp_pa
     "index",
     [b"{", b"[]", b'{"weight_map": {}}', b'{"weight_map": {"a": "model.safetensors", "b": "absent.safetensors"}}'],
 )
-def test_an_unusable_index_is_refused(hub: Hub, tmp_path: Path, index: bytes) -> None:
+def test_an_unusable_index_is_refused(hub: FakeHub, tmp_path: Path, index: bytes) -> None:
     hub.files[INDEX] = index
     assert refusal(hub, tmp_path).code in ("model_index_invalid", "model_weights_invalid")
 
 
-def test_another_revision_than_the_pinned_one_is_refused(hub: Hub, tmp_path: Path) -> None:
-    hub.sha = "b" * 40
-    assert refusal(hub, tmp_path).code == "hub_model_unknown"
+def gate(hub: FakeHub) -> None:
+    hub.gated = "manual"
 
 
-def test_a_model_without_a_tokenizer_is_refused(hub: Hub, tmp_path: Path) -> None:
+def close(hub: FakeHub) -> None:
+    hub.closed = True
+
+
+def hide(hub: FakeHub) -> None:
+    hub.private = True
+
+
+def exchange(hub: FakeHub) -> None:
+    hub.sha = OTHER
+
+
+def pickle(hub: FakeHub) -> None:
+    hub.files["pytorch_model.bin"] = hub.files.pop(SINGLE)
+
+
+def strip(hub: FakeHub) -> None:
+    hub.files["model.gguf"] = hub.files.pop(SINGLE)
+
+
+def without_tokenizer(hub: FakeHub) -> None:
     del hub.files["tokenizer.json"]
-    assert refusal(hub, tmp_path).code == "model_file_missing"
+
+
+def damage(hub: FakeHub) -> None:
+    hub.files[SINGLE] = b"\xff" * 200
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (gate, "hub_gated"),
+        (close, "hub_gated"),
+        (hide, "hub_model_unknown"),
+        (exchange, "hub_revision_unknown"),
+        (pickle, "model_pickled"),
+        (strip, "model_no_safetensors"),
+        (without_tokenizer, "model_file_missing"),
+        (damage, "model_weights_invalid"),
+    ],
+)
+def test_a_model_that_cannot_be_used_is_refused_for_its_own_reason(
+    hub: FakeHub, tmp_path: Path, change: Callable[[FakeHub], None], code: str
+) -> None:
+    change(hub)
+    assert refusal(hub, tmp_path).code == code
 
 
 @pytest.mark.parametrize(
     ("fault", "code"),
     [
         ((404, "RepoNotFound"), "hub_model_unknown"),
-        ((404, "RevisionNotFound"), "hub_model_unknown"),
+        ((404, "RevisionNotFound"), "hub_revision_unknown"),
         ((403, "GatedRepo"), "hub_gated"),
+        ((403, ""), "hub_gated"),
         ((400, ""), "hub_unreachable"),
+        ((429, ""), "hub_rate_limited"),
+        ((500, ""), "hub_unreachable"),
     ],
 )
-def test_a_fault_of_the_hub_has_its_own_code(hub: Hub, tmp_path: Path, fault: tuple[int, str], code: str) -> None:
+def test_a_fault_of_the_hub_has_its_own_code(hub: FakeHub, tmp_path: Path, fault: tuple[int, str], code: str) -> None:
     hub.fault = fault
     assert refusal(hub, tmp_path).code == code
 
 
-def test_an_invalid_model_name_is_refused(hub: Hub, tmp_path: Path) -> None:
+def test_a_revision_that_the_hub_does_not_have_is_refused(hub: FakeHub, tmp_path: Path) -> None:
+    assert refusal(hub, tmp_path, revision=OTHER).code == "hub_revision_unknown"
+
+
+def test_a_login_is_used_only_to_tell_a_private_model_from_an_absent_one(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert fetched(hub, tmp_path).weights
+    assert {token for _, token in hub.tokens} == {None}
+    hub.private = True
+    assert refusal(hub, tmp_path).code == "hub_private"
+    assert {path for path, token in hub.tokens if token} == {f"/api/models/{MODEL}/revision/{REVISION}"}
+    hub.private, hub.gated = False, "auto"
+    assert refusal(hub, tmp_path).code == "hub_gated"
+
+
+def test_on_this_machine_its_login_opens_private_and_gated_models(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.gated = "auto"
+    error = refusal(hub, tmp_path, anonymous=False)
+    assert (error.code, "log in" in error.hint) == ("hub_gated", True)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    hub.private = True
+    assert fetched(hub, tmp_path, anonymous=False).weights
+    monkeypatch.setenv("HF_TOKEN", "hf_expired")
+    hub.fault = (403, "")
+    assert refusal(hub, tmp_path, anonymous=False).code == "hub_login_rejected"
+
+
+def test_an_invalid_model_name_is_refused(hub: FakeHub, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         fetch_hub("../../etc", REVISION, endpoint=hub.endpoint, cache=tmp_path)
     assert caught.value.code == "hub_model_unknown"
@@ -171,6 +203,22 @@ def test_a_hub_that_does_not_answer_is_reported_as_unreachable(tmp_path: Path) -
         fetch_hub(MODEL, REVISION, endpoint=endpoint, cache=tmp_path)
     assert caught.value.code == "hub_unreachable"
     assert "--model" in caught.value.hint
+
+
+def test_offline_mode_is_named(hub: FakeHub, tmp_path: Path) -> None:
+    """In a process of its own: the library reads the variable when it is imported."""
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom engine.payload.hub import fetch_hub\n"
+        "try: fetch_hub(sys.argv[1], sys.argv[2], endpoint=sys.argv[3], cache=Path(sys.argv[4]))\n"
+        "except Exception as error: print(error.code, error.message)"
+    )
+    arguments = [sys.executable, "-c", code, MODEL, REVISION, hub.endpoint, str(tmp_path)]
+    output = subprocess.run(
+        arguments, capture_output=True, text=True, check=True, env={"HF_HUB_OFFLINE": "1", "HOME": str(tmp_path)}
+    ).stdout
+    assert output.startswith("hub_offline ")
+    assert "HF_HUB_OFFLINE" in output
+    assert hub.tokens == []
 
 
 def test_without_the_hubs_library_the_error_names_the_extra() -> None:

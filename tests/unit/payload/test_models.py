@@ -58,11 +58,13 @@ def test_head_size_and_key_heads_have_their_usual_defaults() -> None:
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
-        ({"architectures": ["BertModel"]}, "model_unsupported"),
-        ({"architectures": []}, "model_config_invalid"),
-        ({"architectures": None}, "model_config_invalid"),
-        ({"auto_map": {"AutoModel": "x.Y"}}, "model_unsupported"),
-        ({"quantization_config": {"bits": 4}}, "model_unsupported"),
+        ({"architectures": ["BertModel"]}, "architecture_unsupported"),
+        ({"architectures": []}, "architecture_unsupported"),
+        ({"architectures": None}, "architecture_unsupported"),
+        ({"model_type": "bert"}, "architecture_unsupported"),
+        ({"model_type": 7}, "architecture_unsupported"),
+        ({"auto_map": {"AutoModel": "x.Y"}}, "model_remote_code"),
+        ({"quantization_config": {"bits": 4}}, "model_quantised"),
         ({"hidden_size": "48"}, "model_config_invalid"),
         ({"hidden_size": 0}, "model_config_invalid"),
         ({"num_hidden_layers": True}, "model_config_invalid"),

@@ -14,7 +14,8 @@ from engine.errors import GlasshouseError, RefusedError, UsageError
 from engine.records.artifact import Artifact, dump_artifact, parse_artifact
 from engine.records.formats import FORMATS, render
 from engine.records.public import is_public
-from engine.records.trust import Anchors, anchors, read_reference
+from engine.records.reference import read_reference
+from engine.records.trust import Anchors, anchors
 from engine.records.verify import verify_bytes
 
 STORED = Path(__file__).parents[2] / "vectors" / "artifact"
@@ -112,3 +113,11 @@ def test_steps_beyond_the_series_are_refused(known: Anchors) -> None:
         assert error.code == "artifact_malformed"
     else:
         assert not verification.genuine
+
+
+def test_an_artifact_that_verify_would_not_read_is_not_exported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.records.formats.MAX_ARTIFACT_BYTES", len(TEXT) - 1)
+    with pytest.raises(UsageError) as caught:
+        render(parse_artifact(TEXT), "json")
+    assert caught.value.code == "export_too_large"
+    assert "--summary" in caught.value.hint

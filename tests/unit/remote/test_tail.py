@@ -115,6 +115,22 @@ async def test_a_log_that_shrinks_or_vanishes_is_refused(session: SshSession, fo
     assert await _refusal(tail) == "log_shrunk"
 
 
+async def test_a_log_whose_stated_size_is_never_reached_is_refused(
+    session: SshSession, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a server would never let the runner say that it had read all there was."""
+    path = folder / "events.jsonl"
+    path.write_bytes(b"".join(_lines(2)))
+    size = session.size
+
+    async def stated(path: str) -> int | None:
+        known = await size(path)
+        return None if known is None else known + 1000
+
+    monkeypatch.setattr(session, "size", stated)
+    assert await _refusal(_tail(session, path)) == "log_shrunk"
+
+
 async def test_a_link_or_a_folder_is_refused_as_a_log(session: SshSession, folder: Path) -> None:
     (folder / "real").write_bytes(_lines(1)[0])
     (folder / "link").symlink_to(folder / "real")

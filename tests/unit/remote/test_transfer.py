@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -275,3 +276,16 @@ async def test_blocks_under_way_are_bounded_and_come_in_order() -> None:
     parts = ((transfer(number), number) for number in range(5 * IN_FLIGHT))
     assert [result async for result in in_order(parts)] == [(number, number) for number in range(5 * IN_FLIGHT)]
     assert most == IN_FLIGHT
+
+
+async def test_a_file_for_which_this_machine_has_no_room_is_not_fetched(
+    session: SshSession, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "big").write_bytes(bytes(101))
+    usage = shutil.disk_usage(tmp_path)._replace(free=100)
+    monkeypatch.setattr("engine.remote.transfer.shutil.disk_usage", lambda _: usage)
+    with pytest.raises(RemoteError) as caught:
+        await download(session, str(folder / "big"), tmp_path / "adapter", 1000)
+    assert caught.value.code == "local_disk_full"
+    assert caught.value.hint
+    assert _names(tmp_path) == []

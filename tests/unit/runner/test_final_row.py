@@ -10,9 +10,11 @@ import pytest
 from engine.errors import RunError
 from engine.runner.final_row import SIGNING_FILES, clear_folder, cost_of, destroy_leftovers, ending_of, store_row
 from engine.runner.folder import RunFolder
+from engine.store.failure import Failure, reason_text
 from engine.store.reader import Reader
 from engine.store.views import AllocationView
 from engine.store.writer import Writer
+from engine.wire import canonical
 
 RUN = "0123456789ab"
 CANCELLED = RunError("The run was cancelled.", code="cancelled")
@@ -36,7 +38,12 @@ def entry(**changes: object) -> AllocationView:
         (BROKEN, True, ("done", "done"), ("failed", "broken: It broke.")),
         (None, True, ("done", "failed"), ("cancelled", "cancelled: The run was cancelled.")),
         (None, False, ("done", "failed"), ("failed", "oom: out of memory")),
-        (None, False, ("done", "training"), ("failed", "segment_failed: the protected segment training")),
+        (
+            None,
+            False,
+            ("done", "training"),
+            ("failed", "segment_failed: The protected segment did not finish; its last state is training."),
+        ),
     ],
 )
 def test_the_ending_is_the_error_then_the_cancellation_then_the_failed_segment(
@@ -45,16 +52,34 @@ def test_the_ending_is_the_error_then_the_cancellation_then_the_failed_segment(
 ) -> None:  # fmt: skip
     for kind, state in zip(("raw", "protected"), segments, strict=True):
         writer.transition(RUN, f"segment:{kind}", state, "oom: out of memory" if state == "failed" else "")
-    assert ending_of(reader.run(RUN), error, cancelled=cancelled) == expected
+    state, why = ending_of(reader.run(RUN), None if error is None else Failure.of(error), cancelled=cancelled)
+    assert (state, reason_text(why)) == expected
 
 
-def test_what_a_run_cost_counts_from_when_it_had_the_allocation(reader: Reader) -> None:
-    summary = reader.run(RUN).summary
-    assert cost_of(None, summary) == 0.0
-    assert cost_of(entry(price_per_hour=None), summary) is None
-    assert cost_of(entry(), summary) == pytest.approx(3.0)
-    taken_up = msgspec.structs.replace(summary, started_at="2026-11-01T00:30:00.000Z")
-    assert cost_of(entry(), taken_up) == pytest.approx(1.5)
+def test_the_ending_keeps_what_the_failed_segment_knew(writer: Writer, reader: Reader) -> None:
+    failure = Failure(code="gpu_out_of_memory", message="It was too large.", hint="Use a smaller --batch.")
+    writer.transition(RUN, "segment:raw", "failed", failure)
+    assert ending_of(reader.run(RUN), None, cancelled=False) == ("failed", failure)
+
+
+def test_a_row_of_a_failed_run_publishes_the_code_and_neither_sentence_nor_hint(writer: Writer, reader: Reader) -> None:
+    failure = Failure(code="os_error", message="/home/me/secret-place is full.", hint="Free /home/me.", cause=("x",))
+    writer.transition(RUN, "segment:raw", "failed", failure)
+    store_row(writer, reader, RUN, None, state="failed", reason=failure, cost_usd=0.0)
+    view = reader.run(RUN)
+    assert view.row is not None
+    assert (view.summary.error, view.row["reason"], view.row["segments"][0]["reason"]) == (
+        failure, "os_error", "os_error",
+    )  # fmt: skip
+    assert not {"error", "hint", "cause"} & {*view.row, *view.row["segments"][0]}
+    assert "/home/me" not in canonical(view.row).decode()
+
+
+def test_what_a_run_cost_counts_the_seconds_for_which_it_had_the_allocation() -> None:
+    assert cost_of(None, None) == 0.0
+    assert cost_of(entry(price_per_hour=None), 3600.0) is None
+    assert cost_of(entry(), 1800.0) == pytest.approx(1.5)
+    assert cost_of(entry(), None) is None  # this machine was restarted, and the provider stated no age
 
 
 def test_a_run_without_keys_gets_a_row_and_no_receipt(writer: Writer, reader: Reader) -> None:

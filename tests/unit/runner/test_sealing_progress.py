@@ -15,7 +15,7 @@ from engine.runner import lifecycle
 from engine.runner.environment_local import EnvironmentReference
 from engine.runner.folder import RunFolder
 from engine.runner.journal import Journal
-from engine.runner.lifecycle import Runner
+from engine.runner.lifecycle import BUILDING, Runner
 from engine.runner.staging import Staging
 from engine.sealing.run_key import RunKey
 from engine.store.reader import Reader
@@ -38,7 +38,6 @@ async def test_the_progress_of_a_long_sealing_is_shown_in_the_runs_reason(
     journal = Journal(runner.writer, runner.reader, RUN)
     staging = Staging(plan, folder, runner.writer, journal, RUN)
     staging._reference = EnvironmentReference(tmp_path, ())  # an empty environment; measuring is tested elsewhere
-    runner._enter("staging")
     assert staging.sealing == ""
 
     async def prepare_and_linger() -> None:
@@ -52,7 +51,8 @@ async def test_the_progress_of_a_long_sealing_is_shown_in_the_runs_reason(
     assert progress.fullmatch(staging.sealing)
     with Reader(tmp_path) as reader:
         view = reader.run(RUN)
-    assert view.summary.state == "staging"
+    assert view.summary.state == "queued"
     assert view.summary.reason == staging.sealing
+    assert BUILDING in [one.reason for one in view.transitions]
     assert staging.sealing.startswith("sealing the package: 100 %")
-    assert all(one.state == "staging" for one in view.transitions if progress.fullmatch(one.reason))
+    assert all(one.state == "queued" for one in view.transitions if progress.fullmatch(one.reason))

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import sqlite3
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from engine.errors import StoreError, UsageError
 from engine.plan import Plan
-from engine.store.deadline import Deadline
+from engine.store.deadline import Deadline, Listed
 from engine.store.home import database_path
 from engine.store.reader import Reader
 from engine.store.views import LedgerState
 from engine.store.writer import Writer
+from engine.system.clock import BootTime
 
 NAME = "glasshouse-ab12-run-a-77"
 
@@ -91,7 +92,9 @@ def test_fields_from_the_provider_are_added(reader: Reader, intended: Writer) ->
     assert (allocation.provider_id, allocation.price_per_hour, allocation.spent) == ("pod7", 3.7, 1.25)
     assert allocation.gpu_model == "NVIDIA H100"
     assert allocation.lease == {"hostKey": "ssh-ed25519 AAAA"}
-    assert reader.allocation("alloc-1") == allocation
+    again = reader.allocation("alloc-1")
+    assert again is not None
+    assert msgspec.structs.replace(again, age_sec=None) == msgspec.structs.replace(allocation, age_sec=None)
     assert reader.allocation("none") is None
 
 
@@ -143,12 +146,22 @@ def test_a_damaged_record_of_an_earlier_version_still_lists(
     (entry,) = reader.allocations()
     assert entry.lease is None
     assert entry.deadline is not None
-    assert entry.deadline.left() < 0
+    assert entry.deadline.left() is None  # a time in UTC alone decides nothing
 
 
-def test_open_allocation_is_priced_by_its_age(home: Path, plan: Plan) -> None:
-    started = (datetime.now(UTC) - timedelta(hours=2)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    with Writer(home, clock=lambda: started) as writer, Reader(home) as reader:
+@pytest.fixture(params=["2026-11-01T00:00:00.000Z", "1999-01-01T00:00:00.000Z", "2099-01-01T00:00:00.000Z"])
+def shown(request: pytest.FixtureRequest) -> str:
+    """The time that a wall clock shows, which may be anything."""
+    return str(request.param)
+
+
+def ago(seconds: float, boot: str | None = None) -> BootTime:
+    now = BootTime.now()
+    return BootTime(now.boot if boot is None else boot, now.at - seconds)
+
+
+def test_open_allocation_is_priced_by_its_age_whatever_the_wall_clock_shows(home: Path, shown: str) -> None:
+    with Writer(home, clock=lambda: shown, boot_clock=lambda: ago(7200)) as writer, Reader(home) as reader:
         writer.allocation_intent("alloc-1", "runpod", NAME, None, price_per_hour=3.0)
         writer.allocation_intent("alloc-2", "static", "my-box", None)
         spent = {allocation.id: allocation.spent for allocation in reader.allocations()}
@@ -157,11 +170,57 @@ def test_open_allocation_is_priced_by_its_age(home: Path, plan: Plan) -> None:
 
 
 def test_released_allocation_costs_no_more(home: Path) -> None:
-    times = iter(("2026-11-01T00:00:00.000Z", "2026-11-01T00:30:00.000Z"))
-    with Writer(home, clock=lambda: next(times)) as writer, Reader(home) as reader:
+    shown = iter(("2026-11-02T00:00:00.000Z", "2026-10-31T00:30:00.000Z"))  # the wall clock was set back
+    began = BootTime("some-boot", 1000.0)
+    clock = iter((began, BootTime("some-boot", 2800.0)))
+    with Writer(home, clock=lambda: next(shown), boot_clock=lambda: next(clock)) as writer, Reader(home) as reader:
         writer.allocation_intent("alloc-1", "runpod", NAME, None, price_per_hour=3.0)
         writer.allocation_state("alloc-1", "gone")
-        assert reader.allocations()[0].spent == 1.5
+        assert reader.allocations()[0].spent == pytest.approx(1.5)
+
+
+def test_after_a_restart_of_this_machine_only_the_provider_knows_an_age(home: Path) -> None:
+    with Writer(home, boot_clock=lambda: ago(60, "an-earlier-boot")) as writer, Reader(home) as reader:
+        writer.allocation_intent("alloc-1", "runpod", NAME, None, price_per_hour=3.0)
+        assert (reader.allocations()[0].age_sec, reader.allocations()[0].spent) == (None, None)
+        writer.allocation_known("alloc-1", listed=Listed.now(3600.0))
+        assert reader.allocations()[0].spent == pytest.approx(3.0, rel=0.01)
+        writer.allocation_known("alloc-1", listed=Listed(boot="an-earlier-boot", at=0.0, age=7200.0))
+        assert reader.allocations()[0].spent is None
+
+
+def test_a_run_that_took_up_a_kept_allocation_pays_from_then(home: Path, plan: Plan) -> None:
+    clock = [ago(3600)]
+    with Writer(home, boot_clock=lambda: clock[0]) as writer, Reader(home) as reader:
+        for run in ("run-a", "run-b"):
+            writer.create_run(run, plan)
+        writer.allocation_intent("alloc-1", "runpod", NAME, "run-a")
+        writer.allocation_state("alloc-1", "created")
+        writer.allocation_state("alloc-1", "kept")
+        clock[0] = ago(600)
+        writer.take_up("alloc-1", "run-b")
+        clock[0] = ago(0)
+        writer.allocation_state("alloc-1", "gone")
+        held = [reader.held_seconds("alloc-1", run) for run in ("run-a", "run-b")]
+    assert held == [pytest.approx(3600, abs=5), pytest.approx(600, abs=5)]
+
+
+def test_a_deadline_of_an_earlier_boot_is_unknown_until_the_provider_states_an_age(
+    reader: Reader, intended: Writer
+) -> None:
+    earlier = Deadline(utc="2026-11-01T00:00:00.000Z", boot="an-earlier-boot", at=1.0, life=7200.0)
+    intended.allocation_state("alloc-1", "created", deadline=earlier)
+    entry = reader.allocation("alloc-1")
+    assert entry is not None
+    assert entry.deadline is not None
+    assert (entry.deadline.left(), entry.deadline.is_over()) == (None, False)
+    by_age = entry.deadline.by_age(7000.0)
+    assert by_age is not None
+    intended.allocation_known("alloc-1", deadline=by_age)
+    entry = reader.allocation("alloc-1")
+    assert entry is not None
+    assert entry.deadline is not None
+    assert entry.deadline.left() == pytest.approx(200.0, abs=5)
 
 
 def test_a_name_cannot_be_used_twice(intended: Writer) -> None:

@@ -21,18 +21,21 @@ from engine.store.writer import Writer
 from engine.system.clock import boot_id
 from engine.system.processes import start_ticks
 
+OLD = 2
+"""A version whose allocations did not say yet which runs they served."""
+
 Child = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture
 def older(home: Path) -> Path:
-    """A database of the previous version, with a run and its allocation."""
+    """A database of an earlier version, with a run and its allocation."""
     prepare_home(home)
     path = database_path(home)
     create_file(path)
     connection = connect(path)
     connection.execute("PRAGMA journal_mode = WAL")
-    migrations().apply(Database(connection), stop_before=STEPS[-1][0])
+    migrations().apply(Database(connection), stop_before=STEPS[OLD][0])
     connection.execute(
         """INSERT INTO runs (id, source, label, provider, model, segments, state, created_at, attestation, key_state,
             runtime_state, cleanup, search)
@@ -76,9 +79,11 @@ def test_older_database_is_updated_after_a_copy(
         assert [run.id for run in reader.runs()] == ["old1"]
         assert reader.count(("published",)) == 17
         assert reader.runs_served("a1") == ["old1"]
+        (entry,) = reader.allocations()
+        assert (entry.age_sec, entry.spent) == (None, None)  # its times in UTC alone decide nothing
     copy = older.with_name(f"glasshouse.db.before-{SCHEMA_VERSION}")
     assert version(older) == SCHEMA_VERSION
-    assert version(copy) == SCHEMA_VERSION - 1
+    assert version(copy) == OLD
     assert copy.stat().st_mode & 0o777 == 0o600
     with sqlite3.connect(copy) as connection:
         result = connection.execute("SELECT id, source FROM runs WHERE source = 'mine'").fetchall()
@@ -101,7 +106,7 @@ def test_no_update_while_a_runner_is_running(home: Path, older: Path) -> None:
         Writer(home)
     assert caught.value.code == "store_in_use"
     assert "old1" in caught.value.message
-    assert version(older) == SCHEMA_VERSION - 1
+    assert version(older) == OLD
     assert not list(home.glob("*before*"))
 
 
@@ -123,7 +128,7 @@ def test_failed_update_changes_nothing(home: Path, older: Path) -> None:
     with pytest.raises(StoreError) as caught:
         Writer(home)
     assert caught.value.code == "store_corrupt"
-    assert version(older) == SCHEMA_VERSION - 1
+    assert version(older) == OLD
     with sqlite3.connect(older) as connection:
         assert connection.execute("SELECT run FROM allocations").fetchall() == [(999,)]
 
@@ -133,7 +138,7 @@ def test_a_failed_copy_stops_the_update(home: Path, older: Path) -> None:
     with pytest.raises(StoreError) as caught:
         Writer(home)
     assert caught.value.code == "store_unwritable"
-    assert version(older) == SCHEMA_VERSION - 1
+    assert version(older) == OLD
 
 
 def test_processes_that_start_together_create_one_database(home: Path, child: Child) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
 from pathlib import Path
 
 import pytest
 
-from engine.system.files import overwrite, private_file, write_private
+from engine.system.files import overwrite, private_file, read_named, write_private
 
 
 @pytest.fixture
@@ -73,3 +74,39 @@ def test_overwriting_keeps_the_length_and_none_of_the_bytes(tmp_path: Path) -> N
     with (tmp_path / "key").open("rb") as held:
         overwrite(tmp_path / "key")
         assert held.read() == bytes(6)
+
+
+def _irregular(folder: Path) -> dict[str, Path]:
+    """Things that a person may name instead of a file."""
+    paths = {name: folder / name for name in ("fifo", "folder", "loop", "socket", "link")}
+    os.mkfifo(paths["fifo"])
+    paths["folder"].mkdir()
+    paths["loop"].symlink_to(paths["loop"])
+    paths["link"].symlink_to(paths["fifo"])
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(paths["socket"]))
+    endless = {"zeros": Path("/dev/zero"), "terminal": Path("/dev/tty"), "name": Path("a\0b")}
+    return {**paths, **endless, "missing": folder / "missing"}
+
+
+def test_what_is_no_regular_file_is_refused_at_once_and_not_waited_for(tmp_path: Path) -> None:
+    for path in _irregular(tmp_path).values():
+        with pytest.raises(OSError, match=r".") as caught:
+            read_named(path, 10)
+        assert caught.value.strerror
+
+
+def test_a_named_file_is_read_through_links_up_to_the_limit(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"x" * 10)
+    (tmp_path / "link").symlink_to(file)
+    assert read_named(tmp_path / "link", 10) == b"x" * 10
+    with pytest.raises(OSError, match="larger than 9 bytes"):
+        read_named(file, 9)
+
+
+def test_a_file_without_an_end_is_read_up_to_the_limit_only(tmp_path: Path) -> None:
+    """A file of /proc states no size, as one that grows states an old one."""
+    assert Path("/proc/self/status").stat().st_size == 0
+    with pytest.raises(OSError, match="larger than 0 bytes"):
+        read_named(Path("/proc/self/status"), 0)

@@ -86,6 +86,39 @@ class _Listener(_Reporter):
         return None
 
 
+def _plan(**training: int) -> Plan:
+    demo = preset("demo")
+    settings = msgspec.structs.replace(demo.training, **training)
+    return msgspec.structs.replace(demo, training=settings, target=Target(steps=4))
+
+
+@pytest.mark.parametrize(("stopped_after", "counted"), [(None, 6), (2, 2), (6, 6)])
+def test_a_warm_up_that_a_stop_ends_is_not_counted_as_whole(stopped_after: int | None, counted: int) -> None:
+    class Stopping(_Listener):
+        asked = 0
+
+        def should_stop(self) -> StopReason | None:
+            self.asked += 1
+            return "cancelled" if self.asked == stopped_after else None
+
+    made: Any = _Steps(_plan(warmup_steps=6))
+    assert loop.warm_up(made, Stopping()) == counted
+
+
+def test_the_last_steps_checkpoint_is_left_to_the_end_of_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its digest may take seconds, and the window must be reported as over before that."""
+    monkeypatch.setattr("engine.worker.training.adapter.digest", lambda _: "0" * 64)
+    reached: list[int] = []
+
+    class Marked(_Listener):
+        def checkpoint(self, step: int, tensor_digest: str, step_chain: str | None) -> None:
+            reached.append(step)
+
+    made: Any = _Steps(_plan(checkpoint_every=2))
+    assert loop.measure(made, Marked(), with_evidence=False).steps == 4
+    assert reached == [2]
+
+
 @pytest.mark.parametrize("injected", [0.0, 100.0])
 def test_an_injected_overhead_lengthens_each_protected_step(injected: float) -> None:
     plan = msgspec.structs.replace(preset("demo"), target=Target(steps=20), inject_overhead_pct=injected)

@@ -17,6 +17,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from engine.errors import ProviderError, UsageError
+from engine.system.files import read_named
 
 VARIABLE: Final = "RUNPOD_API_KEY"
 URL_VARIABLE: Final = "RUNPOD_API_BASE_URL"
@@ -61,8 +62,7 @@ def _from_file(environ: Mapping[str, str]) -> str:
     home = environ.get("HOME")
     path = (Path(home) if home else Path.home()) / FILE
     try:
-        with path.open("rb") as file:
-            text = file.read(_LONGEST_FILE).decode()
+        text = read_named(path, _LONGEST_FILE).decode()
     except FileNotFoundError:
         raise _missing(f"{VARIABLE} is not set and ~/{FILE} does not exist") from None
     except (OSError, UnicodeDecodeError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from email.utils import parsedate_to_datetime
 from typing import Final
@@ -87,7 +86,8 @@ def pause(retry_after: str | None, date: str | None = None) -> float:
     else:
         until = _seconds(text)
         now = _seconds(date)
-        seconds = DEFAULT_PAUSE if until is None else until - (time.time() if now is None else now)
+        # Without the server's own time the moment cannot be compared with anything: our wall clock decides nothing.
+        seconds = DEFAULT_PAUSE if until is None or now is None else until - now
     return min(max(seconds, 1.0), LONGEST_PAUSE)
 
 

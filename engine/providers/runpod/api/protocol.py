@@ -33,6 +33,7 @@ class Address(_Record, frozen=True, kw_only=True):
 class Pod(_Record, frozen=True, kw_only=True):
     """One listed pod. `price_per_hour` in USD, None if it is not reported. The environment has secrets and is left out.
 
+    `created_at` is RunPod's time; `age_sec` the time since then by RunPod's own clock, None if either is not reported.
     `has_runtime`: the container runs (its image is pulled). `ssh` is None until a public port is assigned; `has_ports`
     is true once any port is assigned.
     """
@@ -45,6 +46,7 @@ class Pod(_Record, frozen=True, kw_only=True):
     gpu_count: int | None = None
     machine_id: str | None = None
     created_at: str | None = None
+    age_sec: float | None = None
     has_runtime: bool = False
     has_ports: bool = False
     ssh: Address | None = None
@@ -113,8 +115,11 @@ class PodApi(Protocol):
         """Request a pod, once; returns its id."""
         ...
 
-    async def terminate_pod(self, pod_id: str) -> None:
-        """Request termination of a pod. Success proves nothing: only later listings do."""
+    async def terminate_pod(self, pod_id: str) -> bool:
+        """Request termination of a pod. Success proves nothing: only later listings do.
+
+        False if RunPod does not know the pod, which may be true or an error of the moment.
+        """
         ...
 
     async def fingerprints(self, pod_id: str) -> frozenset[str] | None:

@@ -145,10 +145,10 @@ class PacedApi:
         async with self.pace.turn(urgent=True, calls=self._create_calls):
             return await self._api.create_pod(order)
 
-    async def terminate_pod(self, pod_id: str) -> None:
+    async def terminate_pod(self, pod_id: str) -> bool:
         """Urgent."""
         async with self.pace.turn(urgent=True):
-            await self._api.terminate_pod(pod_id)
+            return await self._api.terminate_pod(pod_id)
 
     async def fingerprints(self, pod_id: str) -> frozenset[str] | None:
         """In turn, and only while there are spare calls: trust rests on the pinned key, not on what was printed."""

@@ -60,7 +60,8 @@ class RestApi:
         """Includes the members of clusters."""
         answer = await self._request("GET", "/pods", {"includeClusterPods": "true"})
         self._expect(answer, 200)
-        return tuple(rest_wire.pod(one) for one in _decode(answer, rest_wire.Pods).pods)
+        date = answer.headers.get("Date")
+        return tuple(rest_wire.pod(one, date) for one in _decode(answer, rest_wire.Pods).pods)
 
     async def list_gpus(self) -> tuple[GpuOffer, ...]:
         """With the stock of the chosen cloud."""
@@ -81,15 +82,17 @@ class RestApi:
             raise errors.invalid("the pod's id is invalid")
         return pod_id
 
-    async def terminate_pod(self, pod_id: str) -> None:
-        """Succeeds for a pod that RunPod does not know."""
+    async def terminate_pod(self, pod_id: str) -> bool:
+        """False for a pod that RunPod does not know."""
         answer = await self._request("DELETE", f"/pods/{_id(pod_id)}")
         if answer.status == 409:
             raise errors.refused(
                 "to terminate a pod that belongs to a cluster", hint="Terminate the cluster in RunPod's console."
             )
-        if answer.status != _NOT_FOUND:
-            self._expect(answer, 200, 202, 204)
+        if answer.status == _NOT_FOUND:
+            return False
+        self._expect(answer, 200, 202, 204)
+        return True
 
     async def fingerprints(self, pod_id: str) -> frozenset[str] | None:
         """Reads the container's log for at most `LOG_SECONDS`; an empty set if it printed none."""

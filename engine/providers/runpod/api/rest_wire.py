@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -113,8 +114,8 @@ class _LogEvent(_Wire, frozen=True):
     line: str
 
 
-def pod(row: _Pod) -> Pod:
-    """One row of the listing."""
+def pod(row: _Pod, date: str | None = None) -> Pod:
+    """One row of the listing. `date`: the answer's `Date`, RunPod's own clock, to which `createdAt` is compared."""
     status = _STATUSES.get(row.status, "error")
     runtime = row.runtime or _Runtime()
     ports = [port for port in runtime.ports or () if port.public is not None]
@@ -126,6 +127,7 @@ def pod(row: _Pod) -> Pod:
         gpu_model=row.gpu.id if row.gpu else None,
         gpu_count=row.gpu.count if row.gpu else None,
         created_at=_utc(row.created_at),
+        age_sec=_age(row.created_at, date),
         has_runtime=status == "running" or runtime.uptime is not None or bool(ports),
         has_ports=bool(ports),
         ssh=_address(row.ssh.direct if row.ssh else None),
@@ -185,6 +187,15 @@ def _utc(text: str | None) -> str | None:
         return None if moment.tzinfo is None else utc_text(moment.astimezone(UTC))
     except (ValueError, OverflowError):
         return None
+
+
+def _age(created: str | None, date: str | None) -> float | None:
+    """Seconds between two times of RunPod; None if one is missing or not valid."""
+    try:
+        since = parsedate_to_datetime(date or "") - datetime.fromisoformat(created or "")
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return max(0.0, since.total_seconds())
 
 
 def _address(endpoint: _Endpoint | None) -> Address | None:

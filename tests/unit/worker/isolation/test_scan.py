@@ -96,8 +96,26 @@ def test_the_window_and_the_store_are_zero_after_their_wipe() -> None:
     search.wipe()
     assert store.wipe() == 1
     assert KEY not in bytes(search._window)
-    assert KEY not in bytes(store._buffer)
     assert store.items == []
+
+
+def test_what_is_handed_over_and_stored_is_no_pattern_and_no_half_of_one() -> None:
+    laid = bytearray(4096)
+    patterns.write(memoryview(laid), patterns.key_items("content_key", memoryview(KEY)))
+    store = PatternStore()
+    store.add(memoryview(laid))
+    held = b"".join(bytes(buffer) for buffer in (laid, *store._buffers))
+    longest = max(size for size in range(17) for at in range(33 - size) if KEY[at : at + size] in held)
+    assert longest <= patterns.KEY_ANCHOR + 1  # a byte more may agree by chance
+    assert searched(store, bytes(100) + KEY + bytes(100)) == {"content_key": 1, "content_key_half": 2}
+
+
+def test_no_two_hand_overs_have_the_same_fingerprint_of_a_pattern() -> None:
+    first, second = bytearray(4096), bytearray(4096)
+    for laid in (first, second):
+        patterns.write(memoryview(laid), [("content_key", memoryview(KEY))])
+    digests = [bytes(next(patterns.read(memoryview(laid))).digest) for laid in (first, second)]
+    assert digests[0] != digests[1]
 
 
 @pytest.mark.parametrize("weak", [b"short", bytes(64), b"ab" * 20, noise(4, 5000)])
@@ -119,7 +137,7 @@ def test_a_damaged_pattern_map_is_refused_and_nothing_of_it_is_kept() -> None:
     laid = bytearray(4096)
     patterns.write(memoryview(laid), patterns.key_items("key", memoryview(KEY)))
     store = PatternStore()
-    for damage in ({0: 0}, {5: 9}, {7: 0xFF, 8: 0xFF}, {9: 0x20}):
+    for damage in ({0: 0}, {5: 9}, {39: 0xFF, 40: 0xFF}, {42: 0xFF}, {43: 2}, {76: 0x20}):
         changed = bytearray(laid)
         for at, value in damage.items():
             changed[at] = value

@@ -139,12 +139,13 @@ def test_a_process_that_ended_is_reported_as_gone(holder: Holder, scanner: Scann
 
 def test_memfds_of_a_dead_process_are_still_scanned_until_dropped(holder: Holder, scanner: ScannerClient) -> None:
     payload = memfd.create("payload", 8192)
-    with memfd.opened(memfd.map_writable(holder.patterns)) as laid, memfd.opened(memfd.map_writable(payload)) as out:
-        name, key = next(patterns.read(laid))
-        out[5000 : 5000 + len(key)] = key
-        del key
-    assert name == patterns.CONTENT_KEY
-    scanner.add_patterns(holder.patterns)
+    os.pwrite(payload, SECRET, 5000)
+    laid = memfd.create("patterns", 8192)
+    with memfd.opened(memfd.map_writable(laid)) as view:
+        patterns.write(view, [(patterns.CONTENT_KEY, memoryview(SECRET))])
+    scanner.add_patterns(laid)
+    os.close(laid)
+    holder.process.kill()
     scanner.add_memfds("payload", [payload])
     assert scanner.scan("with", ["payload"])["targets"]["payload"]["hits"]["content_key"] == 1
     scanner.drop("payload")

@@ -148,11 +148,16 @@ class SdkCalls:
             failure = errors.invalid("the pod's id is invalid")
         raise failure
 
-    def terminate_pod(self, call: Call, pod_id: str) -> None:
-        """`runpod.terminate_pod(...)`; succeeds for a pod that RunPod does not know."""
+    def terminate_pod(self, call: Call, pod_id: str) -> bool:
+        """`runpod.terminate_pod(...)`; False for a pod that RunPod does not know."""
         if not _POD_ID.fullmatch(pod_id):
             raise errors.refused("to terminate a pod", "its id is invalid")
-        self._run(call, lambda: runpod.terminate_pod(pod_id), absent_is_success=True)
+
+        def terminate() -> bool:
+            runpod.terminate_pod(pod_id)
+            return True
+
+        return bool(self._run(call, terminate, absent_is_success=True))
 
     def _run(
         self,

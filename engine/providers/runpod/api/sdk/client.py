@@ -72,9 +72,10 @@ class SdkApi:
             raise _missing()
         return pod_id
 
-    async def terminate_pod(self, pod_id: str) -> None:
+    async def terminate_pod(self, pod_id: str) -> bool:
         """One call."""
-        await self._call(wire.Request(op="terminate_pod", seconds=self._limits.api, pod_id=pod_id))
+        reply = await self._call(wire.Request(op="terminate_pod", seconds=self._limits.api, pod_id=pod_id))
+        return reply.terminated
 
     async def fingerprints(self, pod_id: str) -> frozenset[str] | None:
         """None: the SDK cannot read logs."""

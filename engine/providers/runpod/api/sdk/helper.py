@@ -153,8 +153,7 @@ class Helper:
             case wire.Request(op="create_pod", order=order) if order is not None:
                 return wire.Reply(pod_id=self._calls.create_pod(call, order))
             case wire.Request(op="terminate_pod", pod_id=pod_id) if pod_id is not None:
-                self._calls.terminate_pod(call, pod_id)
-                return wire.Reply()
+                return wire.Reply(terminated=self._calls.terminate_pod(call, pod_id))
         raise errors.refused("an incomplete request")
 
     def _unordered(self, request: wire.Request, error: ProviderError) -> ProviderError:

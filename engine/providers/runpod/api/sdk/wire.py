@@ -25,7 +25,7 @@ from engine.providers.runpod.api.protocol import GpuOffer, Order, Pod, RateLimit
 PINNED: Final = "1.12.0"
 LOG: Final = "sdk.log"
 LONGEST_LINE: Final = 16 * 1024 * 1024
-_PROTOCOL: Final = "1"
+_PROTOCOL: Final = "2"
 Op = Literal["list_pods", "list_gpus", "create_pod", "terminate_pod"]
 
 
@@ -70,6 +70,7 @@ class Reply(_Record, frozen=True, kw_only=True):
     pods: tuple[Pod, ...] | None = None
     gpus: tuple[GpuOffer, ...] | None = None
     pod_id: str | None = None
+    terminated: bool = False
     failure: Failure | None = None
 
 
