@@ -15,7 +15,7 @@ from engine.errors import RefusedError
 from engine.events import COMMITTED, Chain
 
 _ENCODED: Final = frozenset({"receipt", "token", "attesterKey", "nonce"})  # checked by their own types
-_TYPES: Final = frozenset({"_type", "predicateType"})
+_UNSHOWN: Final = _ENCODED | {"_type", "predicateType"}
 
 
 def is_public(chain: Chain, event: str, body: dict[str, Any]) -> bool:
@@ -38,7 +38,7 @@ def _texts(value: object) -> list[str]:
     if isinstance(value, str):
         return [value]
     if isinstance(value, dict):
-        shown = {name: inner for name, inner in value.items() if name not in _ENCODED | _TYPES}
+        shown = {name: inner for name, inner in value.items() if name not in _UNSHOWN}
         return [text for name, inner in shown.items() for text in (str(name), *_texts(inner))]
     if isinstance(value, list):
         return [text for inner in value for text in _texts(inner)]
