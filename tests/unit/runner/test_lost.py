@@ -34,6 +34,19 @@ def test_a_home_that_is_made_again_is_another_home(home: Path) -> None:
         assert code(watched) == "home_gone"
 
 
+def held() -> set[str]:
+    return {str(fd.readlink()) for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()}
+
+
+def test_the_inodes_stay_in_use_as_long_as_they_are_watched(home: Path) -> None:
+    """Whether a file system gives a number out again at once is up to it; that it cannot is up to us."""
+    paths = {str(home), str(database_path(home))}
+    watched = Watched(home)
+    assert paths <= held()
+    del watched
+    assert not paths & held()
+
+
 def test_a_database_that_is_made_again_is_another_database(home: Path) -> None:
     watched = Watched(home)
     database_path(home).unlink()
