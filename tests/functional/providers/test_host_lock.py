@@ -136,10 +136,10 @@ async def test_a_runner_that_never_returns_loses_the_host(session: SshSession, r
 async def test_a_lock_that_is_renewed_outlasts_its_lease(
     session: SshSession, root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert isinstance(await acquire_lock(session, root, "run", PYTHON, lease=1.0), Held)
+    assert isinstance(await acquire_lock(session, root, "run", PYTHON, lease=8.0), Held)
     monkeypatch.setattr(host_lock, "RENEW_SECONDS", 0.1)
     async with renewed(session, root, "run", PYTHON):
-        assert not await asyncio.to_thread(_ended, _holder(root), 2.0)
+        assert not await asyncio.to_thread(_ended, _holder(root), 12.0)
 
 
 async def test_the_host_is_held_as_long_as_the_runs_supervisor_lives(session: SshSession, root: str) -> None:
