@@ -115,7 +115,7 @@ def parse(text: bytes | str) -> Any:
     """
     try:
         raw = text.encode("utf-8") if isinstance(text, str) else text
-        _require_bounded(raw)
+        require_bounded(raw)
         plain = raw.decode("utf-8")
         value = json.loads(plain, object_pairs_hook=_no_duplicates, parse_constant=_no_constants, parse_float=_finite)
         if "\\ud" in plain or "\\uD" in plain:
@@ -126,7 +126,7 @@ def parse(text: bytes | str) -> Any:
         return value
 
 
-def _require_bounded(raw: bytes) -> None:
+def require_bounded(raw: bytes) -> None:
     """Raise `WireError` for more values or levels than any document of ours has; takes time linear in the text.
 
     Each value costs up to hundreds of bytes of memory once it is decoded, and each level a stack frame.

@@ -8,10 +8,10 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from engine.errors import UsageError
+from engine.errors import UsageError, WireError
 from engine.records.artifact import MAX_ARTIFACT_BYTES, Artifact, dump_artifact
 from engine.records.row import TIER_NOTE
-from engine.wire import digest_of
+from engine.wire import digest_of, require_bounded
 
 Format = Literal["json", "md", "csv"]
 FORMATS: Final = ("json", "md", "csv")
@@ -69,14 +69,25 @@ def render(artifact: Artifact, form: Format) -> bytes:
 
 
 def _json(artifact: Artifact) -> bytes:
-    data: bytes = msgspec.json.format(msgspec.json.encode(dump_artifact(artifact)), indent=2) + b"\n"
+    compact = msgspec.json.encode(dump_artifact(artifact))
+    data: bytes = msgspec.json.format(compact, indent=2) + b"\n"
     if len(data) > MAX_ARTIFACT_BYTES:
-        raise UsageError(
-            f"The artifact would have {len(data):,} bytes, and `verify` reads {MAX_ARTIFACT_BYTES:,} at most.",
-            "Add --summary to leave out the step series.",
-            code="export_too_large",
-        )
+        data = compact + b"\n"
+    try:
+        require_bounded(data)
+    except WireError as error:
+        raise _too_large("The artifact would have more values than `verify` reads") from error
+    if len(data) > MAX_ARTIFACT_BYTES:
+        raise _too_large(f"The artifact would have {len(data):,} bytes, and `verify` reads {MAX_ARTIFACT_BYTES:,}")
     return data
+
+
+def _too_large(why: str) -> UsageError:
+    return UsageError(
+        f"{why}.",
+        "Add --summary to leave out the step series. Or plan shorter segments: two of four hours fit.",
+        code="export_too_large",
+    )
 
 
 def artifact_digest(artifact: Artifact) -> str:

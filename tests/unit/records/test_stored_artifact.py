@@ -116,8 +116,21 @@ def test_steps_beyond_the_series_are_refused(known: Anchors) -> None:
 
 
 def test_an_artifact_that_verify_would_not_read_is_not_exported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.records.formats.MAX_ARTIFACT_BYTES", len(TEXT) - 1)
-    with pytest.raises(UsageError) as caught:
-        render(parse_artifact(TEXT), "json")
-    assert caught.value.code == "export_too_large"
-    assert "--summary" in caught.value.hint
+    artifact = parse_artifact(TEXT)
+    for limit, value in (("engine.records.formats.MAX_ARTIFACT_BYTES", 1000), ("engine.wire.MAX_MARKS", 1000)):
+        with monkeypatch.context() as patch:
+            patch.setattr(limit, value)
+            with pytest.raises(UsageError) as caught:
+                render(artifact, "json")
+        assert caught.value.code == "export_too_large"
+        assert "--summary" in caught.value.hint
+
+
+def test_an_artifact_that_is_too_large_with_its_line_breaks_is_exported_without(
+    monkeypatch: pytest.MonkeyPatch, known: Anchors
+) -> None:
+    artifact = parse_artifact(TEXT)
+    monkeypatch.setattr("engine.records.formats.MAX_ARTIFACT_BYTES", len(render(artifact, "json")) - 1)
+    compact = render(artifact, "json")
+    assert compact.count(b"\n") == 1
+    assert verify_bytes(compact, known).genuine
