@@ -111,7 +111,7 @@ async def _query(
 ) -> tuple[dict[str, Reconciliation], list[Trouble]]:
     listings: dict[str, Reconciliation] = {}
     troubles: list[Trouble] = []
-    looked_for = {one.provider for one in reader.allocations() if one.is_looked_for}
+    looked_for = {one.provider for one in reader.looked_for()}
     for name in _providers(entries):
         mine = [
             LedgerEntry(name=one.name, lease=lease_of(one))

@@ -243,7 +243,7 @@ def _open(reader: Reader) -> list[AllocationView]:
 
 
 def _looked_for(reader: Reader) -> list[AllocationView]:
-    return [one for one in reader.allocations() if one.provider in RENTED and one.is_looked_for]
+    return [one for one in reader.looked_for() if one.provider in RENTED]
 
 
 def _is_unknown(entry: AllocationView) -> bool:

@@ -19,7 +19,7 @@ from engine.providers import devices_of, preflight
 from engine.providers.protocol import Device, Spec
 from engine.providers.settings import Settings
 from engine.runner.allocation import kept_allocation
-from engine.runner.spec import LARGEST_DISK_GB, chosen_host, disk_gb, host_in
+from engine.runner.spec import LARGEST_DISK_GB, chosen_host, disk_gb, spec_for
 from engine.store.reader import Reader
 
 OFFLINE: Final = frozenset(
@@ -147,13 +147,12 @@ def _needs(home: Path, plan: Plan, settings: Settings, model: ModelDescription, 
 
 def _spec(home: Path, plan: Plan, settings: Settings) -> Spec:
     """The devices that the plan asks for; on a kept allocation, the one that it has."""
-    request = plan.provider
-    if request.kind.rents and request.allocation is not None:
-        with Reader(home) as reader:
-            gpu = kept_allocation(reader, request.allocation).gpu_model
-        return Spec(name="check", gpus=() if gpu is None else (gpu,))
-    host = host_in(home, settings, request.allocation) if request.name == "static" else None
-    return Spec(name="check", gpus=request.gpus, host=host)
+    spec, request = spec_for(home, plan, settings, "check"), plan.provider
+    if not request.kind.rents or request.allocation is None:
+        return spec
+    with Reader(home) as reader:
+        gpu = kept_allocation(reader, request.allocation).gpu_model
+    return msgspec.structs.replace(spec, gpus=() if gpu is None else (gpu,))
 
 
 def check_memory(model: ModelDescription, needs: tuple[Need, ...]) -> None:

@@ -195,5 +195,5 @@ def destroy_leftovers(home: Path, reader: Reader) -> None:
 
 def _unsettled(reader: Reader) -> set[str]:
     """The runs whose allocation is not gone yet, or is gone and still looked for: their rows may be signed again."""
-    entries = [one for one in reader.allocations() if one.released_at is None or one.is_looked_for]
+    entries = [*reader.allocations(open_only=True), *reader.looked_for()]
     return {run_id for entry in entries for run_id in reader.runs_served(entry.id)}

@@ -30,7 +30,6 @@ class Watched:
     """The identity of paths as they were when they were opened."""
 
     def __init__(self, home: Path, run_folder: Path | None = None) -> None:
-        self._home = home
         paths = {"home_gone": home, "database_gone": database_path(home)}
         if run_folder is not None:
             paths["run_folder_missing"] = run_folder

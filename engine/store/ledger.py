@@ -276,6 +276,11 @@ def read(connection: sqlite3.Connection, *, open_only: bool = False) -> list[All
     return _read(connection, "WHERE allocations.released_at IS NULL" if open_only else "")
 
 
+def looked_for(connection: sqlite3.Connection) -> list[AllocationView]:
+    """What is gone and looked for again, newest first. Every command asks, and the sentinel at each look."""
+    return _read(connection, "WHERE allocations.state = 'gone' AND json_extract(detail, '$.recheck.over') = 0")
+
+
 def _read(
     connection: sqlite3.Connection, where: str, parameters: tuple[object, ...] | dict[str, object] = (), order: str = ""
 ) -> list[AllocationView]:

@@ -310,6 +310,11 @@ class Reader:
         with self._reading() as db:
             return ledger.read(db, open_only=open_only)
 
+    def looked_for(self) -> list[AllocationView]:
+        """The entries of the ledger that are gone and looked for again, newest first."""
+        with self._reading() as db:
+            return ledger.looked_for(db)
+
     def allocation(self, allocation_id: str) -> AllocationView | None:
         """One entry of the ledger by its id."""
         with self._reading() as db:

@@ -216,11 +216,6 @@ class AllocationView(_View, frozen=True, kw_only=True):
     listed: Listed | None = None
     recheck: Recheck | None = None
 
-    @property
-    def is_looked_for(self) -> bool:
-        """Whether it is gone, and looked for again."""
-        return self.ledger_state == "gone" and self.recheck is not None and not self.recheck.over
-
 
 class Request(_View, frozen=True, kw_only=True):
     """A request of console or command line to a runner, or, with `run_id` None, to no particular run."""

@@ -137,7 +137,7 @@ def unused_allocations(session: Session) -> list[AllocationView]:
 def _awaits_the_sentinel(session: Session) -> bool:
     """Whether an allocation that is gone is looked for again, since its provider may list it later."""
     with session.reader() as reader:
-        return reader.exists() and any(one.provider in RENTED and one.is_looked_for for one in reader.allocations())
+        return reader.exists() and any(one.provider in RENTED for one in reader.looked_for())
 
 
 def note_unused_allocations(session: Session) -> None:
