@@ -1,0 +1,1 @@
+"""Data files as samples: where the bytes come from, how they are split into records, and what each record means."""
