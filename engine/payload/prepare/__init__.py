@@ -1,0 +1,1 @@
+"""From a data file and a model's tokenizer to checked token ids, and the report about them."""
