@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,33 +12,40 @@ import msgspec
 from safetensors import SafetensorError, safe_open
 
 from engine.errors import DataError, WireError
-from engine.payload.length import TOKENIZER_CONFIG
+from engine.payload.listing import (
+    CHAT_TEMPLATE,
+    EXTRAS,
+    INDEX,
+    SINGLE,
+    SMALL_FILES,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    check_listing,
+)
 from engine.payload.shape import MAX_CONFIG_BYTES, ModelShape, read_config
-from engine.plan import SegmentKind
 from engine.system.files import open_named, read_named
-from engine.wire import digest_of, parse
-from engine.worker.architecture import EMBEDDING, check_weights
+from engine.wire import digest_of, parse, sha256_hex
+from engine.worker.architecture import Tensor, check_weights, embedding_of
 
-INDEX: Final = "model.safetensors.index.json"
-SINGLE: Final = "model.safetensors"
 MAX_INDEX_BYTES: Final = 64 * 1024 * 1024
-MAX_TOKENIZER_CONFIG_BYTES: Final = 16 * 1024 * 1024
-
-
-class Tensor(msgspec.Struct, frozen=True):
-    """A tensor in the header of a weight file; `dtype` as safetensors names it."""
-
-    dtype: str
-    shape: tuple[int, ...]
+MAX_FILES: Final = 100_000
+"""The most entries of a model folder that are listed."""
 
 
 class ModelFolder(msgspec.Struct, frozen=True, kw_only=True):
-    """A model folder that can be trained. `shards` are ordered by their names, `tensors` what they contain."""
+    """A model folder that can be trained. `shards` are ordered by their names, `tensors` what they contain.
+
+    `config_bytes` is config.json as it is. `tokenizer_config`, `chat_template` (chat_template.jinja) and `extras`, by
+    name, are further small files, as far as there are any.
+    """
 
     config: dict[str, Any]
+    config_bytes: bytes
     shape: ModelShape
     tokenizer: Path
     tokenizer_config: bytes | None
+    chat_template: bytes | None
+    extras: dict[str, bytes]
     shards: tuple[Path, ...]
     tensors: dict[str, Tensor]
 
@@ -110,21 +118,33 @@ def _config(folder: Path) -> bytes:
         raise _refuse(why, "Save the model again.", "model_config_invalid") from error
 
 
-def _tokenizer_config(folder: Path) -> bytes | None:
+def _small_files(folder: Path) -> dict[str, bytes]:
+    """The small files that the folder has beside config.json and tokenizer.json."""
+    found: dict[str, bytes] = {}
+    for name, most in SMALL_FILES.items():
+        try:
+            found[name] = read_named(folder / name, most)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            why = f"has a {name} that cannot be read: {error.strerror}"
+            raise _refuse(why, "Save the tokenizer again.", "model_config_invalid") from error
+    return found
+
+
+def _names(folder: Path) -> set[str]:
     try:
-        return read_named(folder / TOKENIZER_CONFIG, MAX_TOKENIZER_CONFIG_BYTES)
-    except FileNotFoundError:
-        return None
+        return {path.name for path in itertools.islice(folder.iterdir(), MAX_FILES)}
     except OSError as error:
-        why = f"has a {TOKENIZER_CONFIG} that cannot be read: {error.strerror}"
-        raise _refuse(why, "Save the tokenizer again.", "model_config_invalid") from error
+        why = f"{folder} cannot be listed: {error.strerror}"
+        raise _refuse(why, "Check its permissions.", "model_folder_missing") from error
 
 
-def read_folder(folder: Path, targets: tuple[str, ...], kinds: Collection[SegmentKind] = ()) -> ModelFolder:
-    """The folder's parts. `targets` are the projections that LoRA trains, `kinds` the segments that train.
+def read_folder(folder: Path) -> ModelFolder:
+    """The folder's parts.
 
-    Raises `DataError`: `model_folder_missing`, `model_file_missing`, `model_index_invalid`, and as `read_config` and
-    `check_tensors`.
+    Raises `DataError`: `model_folder_missing`, `model_file_missing`, `model_index_invalid`, and as `check_listing`,
+    `read_config` and `check_tensors`.
     """
     if not folder.is_dir():
         raise DataError(
@@ -132,46 +152,53 @@ def read_folder(folder: Path, targets: tuple[str, ...], kinds: Collection[Segmen
             "Check the path given with --model.",
             code="model_folder_missing",
         )
-    config, shape = read_config(_config(folder), kinds)
-    tokenizer = _required(folder, "tokenizer.json")
+    names = _names(folder)
+    if "config.json" not in names:
+        check_listing(f"The model folder {folder}", names)  # a folder of another format has none
+    raw = _config(folder)
+    config, shape = read_config(raw)
+    check_listing(f"The model folder {folder}", names)
+    tokenizer = _required(folder, TOKENIZER)
     shards, tensors = _shards(folder)
-    check_tensors(config, shape, targets, tensors)
+    check_tensors(config, shape, tensors)
+    small = _small_files(folder)
     return ModelFolder(
         config=config,
+        config_bytes=raw,
         shape=shape,
         tokenizer=tokenizer,
-        tokenizer_config=_tokenizer_config(folder),
+        tokenizer_config=small.get(TOKENIZER_CONFIG),
+        chat_template=small.get(CHAT_TEMPLATE),
+        extras={name: small[name] for name in EXTRAS if name in small},
         shards=shards,
         tensors=tensors,
     )
 
 
-def check_tensors(
-    config: Mapping[str, Any], shape: ModelShape, targets: tuple[str, ...], tensors: Mapping[str, Tensor]
-) -> None:
-    """Check what the headers of a model's weight files list against its config.json and the LoRA targets.
+def check_tensors(config: Mapping[str, Any], shape: ModelShape, tensors: Mapping[str, Tensor]) -> None:
+    """Check what the headers of a model's weight files list against its config.json.
 
-    Raises `DataError` (`model_lacks_targets`), and as `engine.worker.architecture.check_weights`.
+    Raises `DataError` (`model_weights_invalid`), and as `engine.worker.architecture.check_weights`.
     """
-    required = {
-        f"model.layers.{layer}.self_attn.{target}.weight": shape.projection(target)
-        for layer in range(shape.layers)
-        for target in targets
-    }
-    required[EMBEDDING] = (shape.vocab, shape.hidden)
-    for name, size in required.items():
-        if name not in tensors or tensors[name].shape != size:
-            raise DataError(
-                f"The model has no {name} of the shape that its config.json states.",
-                "Give a model with Llama's or Qwen2's layout.",
-                code="model_lacks_targets",
-            )
-    check_weights(config, shape.layers, {name: tensor.dtype for name, tensor in tensors.items()})
+    check_weights(config, shape.layers, tensors)
+    embedding = embedding_of(tensors)
+    if embedding is None or tensors[embedding].shape[:1] != (shape.vocab,):
+        raise DataError(
+            f"The model's embedding does not have the {shape.vocab} tokens that its config.json states.",
+            "Check that config.json and the weights belong together.",
+            code="model_weights_invalid",
+        )
 
 
 def folder_digest(folder: ModelFolder) -> str:
-    """SHA-256 in hex over the names and digests of config.json, tokenizer.json and the shards."""
-    files = {"config.json": digest_of(folder.config)}
+    """SHA-256 in hex over the names and digests of all files that are used, each as its bytes are."""
+    small = {
+        "config.json": folder.config_bytes,
+        TOKENIZER_CONFIG: folder.tokenizer_config,
+        CHAT_TEMPLATE: folder.chat_template,
+        **folder.extras,
+    }
+    files = {name: sha256_hex(content) for name, content in small.items() if content is not None}
     for path in (folder.tokenizer, *folder.shards):
         with open_named(path) as file:
             files[path.name] = hashlib.file_digest(file, "sha256").hexdigest()

@@ -15,16 +15,33 @@ import msgspec
 
 from engine.errors import DataError, MissingExtraError, WireError
 from engine.payload import hub_errors
-from engine.payload.folder import INDEX, SINGLE, Tensor
-from engine.payload.length import TOKENIZER_CONFIG
+from engine.payload.folder import MAX_INDEX_BYTES
+from engine.payload.listing import (
+    CHAT_TEMPLATE,
+    EXTRAS,
+    INDEX,
+    SINGLE,
+    SMALL_FILES,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    check_listing,
+)
+from engine.payload.shape import MAX_CONFIG_BYTES, read_config
+from engine.system.files import read_named
 from engine.wire import parse
+from engine.worker.architecture import Tensor
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
 
 _TIMEOUT_SEC: Final = 30
 _AT_ONCE: Final = 8
-_PICKLED: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_CONFIG: Final = "config.json"
+MAX_TOKENIZER_BYTES: Final = 256 * 1024 * 1024
+_LARGEST: Final = {
+    _CONFIG: MAX_CONFIG_BYTES, TOKENIZER: MAX_TOKENIZER_BYTES, INDEX: MAX_INDEX_BYTES, **SMALL_FILES,
+}  # fmt: skip
+"""The largest size in bytes that is downloaded of each file."""
 
 
 class HubFile(msgspec.Struct, frozen=True):
@@ -37,7 +54,9 @@ class HubFile(msgspec.Struct, frozen=True):
 class HubModel(msgspec.Struct, frozen=True, kw_only=True):
     """A pinned hub model. `weights` are its safetensors files by name, `tensors` what their headers list.
 
-    `cache` is the library's folder on this machine, and `uncached_bytes` what it lacks of the weight files.
+    `config` is config.json as it is. `tokenizer_config`, `chat_template` (chat_template.jinja) and `extras`, by name,
+    are further small files, as far as there are any. `cache` is the library's folder on this machine, and
+    `uncached_bytes` what it lacks of the weight files.
     """
 
     id: str
@@ -45,6 +64,8 @@ class HubModel(msgspec.Struct, frozen=True, kw_only=True):
     config: bytes
     tokenizer: Path
     tokenizer_config: bytes | None
+    chat_template: bytes | None = None
+    extras: dict[str, bytes] = {}
     weights: dict[str, HubFile]
     tensors: dict[str, Tensor]
     cache: Path
@@ -68,20 +89,27 @@ def fetch_hub(
     `anonymous`: the weights will be downloaded elsewhere, without a token, so they must be public. A login of this
     machine is then used for nothing but to tell a private model from one that does not exist. `endpoint` and `cache`
     default to huggingface_hub's own. Raises `MissingExtraError` without that library, and `DataError`: `hub_private`,
-    `model_no_safetensors`, `model_pickled`, `model_index_invalid`, `model_weights_invalid`, and as
-    `hub_errors.translated`.
+    `model_index_invalid`, `model_weights_invalid`, and as `hub_errors.translated`, `check_listing` and `read_config`.
     """
     hub = _Hub(model, revision, anonymous, endpoint, cache)
     info = hub.info()
     names = {file.rfilename for file in info.siblings or ()}
-    weights = hub.weights(info, names)
-    config, tokenizer = hub.download("config.json"), hub.download("tokenizer.json")
+    sizes = {file.rfilename: file.size for file in info.siblings or ()}
+    if _CONFIG not in names:
+        check_listing(f"The hub model {model}", names)  # a model in another format has none
+    config = hub.read(_CONFIG, sizes)
+    read_config(config)
+    check_listing(f"The hub model {model}", names)
+    weights = hub.weights(info, names, sizes)
+    small = {name: hub.read(name, sizes) for name in SMALL_FILES if name in names}
     return HubModel(
         id=model,
         revision=revision,
-        config=config.read_bytes(),
-        tokenizer=tokenizer,
-        tokenizer_config=hub.download(TOKENIZER_CONFIG).read_bytes() if TOKENIZER_CONFIG in names else None,
+        config=config,
+        tokenizer=hub.download(TOKENIZER, sizes),
+        tokenizer_config=small.get(TOKENIZER_CONFIG),
+        chat_template=small.get(CHAT_TEMPLATE),
+        extras={name: small[name] for name in EXTRAS if name in small},
         weights=weights,
         tensors=hub.tensors(tuple(weights)),
         cache=hub.cache,
@@ -155,10 +183,20 @@ class _Hub:
             return error.code in {"hub_gated", "hub_revision_unknown"}
         return True
 
-    def download(self, name: str) -> Path:
-        """A small file of the revision, in the cache."""
+    def read(self, name: str, sizes: dict[str, int | None]) -> bytes:
+        """The bytes of a small file of the revision."""
+        path = self.download(name, sizes)
+        try:
+            return read_named(path, _LARGEST[name])
+        except OSError as error:
+            raise _too_large(self._model, name) from error
+
+    def download(self, name: str, sizes: dict[str, int | None]) -> Path:
+        """A small file of the revision, in the cache; one that the hub lists as larger than its limit is refused."""
         from huggingface_hub import hf_hub_download
 
+        if (sizes.get(name) or 0) > _LARGEST[name]:
+            raise _too_large(self._model, name)
         with hub_errors.translated(self._model, self._revision, anonymous=self._anonymous):
             return Path(
                 hf_hub_download(
@@ -171,11 +209,9 @@ class _Hub:
                 )
             )
 
-    def weights(self, info: ModelInfo, names: set[str]) -> dict[str, HubFile]:
+    def weights(self, info: ModelInfo, names: set[str], sizes: dict[str, int | None]) -> dict[str, HubFile]:
         """The safetensors files that belong to the model, by name, with size and digest."""
-        if INDEX not in names and SINGLE not in names:
-            raise _no_safetensors(self._model, names)
-        wanted = _indexed(self.download(INDEX)) if INDEX in names else {SINGLE}
+        wanted = _indexed(self.read(INDEX, sizes)) if INDEX in names else {SINGLE}
         listed = {
             file.rfilename: HubFile(file.lfs.sha256, file.lfs.size)
             for file in info.siblings or ()
@@ -203,24 +239,18 @@ class _Hub:
         return {name: Tensor(str(one.dtype), tuple(one.shape)) for name, one in parsed.tensors.items()}
 
 
-def _no_safetensors(model: str, names: set[str]) -> DataError:
-    if any(name.endswith(_PICKLED) for name in names):
-        return DataError(
-            f"The hub model {model} has its weights as pickle files only, which can run code when they are read.",
-            "Choose a model or a revision with weights in safetensors.",
-            code="model_pickled",
-        )
+def _too_large(model: str, name: str) -> DataError:
     return DataError(
-        f"The hub model {model} has no weights in safetensors: no {SINGLE} and no {INDEX}.",
-        "Choose a model or a revision with weights in safetensors.",
-        code="model_no_safetensors",
+        f"The hub model {model} has a {name} of more than {_LARGEST[name]:,} bytes.",
+        "Choose another model or revision.",
+        code="model_config_invalid",
     )
 
 
-def _indexed(path: Path) -> set[str]:
+def _indexed(raw: bytes) -> set[str]:
     """The names of the shards in an index file."""
     try:
-        index = parse(path.read_bytes())
+        index = parse(raw)
     except (WireError, UnicodeDecodeError) as error:
         raise DataError(
             f"The hub model has an invalid {INDEX}.", "Choose another revision.", code="model_index_invalid"

@@ -10,16 +10,15 @@ from typing import Any, Final, TypeGuard
 from engine.errors import DataError
 from engine.payload.shape import ModelShape
 
-TOKENIZER_CONFIG: Final = "tokenizer_config.json"
 MAX_TOKENIZER_CONFIG_BYTES: Final = 8 * 1024 * 1024
 
 
-def length_limits(config: Mapping[str, Any], shape: ModelShape, tokenizer_config: bytes | None) -> dict[str, int]:
-    """Every limit in tokens that config.json and tokenizer_config.json state, by its name there."""
-    limits = {"max_position_embeddings": shape.positions}
-    window = config.get("sliding_window")
-    if _is_count(window) and config.get("use_sliding_window") is not False:
-        limits["sliding_window"] = window
+def length_limits(shape: ModelShape, tokenizer_config: bytes | None) -> dict[str, int]:
+    """Every limit in tokens that config.json and tokenizer_config.json state, by its name there.
+
+    A sliding window is none: transformers applies it to longer samples, as the model was trained.
+    """
+    limits = {} if shape.positions is None else {"max_position_embeddings": shape.positions}
     longest = _model_max_length(tokenizer_config)
     if longest is not None:
         limits["model_max_length"] = longest
@@ -28,7 +27,7 @@ def length_limits(config: Mapping[str, Any], shape: ModelShape, tokenizer_config
 
 def check_length(max_length: int, limits: Mapping[str, int]) -> None:
     """Raise `DataError` (`max_length_too_long`) with the smallest limit if it is exceeded."""
-    name, limit = min(limits.items(), key=lambda one: one[1])
+    name, limit = min(limits.items(), key=lambda one: one[1], default=("", max_length))
     if max_length > limit:
         raise DataError(
             f"The requested maximum length of {max_length} tokens is above the model's limit of {limit} ({name}).",

@@ -5,16 +5,16 @@ from __future__ import annotations
 import mmap
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
-
-import msgspec
 
 from engine.errors import SealingError
 from engine.measure.safetensors_header import TensorSpec, read_header
 from engine.plan import Plan
 from engine.wire import parse
-from engine.worker import architecture
+from engine.worker import architecture, linears
+from engine.worker.isolation.memfd import address_of
+from engine.worker.training import classes
 
 ADAPTER_NAME: Final = "default"
 
@@ -26,6 +26,7 @@ class Mapped:
         self.size = os.fstat(fd).st_size
         self.map = mmap.mmap(fd, self.size, prot=mmap.PROT_READ, flags=mmap.MAP_SHARED)
         self.view = memoryview(self.map)
+        self.address = address_of(self.map)
 
     def close(self) -> None:
         """Unmap. Tensors over this map must be gone."""
@@ -52,13 +53,10 @@ def import_architecture(model_type: str) -> None:
 
     Raises `DataError` (`architecture_unsupported`).
     """
-    architecture.require(model_type, ("raw",))
+    architecture.require(model_type)
     import peft  # noqa: F401
 
-    if model_type == "qwen2":
-        from transformers.models.qwen2 import modeling_qwen2  # noqa: F401
-    else:
-        from transformers import AutoConfig, AutoModelForCausalLM  # noqa: F401
+    classes.import_classes(model_type)
 
 
 def choose_device(plan: Plan) -> tuple[str, str]:
@@ -71,30 +69,68 @@ def choose_device(plan: Plan) -> tuple[str, str]:
     return device, "bfloat16" if device == "cuda" and torch.cuda.is_bf16_supported() else "float32"
 
 
-def empty_model(config: Mapping[str, Any]) -> Any:
-    """The causal language model of a config, its weights not initialised."""
-    from transformers.initialization import no_init_weights
+def filled_model(config: Mapping[str, Any], weights: Mapping[str, Any], dtype: Any) -> Any:
+    """The causal language model of a config.json, over the tensors of its weight files where that needs no copy.
 
-    settings = {key: value for key, value in config.items() if key not in {"torch_dtype", "dtype"}}
-    if settings.get("model_type") == "qwen2":
-        from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
-        from transformers.models.qwen2.modeling_qwen2 import Qwen2ForCausalLM
+    transformers renames and joins weights whose files have another layout than its class, such as experts; what it
+    joins is copied. Raises `DataError` (`model_weights_missing`), and `SealingError` (`payload_incomplete`) for
+    weights of another shape.
+    """
+    # Read at each load: threads would be started after the process was locked down.
+    os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
+    causal, settings = classes.configured(config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model, report = causal.from_pretrained(
+            None,
+            config=settings,
+            state_dict=dict(weights),
+            dtype=dtype,
+            attn_implementation=classes.attention(causal),
+            experts_implementation="eager",
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            local_files_only=True,
+        )
+    if report["mismatched_keys"]:
+        name = min(str(one[0]) for one in report["mismatched_keys"])
+        raise SealingError(
+            f"The shape of the weight {name} differs from the model's config.",
+            "Check that config.json and the weights belong together.",
+            code="payload_incomplete",
+        )
+    if report["missing_keys"]:
+        raise architecture.weights_missing(sorted(map(str, report["missing_keys"])))
+    model.config.use_cache = False
+    return model.requires_grad_(False)
 
-        qwen_config = Qwen2Config(**settings)
-        qwen_config._attn_implementation = "sdpa"
-        with no_init_weights():
-            return Qwen2ForCausalLM(qwen_config)
-    from transformers import AutoConfig, AutoModelForCausalLM
 
-    auto_config = AutoConfig.for_model(**settings)
-    with no_init_weights():
-        return AutoModelForCausalLM.from_config(auto_config, attn_implementation="sdpa")
+def linears_of(model: Any) -> dict[str, linears.Shape]:
+    """The model's dense linear layers."""
+    import torch
+
+    shapes = {
+        f"{name}.weight": tuple(module.weight.shape)
+        for name, module in model.named_modules()
+        if type(module) is torch.nn.Linear
+    }
+    experts = {name: tuple(one.shape) for name, one in model.named_parameters() if ".experts." in name}
+    return linears.dense_linears({**experts, **shapes}, model.config.get_text_config().num_hidden_layers)
 
 
-def add_lora(model: Any, plan: Plan) -> Any:
-    """The model with LoRA layers on the plan's targets (peft), in training mode."""
+def target_endings(model: Any, targets: Collection[str]) -> tuple[str, ...]:
+    """The endings of module names that a plan's LoRA targets stand for in this model."""
+    import torch
+
+    others = [name for name, module in model.named_modules() if type(module) is torch.nn.Linear]
+    return linears.endings(linears_of(model), others, targets)
+
+
+def add_lora(model: Any, plan: Plan, targets: Collection[str] | None = None) -> Any:
+    """The model with LoRA layers on the plan's targets, or on others (peft), in training mode."""
     from peft import LoraConfig, get_peft_model
 
+    chosen = target_endings(model, plan.lora.targets) if targets is None else targets
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         peft_model = get_peft_model(
@@ -102,13 +138,16 @@ def add_lora(model: Any, plan: Plan) -> Any:
             LoraConfig(
                 r=plan.lora.r,
                 lora_alpha=plan.lora.alpha,
-                target_modules=list(plan.lora.targets),
+                target_modules=list(chosen),
                 lora_dropout=0.0,
                 bias="none",
                 task_type="CAUSAL_LM",
                 init_lora_weights=False,
             ),
         )
+        if plan.training.gradient_checkpointing:
+            # Without reentrance the frozen inputs of a layer need no gradient.
+            peft_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     peft_model.train()
     return peft_model
 
@@ -125,11 +164,8 @@ def load(plan: Plan, files: Mapping[str, int]) -> Workload:
     dtype = getattr(torch, dtype_name)
     maps = {name: Mapped(fd) for name, fd in files.items()}
     config = parse(bytes(maps["config.json"].view))
-    architecture.check_config(config, ())
-    model = empty_model(config)
-    _place_weights(model, [maps[name] for name in sorted(maps) if name.startswith("weights")], dtype)
-    model.tie_weights()
-    model.requires_grad_(False)
+    architecture.check_config(config)
+    model = filled_model(config, _weights(maps), dtype)
     model.to(device)
     peft_model = add_lora(model, plan)
     trainable = _place_adapter(peft_model, maps["adapter.safetensors"], device)
@@ -153,28 +189,14 @@ def _tensor(mapped: Mapped, spec: TensorSpec) -> Any:
     return torch.frombuffer(view, dtype=dtypes[spec.dtype]).reshape(spec.shape)
 
 
-def _place_weights(model: Any, shards: list[Mapped], dtype: Any) -> None:
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    placed: set[str] = set()
-    for shard in shards:
-        for name, spec in _specs(shard):
-            parameter = parameters.get(name)
-            if parameter is None:
-                continue
-            architecture.check_dtype(name, spec.dtype)
-            tensor = _tensor(shard, spec)
-            if tensor.shape != parameter.shape:
-                raise SealingError(
-                    f"The shape of the weight {name} differs from the model's config.",
-                    "Check that config.json and the weights belong together.",
-                    code="payload_incomplete",
-                )
-            parameter.data = tensor if tensor.dtype == dtype else tensor.to(dtype)
-            placed.add(name)
-    tied = {architecture.HEAD} if model.config.get_text_config().tie_word_embeddings else set()
-    absent = sorted(set(parameters) - placed - tied)
-    if absent:
-        raise architecture.missing_weights(absent)
+def _weights(maps: Mapping[str, Mapped]) -> dict[str, Any]:
+    """Every tensor of the weight files, over their maps."""
+    found: dict[str, Any] = {}
+    for name in sorted(name for name in maps if name.startswith("weights")):
+        for tensor, spec in _specs(maps[name]):
+            architecture.check_dtype(tensor, spec.dtype)
+            found[tensor] = _tensor(maps[name], spec)
+    return found
 
 
 def _place_adapter(model: Any, start: Mapped, device: str) -> dict[str, Any]:
@@ -197,24 +219,3 @@ def _place_adapter(model: Any, start: Mapped, device: str) -> dict[str, Any]:
             # In float32 whatever the base model's type: small updates would be lost in bfloat16.
             parameter.data = _tensor(start, specs[name]).to(device=device, dtype=torch.float32, copy=True)
     return {name: trainable[name] for name in sorted(trainable)}
-
-
-class Rehearsal(msgspec.Struct, frozen=True):
-    """A tiny model of the same architecture that runs every import before the process is locked down."""
-
-    model_type: str
-
-    def config(self) -> dict[str, Any]:
-        """A config small enough to build in milliseconds."""
-        architecture.require(self.model_type, ("protected",))
-        return {
-            "model_type": "qwen2",
-            "hidden_size": 32,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "intermediate_size": 32,
-            "vocab_size": 64,
-            "tie_word_embeddings": True,
-            "use_cache": False,
-        }
