@@ -245,11 +245,11 @@ class PackageOpened(Body, frozen=True, kw_only=True):
 
 
 class TrainStarted(Body, frozen=True, kw_only=True):
-    """`train.started`: the first measured step comes next; `warmup_steps` were run before it."""
+    """`train.started`: the first measured step comes next; `settling_steps` were run before it."""
 
     segment: Segment
     gpu: Gpu | None
-    warmup_steps: Count
+    settling_steps: Count
     numerics: dict[Code, str | int | float | bool | None]
 
 
@@ -261,6 +261,21 @@ class TrainProgress(Body, frozen=True, kw_only=True):
     to: Count
     losses: Base64
     nanos: Base64
+
+
+class TrainEvaluated(Body, frozen=True, kw_only=True):
+    """`train.evaluated`: the loss on held-out samples, before the settling steps or after the measured window.
+
+    `loss` is the mean over the `tokens` that are learned, None where it is not finite. `answer` to the plan's question,
+    if it has one: printable characters of any language.
+    """
+
+    segment: Segment
+    moment: Literal["before", "after"]
+    loss: Annotated[float, Meta(ge=0)] | None
+    samples: Annotated[int, Meta(ge=1)]
+    tokens: Annotated[int, Meta(ge=1)]
+    answer: Text | None = None
 
 
 class TrainCheckpoint(Body, frozen=True, kw_only=True):
@@ -399,6 +414,7 @@ POD: Final[dict[str, type[Body]]] = {
     wire.RELEASE_PLAN_COMPLETED: PackageOpened,
     wire.TRAIN_STARTED: TrainStarted,
     wire.TRAIN_PROGRESS: TrainProgress,
+    wire.TRAIN_EVALUATED: TrainEvaluated,
     wire.TRAIN_CHECKPOINT: TrainCheckpoint,
     wire.TRAIN_MEASURED: TrainMeasured,
     wire.TRAIN_FINISHED: TrainFinished,

@@ -64,7 +64,7 @@ HINTS: Final[dict[str, str]] = {
     "job_mismatch": _HOSTILE,
     "supervisor_left": "Terminate the allocation with `glasshouse cleanup`; on your own host, end the process by hand.",
     # the worker
-    "architecture_unsupported": "Use a Qwen2 model, or plan a raw segment only.",
+    "architecture_unsupported": "Use a model of another type, such as Llama, Mistral, Qwen3 or Gemma 3.",
     "cancelled_by_request": "Start the run again.",
     "channel_closed": _BUG,
     "channel_invalid": _BUG,

@@ -15,10 +15,13 @@ from engine.wire import digest_of, parse
 Order = Literal["raw-first", "protected-first"]
 Segments = Literal["pair", "protected", "raw"]
 SegmentKind = Literal["raw", "protected"]
+Schedule = Literal["constant", "linear", "cosine"]
 StopReason = Literal["target_seconds", "step_budget", "nonfinite_loss", "cancelled", "error", "lease_expired"]
 
-PLAN_VERSION: Final = 1
+PLAN_VERSION: Final = 2
 LORA_TARGETS: Final = ("q_proj", "k_proj", "v_proj", "o_proj")
+TARGET_GROUPS: Final = ("attention", "all-linear")
+"""Names that stand for modules of a model; the plan of a run that was started lists the modules themselves."""
 MAX_SECONDS: Final = 7 * 24 * 3600
 PREPARATION_SECONDS: Final = 3600.0
 MARGIN: Final = 1.25
@@ -28,7 +31,9 @@ MAX_STEPS: Final = 100_000_000
 MAX_KEEP_MINUTES: Final = 7 * 24 * 60
 MAX_SEED: Final = 2**53 - 1
 """The largest integer that canonical JSON carries exactly."""
+MAX_LENGTH: Final = 131_072
 _COMMIT: Final = re.compile("[0-9a-f]{40}")
+_MODULE: Final = re.compile(r"[A-Za-z_]\w{0,63}(\.[A-Za-z_]\w{0,63}){0,7}", re.ASCII)
 
 
 class _Frozen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
@@ -36,7 +41,10 @@ class _Frozen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Lora(_Frozen, frozen=True, kw_only=True):
-    """LoRA settings (Hu et al. 2021); dropout is 0 so that both segments do the same work."""
+    """LoRA settings (Hu et al. 2021); dropout is 0 so that both segments do the same work.
+
+    `targets`: endings of module names, or before the run is started one of `TARGET_GROUPS`.
+    """
 
     r: int = 8
     alpha: int = 16
@@ -44,42 +52,105 @@ class Lora(_Frozen, frozen=True, kw_only=True):
 
 
 class Training(_Frozen, frozen=True, kw_only=True):
-    """The training loop's settings. `dtype` "auto" is bfloat16 if the device supports it, else float32."""
+    """The training loop's settings. `dtype` "auto" is bfloat16 if the device supports it, else float32.
+
+    `batch`: samples of one forward pass; an update is computed from `grad_accum` of them. `max_length` in tokens; None
+    only before the run is started: the longest sample, as far as model and memory allow. `schedule`: of the learning
+    rate over all updates, after a linear rise in the first `lr_warmup` of them. `settling_steps`: updates before the
+    measured window, trained like every other but not timed.
+    """
 
     learning_rate: float = 1e-4
+    schedule: Schedule = "constant"
+    lr_warmup: int = 0
     batch: int = 1
-    max_length: int = 64
+    grad_accum: int = 1
+    gradient_checkpointing: bool = False
+    max_length: int | None = 64
     grad_clip: float = 1.0
     weight_decay: float = 0.0
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    warmup_steps: int = 20
+    settling_steps: int = 20
     checkpoint_every: int = 250
     fail_on_nonfinite: bool = True
 
+    @property
+    def length(self) -> int:
+        """`max_length`, once it is decided; raises `PlanError` before."""
+        if self.max_length is None:
+            raise PlanError(
+                "The maximum length of this plan is not decided yet.", "Start the run with `glasshouse run`."
+            )
+        return self.max_length
+
+    @property
+    def samples_an_update(self) -> int:
+        """How many samples one update of the weights is computed from."""
+        return self.batch * self.grad_accum
+
 
 class Target(_Frozen, frozen=True, kw_only=True):
-    """When a segment stops: at the first step that crosses `seconds`, or after `steps`; exactly one is set."""
+    """When a segment stops: at the first step that crosses `seconds`, or after `steps` measured steps.
+
+    `epochs` over the data become `steps` when the run is started; otherwise exactly one of the three is set.
+    """
 
     seconds: float | None = None
     steps: int | None = None
+    epochs: float | None = None
 
 
 class Model(_Frozen, frozen=True, kw_only=True):
-    """`tiny`: generated from the seed. `folder`: a complete local folder. `hub`: by id at a pinned revision.
+    """`tiny`: the shipped one. `folder`: a complete local folder. `hub`: by id at a pinned revision.
 
-    `digest` covers the files that the payload is built from (`folder`), else None.
+    `digest` covers the files that the payload is built from (`folder`), else None. `vocab` is the size of the
+    vocabulary: a loss above its logarithm is worse than guessing.
     """
 
     source: Literal["tiny", "folder", "hub"]
     name: str
     revision: str | None = None
     digest: str | None = None
+    vocab: int | None = None
+
+
+class DataCounts(_Frozen, frozen=True, kw_only=True):
+    """What became of the data: samples that are trained on, dropped and cut; tokens of those that are used.
+
+    `answer_tokens` are what the whole data would teach, `answer_tokens_kept` what is left after dropping and cutting.
+    `held_out` samples are used for the held-out loss alone. `template`: SHA-256 of the chat template; None without one.
+    """
+
+    used: int
+    dropped: int
+    cut: int
+    tokens: int
+    answer_tokens: int
+    answer_tokens_kept: int
+    held_out: int = 0
+    template: str | None = None
+
+
+class Evaluation(_Frozen, frozen=True, kw_only=True):
+    """The loss on samples that are not trained on, before and after the training.
+
+    `split`: percent of the data, drawn by the seed. `file`: samples of their own, with their digest. `builtin`: shipped
+    ones. `question` is answered before and after the training, by the most likely tokens; only with public data.
+    """
+
+    source: Literal["split", "file", "builtin"]
+    percent: float | None = None
+    name: str | None = None
+    digest: str | None = None
+    question: str | None = None
+    answer_tokens: int = 32
 
 
 class Data(_Frozen, frozen=True, kw_only=True):
-    """`builtin` is the shipped corpus. `digest` is the file's SHA-256. `public`: the operator declared it so.
+    """`builtin` is a shipped file. `digest` is the file's SHA-256. `public`: the operator declared it so.
 
-    `stand_in`: a pair trains on synthetic samples of the same shape in place of the file.
+    `stand_in`: a pair trains on synthetic samples of the same shape in place of the file. `samples` are those in the
+    file, `counts` what became of them; both are known when the run is started.
     """
 
     source: Literal["builtin", "file"] = "builtin"
@@ -88,6 +159,7 @@ class Data(_Frozen, frozen=True, kw_only=True):
     samples: int | None = None
     public: bool = True
     stand_in: bool = False
+    counts: DataCounts | None = None
 
 
 class ProviderKind(msgspec.Struct, frozen=True, kw_only=True):
@@ -155,6 +227,7 @@ class Plan(_Frozen, frozen=True, kw_only=True):
     lora: Lora = Lora()
     training: Training = Training()
     target: Target
+    evaluation: Evaluation | None = None
     seed: int = 20260517
     provider: ProviderRequest = ProviderRequest()
     challenge: str | None = None
@@ -191,6 +264,23 @@ def load_plan(raw: object) -> Plan:
     return checked(plan)
 
 
+def is_of_earlier_version(raw: object) -> bool:
+    """Whether a stored plan is one that this version no longer runs."""
+    return isinstance(raw, dict) and raw.get("version") == 1
+
+
+def load_stored_plan(raw: object) -> Plan:
+    """A stored plan, in this version's form if an earlier one made it; raises `PlanError`.
+
+    It is for ending that run and describing it: what was logged and signed refers to the plan as it was.
+    """
+    if not isinstance(raw, dict) or not is_of_earlier_version(raw):
+        return load_plan(raw)
+    training = dict(raw.get("training") or {})
+    training["settlingSteps"] = training.pop("warmupSteps", 0)
+    return load_plan({**raw, "version": PLAN_VERSION, "training": training})
+
+
 def _positive(name: str, value: float | None, *, flag: str, most: float = math.inf) -> None:
     if value is None:
         return
@@ -203,35 +293,87 @@ def _positive(name: str, value: float | None, *, flag: str, most: float = math.i
 
 
 def _check_target(target: Target) -> None:
-    if (target.seconds is None) == (target.steps is None):
-        raise PlanError("A run stops by time or by steps: exactly one of the two.", "Give either --seconds or --steps.")
+    if (target.seconds is None) == (target.steps is None and target.epochs is None):
+        raise PlanError(
+            "A run stops by time, by steps or by epochs: exactly one of the three.",
+            "Give either --seconds, --steps or --epochs.",
+        )
     _positive("target in seconds", target.seconds, flag="--seconds", most=MAX_SECONDS)
     _positive("step budget", target.steps, flag="--steps", most=MAX_STEPS)
+    _positive("number of epochs", target.epochs, flag="--epochs", most=10_000)
 
 
 def _check_training(training: Training) -> None:
     _positive("learning rate", training.learning_rate, flag="--lr", most=10)
     _positive("batch size", training.batch, flag="--batch", most=1024)
-    _positive("maximum length", training.max_length, flag="--max-length", most=131_072)
+    _positive("number of batches an update", training.grad_accum, flag="--grad-accum", most=1024)
+    _positive("maximum length", training.max_length, flag="--max-length", most=MAX_LENGTH)
     _positive("gradient clip", training.grad_clip, flag="the preset's gradClip")
-    if training.max_length < 2:
+    if training.max_length is not None and training.max_length < 2:
         raise PlanError("A sample needs at least two tokens.", "Give --max-length 2 or more.")
-    if not (0 <= training.warmup_steps <= MAX_STEPS and 1 <= training.checkpoint_every <= MAX_STEPS):
+    if not (0 <= training.settling_steps <= MAX_STEPS and 1 <= training.checkpoint_every <= MAX_STEPS):
         raise PlanError(
-            "The warm-up steps or the checkpoint interval are out of range.",
-            "Use a warm-up of 0 steps or more, and an interval of 1 step or more.",
+            "The number of settling steps or the checkpoint interval are out of range.",
+            "Use 0 settling steps or more, and an interval of 1 step or more.",
         )
     if not (math.isfinite(training.weight_decay) and training.weight_decay >= 0):
         raise PlanError("The weight decay must not be negative.", "Set the preset's weightDecay to zero or more.")
 
 
+def _check_schedule(plan: Plan) -> None:
+    """A schedule needs a number of updates that is the same in both segments."""
+    training = plan.training
+    if not 0 <= training.lr_warmup <= MAX_STEPS:
+        raise PlanError("The learning rate's warm-up is out of range.", "Give --lr-warmup 0 or more updates.")
+    if training.schedule != "constant" and plan.target.seconds is not None:
+        raise PlanError(
+            f"A {training.schedule} learning rate falls over a known number of updates, and a run by time has none.",
+            "Give --steps or --epochs in place of --seconds, or --lr-schedule constant.",
+        )
+    updates = None if plan.target.steps is None else plan.target.steps + training.settling_steps
+    if updates is not None and training.lr_warmup > updates:
+        raise PlanError(
+            f"The learning rate's warm-up of {training.lr_warmup} updates is longer than the run, which has {updates}.",
+            "Give a smaller --lr-warmup.",
+        )
+
+
+def _check_evaluation(plan: Plan) -> None:
+    evaluation = plan.evaluation
+    if evaluation is None:
+        return
+    if (evaluation.source == "split") != (evaluation.percent is not None):
+        raise PlanError("A share of the data is held out by its percentage.", "Give --eval-split a percentage.")
+    if evaluation.percent is not None and not 0 < evaluation.percent <= 50:
+        raise PlanError(
+            "The held-out share of the data is not above 0 and at most 50 percent.",
+            "Give --eval-split a percentage up to 50.",
+        )
+    if evaluation.question is not None and not plan.data.public:
+        raise PlanError(
+            "A question and its answers are published, and this data is not declared public.",
+            "Remove the question, or, if the data really is public, add --public-data.",
+            code="data_not_public",
+        )
+    if not 1 <= evaluation.answer_tokens <= 256:
+        raise PlanError("An answer has 1 to 256 tokens.", "Change the evaluation's answerTokens.")
+    if evaluation.question is not None and not 0 < len(evaluation.question) <= 512:
+        raise PlanError("A question has 1 to 512 characters.", "Change the evaluation's question.")
+
+
 def _check_lora(lora: Lora) -> None:
     _positive("LoRA rank", lora.r, flag="--lora-r", most=1024)
     _positive("LoRA alpha", lora.alpha, flag="--lora-alpha", most=65_536)
-    if not lora.targets or len(set(lora.targets)) != len(lora.targets) or not set(lora.targets) <= set(LORA_TARGETS):
+    named = [target for target in lora.targets if target not in TARGET_GROUPS]
+    if not lora.targets or len(set(lora.targets)) != len(lora.targets) or not all(map(_MODULE.fullmatch, named)):
         raise PlanError(
-            "The LoRA targets are not distinct attention projections.",
-            f"Choose from {', '.join(LORA_TARGETS)}.",
+            "The LoRA targets are not distinct names of modules.",
+            f"Give --lora-targets {', '.join(TARGET_GROUPS)}, or names such as {','.join(LORA_TARGETS)}.",
+        )
+    if named and len(named) < len(lora.targets):
+        raise PlanError(
+            "LoRA targets are either a group or names of modules, not both.",
+            f"Give --lora-targets {' or '.join(TARGET_GROUPS)} alone, or only names.",
         )
 
 
@@ -266,6 +408,8 @@ def checked(plan: Plan) -> Plan:
         raise PlanError(f"This version of glasshouse does not know plan version {plan.version}.", "Update glasshouse.")
     _check_target(plan.target)
     _check_training(plan.training)
+    _check_schedule(plan)
+    _check_evaluation(plan)
     _check_lora(plan.lora)
     _check_figures(plan)
     if plan.challenge is not None and not (0 < len(plan.challenge) <= 512 and plan.challenge.isprintable()):

@@ -191,6 +191,7 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
     "training_out_of_order": ("The allocation's events of the training are not in a possible order.", _TAMPERED),
     "steps_over_plan": ("The allocation reports more steps than the plan has.", _TAMPERED),
     "step_impossible": ("The allocation reports a step that cannot have happened.", _TAMPERED),
+    "evaluation_impossible": ("The allocation reports a held-out loss where the plan has none.", _TAMPERED),
     "checkpoint_impossible": ("The allocation reports a checkpoint where the plan has none.", _TAMPERED),
     "time_impossible": ("The allocation reports times that are impossible.", _TAMPERED),
     "finish_mismatch": ("The end of the training does not match the steps that were reported.", _TAMPERED),

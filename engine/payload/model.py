@@ -9,35 +9,45 @@ from typing import Any, Final
 import msgspec
 
 from engine.errors import DataError
-from engine.payload.folder import ModelFolder, Tensor, check_tensors, folder_digest, read_folder
+from engine.measure.safetensors_header import read_header
+from engine.payload.folder import ModelFolder, check_tensors, folder_digest, read_folder
 from engine.payload.hub import HubModel, fetch_hub
 from engine.payload.length import check_length, length_limits
+from engine.payload.listing import TOKENIZER, TOKENIZER_CONFIG
 from engine.payload.shape import ModelShape, read_config
-from engine.payload.tensors import array_digest, tensor_bytes
-from engine.payload.weights import tiny_weights
+from engine.payload.targets import resolved_targets
+from engine.payload.tiny import shipped_weights
 from engine.plan import Plan
 from engine.system.resources import data_path
 from engine.wire import canonical, digest_of
+from engine.worker.architecture import Tensor
+from engine.worker.linears import dense_linears
 
 WEIGHTS: Final = "weights.safetensors"
 HUB: Final = "hub.json"
-_TINY_DTYPE: Final = "F32"
-_TINY_ITEM: Final = 4
 
 
 class ModelDescription(msgspec.Struct, frozen=True, kw_only=True):
     """A model that the plan's segments can train.
 
-    `parameters` is the number of its weights, `stored_bytes` the size of its weight files, and `dtype` the type of most
-    of its weights as safetensors names it. `folder` or `hub` says where they come from; the tiny model has neither.
+    `config_bytes` is config.json as it is, `config` what it says. `tensors` are those in the weight files. `parameters`
+    is the number of its weights, `stored_bytes` the size of its weight files, and `dtype` the type of most of its
+    weights as safetensors names it. `tokenizer_config`, `chat_template` (chat_template.jinja) and `extras`, by name,
+    are small files of the model, as far as it has them. `folder` or `hub` says where it comes from; the tiny model has
+    neither.
     """
 
     config: dict[str, Any]
+    config_bytes: bytes
     shape: ModelShape
     tokenizer: Path
     parameters: int
     stored_bytes: int
     dtype: str
+    tensors: dict[str, Tensor]
+    tokenizer_config: bytes | None = None
+    chat_template: bytes | None = None
+    extras: dict[str, bytes] = {}
     folder: ModelFolder | None = None
     hub: HubModel | None = None
 
@@ -46,22 +56,44 @@ class ModelDescription(msgspec.Struct, frozen=True, kw_only=True):
         """The size in bytes of what the allocation downloads by itself."""
         return 0 if self.hub is None else self.hub.download_bytes
 
+    @property
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """The dense linear layers as module name -> (outputs, inputs), which LoRA can train."""
+        shapes = {name: tensor.shape for name, tensor in self.tensors.items()}
+        return dense_linears(shapes, self.shape.layers)
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The names of all modules that have weights, as the weight files name them."""
+        return tuple(name.removesuffix(".weight") for name in self.tensors)
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """Every limit of a sample's length in tokens, by the name under which the model states it."""
+        return length_limits(self.shape, self.tokenizer_config)
+
 
 def describe_model(plan: Plan, model_folder: Path | None) -> ModelDescription:
-    """The plan's model, checked for its segments, LoRA targets and maximum length.
+    """The plan's model, checked for its LoRA targets and, if it is decided, maximum length.
 
     A hub model is asked for as the allocation will download it: without a login, except on this machine. Raises
-    `DataError` (`max_length_too_long`), and as `read_folder`, `fetch_hub`, `read_config` and `check_tensors`.
+    `DataError` (`max_length_too_long`), and as `read_folder`, `fetch_hub`, `read_config`, `check_tensors` and
+    `resolved_targets`.
     """
     if plan.model.source == "folder":
-        return _folder(plan, model_folder)
-    return _hub(plan) if plan.model.source == "hub" else _tiny(plan)
+        model = _folder(model_folder)
+    else:
+        model = _hub(plan) if plan.model.source == "hub" else _tiny()
+    resolved_targets(model, plan.lora.targets)
+    if plan.training.max_length is not None:
+        check_length(plan.training.max_length, model.limits)
+    return model
 
 
-def model_files(plan: Plan, model: ModelDescription, init_seed: int) -> tuple[dict[str, bytes | Path], str]:
+def model_files(plan: Plan, model: ModelDescription) -> tuple[dict[str, bytes | Path], str]:
     """The payload's files with the weights, and the model's digest (see `Payload`).
 
-    Raises `DataError` (`model_changed`) for a folder that differs from the plan's digest.
+    Raises `DataError` (`model_changed`) for a folder that differs from the plan's digest, and as `shipped_weights`.
     """
     if model.folder is not None:
         digest = folder_digest(model.folder)
@@ -76,40 +108,50 @@ def model_files(plan: Plan, model: ModelDescription, init_seed: int) -> tuple[di
     if model.hub is not None:
         listing = model.hub.listing()
         return {HUB: canonical(listing)}, digest_of(listing)
-    weights = tiny_weights(init_seed, model.shape)
-    return {WEIGHTS: tensor_bytes(weights)}, array_digest(weights)
+    weights, digest = shipped_weights()
+    return {WEIGHTS: weights}, digest
 
 
-def _tiny(plan: Plan) -> ModelDescription:
-    config, shape = read_config(data_path("tiny_model", "config.json").read_bytes(), plan.kinds())
-    check_length(plan.training.max_length, length_limits(config, shape, None))
+def _tiny() -> ModelDescription:
+    raw = data_path("tiny_model", "config.json").read_bytes()
+    config, shape = read_config(raw)
+    weights, _ = shipped_weights()
+    tensors = {name: Tensor(spec.dtype, spec.shape) for name, spec in read_header(memoryview(weights)).items()}
+    parameters, dtype = _counted(tensors)
     return ModelDescription(
         config=config,
+        config_bytes=raw,
         shape=shape,
-        tokenizer=data_path("tiny_model", "tokenizer.json"),
-        parameters=shape.parameters,
-        stored_bytes=_TINY_ITEM * shape.parameters,
-        dtype=_TINY_DTYPE,
+        tokenizer=data_path("tiny_model", TOKENIZER),
+        tokenizer_config=data_path("tiny_model", TOKENIZER_CONFIG).read_bytes(),
+        parameters=parameters,
+        stored_bytes=len(weights),
+        dtype=dtype,
+        tensors=tensors,
     )
 
 
-def _folder(plan: Plan, model_folder: Path | None) -> ModelDescription:
+def _folder(model_folder: Path | None) -> ModelDescription:
     if model_folder is None:
         raise DataError(
             "The plan uses a local model, but no model folder was given.",
             "Give the folder with --model.",
             code="model_folder_missing",
         )
-    folder = read_folder(model_folder, plan.lora.targets, plan.kinds())
-    check_length(plan.training.max_length, length_limits(folder.config, folder.shape, folder.tokenizer_config))
+    folder = read_folder(model_folder)
     parameters, dtype = _counted(folder.tensors)
     return ModelDescription(
         config=folder.config,
+        config_bytes=folder.config_bytes,
         shape=folder.shape,
         tokenizer=folder.tokenizer,
+        tokenizer_config=folder.tokenizer_config,
+        chat_template=folder.chat_template,
+        extras=folder.extras,
         parameters=parameters,
         stored_bytes=sum(path.stat().st_size for path in folder.shards),
         dtype=dtype,
+        tensors=folder.tensors,
         folder=folder,
     )
 
@@ -117,17 +159,21 @@ def _folder(plan: Plan, model_folder: Path | None) -> ModelDescription:
 def _hub(plan: Plan) -> ModelDescription:
     on_this_machine = plan.provider.kind.on_this_machine
     hub = fetch_hub(plan.model.name, plan.model.revision or "", anonymous=not on_this_machine)
-    config, shape = read_config(hub.config, plan.kinds())
-    check_tensors(config, shape, plan.lora.targets, hub.tensors)
-    check_length(plan.training.max_length, length_limits(config, shape, hub.tokenizer_config))
+    config, shape = read_config(hub.config)
+    check_tensors(config, shape, hub.tensors)
     parameters, dtype = _counted(hub.tensors)
     return ModelDescription(
         config=config,
+        config_bytes=hub.config,
         shape=shape,
         tokenizer=hub.tokenizer,
+        tokenizer_config=hub.tokenizer_config,
+        chat_template=hub.chat_template,
+        extras=hub.extras,
         parameters=parameters,
         stored_bytes=hub.download_bytes,
         dtype=dtype,
+        tensors=hub.tensors,
         hub=hub,
     )
 

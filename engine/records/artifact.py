@@ -24,7 +24,7 @@ from engine.store.progress import LOSS_BYTES, NANO_BYTES, Steps, body_of, unpack
 from engine.store.views import CheckStatus, CleanupState, Series
 from engine.wire import GENESIS, TRAIN_PROGRESS, Event, committed, event_hash, parse, sha256_hex
 
-FORMAT: Final = "glasshouse-row/2"
+FORMAT: Final = "glasshouse-row/3"
 MAX_ARTIFACT_BYTES: Final = 32 * 1024 * 1024
 """Two segments of some 1.5 million steps each, and their logs. A text of it takes up to four times as much decoded."""
 MAX_STEPS: Final = 2_000_000
@@ -34,6 +34,7 @@ _BASE64: Final = r"^[A-Za-z0-9+/]*={0,2}$(?!\n)"
 
 Label = Annotated[str, Meta(max_length=80)]
 Text = Annotated[str, Meta(max_length=512)]
+Answer = Annotated[str, Meta(max_length=256)]
 Time = Annotated[str, Meta(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z$(?!\n)")]
 Seconds = Annotated[float, Meta(ge=0)]
 
@@ -61,8 +62,9 @@ class RowCheck(_Part, frozen=True, kw_only=True):
 class RowSegment(_Part, frozen=True, kw_only=True):
     """One segment; times in seconds.
 
-    `updates` are the optimiser's steps, warm-up included; `samples_used` what they were computed from, each time that a
-    sample was used; `epochs` how often that is all of the data.
+    `updates` are the optimiser's steps, settling steps included; `samples_used` what they were computed from, each time
+    that a sample was used; `epochs` how often that is all of the data. `held_out_loss_…`: the mean loss of the tokens
+    that are learned in the held-out samples, before the settling steps and after the measured window.
     """
 
     kind: Literal["raw", "protected"]
@@ -80,11 +82,19 @@ class RowSegment(_Part, frozen=True, kw_only=True):
     final_loss: float | None
     adapter_sha256: Digest | None
     tensor_digest: Digest | None
+    held_out_loss_before: float | None
+    held_out_loss_after: float | None
+    answer_before: Answer | None
+    answer_after: Answer | None
     phases: dict[Code, float]
 
 
 class Row(_Part, frozen=True, kw_only=True):
-    """The row's fields and their types; null is unknown. Times are UTC, losses and percentages plain numbers."""
+    """The row's fields and their types; null is unknown. Times are UTC, losses and percentages plain numbers.
+
+    `samples_…` and `answer_tokens…` say what became of the data, `uniform_loss` is the loss of guessing, and `diverged`
+    that a segment ended above it. `answer_…` answer `question`, by the protected segment where there is one.
+    """
 
     id: Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}$(?!\n)")]
     label: Label
@@ -140,6 +150,21 @@ class Row(_Part, frozen=True, kw_only=True):
     plan_digest: Digest
     data_digest: Digest | None
     data_samples: Count | None
+    samples_used: Count | None
+    samples_dropped: Count | None
+    samples_cut: Count | None
+    answer_tokens: Count | None
+    answer_tokens_kept: Count | None
+    held_out_samples: Count | None
+    uniform_loss: Seconds | None
+    diverged: bool | None
+    question: Text | None
+    raw_held_out_loss_before: float | None
+    raw_held_out_loss_after: float | None
+    protected_held_out_loss_before: float | None
+    protected_held_out_loss_after: float | None
+    answer_before: Answer | None
+    answer_after: Answer | None
     seed: Count
     challenge: Text | None
     inject_overhead_pct: Seconds

@@ -23,6 +23,7 @@ from engine.measure.stepchain import step_chain
 from engine.records import rules
 from engine.records.contradictions import log_contradictions
 from engine.records.facts import Facts
+from engine.records.learned import same_held_out
 from engine.records.rules import Group, Outcome
 from engine.records.times import contradictions
 from engine.records.timing import timing_outcome
@@ -262,6 +263,7 @@ ARTIFACT: Final[dict[str, Checker]] = {
     "adapters_open": _collected,
     "same_losses": _same_losses,
     "same_tensors": _same_tensors,
+    "same_held_out": same_held_out,
     "step_chain": _evidence_of_steps,
     "nothing_injected": _honest_timing,
     "timing_consistent": timing_outcome,

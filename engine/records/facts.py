@@ -33,7 +33,7 @@ from engine.events import (
     name_of,
     read_body,
 )
-from engine.plan import Plan, load_plan
+from engine.plan import Plan, load_stored_plan
 from engine.records.wipe import expected_wipe, wipe_faults
 from engine.store.reader import Reader
 from engine.store.views import RunView, SegmentView, Series
@@ -192,7 +192,7 @@ def gather(reader: Reader, run_id: str) -> Facts:
     pod_log = list(reader.events(run_id, "pod"))
     return Facts(
         view=view,
-        plan=load_plan(view.plan),
+        plan=load_stored_plan(view.plan),
         runner_log=runner_log,
         pod_log=pod_log,
         runner_whole=is_whole(run_id, runner_log),

@@ -30,6 +30,15 @@ _PAGE: Final = (
     ("Target", "targetSec", " s"),
     ("Step budget", "stepBudget", ""),
     ("Samples of the data", "dataSamples", ""),
+    ("Samples without an answer left, dropped", "samplesDropped", ""),
+    ("Samples cut at the maximum length", "samplesCut", ""),
+    ("Answer tokens of the data", "answerTokens", ""),
+    ("Answer tokens kept", "answerTokensKept", ""),
+    ("Samples held out", "heldOutSamples", ""),
+    ("Question", "question", ""),
+    ("Answer before the training", "answerBefore", ""),
+    ("Answer after the training", "answerAfter", ""),
+    ("Diverged", "diverged", ""),
     ("Attestation", "attestation", ""),
     ("Tier", "tier", ""),
     ("EAR status", "earStatus", ""),
@@ -43,14 +52,25 @@ _PAGE: Final = (
     ("Finished (UTC)", "finishedAt", ""),
     ("Plan digest", "planDigest", ""),
 )
-_OPTIONAL: Final = ("modelRevision", "targetSec", "stepBudget", "challenge")  # null means absent here, not unknown
+_OPTIONAL: Final = (
+    "modelRevision",
+    "targetSec",
+    "stepBudget",
+    "challenge",
+    "question",
+    "answerBefore",
+    "answerAfter",
+)
+"""Fields whose null means absent, not unknown."""
 _SEGMENT: Final = (
     ("Steps", "Steps", ""),
-    ("Updates, warm-up included", "Updates", ""),
+    ("Updates, settling steps included", "Updates", ""),
     ("Samples used", "SamplesUsed", ""),
     ("Epochs", "Epochs", ""),
     ("Time", "ElapsedSec", " s"),
     ("Final loss", "FinalLoss", ""),
+    ("Held-out loss before", "HeldOutLossBefore", ""),
+    ("Held-out loss after", "HeldOutLossAfter", ""),
     ("Stopped by", "StopReason", ""),
     ("Adapter SHA-256", "AdapterSha256", ""),
     ("Tensor digest", "TensorDigest", ""),

@@ -16,6 +16,7 @@ from engine.events import (
     ProgressDigest,
     SegmentState,
     TrainCheckpoint,
+    TrainEvaluated,
     TrainFinished,
     TrainMeasured,
     TrainStarted,
@@ -29,6 +30,8 @@ On a CPU each step is complete before the next one begins.
 """
 LEASE_MARGIN: Final = 3600.0
 """Seconds beyond the longest time of the plan: the step in progress is finished, and its adapter digested."""
+STOPPED: Final = ("cancelled", "lease_expired")
+"""Reasons to stop after which the held-out loss is not computed."""
 STAGES: Final[Mapping[str, Sequence[str]]] = {"raw": RAW_STAGES, "protected": PROTECTED_STAGES}
 _ENDED: Final = ("done", "failed")
 
@@ -49,6 +52,7 @@ class Track:
     """Steps after the first loss that is not finite; None while every loss is finite."""
     checkpoint: int = 0
     measured: bool = False
+    evaluated: tuple[TrainEvaluated, ...] = ()
     finished: bool = False
 
 
@@ -56,7 +60,7 @@ class Track:
 class Progression:
     """Follows the training in an allocation's log. Every method raises `RefusedError` for what the plan cannot produce:
     `phase_impossible`, `training_out_of_order`, `steps_over_plan`, `step_impossible`, `checkpoint_impossible`,
-    `time_impossible`, `finish_mismatch`.
+    `evaluation_impossible`, `time_impossible`, `finish_mismatch`.
     """
 
     plan: Plan
@@ -74,6 +78,8 @@ class Progression:
                 self._state(body)
             case TrainStarted():
                 self._started(body)
+            case TrainEvaluated():
+                self._evaluated(body)
             case TrainCheckpoint():
                 self._checkpoint(body)
             case TrainMeasured():
@@ -147,8 +153,10 @@ class Progression:
         track = self._track(body.segment)
         if track.started is not None or track.state != "training":
             raise refusal("training_out_of_order", f"a start in the state {track.state}, or a second one")
-        if body.warmup_steps > self.plan.training.warmup_steps:
-            raise refusal("steps_over_plan", f"{body.warmup_steps} steps of warm-up")
+        if body.settling_steps > self.plan.training.settling_steps:
+            raise refusal("steps_over_plan", f"{body.settling_steps} settling steps")
+        if self.plan.evaluation is not None and not track.evaluated:
+            raise refusal("evaluation_impossible", "the training began without the held-out loss before it")
         track.started = body
 
     def _lag(self, track: Track) -> int:
@@ -188,6 +196,22 @@ class Progression:
             raise refusal("checkpoint_impossible", f"step {body.step} after {track.steps} steps")
         track.checkpoint = body.step
 
+    def _evaluated(self, body: TrainEvaluated) -> None:
+        """Once before the training, in the state `warming`, and once after the measured window."""
+        track, planned = self._track(body.segment), self.plan.evaluation
+        before, ahead = body.moment == "before", track.started is None
+        in_place = ahead and track.state == "warming" if before else track.measured and not track.finished
+        if planned is None or not in_place or len(track.evaluated) != (0 if before else 1):
+            raise refusal("evaluation_impossible", f"a held-out loss {body.moment} the training, where none is due")
+        counts = self.plan.data.counts
+        if counts is not None and body.samples != counts.held_out:
+            raise refusal("evaluation_impossible", f"{body.samples} held-out samples where the plan has others")
+        if (body.answer is None) != (planned.question is None):
+            raise refusal("evaluation_impossible", "an answer without a question, or a question without an answer")
+        if track.evaluated and track.evaluated[0].tokens != body.tokens:
+            raise refusal("evaluation_impossible", "another number of held-out tokens than before the training")
+        track.evaluated = (*track.evaluated, body)
+
     def _measured(self, body: TrainMeasured) -> None:
         track = self._training(body.segment, "the end of the measured window")
         if track.measured:
@@ -202,10 +226,12 @@ class Progression:
         last = track.last_loss if track.last_loss is not None and math.isfinite(track.last_loss) else None
         if body.final_loss != last:
             raise refusal("finish_mismatch", "the final loss is not the last step's")
-        started, planned = track.started, self.plan.training.warmup_steps
-        if started is not None and started.warmup_steps < planned and track.steps > 1:
-            # Only a request to stop ends a warm-up early, and then the training stops after its first step.
-            raise refusal("finish_mismatch", "the warm-up ended early, and the training did not")
+        if self.plan.evaluation is not None and len(track.evaluated) < 2 and body.stop_reason not in STOPPED:
+            raise refusal("evaluation_impossible", "the training ended without the held-out loss after it")
+        started, planned = track.started, self.plan.training.settling_steps
+        if started is not None and started.settling_steps < planned and track.steps > 1:
+            # Only a request to stop ends the settling early, and then the training stops after its first step.
+            raise refusal("finish_mismatch", "the settling ended early, and the training did not")
         track.finished = True
 
 

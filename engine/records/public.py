@@ -15,7 +15,9 @@ from engine.errors import RefusedError
 from engine.events import COMMITTED, Chain
 
 _ENCODED: Final = frozenset({"receipt", "token", "attesterKey", "nonce"})  # checked by their own types
-_UNSHOWN: Final = _ENCODED | {"_type", "predicateType"}
+_ANSWER: Final = "answer"
+"""What a model says to a question about public data; it may be in any language and name anything."""
+_UNSHOWN: Final = _ENCODED | {"_type", "predicateType", _ANSWER}
 
 
 def is_public(chain: Chain, event: str, body: dict[str, Any]) -> bool:
@@ -30,6 +32,8 @@ def is_public(chain: Chain, event: str, body: dict[str, Any]) -> bool:
         msgspec.convert(body, kind, strict=True)
         signed = unverified_payload(body["receipt"]) if "receipt" in body else {}
     except (msgspec.ValidationError, RefusedError):
+        return False
+    if not str(body.get(_ANSWER) or "").isprintable():
         return False
     return all(map(is_public_text, (*_texts(body), *_texts(signed))))
 

@@ -29,6 +29,7 @@ from engine.records.artifact import (
     unpacked,
 )
 from engine.records.facts import Facts, bodies, policy_of
+from engine.records.learned import DIVERGED
 from engine.records.public import is_public
 from engine.records.row import OF_TIMING, TIMING, build_row
 from engine.store.views import AttestationState, CleanupState, RunSummary, RunView, SegmentView, Series
@@ -108,7 +109,8 @@ def row_of(facts: Facts, signed: dict[str, Any]) -> dict[str, Any]:
 def differences(computed: dict[str, Any], signed: dict[str, Any], *, has_series: bool) -> list[str]:
     """The sorted names of the fields in which the computed row and the signed one differ.
 
-    Without series, the fields that need them are not compared: precision, last losses, three checks, and `clean`.
+    Without series, the fields that need them are not compared: precision, last losses, `diverged`, four checks,
+    and `clean`.
     """
     names = sorted((computed.keys() | signed.keys()) - {PRECISION})
     if not has_series:
@@ -126,6 +128,7 @@ def differences(computed: dict[str, Any], signed: dict[str, Any], *, has_series:
 def _without_series(row: dict[str, Any]) -> dict[str, Any]:
     return row | {
         "clean": None,
+        DIVERGED: None,
         "checks": [check for check in row["checks"] if check["name"] not in OF_SERIES],
         "segments": [{**segment, "lastLoss": None} for segment in row["segments"]],
     }

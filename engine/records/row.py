@@ -13,6 +13,7 @@ from engine.measure.overhead import pair_overhead_pct
 from engine.plan import FREE
 from engine.records.checks import is_clean, verdicts
 from engine.records.facts import Facts
+from engine.records.learned import add_evaluations, add_learned, data_fields, segment_fields
 from engine.records.timing import timing_slack_pct
 from engine.records.updates import of_segments
 from engine.store.views import Check, RunView, SegmentView
@@ -56,7 +57,9 @@ def _rounded(value: float | None, places: int = PLACES) -> float | None:
 
 def live_row(view: RunView) -> dict[str, Any]:
     """The preliminary row of a run that has not ended: what is not known yet is null, and it is never clean."""
-    return _row(view, view.checks, clean=None)
+    row = _row(view, view.checks, clean=None)
+    add_evaluations(row, view.evaluations, view.summary.segments)
+    return row
 
 
 def build_row(
@@ -85,11 +88,12 @@ def build_row(
     if any(check.name == TIMING and check.status == "failed" for check in checks):
         row |= dict.fromkeys(OF_TIMING)
     _add_updates(facts, row)
+    add_learned(facts, row)
     return row, checks
 
 
 def _add_updates(facts: Facts, row: dict[str, Any]) -> None:
-    """What the segments trained, warm-up included."""
+    """What the segments trained, settling steps included."""
     counted = of_segments(facts)
     row["dataSamples"] = counted.samples
     for segment in row["segments"]:
@@ -157,6 +161,7 @@ def _row(view: RunView, checks: tuple[Check, ...], *, clean: bool | None) -> dic
         "planDigest": view.plan_digest,
         "dataDigest": plan.get("data", {}).get("digest"),
         "dataSamples": None,
+        **data_fields(plan),
         "seed": plan.get("seed"),
         "challenge": plan.get("challenge"),
         "injectOverheadPct": plan.get("injectOverheadPct"),
@@ -188,7 +193,8 @@ def _segment_fields(kind: str, segment: SegmentView | None) -> dict[str, Any]:
 def _segment(segment: SegmentView) -> dict[str, Any]:
     built: dict[str, Any] = msgspec.to_builtins(segment)
     del built["error"]  # sentence and hint are not published
+    built["lastLoss"] = segment.last_loss if math.isfinite(segment.last_loss or 0.0) else None  # NaN is no JSON
     built["stepsPerSecond"] = _rounded(segment.steps_per_second)
     built["reason"] = public_reason(segment.reason)
-    built |= {"updates": None, "samplesUsed": None, "epochs": None}
+    built |= {"updates": None, "samplesUsed": None, "epochs": None} | segment_fields()
     return built

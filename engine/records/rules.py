@@ -36,6 +36,7 @@ NAMES: Final[Mapping[Group, Mapping[str, Applies]]] = {
         "adapters_open": "always",
         "same_losses": "pair",
         "same_tensors": "pair",
+        "same_held_out": "pair",
         "step_chain": "protected",
         "nothing_injected": "always",
         "timing_consistent": "always",

@@ -14,25 +14,25 @@ PLACES: Final = 6
 
 @dataclass(frozen=True)
 class Updates:
-    """By segment, its updates, warm-up included; None before its warm-up was over. `samples` as the package has."""
+    """By segment, its updates, settling steps included; None before those were over. `samples` as the package has."""
 
     updates: Mapping[str, int | None]
-    batch: int
+    samples_an_update: int
     samples: int | None
 
     def fields(self, updates: int | None) -> dict[str, Any]:
         """The row's fields about one segment."""
-        used = None if updates is None else updates * self.batch
+        used = None if updates is None else updates * self.samples_an_update
         epochs = None if used is None or not self.samples else round(used / self.samples, PLACES)
         return {"updates": updates, "samplesUsed": used, "epochs": epochs}
 
 
 def of_segments(facts: Facts) -> Updates:
-    """Count from the logs and the plan: the warm-up that ran, and the steps that were measured after it."""
-    warmed = {body.segment: body.warmup_steps for body in bodies(facts.pod_log, TrainStarted)}
+    """Count from the logs and the plan: the settling steps that ran, and the steps that were measured after it."""
+    warmed = {body.segment: body.settling_steps for body in bodies(facts.pod_log, TrainStarted)}
     sealed = bodies(facts.runner_log, PackageSealed)
     counted: dict[str, int | None] = {
         segment.kind: warmed[segment.kind] + segment.steps if segment.kind in warmed else None
         for segment in facts.view.segments
     }
-    return Updates(counted, facts.plan.training.batch, sealed[0].samples if sealed else None)
+    return Updates(counted, facts.plan.training.samples_an_update, sealed[0].samples if sealed else None)

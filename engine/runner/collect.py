@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 from pathlib import Path
 from typing import Final
 
@@ -15,10 +16,12 @@ from engine.events import AdapterCollected, AdapterSaved, AdapterSealed
 from engine.measure.digest import tensor_digest
 from engine.measure.safetensors_header import read_header
 from engine.plan import SegmentKind
+from engine.records.adapters.base_model import FOLDER_FILE
+from engine.records.adapters.tokenizers import TOKENIZER_FILE
 from engine.remote.reconnect import Reconnecting
 from engine.remote.transfer import download
 from engine.runner.context import RunContext
-from engine.runner.folder import ADAPTER_CONFIG, ADAPTER_FILES
+from engine.runner.folder import ADAPTER_CONFIG, ADAPTER_FILES, FILES, INPUTS
 from engine.sealing.adapter import AdapterBinding, open_adapter
 from engine.sealing.cobblestone import sealed_size
 from engine.sealing.memory import wipe
@@ -37,6 +40,10 @@ async def collect(context: RunContext, link: Reconnecting, run_dir: str) -> None
     target = context.folder.adapters
     target.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_private(target / ADAPTER_CONFIG, context.staging.adapter_config())
+    if (digest := context.staging.tokenizer_digest()) is not None:
+        write_private(target / TOKENIZER_FILE, digest)
+    if model_folder := ((context.folder.read_json(INPUTS) or {}).get(FILES) or {}).get("model"):
+        write_private(target / FOLDER_FILE, os.fsencode(model_folder))
     most = _most_bytes(context)
     raw, protected = context.ingest.adapters.get("raw"), context.ingest.adapters.get("protected")
     if raw is not None:

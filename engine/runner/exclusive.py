@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import time
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from engine.errors import GlasshouseError
-from engine.plan import Plan, load_plan
+from engine.plan import FREE, Plan
 from engine.providers.protocol import Exclusive, Lease, Provider, Spec
 from engine.providers.settings import Settings
 from engine.remote.host_lock import renewed
@@ -111,6 +111,12 @@ def lock_name(plan: Plan) -> str:
     return f"{plan.provider.name}:{plan.provider.allocation or 'default'}"
 
 
+def _stored_lock(plan: dict[str, Any] | None) -> str:
+    """`lock_name` of a stored plan, which another version may have made."""
+    request = (plan or {}).get("provider") or {}
+    return f"{request.get('name')}:{request.get('allocation') or 'default'}"
+
+
 def running_supervisor(reader: Reader, home: Path, run_id: str, lock: str) -> RunSummary | None:
     """Another unfinished run whose supervisor is alive; only processes of this machine can be checked.
 
@@ -122,8 +128,7 @@ def running_supervisor(reader: Reader, home: Path, run_id: str, lock: str) -> Ru
         launched = RunFolder(home, summary.id).read(LAUNCHED)
         if launched is None:
             continue
-        plan = load_plan(reader.run(summary.id).plan)
-        if not plan.provider.kind.on_this_machine or lock_name(plan) != lock:
+        if summary.provider not in FREE or _stored_lock(reader.run(summary.id).plan) != lock:
             continue
         supervisor = msgspec.json.decode(launched, type=Launched)
         if is_alive(supervisor.pid, supervisor.start):

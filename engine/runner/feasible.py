@@ -11,9 +11,12 @@ from typing import Final
 import msgspec
 
 from engine.errors import GlasshouseError, UsageError
-from engine.payload.build import Inputs, describe_inputs, with_digests
-from engine.payload.memory import Estimate, estimate
+from engine.payload.inputs import Inputs, describe_inputs, with_digests
+from engine.payload.local_files import NO_FILES, LocalFiles
+from engine.payload.memory import Estimate, estimate, longest_that_fits
 from engine.payload.model import ModelDescription
+from engine.payload.prepare.cache import token_cache
+from engine.payload.prepare.pipeline import Progress
 from engine.plan import Plan, checked
 from engine.providers import devices_of, preflight
 from engine.providers.protocol import Device, Spec
@@ -81,16 +84,18 @@ def check_run(
     home: Path,
     plan: Plan,
     settings: Settings,
+    files: LocalFiles = NO_FILES,
     *,
-    data_file: Path | None = None,
-    model_folder: Path | None = None,
     tolerant: bool = False,
+    allow_loss: bool = False,
+    progress: Progress | None = None,
 ) -> Feasible:
     """Check a run without entering, renting or training anything.
 
-    A `tolerant` check, for a dry run, reads all of the data whatever its size, and notes what it could not ask the hub
-    or the provider. Raises a `GlasshouseError` for every refusal, among them `model_too_large`, `model_needs_gpu`,
-    `disk_too_small`.
+    A `tolerant` check, for a dry run, notes what it could not ask the hub or the provider. Without `allow_loss`, data
+    that loses most of its answers is refused; `progress` is called with the bytes of it that were read, and all.
+    Raises a `GlasshouseError` for every refusal, among them `model_too_large`, `model_needs_gpu`, `disk_too_small`,
+    `data_mostly_lost`.
     """
     steps = _Steps(tolerant=tolerant)
     plan = checked(plan)
@@ -100,7 +105,14 @@ def check_run(
     inputs: Inputs | None = None
     needs: tuple[Need, ...] = ()
     with steps.step(f"model {plan.model.name}, and the data's tokens"):
-        inputs = describe_inputs(plan, data_file=data_file, model_folder=model_folder, whole=tolerant)
+        inputs = describe_inputs(
+            plan,
+            files,
+            cache=None if files.temporary else token_cache(home),
+            fits=lambda plan, model: _longest(home, plan, settings, model),
+            allow_loss=allow_loss,
+            progress=progress,
+        )
         plan = checked(with_digests(plan, inputs))
     if inputs is not None:
         check_disk(home, plan, settings, inputs.model)
@@ -126,6 +138,20 @@ def with_published_name(home: Path, plan: Plan, settings: Settings) -> Plan:
     else:
         return plan
     return msgspec.structs.replace(plan, provider=msgspec.structs.replace(plan.provider, allocation=name))
+
+
+def _longest(home: Path, plan: Plan, settings: Settings, model: ModelDescription) -> int | None:
+    """The longest samples that fit on every device which the run may get; None if that is not known or the model alone
+    is too large, which is refused by itself.
+    """
+    try:
+        needs = _needs(home, plan, settings, model, always=False)
+    except GlasshouseError as error:
+        if error.code in OFFLINE:
+            return None
+        raise
+    memories = [(need.device.kind, need.device.memory) for need in needs if need.device.memory is not None]
+    return min((longest_that_fits(plan, model, kind, memory) for kind, memory in memories), default=0) or None
 
 
 def _needs(home: Path, plan: Plan, settings: Settings, model: ModelDescription, *, always: bool) -> tuple[Need, ...]:

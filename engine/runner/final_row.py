@@ -12,7 +12,7 @@ from engine.attestation.receipts import run_receipt
 from engine.errors import GlasshouseError, UsageError
 from engine.hints import HINTS
 from engine.measure.stepchain import step_chain
-from engine.plan import load_plan, plan_digest
+from engine.plan import is_of_earlier_version, load_plan, plan_digest
 from engine.providers.protocol import EmptyProof
 from engine.records.facts import Facts, gather
 from engine.records.row import build_row
@@ -146,8 +146,8 @@ def _settle(home: Path, writer: Writer, reader: Reader, run_id: str, proof: Empt
         journal = Journal(writer, reader, run_id)
         record_gone(writer, journal, run_id, proof)
         writer.transition(run_id, "cleanup", outcome_of(proof), proof.statement)
-        if view.row is None:
-            return
+        if view.row is None or is_of_earlier_version(view.plan):
+            return  # a row of an earlier version stays as it was signed
         staging = None
         with contextlib.suppress(GlasshouseError):  # without the run's key the row gets no new receipt
             staging = Staging(load_plan(view.plan), folder, writer, journal, run_id)

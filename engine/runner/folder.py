@@ -14,6 +14,10 @@ from engine.system.files import sync_folder, write_private
 
 RUNS: Final = "runs"
 INPUTS: Final = "inputs.json"
+FILES: Final = "files"
+"""In `INPUTS`: where the operator's own files are (`engine.payload.local_files.stored_files`)."""
+SPOOLED: Final = "input"
+"""Data that could be read only once."""
 WEIGHTS_BYTES: Final = "weightsBytes"
 """In `INPUTS`: what the model's weights take on the allocation's disk, null if that is unknown."""
 ADAPTERS: Final = "adapters"

@@ -35,7 +35,7 @@ from engine.events import (
     name_of,
     read_body,
 )
-from engine.plan import load_plan
+from engine.plan import load_stored_plan
 from engine.records.contradictions import ONCE
 from engine.records.progression import Progression
 from engine.records.public import is_public
@@ -108,7 +108,7 @@ class Ingest:
                 "runtime": view.summary.runtime_state,
                 **{f"segment:{segment.kind}": segment.state for segment in view.segments},
             },
-            Progression(load_plan(view.plan)),
+            Progression(load_stored_plan(view.plan)),
         )
         self.expected: Expected | None = None
         self.nonce_digest: str | None = None
@@ -116,10 +116,12 @@ class Ingest:
         self.released: Release | None = None
         """What the receipt of the release states, once there is one."""
         for event in reader.events(run_id, "pod"):
-            with contextlib.suppress(RefusedError):  # an earlier version may have stored what is refused now
+            # An earlier version may have stored what is refused now, in a form that is not known now.
+            with contextlib.suppress(RefusedError, WireError, ValueError):
                 self._follow(event)
-            if event.event != TRAIN_PROGRESS:
-                self._remember(_body_of(event))
+            with contextlib.suppress(WireError, ValueError):
+                if event.event != TRAIN_PROGRESS:
+                    self._remember(_body_of(event))
 
     @property
     def states(self) -> dict[str, str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from engine.errors import GlasshouseError, RunError, StoreError
-from engine.plan import load_plan
+from engine.plan import is_of_earlier_version, load_stored_plan
 from engine.providers import provider_for
 from engine.providers.protocol import EmptyProof, Lease, Provider
 from engine.providers.settings import load_settings
@@ -69,7 +69,9 @@ class Runner:
         self.run_id = run_id
         self.writer = Writer(home)
         self.reader = Reader(home)
-        self.plan = load_plan(self.reader.run(run_id).plan)
+        stored = self.reader.run(run_id).plan
+        self.plan = load_stored_plan(stored)
+        self._outdated = is_of_earlier_version(stored)
         self.state: RunState = "queued"
         self.folder = RunFolder(home, run_id)
         self.settings = load_settings(home)
@@ -256,6 +258,12 @@ class Runner:
     async def _until_cleaning(self) -> None:
         if self.state == "cleaning":
             await self._wait_for_allocation()
+        elif self._outdated:
+            raise RunError(
+                "This run was started by an earlier version of glasshouse, which this one cannot continue.",
+                "What it had rented is released. Start the run again with `glasshouse run`.",
+                code="run_of_earlier_version",
+            )
         else:
             await self._until_collected(await self._ready_to_allocate())
 

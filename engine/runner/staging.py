@@ -17,10 +17,13 @@ from engine.attestation.measurement import Measurements
 from engine.attestation.policy import Policy, default_policy, policy_digest, policy_from
 from engine.events import PackageSealed
 from engine.payload.build import ADAPTER, Payload, build_payload
+from engine.payload.local_files import files_from
 from engine.payload.model import HUB
+from engine.payload.prepare.cache import token_cache
 from engine.plan import Plan, dump_plan, plan_digest
 from engine.providers.protocol import Lease
 from engine.providers.settings import Settings
+from engine.records.adapters.tokenizers import TOKENIZER_FILE, keep_tokenizer
 from engine.records.reference import remember
 from engine.remote.bundle import build_bundle, bundle_digest, site_paths
 from engine.remote.launch import Launched, launch
@@ -38,7 +41,7 @@ from engine.runner.environment_remote import (
     pinned,
     with_prepared_paths,
 )
-from engine.runner.folder import ADAPTER_CONFIG, INPUTS, RunFolder
+from engine.runner.folder import ADAPTER_CONFIG, FILES, INPUTS, RunFolder
 from engine.runner.ingest import Expected
 from engine.runner.journal import Journal
 from engine.sealing.manifest import Manifest
@@ -218,9 +221,10 @@ class Staging:
         if self.is_launched:
             return  # nothing more is sent, and the input files may no longer exist
         inputs = self.folder.read_json(INPUTS) or {}
-        payload = build_payload(
-            self.plan, data_file=_path(inputs.get("dataFile")), model_folder=_path(inputs.get("modelFolder"))
-        )
+        local = files_from(inputs.get(FILES) or {})
+        # What came through a pipe is kept in the run's folder alone.
+        is_taken_over = self.folder.path in {path.parent for path in (local.data, local.held_out) if path is not None}
+        payload = build_payload(self.plan, local, cache=None if is_taken_over else token_cache(self.folder.home))
         self._payload = payload
         if self._prepared is not None:
             return
@@ -244,6 +248,7 @@ class Staging:
         hub = parse(_content(payload.files[HUB])) if HUB in payload.files else {}
         config = parse(_content(payload.files["config.json"]))
         self.folder.write(ADAPTER_CONFIG, _content(payload.files["adapter_config.json"]))
+        self.folder.write(TOKENIZER_FILE, keep_tokenizer(self.folder.home, payload.tokenizer).encode())
         prepared = Prepared(
             manifest_digest=digest,
             payload_files={} if self.plan.segments == "protected" else {n: _sha256(c) for n, c in files.items()},
@@ -282,6 +287,10 @@ class Staging:
     def adapter_config(self) -> bytes:
         """peft's configuration of the adapter, for the collected folder."""
         return self.folder.read(ADAPTER_CONFIG) or b""
+
+    def tokenizer_digest(self) -> bytes | None:
+        """Which kept tokenizer the run used, for the collected folder; None if an earlier version prepared the run."""
+        return self.folder.read(TOKENIZER_FILE)
 
     def expected(self, lease: Lease) -> Expected:
         """What the launch event must name."""
@@ -381,10 +390,6 @@ def host_key_digest(lease: Lease, salt: bytes) -> str:
     It is published, and without the salt a scan of the internet's SSH host keys would lead to the address.
     """
     return sha256_hex(salt + (lease.address.host_key if lease.address else "").strip().encode())
-
-
-def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(text)
 
 
 def _content(source: bytes | Path) -> bytes:

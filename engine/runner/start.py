@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from engine.errors import GlasshouseError, StoreError, UsageError
+from engine.payload.local_files import NO_FILES, LocalFiles, stored_files
 from engine.plan import Plan, plan_digest
-from engine.runner.folder import INPUTS, WEIGHTS_BYTES, RunFolder
+from engine.runner.folder import FILES, INPUTS, SPOOLED, WEIGHTS_BYTES, RunFolder
 from engine.runner.spawn import spawn_runner
 from engine.store.failure import Failure
 from engine.store.reader import Reader
@@ -27,9 +29,8 @@ DELEGATION_SECONDS: Final = 8 * 24 * 3600
 def start_run(
     home: Path,
     plan: Plan,
+    files: LocalFiles = NO_FILES,
     *,
-    data_file: Path | None = None,
-    model_folder: Path | None = None,
     passphrase: str | None = None,
     policy: Policy | None = None,
     found: Feasible | None = None,
@@ -49,7 +50,7 @@ def start_run(
     from engine.sealing.run_key import RunKey
 
     chosen = default_policy() if policy is None else checked_policy(policy, default_policy())
-    found = found or check_run(home, plan, load_settings(home), data_file=data_file, model_folder=model_folder)
+    found = found or check_run(home, plan, load_settings(home), files)
     plan = found.plan
     run_id = secrets.token_hex(6)
     with Writer(home) as writer:
@@ -64,8 +65,7 @@ def start_run(
             folder.write_json(
                 INPUTS,
                 {
-                    "dataFile": str(data_file.resolve()) if data_file else None,
-                    "modelFolder": str(model_folder.resolve()) if model_folder else None,
+                    FILES: stored_files(_taken_over(files, folder)),
                     "delegation": delegation,
                     "policy": msgspec.to_builtins(chosen),
                     WEIGHTS_BYTES: found.weights_bytes,
@@ -87,6 +87,17 @@ def start_run(
                 folder.destroy()
             raise
     return run_id
+
+
+def _taken_over(files: LocalFiles, folder: RunFolder) -> LocalFiles:
+    """The files with temporary copies moved into the run's folder, where they are destroyed with it."""
+    moved: dict[str, Path] = {}
+    for name in ("data", "held_out", "template"):
+        path: Path | None = getattr(files, name)
+        if path is not None and path in files.temporary:
+            moved[name] = folder.path / f"{SPOOLED}-{name}"
+            shutil.move(path, moved[name])
+    return msgspec.structs.replace(files, temporary=(), **moved)
 
 
 def resume_run(home: Path, run_id: str) -> None:

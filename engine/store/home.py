@@ -11,7 +11,7 @@ from typing import Final
 from engine.errors import StoreError
 
 DATABASE: Final = "glasshouse.db"
-_FOLDERS: Final = ("keys", "runs", "adapters", "logs")
+_FOLDERS: Final = ("keys", "runs", "adapters", "logs", "cache", "tokenizers")
 
 
 def database_path(home: Path) -> Path:

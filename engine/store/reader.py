@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 import msgspec
 
 from engine.errors import UsageError
-from engine.events import Chain
+from engine.events import Chain, TrainEvaluated
 from engine.store import chains, ledger, listing, progress, requests, states
 from engine.store.chains import Tail
 from engine.store.connection import translated
@@ -35,7 +35,7 @@ from engine.store.views import (
     Transition,
 )
 from engine.system.processes import is_alive
-from engine.wire import Event, parse
+from engine.wire import TRAIN_EVALUATED, Event, parse
 
 _AMBIGUOUS_SHOWN = 4
 
@@ -198,6 +198,9 @@ class Reader:
             stored = "SELECT body FROM evidence WHERE run = ? AND kind = ?"
             controls = db.execute(stored, (run, "enforcement")).fetchone()
             environment = db.execute(stored, (run, "environment")).fetchone()
+            evaluated = db.execute(
+                "SELECT body FROM events WHERE run = ? AND event = ? ORDER BY id", (run, TRAIN_EVALUATED)
+            ).fetchall()
             moves = db.execute(
                 "SELECT id, subject, state, at, reason, error FROM transitions WHERE run = ? ORDER BY id", (run,)
             ).fetchall()
@@ -214,6 +217,7 @@ class Reader:
             reason_codes=tuple(parse(row["reason_codes"])),
             enforcement=None if controls is None else parse(controls["body"]),
             environment=None if environment is None else parse(environment["body"]),
+            evaluations=tuple(msgspec.convert(parse(one["body"]), TrainEvaluated) for one in evaluated),
         )
 
     def series(self, run_id: str, kind: Literal["raw", "protected"]) -> Series:

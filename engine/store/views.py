@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from engine.events import TrainEvaluated
 from engine.store.deadline import Deadline, Listed, Recheck
 from engine.store.failure import Failure
 
@@ -65,7 +66,7 @@ class Transition(_View, frozen=True, kw_only=True):
 
 
 class SegmentView(_View, frozen=True, kw_only=True):
-    """One segment, live or final; None is unknown. `elapsed_sec`: measured training time without warm-up."""
+    """One segment, live or final; None is unknown. `elapsed_sec`: measured training time without settling steps."""
 
     kind: Literal["raw", "protected"]
     position: int
@@ -141,6 +142,8 @@ class RunView(_View, frozen=True, kw_only=True):
     """The observed state of each hardening control, from the evidence; None before there is evidence."""
     environment: dict[str, Any] | None = None
     """The source of the allocation's Python packages, the seconds that their installation took, and the measurement."""
+    evaluations: tuple[TrainEvaluated, ...] = ()
+    """The held-out losses so far, in the order in which they were logged."""
 
     @property
     def warnings(self) -> tuple[Transition, ...]:

@@ -9,7 +9,15 @@ from typing import Any, Final
 import msgspec
 
 from engine.errors import RunError
-from engine.events import BodyT, TrainCheckpoint, TrainFinished, TrainMeasured, TrainProgress, TrainStarted
+from engine.events import (
+    BodyT,
+    TrainCheckpoint,
+    TrainEvaluated,
+    TrainFinished,
+    TrainMeasured,
+    TrainProgress,
+    TrainStarted,
+)
 from engine.plan import SegmentKind
 from engine.wire import canonical
 from engine.worker.children import Child, spawn_on_pipes
@@ -71,7 +79,7 @@ class TrainerProcess:
             os.close(setup_fd)
 
     def load_and_train(self, watch: Callable[[], None] = lambda: None) -> TrainFinished:
-        """Drive the trainer through loading, warm-up and the measured window; returns how it finished.
+        """Drive the trainer through loading, settling and the measured window; returns how it finished.
 
         `watch` is called a few times a second, and may raise to abort the segment.
         """
@@ -85,7 +93,7 @@ class TrainerProcess:
         self.child.channel.send({"cmd": "load"})
         loaded = self.child.expect("loaded", LOAD_SECONDS, meanwhile=meanwhile)
         log.state(kind, "warming")
-        warmed = self.child.expect("warmed", LOAD_SECONDS, meanwhile=meanwhile)
+        warmed = self.child.expect("warmed", LOAD_SECONDS, meanwhile=meanwhile, others=self._record)
         log.state(kind, "training")
         log.add(self._body(TrainStarted, {"numerics": loaded["numerics"], **warmed}))
         self.child.channel.send({"cmd": "train"})  # after the line, so that the runner sees it before the first step
@@ -116,6 +124,8 @@ class TrainerProcess:
     def _record(self, message: dict[str, Any]) -> None:
         if message.get("msg") == "progress":
             self._context.log.add(self._body(TrainProgress, message))
+        elif message.get("msg") == "evaluated":
+            self._context.log.add(self._body(TrainEvaluated, message))
         elif message.get("msg") == "checkpoint":
             self._context.log.add(self._body(TrainCheckpoint, message))
         elif message.get("msg") == "measured":

@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from engine.errors import GlasshouseError, RunError
 from engine.plan import Plan, StopReason, load_plan
 from engine.wire import parse
@@ -26,6 +28,8 @@ from engine.worker.training import adapter, loop, model, numerics
 from engine.worker.training.model import Workload
 
 MAX_TEXT: Final = 500
+STOPPED: Final = ("cancelled", "lease_expired")
+"""Reasons to stop after which nothing more is computed than what was trained."""
 _MODULE: Final = re.compile(r"[A-Za-z_][\w.]{0,79}", re.ASCII)
 _HOST_MEMORY: Final = "DefaultCPUAllocator: "
 GPU_ERRORS: Final = {
@@ -108,6 +112,7 @@ class TrainerRole:
             self._lock_down()
         self.channel.send({"msg": "ready"})
         self._expect("load")
+        numerics.seed(self.setup["noiseSeed"])  # the rehearsal of a protected segment has drawn from the generators
         workload = model.load(self.plan, self.files)
         self.channel.send({"msg": "loaded", "numerics": numerics.recorded(workload.device, workload.dtype)})
         trainer = loop.Trainer(workload, self.plan)
@@ -124,13 +129,16 @@ class TrainerRole:
 
     def _work(self, workload: Workload, trainer: loop.Trainer) -> None:
         reporter = _Reporter(self.channel)
-        warmed = loop.warm_up(trainer, reporter)
-        self.channel.send({"msg": "warmed", "gpu": _gpu(workload.device), "warmupSteps": warmed})
+        self._evaluate(workload, "before")
+        warmed = loop.settle(trainer, reporter)
+        self.channel.send({"msg": "warmed", "gpu": _gpu(workload.device), "settlingSteps": warmed})
         self._await_train(reporter)
         outcome = loop.measure(trainer, reporter, with_evidence=self.kind == "protected")
         # Before the adapter is digested, which may take seconds: the runner times the window by this message.
         self.channel.send({"msg": "measured", "steps": outcome.steps, "elapsedNs": outcome.elapsed_ns})
         tensor_digest = adapter.digest(workload.trainable)
+        if outcome.stop_reason not in STOPPED:
+            self._evaluate(workload, "after")
         if outcome.steps and outcome.steps % self.plan.training.checkpoint_every == 0:
             reporter.checkpoint(outcome.steps, tensor_digest, outcome.step_chain)
         self.channel.send(
@@ -148,6 +156,15 @@ class TrainerRole:
         self._write_adapter(workload)
         if self.kind == "protected":
             self._wipe(workload, trainer, outcome.last_row)
+
+    def _evaluate(self, workload: Workload, moment: str) -> None:
+        """Report the held-out loss, outside the measured window."""
+        if self.plan.evaluation is None:
+            return
+        from engine.worker.training import evaluation
+
+        found = evaluation.evaluate(workload, self.plan, evaluation.Decoder(self.files))
+        self.channel.send({"msg": "evaluated", "moment": moment, **msgspec.to_builtins(found)})
 
     def _await_train(self, reporter: _Reporter) -> None:
         """Wait until `train.started` is in the log: the window must lie between that line and `train.measured`."""

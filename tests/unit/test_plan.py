@@ -8,7 +8,17 @@ import msgspec
 import pytest
 
 from engine.errors import PlanError
-from engine.plan import Plan, checked, dump_plan, load_plan, plan_digest, preset
+from engine.plan import (
+    PLAN_VERSION,
+    Plan,
+    checked,
+    dump_plan,
+    is_of_earlier_version,
+    load_plan,
+    load_stored_plan,
+    plan_digest,
+    preset,
+)
 
 
 def _changed(**fields: Any) -> dict[str, Any]:
@@ -66,8 +76,8 @@ def test_private_data_never_runs_raw(segments: str) -> None:
 
 
 def test_private_data_runs_protected_or_behind_a_stand_in() -> None:
-    assert load_plan(_changed(data__public=False, segments="protected")).kinds() == ("protected",)
-    assert load_plan(_changed(data__public=False, data__standIn=True)).data.stand_in
+    assert load_plan(_changed(data__public=False, segments="protected", evaluation=None)).kinds() == ("protected",)
+    assert load_plan(_changed(data__public=False, data__standIn=True, evaluation=None)).data.stand_in
 
 
 def test_a_hub_model_needs_a_pinned_revision() -> None:
@@ -113,7 +123,11 @@ def test_every_field_is_in_the_digest() -> None:
     [
         {"training__learningRate": 0.0}, {"training__batch": 0}, {"training__maxLength": 1}, {"lora__r": 0},
         {"seed": -1}, {"challenge": ""}, {"challenge": "x" * 513}, {"label": " "}, {"label": "a\nb"}, {"version": 9},
-        {"training__warmupSteps": -1},
+        {"training__settlingSteps": -1}, {"training__gradAccum": 0}, {"training__lrWarmup": -1},
+        {"training__lrWarmup": 10**6}, {"target__epochs": 0.0}, {"lora__targets": ["q_proj", "attention"]},
+        {"lora__targets": ["q proj"]}, {"evaluation": {"source": "split"}},
+        {"evaluation": {"source": "split", "percent": 51.0}}, {"evaluation": {"source": "file", "percent": 5.0}},
+        {"evaluation": {"source": "builtin", "question": ""}}, {"evaluation": {"source": "builtin", "answerTokens": 0}},
     ],
 )  # fmt: skip
 def test_values_out_of_range_are_refused(fields: dict[str, Any]) -> None:
@@ -131,3 +145,33 @@ def test_numbers_too_large_for_a_float_are_refused(number: int) -> None:
     with pytest.raises(PlanError) as caught:
         load_plan({**plan, "target": {"seconds": None, "steps": number}})
     assert caught.value.code == "plan_invalid"
+
+
+def test_a_falling_learning_rate_needs_a_known_number_of_updates() -> None:
+    falling = {"training__schedule": "cosine"}
+    assert _code(_changed(**falling, target={"seconds": 60.0})).code == "plan_invalid"
+    assert load_plan(_changed(**falling, target={"steps": 60})).training.schedule == "cosine"
+    assert load_plan(_changed(**falling, target={"epochs": 2.0})).target.epochs == 2.0
+
+
+def test_a_question_is_asked_of_public_data_alone() -> None:
+    asked = {"evaluation": {"source": "builtin", "name": "x", "question": "Who?"}, "segments": "protected"}
+    assert _code(_changed(**asked, data={"public": False})).code == "data_not_public"
+    assert load_plan(_changed(**asked)).evaluation is not None
+
+
+def test_a_length_that_is_not_decided_yet_cannot_be_used() -> None:
+    plan = load_plan(_changed(training__maxLength=None))
+    with pytest.raises(PlanError):
+        _ = plan.training.length
+
+
+def test_a_stored_plan_of_the_first_version_can_still_be_read() -> None:
+    raw = dump_plan(preset("demo"))
+    raw["version"] = 1
+    raw["training"] = {"warmupSteps": 7, "batch": 2}
+    assert is_of_earlier_version(raw)
+    plan = load_stored_plan(raw)
+    assert (plan.version, plan.training.settling_steps, plan.training.batch) == (PLAN_VERSION, 7, 2)
+    assert not is_of_earlier_version(dump_plan(plan))
+    assert _code(raw).code == "plan_invalid"

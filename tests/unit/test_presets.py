@@ -124,7 +124,7 @@ def test_the_demo_needs_no_network_and_stops_by_steps() -> None:
     demo = preset("demo")
     assert (demo.provider.name, demo.model.source, demo.data.source) == ("local", "tiny", "builtin")
     assert demo.target.steps is not None
-    assert demo.training.max_length == 64
+    assert demo.target.seconds is None
 
 
 def test_an_unknown_preset_lists_the_known_ones() -> None:
@@ -152,10 +152,10 @@ def test_a_dumped_preset_loads_with_the_same_digest(name: str) -> None:
         {"seed": -1},
         {"lora": {"targets": []}},
         {"lora": {"targets": ["q_proj", "q_proj"]}},
-        {"lora": {"targets": ["lm_head"]}},
+        {"lora": {"targets": ["lm-head"]}},
         {"model": {"source": "hub", "name": "a/b", "revision": "main"}},
         {"model": {"source": "hub", "name": "a/b"}},
-        {"training": {"warmupSteps": 2**60}},
+        {"training": {"settlingSteps": 2**60}},
         {"training": {"weightDecay": -0.1}},
         {"marginPct": 0.0},
         {"injectOverheadPct": -1.0},

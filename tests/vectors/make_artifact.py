@@ -14,7 +14,7 @@ from pathlib import Path
 from tests.vectors.honest import VECTORS
 
 ARTIFACT = VECTORS / "artifact"
-PLAN = ("--steps", "20", "--checkpoint-every", "10", "--warmup", "2", "--challenge", "kept for the tests")
+PLAN = ("--steps", "20", "--checkpoint-every", "10", "--settling", "2", "--challenge", "kept for the tests")
 
 
 def main() -> int:

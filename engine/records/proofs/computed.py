@@ -78,6 +78,9 @@ def _implausible(case: Case) -> list[str]:
     wrong = []
     if row["state"] not in FINAL_RUN_STATES or (row["state"] == "finished") != (row["reason"] == ""):
         wrong.append("state")
+    counts = case.facts.plan.data.counts
+    if counts is not None and row["dataSamples"] not in (None, counts.used):
+        wrong.append("samplesUsed, dataSamples")
     if case.attested and row["version"] != case.claims.swversion:
         wrong.append("version")
     stated = (case.delegation.issued, row["startedAt"], row["finishedAt"], case.run_receipt.finished)

@@ -1,4 +1,4 @@
-"""The training loop: warm-up, then the measured window, until the plan's target."""
+"""The training loop: settling steps, then the measured window, until the plan's target."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from engine.worker.training.model import Workload
 from engine.worker.training.recorder import CudaRecorder, HostRecorder, Recorder
 
 REPORT_EVERY_NS: Final = 500_000_000
+IGNORED: Final = -100
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,7 +42,7 @@ class Reporter(Protocol):
 
 
 class Trainer:
-    """The optimiser and the order of samples over one workload."""
+    """The optimiser, its learning rate and the order of samples over one workload."""
 
     def __init__(self, workload: Workload, plan: Plan) -> None:
         import torch
@@ -52,23 +53,53 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=plan.training.learning_rate, weight_decay=plan.training.weight_decay, fused=True
         )
+        self.schedule = scheduled(self.optimizer, plan)
         self.order = workload.tokens["order"]
         self.taken = 0
         self.last_row = 0
+        self.last_ids: Any = None
+        """The ids of the last batch in host memory. Freed, they might be overwritten before the scan that must find
+        them, so they are kept until the wipe.
+        """
 
     def step(self) -> Any:
-        """One step: forward, backward, clip, update. Returns the loss tensor."""
+        """One update: forward, backward, clip, update. Returns the loss tensor."""
+        import torch
+
+        loss = self._backward() if self.plan.training.grad_accum == 1 else self._accumulate()
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.plan.training.grad_clip)
+        self.optimizer.step()
+        if self.schedule is not None:
+            self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=False)
+        return loss
+
+    def _backward(self) -> Any:
+        """The loss of one batch."""
+        ids, labels = self._batch()
+        loss = self.workload.model(input_ids=ids, labels=labels, use_cache=False).loss
+        loss.backward()
+        return loss.detach()
+
+    def _accumulate(self) -> Any:
+        """The loss of several batches, each weighted by what is learned in it: the mean over all their tokens."""
+        batches = [self._batch() for _ in range(self.plan.training.grad_accum)]
+        learned = [(labels[:, 1:] != IGNORED).sum() for _, labels in batches]
+        whole, total = sum(learned), 0.0
+        for (ids, labels), part in zip(batches, learned, strict=True):
+            loss = self.workload.model(input_ids=ids, labels=labels, use_cache=False).loss * (part / whole)
+            loss.backward()
+            total = total + loss.detach()
+        return total
+
+    def _batch(self) -> tuple[Any, Any]:
+        """The next batch's ids and labels, on the device."""
         import torch
 
         rows = self._rows()
-        ids = self.workload.tokens["input_ids"][rows].to(device=self.workload.device, dtype=torch.int64)
-        labels = self.workload.tokens["labels"][rows].to(device=self.workload.device, dtype=torch.int64)
-        loss = self.workload.model(input_ids=ids, labels=labels, use_cache=False).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.plan.training.grad_clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=False)
-        return loss.detach()
+        ids, labels = (self.workload.tokens[name][rows].to(torch.int64) for name in ("input_ids", "labels"))
+        self.last_ids = ids
+        return ids.to(self.workload.device), labels.to(self.workload.device)
 
     def _rows(self) -> Any:
         import torch
@@ -81,9 +112,27 @@ class Trainer:
         return torch.tensor(rows)
 
 
-def warm_up(trainer: Trainer, reporter: Reporter) -> int:
-    """Run the plan's warm-up steps, which are not measured; ends early on a request to stop. Returns how many ran."""
-    planned = trainer.plan.training.warmup_steps
+def scheduled(optimizer: Any, plan: Plan) -> Any:
+    """The learning rate over all updates (transformers' schedules); None where it never changes.
+
+    The first update of a warm-up has a rate of zero, as there.
+    """
+    training, steps = plan.training, plan.target.steps
+    if training.schedule == "constant" and not training.lr_warmup:
+        return None
+    from transformers.optimization import get_scheduler
+
+    return get_scheduler(
+        "constant_with_warmup" if training.schedule == "constant" else training.schedule,
+        optimizer,
+        num_warmup_steps=training.lr_warmup,
+        num_training_steps=None if steps is None else steps + training.settling_steps,
+    )
+
+
+def settle(trainer: Trainer, reporter: Reporter) -> int:
+    """Run the plan's settling steps, which are not measured; ends early on a request to stop. Returns how many ran."""
+    planned = trainer.plan.training.settling_steps
     for done in range(1, planned + 1):
         float(trainer.step().item())
         if reporter.should_stop() is not None:

@@ -17,6 +17,7 @@ ENVIRONMENT: Final = {
     "MALLOC_ARENA_MAX": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_OFFLINE": "1",
+    "HF_DEACTIVATE_ASYNC_LOAD": "1",
     "TRANSFORMERS_VERBOSITY": "error",
 }
 
@@ -30,12 +31,19 @@ def pin(noise_seed: int) -> None:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False
-    torch.manual_seed(noise_seed)
+    seed(noise_seed)
     if torch.cuda.is_available():
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.benchmark = False
         torch.backends.cuda.enable_flash_sdp(False)
         torch.backends.cuda.enable_mem_efficient_sdp(False)
+
+
+def seed(noise_seed: int) -> None:
+    """Set every generator of `torch`, those of GPUs too."""
+    import torch
+
+    torch.manual_seed(noise_seed)
 
 
 def recorded(device: str, dtype: str) -> dict[str, Any]:

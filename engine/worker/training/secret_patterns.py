@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from engine.worker.isolation import patterns
 from engine.worker.isolation.wipe import free_math_buffers, sweep_heap, sweep_stack, trim
+from engine.worker.payload_names import HELD_OUT_IDS
 from engine.worker.training.model import Workload
 
 WINDOW: Final = 32
@@ -63,6 +64,10 @@ def _candidates(
     yield patterns.CANARY_ROW, _window(scratch.view(row), 0.1)
     # The embedding reads the row as int64.
     yield patterns.CANARY_ROW, _window(scratch.view(row.to(torch.int64), copied=True), 0.1)
+    if HELD_OUT_IDS in workload.tokens:
+        held_out = workload.tokens[HELD_OUT_IDS][-1]
+        yield patterns.CANARY_ROW, _window(scratch.view(held_out), 0.1)
+        yield patterns.CANARY_ROW, _window(scratch.view(held_out.to(torch.int64), copied=True), 0.1)
     frozen = [parameter for parameter in workload.model.parameters() if not parameter.requires_grad]
     if secret_weights:
         for parameter in sorted(frozen, key=lambda item: -item.numel())[:FROZEN_TENSORS]:
@@ -101,7 +106,24 @@ def zero_in_place(trainer: Any) -> None:
                 if isinstance(tensor, torch.Tensor):
                     tensor.zero_()
             parameter.zero_()
+        if trainer.last_ids is not None:
+            trainer.last_ids.zero_()
+            trainer.last_ids = None
     if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def zero_copies(workload: Workload) -> None:
+    """Overwrite frozen weights that are no views of the payload's maps: on a GPU, of another type, or joined."""
+    import torch
+
+    maps = [(mapped.address, mapped.address + mapped.size) for mapped in workload.maps]
+    with torch.no_grad():
+        for tensor in (*workload.model.parameters(), *workload.model.buffers()):
+            is_view = tensor.device.type == "cpu" and any(low <= tensor.data_ptr() < high for low, high in maps)
+            if not is_view and tensor.is_contiguous():
+                tensor.zero_()
+    if workload.device == "cuda":
         torch.cuda.synchronize()
 
 
@@ -111,16 +133,12 @@ def wipe(workload: Workload, trainer: Any) -> dict[str, Any]:
 
     began = time.perf_counter()
     zero_in_place(trainer)
-    if workload.device == "cuda":
-        with torch.no_grad():
-            for parameter in workload.model.parameters():
-                parameter.zero_()
-        torch.cuda.synchronize()
+    zero_copies(workload)
     trainer.optimizer.state.clear()
     trainer.optimizer.param_groups.clear()
     trainer.parameters.clear()
     trainer.order = None
-    trainer.optimizer = None
+    trainer.optimizer = trainer.schedule = None
     workload.trainable.clear()
     workload.tokens.clear()
     workload.model = None

@@ -42,6 +42,8 @@ COMMANDS = [
     ["run", "--preset", "demo", "--label", EVIL],
     ["run", "--preset", "demo", "--stand-in", "--data", EVIL],
     ["key", "restore", EVIL],
+    ["data", EVIL],
+    ["data", "/dev/null", "--max-length", EVIL],
     [EVIL],
     ["runs", f"--{EVIL}"],
 ]

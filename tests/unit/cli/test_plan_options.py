@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from engine.errors import DataError, GlasshouseError, PlanError, UsageError
-from engine.plan import preset, presets
+from engine.payload.local_files import NO_FILES
+from engine.plan import Plan, preset, presets
+from engine.recipe import OWN_LORA, OWN_TRAINING
 from glasshouse_tui.commands.plan_options import RunOptions, plan_from_options
 
 
@@ -23,7 +27,7 @@ def _refusal(options: RunOptions) -> GlasshouseError:
 def test_a_preset_alone_is_the_preset() -> None:
     inputs = plan_from_options(RunOptions(preset="demo"))
     assert inputs.plan == preset("demo")
-    assert (inputs.data_file, inputs.model_folder) == (None, None)
+    assert inputs.files == NO_FILES
 
 
 def test_options_replace_a_presets_fields_one_by_one() -> None:
@@ -39,8 +43,8 @@ def test_options_replace_a_presets_fields_one_by_one() -> None:
             lora_r=4,
             lora_alpha=9,
             batch=2,
-            max_length=32,
-            warmup=1,
+            max_length="32",
+            settling=1,
             checkpoint_every=5,
             challenge="buyer 7",
             max_cost=2.0,
@@ -51,7 +55,7 @@ def test_options_replace_a_presets_fields_one_by_one() -> None:
     assert (plan.lora.r, plan.lora.alpha, plan.lora.targets) == (4, 9, demo.lora.targets)
     training = plan.training
     assert (training.learning_rate, training.batch, training.max_length) == (0.5, 2, 32)
-    assert (training.warmup_steps, training.checkpoint_every) == (1, 5)
+    assert (training.settling_steps, training.checkpoint_every) == (1, 5)
     assert training.grad_clip == demo.training.grad_clip
     assert (plan.challenge, plan.provider.max_cost, plan.model) == ("buyer 7", 2.0, demo.model)
 
@@ -86,7 +90,7 @@ def test_both_targets_at_once_are_refused() -> None:
         RunOptions(preset="demo", seconds=math.inf),
         RunOptions(preset="demo", lr=0),
         RunOptions(preset="demo", lora_r=0),
-        RunOptions(preset="demo", warmup=-1),
+        RunOptions(preset="demo", settling=-1),
         RunOptions(preset="demo", seed=-1),
         RunOptions(preset="demo", label=" "),
         RunOptions(preset="demo", challenge=""),
@@ -120,7 +124,7 @@ def test_an_existing_folder_is_the_model(tmp_path: Path) -> None:
     inputs = plan_from_options(RunOptions(model=str(folder), steps=5))
     assert (inputs.plan.model.source, inputs.plan.model.name) == ("folder", "own-model")
     assert inputs.plan.label == "own-model"
-    assert inputs.model_folder == folder
+    assert inputs.files.model == folder
     assert "no revision" in _refusal(RunOptions(model=str(folder), revision="a" * 40, steps=5)).message
 
 
@@ -158,7 +162,7 @@ def test_private_data_runs_raw_only_if_public_or_replaced_by_a_stand_in(tmp_path
         RunOptions(preset="demo", data=file, segments="protected"),
     ):
         inputs = plan_from_options(options)
-        assert inputs.data_file == file
+        assert inputs.files.data == file
         assert (inputs.plan.data.source, inputs.plan.data.name) == ("file", "own-data")
         assert inputs.plan.data.public is options.public_data
 
@@ -205,3 +209,71 @@ def test_options_for_rented_allocations_are_refused_elsewhere(options: RunOption
 
 def test_an_empty_gpu_list_is_refused() -> None:
     assert "no GPU" in _refusal(RunOptions(preset="demo", gpu=" , ")).message
+
+
+def own(tmp_path: Path, **options: Any) -> Plan:
+    """A plan with data of one's own and no preset."""
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"prompt": "a", "completion": "b"}\n')
+    return plan_from_options(RunOptions(data=file, segments="protected", **options)).plan
+
+
+def test_an_own_plan_has_the_documented_recipe_and_an_automatic_length(tmp_path: Path) -> None:
+    plan = own(tmp_path, epochs=2)
+    assert (plan.training, plan.lora) == (OWN_TRAINING, OWN_LORA)
+    assert plan.training.max_length is None
+    assert (plan.target.epochs, plan.target.steps) == (2, None)
+
+
+def test_own_data_under_a_preset_keeps_its_recipe_but_not_its_length_and_held_out_samples(tmp_path: Path) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"prompt": "a", "completion": "b"}\n')
+    plan = plan_from_options(RunOptions(preset="demo", data=file, segments="protected")).plan
+    assert plan.training == msgspec.structs.replace(preset("demo").training, max_length=None)
+    assert plan.evaluation is None
+    given = plan_from_options(RunOptions(preset="demo", data=file, segments="protected", max_length="96")).plan
+    assert given.training.max_length == 96
+
+
+def test_the_options_of_the_recipe_reach_the_plan(tmp_path: Path) -> None:
+    plan = own(
+        tmp_path,
+        steps=100,
+        lr_schedule="cosine",
+        lr_warmup=3,
+        grad_accum=2,
+        gradient_checkpointing=True,
+        lora_targets="q_proj, v_proj",
+        lora_dropout=0.0,
+        max_length="auto",
+        eval_split=5.0,
+    )
+    training = plan.training
+    assert (training.schedule, training.lr_warmup, training.grad_accum) == ("cosine", 3, 2)
+    assert (training.gradient_checkpointing, plan.lora.targets) == (True, ("q_proj", "v_proj"))
+    assert (plan.evaluation and plan.evaluation.percent) == 5.0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"steps": 1, "epochs": 1},
+        {"seconds": 1, "epochs": 1},
+        {"steps": 1, "lora_dropout": 0.1},
+        {"steps": 1, "max_length": "long"},
+        {"steps": 1, "max_length": "-5"},
+        {"steps": 1, "max_length": "9" * 400},
+        {"seconds": 1, "lr_schedule": "linear"},
+        {"steps": 1, "lora_targets": ""},
+        {"steps": 1, "lora_targets": "attention,q_proj"},
+        {"steps": 1, "eval_split": 5, "eval_file": Path("x")},
+        {"steps": 1, "eval_split": 0},
+        {"steps": 1, "eval_file": Path("/nonexistent/file")},
+        {"steps": 1, "chat_template": Path("/nonexistent/file")},
+    ],
+)
+def test_a_recipe_that_cannot_be_meant_is_refused(tmp_path: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(GlasshouseError) as caught:
+        own(tmp_path, **options)
+    assert caught.value.exit_code == 2
+    assert caught.value.hint

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from tests.unit.cli.conftest import Scene
 
 
+PLAN = msgspec.structs.replace(preset("demo"), target=Target(steps=2800))
+
+
 class Terminal(io.StringIO):
     """A stream that claims to be a terminal."""
 
@@ -49,7 +52,7 @@ def test_each_transition_is_one_plain_line_written_once(scene: Scene) -> None:
 
 
 def test_training_shows_at_most_one_line_a_second(scene: Scene) -> None:
-    scene.create()
+    scene.create(plan=PLAN)
     scene.move("segment:raw", "training")
     stream, clock = io.StringIO(), Clock()
     progress = Progress(stream, clock=clock)
@@ -93,7 +96,7 @@ def test_a_long_run_writes_fewer_lines_to_a_file_but_not_to_a_terminal(scene: Sc
 
 
 def test_a_terminal_overwrites_the_progress_line(scene: Scene) -> None:
-    scene.create()
+    scene.create(plan=PLAN)
     stream, clock = Terminal(), Clock()
     progress = Progress(stream, clock=clock)
     scene.move("segment:raw", "training")
@@ -119,7 +122,7 @@ def test_a_target_in_seconds_shows_the_measured_time(scene: Scene) -> None:
 
 
 def test_the_final_count_of_a_segment_is_shown_even_within_the_same_second(scene: Scene) -> None:
-    scene.create()
+    scene.create(plan=PLAN)
     scene.move("segment:raw", "training")
     stream, clock = io.StringIO(), Clock()
     progress = Progress(stream, clock=clock)

@@ -13,7 +13,9 @@ import pytest
 from safetensors.numpy import load, save
 
 from engine.errors import DataError
-from engine.payload.build import Payload, build_payload, describe_inputs, plan_with_digests
+from engine.payload.build import Payload, build_payload
+from engine.payload.inputs import describe_inputs, plan_with_digests
+from engine.payload.local_files import LocalFiles
 from engine.payload.shape import read_config
 from engine.payload.tensors import array_digest
 from engine.payload.weights import tiny_weights
@@ -69,21 +71,26 @@ def test_the_tiny_payload_has_its_files(payload: Payload) -> None:
         "adapter.safetensors",
         "config.json",
         "adapter_config.json",
+        "tokenizer.json",
         "weights.safetensors",
     }
-    assert payload.size() == sum(len(file) for file in payload.files.values() if isinstance(file, bytes))
-    assert (payload.samples, payload.dropped) == (761, 0)
+    in_memory = sum(len(file) for file in payload.files.values() if isinstance(file, bytes))
+    assert payload.size() == in_memory + data_path("tiny_model", "tokenizer.json").stat().st_size
+    assert (payload.samples, payload.dropped) == (200, 0)
 
 
 def test_tokens_have_the_stated_types_and_shapes(payload: Payload) -> None:
     tokens = tensors(payload, "tokens.safetensors")
-    assert set(tokens) == {"input_ids", "labels", "order"}
-    assert tokens["input_ids"].shape == tokens["labels"].shape == (761, 64)
+    held_out = {"held_out_ids", "held_out_labels", "question_ids", "question_stops"}
+    assert set(tokens) == {"input_ids", "labels", "order"} | held_out
+    assert tokens["held_out_ids"].shape == tokens["held_out_labels"].shape == (80, 40)
+    assert tokens["question_stops"].tolist() == [2]
+    assert tokens["input_ids"].shape == tokens["labels"].shape == (200, 40)
     assert tokens["input_ids"].dtype == tokens["labels"].dtype == np.int32
     assert tokens["order"].dtype == np.int64
-    assert len(tokens["order"]) % 761 == 0
-    assert len(tokens["order"]) >= 1900
-    assert sorted(tokens["order"][:761].tolist()) == list(range(761))
+    assert len(tokens["order"]) % 200 == 0
+    assert len(tokens["order"]) >= 1840
+    assert sorted(tokens["order"][:200].tolist()) == list(range(200))
 
 
 def test_no_file_has_more_than_one_metadata_key(payload: Payload) -> None:
@@ -94,11 +101,11 @@ def test_no_file_has_more_than_one_metadata_key(payload: Payload) -> None:
             assert len(header.get("__metadata__", {})) <= 1
 
 
-def test_json_files_are_canonical(payload: Payload) -> None:
-    for name in ("config.json", "adapter_config.json"):
-        file = payload.files[name]
-        assert isinstance(file, bytes)
-        assert canonical(json.loads(file)) == file
+def test_the_model_s_configuration_is_sent_as_it_is_and_the_adapters_is_canonical(payload: Payload) -> None:
+    assert payload.files["config.json"] == data_path("tiny_model", "config.json").read_bytes()
+    file = payload.files["adapter_config.json"]
+    assert isinstance(file, bytes)
+    assert canonical(json.loads(file)) == file
 
 
 def test_two_builds_of_a_plan_are_equal_to_the_byte(payload: Payload) -> None:
@@ -109,7 +116,8 @@ def test_a_build_in_another_process_is_equal_to_the_byte(payload: Payload) -> No
     code = (
         "from engine.payload.build import build_payload; from engine.plan import preset; import hashlib\n"
         "files = build_payload(preset('demo')).files\n"
-        "print(hashlib.sha256(b''.join(files[name] for name in sorted(files))).hexdigest())"
+        "kept = [files[name] for name in sorted(files) if isinstance(files[name], bytes)]\n"
+        "print(hashlib.sha256(b''.join(kept)).hexdigest())"
     )
     other = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, check=True)
     files = [payload.files[name] for name in sorted(payload.files)]
@@ -121,12 +129,14 @@ def test_the_digests_are_those_of_the_tensors(payload: Payload) -> None:
     assert payload.order_digest == array_digest({"order": tokens.pop("order")})
     assert payload.tokens_digest == array_digest(tokens)
     assert payload.init_digest == array_digest(tensors(payload, "adapter.safetensors"))
-    assert payload.model_digest == array_digest(tensors(payload, "weights.safetensors"))
+    weights = payload.files["weights.safetensors"]
+    assert isinstance(weights, bytes)
+    assert payload.model_digest == hashlib.sha256(weights).hexdigest()
 
 
-def test_another_seed_changes_weights_adapter_and_order_but_no_token(payload: Payload) -> None:
+def test_another_seed_changes_adapter_and_order_but_neither_weights_nor_tokens(payload: Payload) -> None:
     other = build_payload(changed(seed=1))
-    assert other.model_digest != payload.model_digest
+    assert other.model_digest == payload.model_digest
     assert other.init_digest != payload.init_digest
     assert other.order_digest != payload.order_digest
     assert other.tokens_digest == payload.tokens_digest
@@ -136,21 +146,21 @@ def test_rank_targets_and_alpha_reach_the_adapter() -> None:
     made = build_payload(changed(lora={"r": 4, "alpha": 12, "targets": ["q_proj", "v_proj"]}))
     start = tensors(made, "adapter.safetensors")
     assert len(start) == 2 * 2 * 2
-    assert start["base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight"].shape == (32, 4)
+    assert start["base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight"].shape == (64, 4)
     file = made.files["adapter_config.json"]
     assert isinstance(file, bytes)
     config = json.loads(file)
     assert (config["r"], config["lora_alpha"], config["target_modules"]) == (4, 12, ["q_proj", "v_proj"])
 
 
-def test_the_order_covers_warm_up_and_batch() -> None:
+def test_the_order_covers_settling_steps_and_batch() -> None:
     def entries(training: dict[str, int]) -> int:
-        plan = changed(target={"steps": 761}, training=training)
+        plan = changed(target={"steps": 200}, training=training)
         return len(tensors(build_payload(plan), "tokens.safetensors")["order"])
 
-    assert entries({"warmupSteps": 0}) == 761
-    assert entries({"warmupSteps": 1}) == 2 * 761
-    assert entries({"warmupSteps": 0, "batch": 3}) == 3 * 761
+    assert entries({"settlingSteps": 0}) == 200
+    assert entries({"settlingSteps": 1}) == 2 * 200
+    assert entries({"settlingSteps": 0, "batch": 3}) == 3 * 200
 
 
 def test_a_run_by_time_gets_a_long_order() -> None:
@@ -160,28 +170,28 @@ def test_a_run_by_time_gets_a_long_order() -> None:
 
 def test_own_data_is_described_and_packed_and_its_dropped_samples_are_counted(data_file: Path) -> None:
     plan = changed(data={"source": "file", "name": "own.jsonl"})
-    inputs = describe_inputs(plan, data_file=data_file)
-    assert len(inputs.data.samples) == 21
-    assert inputs.tokens is not None
-    assert (len(inputs.tokens.lengths), inputs.tokens.dropped) == (20, 1)
-    plan = plan_with_digests(plan, data_file=data_file)
-    assert (plan.data.samples, plan.data.digest, plan.model.digest) == (21, inputs.data.digest, None)
-    made = build_payload(plan, data_file=data_file)
-    assert (made.samples, made.dropped, made.data_digest) == (20, 1, inputs.data.digest)
+    inputs = describe_inputs(plan, LocalFiles(data=data_file))
+    counts = inputs.report.counts
+    assert (inputs.report.samples, counts.used, counts.dropped) == (21, 20, 1)
+    digest = inputs.data.facts.digest
+    plan = plan_with_digests(plan, LocalFiles(data=data_file))
+    assert (plan.data.samples, plan.data.digest, plan.model.digest) == (21, digest, None)
+    made = build_payload(plan, LocalFiles(data=data_file))
+    assert (made.samples, made.dropped, made.data_digest) == (20, 1, digest)
 
 
 def test_data_that_changed_since_the_plan_is_refused(data_file: Path) -> None:
-    plan = plan_with_digests(changed(data={"source": "file", "name": "own.jsonl"}), data_file=data_file)
+    plan = plan_with_digests(changed(data={"source": "file", "name": "own.jsonl"}), LocalFiles(data=data_file))
     data_file.write_text(data_file.read_text() + "\n")
     with pytest.raises(DataError) as caught:
-        build_payload(plan, data_file=data_file)
+        build_payload(plan, LocalFiles(data=data_file))
     assert caught.value.code == "data_changed"
 
 
 def test_a_stand_in_contains_none_of_the_data(data_file: Path) -> None:
     data = {"source": "file", "name": "own.jsonl", "public": False}
-    real = build_payload(changed(data=data, segments="protected"), data_file=data_file)
-    made = build_payload(changed(data={**data, "standIn": True}), data_file=data_file)
+    real = build_payload(changed(data=data, segments="protected", evaluation=None), LocalFiles(data=data_file))
+    made = build_payload(changed(data={**data, "standIn": True}, evaluation=None), LocalFiles(data=data_file))
     ids, fake = (tensors(built, "tokens.safetensors") for built in (real, made))
     assert made.samples == real.samples
     assert ((ids["labels"] == -100) == (fake["labels"] == -100)).all()
@@ -191,24 +201,23 @@ def test_a_stand_in_contains_none_of_the_data(data_file: Path) -> None:
 
 
 def test_a_folders_shards_are_packed_unchanged(model_folder: Path) -> None:
-    plan = plan_with_digests(changed(model=FOLDER), model_folder=model_folder)
-    made = build_payload(plan, model_folder=model_folder)
+    plan = plan_with_digests(changed(model=FOLDER), LocalFiles(model=model_folder))
+    made = build_payload(plan, LocalFiles(model=model_folder))
     assert made.files["weights-00001.safetensors"] == model_folder / "model.safetensors"
     assert "weights.safetensors" not in made.files
     assert made.model_digest == plan.model.digest
-    packed = made.files["config.json"]
-    assert isinstance(packed, bytes)
-    assert json.loads(packed) == json.loads((model_folder / "config.json").read_bytes())
+    assert made.files["config.json"] == (model_folder / "config.json").read_bytes()
     in_memory = sum(len(file) for file in made.files.values() if isinstance(file, bytes))
-    assert made.size() == in_memory + (model_folder / "model.safetensors").stat().st_size
+    on_disk = sum((model_folder / name).stat().st_size for name in ("model.safetensors", "tokenizer.json"))
+    assert made.size() == in_memory + on_disk
 
 
 def test_a_model_that_changed_since_the_plan_is_refused(model_folder: Path) -> None:
-    plan = plan_with_digests(changed(model=FOLDER), model_folder=model_folder)
+    plan = plan_with_digests(changed(model=FOLDER), LocalFiles(model=model_folder))
     config = read_config((model_folder / "config.json").read_bytes())[1]
     (model_folder / "model.safetensors").write_bytes(save(tiny_weights(10, config)))
     with pytest.raises(DataError) as caught:
-        build_payload(plan, model_folder=model_folder)
+        build_payload(plan, LocalFiles(model=model_folder))
     assert caught.value.code == "model_changed"
 
 
@@ -232,8 +241,8 @@ def test_a_length_above_the_models_positions_is_refused() -> None:
 @pytest.mark.parametrize(
     ("file", "changes", "limit"),
     [
-        ("config.json", {"sliding_window": 40, "use_sliding_window": True}, "40 (sliding_window)"),
-        ("config.json", {"sliding_window": 40, "use_sliding_window": False}, None),
+        ("config.json", {"max_position_embeddings": 40}, "40 (max_position_embeddings)"),
+        ("config.json", {"sliding_window": 40, "use_sliding_window": True}, None),
         ("tokenizer_config.json", {"model_max_length": 48}, "48 (model_max_length)"),
         ("tokenizer_config.json", {"model_max_length": 10**30}, None),
         ("tokenizer_config.json", {"model_max_length": "many"}, None),
@@ -248,31 +257,55 @@ def test_each_limit_of_the_model_and_its_tokenizer_bounds_the_length(
     path.write_text(json.dumps({**before, **changes}))
     plan = changed(model=FOLDER, training={"maxLength": 64})
     if limit is None:
-        assert describe_inputs(plan, model_folder=model_folder).tokens is not None
+        assert describe_inputs(plan, LocalFiles(model=model_folder)).report.used
         return
     with pytest.raises(DataError) as caught:
-        describe_inputs(plan, model_folder=model_folder)
+        describe_inputs(plan, LocalFiles(model=model_folder))
     assert caught.value.code == "max_length_too_long"
     assert limit in caught.value.message
 
 
 def test_the_digest_of_a_folder_covers_config_tokenizer_and_weights(model_folder: Path) -> None:
-    digest = describe_inputs(changed(model=FOLDER), model_folder=model_folder).model_digest
+    digest = describe_inputs(changed(model=FOLDER), LocalFiles(model=model_folder)).model_digest
     files = {
         name: hashlib.sha256((model_folder / name).read_bytes()).hexdigest()
-        for name in ("tokenizer.json", "model.safetensors")
+        for name in ("config.json", "tokenizer.json", "model.safetensors")
     }
-    files["config.json"] = digest_of(json.loads((model_folder / "config.json").read_bytes()))
     assert digest == digest_of(files)
 
 
 def test_the_tiny_payload_is_built_without_the_heavy_libraries() -> None:
     code = (
         "import sys\n"
-        "from engine.payload.build import build_payload, plan_with_digests; from engine.plan import preset\n"
+        "from engine.payload.build import build_payload\n"
+        "from engine.payload.inputs import plan_with_digests\n"
+        "from engine.plan import preset\n"
         "build_payload(plan_with_digests(preset('demo')))\n"
         "heavy = {'torch', 'transformers', 'peft', 'huggingface_hub', 'textual', 'asyncssh', 'runpod'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_a_stand_ins_held_out_samples_are_not_its_training_samples(data_file: Path) -> None:
+    data = {"source": "file", "name": "own.jsonl", "public": False, "standIn": True}
+    made = tensors(
+        build_payload(changed(data=data, evaluation={"source": "split", "percent": 20.0}), LocalFiles(data=data_file)),
+        "tokens.safetensors",
+    )
+    trained = {tuple(row) for row in made["input_ids"].tolist()}
+    assert not trained & {tuple(row) for row in made["held_out_ids"].tolist()}
+
+
+@pytest.mark.parametrize(("epochs", "updates"), [(1.1, 110), (2.2, 220), (4.9, 490), (0.001, 1), (1.0, 100)])
+def test_epochs_become_the_updates_that_cover_them(tmp_path: Path, epochs: float, updates: int) -> None:
+    path = tmp_path / "many.jsonl"
+    path.write_text("".join(f'{{"prompt": "{n}?", "completion": "{n}."}}\n' for n in range(1600)))
+    training = {"batch": 4, "gradAccum": 4, "settlingSteps": 5, "maxLength": 32}
+    plan = changed(
+        data={"source": "file", "name": "own.jsonl"}, evaluation=None, training=training, target={"epochs": epochs}
+    )
+    made = plan_with_digests(plan, LocalFiles(data=path))
+    assert (made.target.steps or 0) + made.training.settling_steps == updates
+    assert made.training.settling_steps == min(5, updates // 2)

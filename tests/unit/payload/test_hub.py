@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from engine.errors import DataError, MissingExtraError
-from engine.payload.folder import INDEX, SINGLE
 from engine.payload.hub import HubModel, fetch_hub
+from engine.payload.listing import CHAT_TEMPLATE, INDEX, SINGLE
 from tests.fake_hub import MODEL, REVISION, TOKEN, FakeHub, serving
 from tests.needs import LOCAL_EXTRA
 
@@ -63,8 +63,18 @@ def test_configuration_and_tokenizer_are_downloaded_and_of_the_weights_only_head
     }
     assert model.download_bytes == size
     assert model.tensors["model.embed_tokens.weight"].dtype == "F32"
-    assert model.tensors["model.embed_tokens.weight"].shape == (1024, 64)
+    assert model.tensors["model.embed_tokens.weight"].shape == (1024, 128)
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_the_small_files_that_belong_beside_an_adapter_are_fetched(hub: FakeHub, tmp_path: Path) -> None:
+    assert (fetched(hub, tmp_path).chat_template, fetched(hub, tmp_path).extras) == (None, {})
+    small = {CHAT_TEMPLATE: b"{{ messages }}", "tokenizer_config.json": b"{ }", "generation_config.json": b"{}"}
+    hub.files |= {**small, "README.md": b"not needed"}
+    model = fetched(hub, tmp_path / "other")
+    assert (model.chat_template, model.tokenizer_config) == (b"{{ messages }}", b"{ }")
+    assert model.extras == {"generation_config.json": b"{}"}
+    assert model.config == hub.files["config.json"]
 
 
 def test_the_index_says_which_shards_belong_to_the_model(hub: FakeHub, tmp_path: Path) -> None:
@@ -113,6 +123,46 @@ def strip(hub: FakeHub) -> None:
     hub.files["model.gguf"] = hub.files.pop(SINGLE)
 
 
+def remove(hub: FakeHub) -> None:
+    del hub.files[SINGLE]
+
+
+def only_sentencepiece(hub: FakeHub) -> None:
+    hub.files["tokenizer.model"] = hub.files.pop("tokenizer.json")
+
+
+def only_tekken(hub: FakeHub) -> None:
+    hub.files["tekken.json"] = hub.files.pop("tokenizer.json")
+
+
+def only_an_adapter(hub: FakeHub) -> None:
+    hub.files = {"adapter_config.json": b"{}", "adapter_model.safetensors": hub.files[SINGLE]}
+
+
+def large_config(hub: FakeHub) -> None:
+    hub.sizes["config.json"] = 2 * 1024 * 1024
+
+
+def large_template(hub: FakeHub) -> None:
+    hub.files[CHAT_TEMPLATE] = b"x" * (1024 * 1024 + 1)
+
+
+def many_modes(hub: FakeHub) -> None:
+    hub.change_config(vision_config={}, architectures=["Gemma3ForConditionalGeneration"])
+
+
+def two_halves(hub: FakeHub) -> None:
+    hub.change_config(is_encoder_decoder=True, architectures=["T5ForConditionalGeneration"], model_type="t5")
+
+
+def unknown_type(hub: FakeHub) -> None:
+    hub.change_config(model_type="mamba")
+
+
+def quantised(hub: FakeHub) -> None:
+    hub.change_config(quantization_config={"quant_method": "mxfp4"})
+
+
 def without_tokenizer(hub: FakeHub) -> None:
     del hub.files["tokenizer.json"]
 
@@ -129,7 +179,17 @@ def damage(hub: FakeHub) -> None:
         (hide, "hub_model_unknown"),
         (exchange, "hub_revision_unknown"),
         (pickle, "model_pickled"),
-        (strip, "model_no_safetensors"),
+        (strip, "model_gguf"),
+        (remove, "model_no_safetensors"),
+        (only_sentencepiece, "model_tokenizer_unsupported"),
+        (only_tekken, "model_tokenizer_unsupported"),
+        (only_an_adapter, "model_is_adapter"),
+        (large_config, "model_config_invalid"),
+        (large_template, "model_config_invalid"),
+        (many_modes, "model_multimodal"),
+        (two_halves, "model_encoder_decoder"),
+        (unknown_type, "architecture_unsupported"),
+        (quantised, "model_quantised"),
         (without_tokenizer, "model_file_missing"),
         (damage, "model_weights_invalid"),
     ],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +11,15 @@ import msgspec
 import pytest
 
 from engine.errors import UsageError
-from engine.payload.memory import estimate
+from engine.payload.listing import SINGLE
+from engine.payload.memory import estimate, longest_that_fits
 from engine.payload.model import ModelDescription
 from engine.payload.shape import read_config
 from engine.plan import Plan, preset, presets
 from engine.providers.gpu_table import memory_of
 from engine.providers.protocol import Device
 from engine.runner.feasible import Need, check_memory
+from engine.worker.architecture import Tensor
 from tests.fake_hub import FakeHub
 
 GIB = 1024**3
@@ -26,14 +30,20 @@ def large() -> ModelDescription:
     """Qwen2.5-7B by its config alone."""
     with FakeHub() as hub:
         hub.become_large()
-        config, shape = read_config(hub.files["config.json"])
+        raw, file = hub.files["config.json"], hub.files[SINGLE]
+    config, shape = read_config(raw)
+    header = json.loads(file[8 : 8 + int.from_bytes(file[:8], "little")])
+    tensors = {name: Tensor(one["dtype"], tuple(one["shape"])) for name, one in header.items()}
+    parameters = sum(math.prod(tensor.shape) for tensor in tensors.values())
     return ModelDescription(
         config=config,
+        config_bytes=raw,
         shape=shape,
         tokenizer=Path("tokenizer.json"),
-        parameters=shape.parameters,
-        stored_bytes=2 * shape.parameters,
+        parameters=parameters,
+        stored_bytes=2 * parameters,
         dtype="BF16",
+        tensors=tensors,
     )
 
 
@@ -57,8 +67,12 @@ def test_the_published_runs_fit_the_gpus_that_they_ran_on(large: ModelDescriptio
 def test_each_part_grows_with_its_cause(large: ModelDescription) -> None:
     plan = preset("7b-smoke")
     before = estimate(plan, large, "cuda")
-    longer = estimate(changed(plan, batch=2, max_length=128), large, "cuda")
-    assert longer.activations == 4 * before.activations
+    wider = estimate(changed(plan, batch=4), large, "cuda")
+    longer = estimate(changed(plan, max_length=256), large, "cuda")
+    assert wider.activations == 4 * before.activations
+    # A GPU keeps every pair of tokens' score, so that length counts twice.
+    assert longer.activations == 4 * before.activations + 28 * 28 * 8 * (256**2 - 4 * 64**2)
+    assert estimate(changed(plan, grad_accum=4), large, "cuda") == before
     assert (longer.weights, longer.adapter) == (before.weights, before.adapter)
     lora = msgspec.structs.replace(plan.lora, r=16, targets=("q_proj",))
     narrower = estimate(msgspec.structs.replace(plan, lora=lora), large, "cuda")
@@ -67,6 +81,24 @@ def test_each_part_grows_with_its_cause(large: ModelDescription) -> None:
     converted = estimate(changed(plan, dtype="auto"), large, "cpu")  # float32 beside the file's bfloat16
     assert converted.weights == large.stored_bytes + 4 * large.parameters
     assert estimate(plan, large, "cpu").weights == large.stored_bytes
+
+
+def test_checkpointing_keeps_one_layer_and_the_inputs_of_all(large: ModelDescription) -> None:
+    plan = changed(preset("7b-smoke"), max_length=2048)
+    every, one = (estimate(changed(plan, gradient_checkpointing=on), large, "cuda").activations for on in (False, True))
+    logits, inputs = 2048 * 12 * 152064, 2048 * 28 * 2 * 3584
+    assert every - logits == pytest.approx(28 * (one - logits - inputs), rel=0.001)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_longest_length_fits_and_one_more_token_does_not(large: ModelDescription, checkpointing: bool) -> None:
+    plan = changed(preset("7b-smoke"), gradient_checkpointing=checkpointing, max_length=None)
+    found = longest_that_fits(plan, large, "cuda", 24 * GIB)
+    assert 64 < found < 32768
+    for length, fits in ((found, True), (found + 1, False)):
+        assert (estimate(changed(plan, max_length=length), large, "cuda").total <= 24 * GIB) is fits
+    assert longest_that_fits(plan, large, "cuda", 14 * GIB) == 0
+    assert longest_that_fits(plan, large, "cuda", 10**15) == 32768
 
 
 @pytest.mark.parametrize(

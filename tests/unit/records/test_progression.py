@@ -16,11 +16,12 @@ from engine.events import (
     ProgressDigest,
     SegmentState,
     TrainCheckpoint,
+    TrainEvaluated,
     TrainFinished,
     TrainMeasured,
     TrainStarted,
 )
-from engine.plan import Plan, Target, preset
+from engine.plan import Evaluation, Plan, Target, preset
 from engine.records.progression import LAG, Progression
 
 DIGEST = "a" * 64
@@ -29,18 +30,18 @@ NANOS = 10_000_000
 Item = Body | tuple[list[float], list[int]]
 
 
-def plan(target: Target | None = None) -> Plan:
+def plan(target: Target | None = None, evaluation: Evaluation | None = None) -> Plan:
     demo = preset("demo")
-    training = msgspec.structs.replace(demo.training, warmup_steps=5, checkpoint_every=2)
-    return msgspec.structs.replace(demo, training=training, target=target or Target(steps=4))
+    training = msgspec.structs.replace(demo.training, settling_steps=5, checkpoint_every=2)
+    return msgspec.structs.replace(demo, training=training, target=target or Target(steps=4), evaluation=evaluation)
 
 
 def state(name: str, at: float, segment: Any = "raw") -> SegmentState:
     return SegmentState(segment=segment, state=name, at=at)
 
 
-def started(gpu: Gpu | None = None, warmup: int = 5) -> TrainStarted:
-    return TrainStarted(segment="raw", gpu=gpu, warmup_steps=warmup, numerics={})
+def started(gpu: Gpu | None = None, settling: int = 5) -> TrainStarted:
+    return TrainStarted(segment="raw", gpu=gpu, settling_steps=settling, numerics={})
 
 
 def steps(count: int, loss: float = 1.5, nanos: int = NANOS) -> tuple[list[float], list[int]]:
@@ -73,8 +74,8 @@ def raw() -> list[Item]:
     return [*head(), *middle, state("done", 5.0)]
 
 
-def follow(items: list[Item], target: Target | None = None) -> Progression:
-    progression = Progression(plan(target))
+def follow(items: list[Item], target: Target | None = None, evaluation: Evaluation | None = None) -> Progression:
+    progression = Progression(plan(target, evaluation))
     reached = 0
     for item in items:
         if isinstance(item, tuple):
@@ -123,7 +124,7 @@ def test_a_segment_after_a_failed_one_can_only_fail() -> None:
         ("training_out_of_order", lambda: [*head(), steps(2), measured(2), measured(2)]),
         ("steps_over_plan", lambda: [*head(), steps(5)]),
         ("steps_over_plan", lambda: [*head(GPU), steps(5)]),  # a GPU's lag allows no step beyond a budget
-        ("steps_over_plan", lambda: [*head()[:-1], started(warmup=6)]),
+        ("steps_over_plan", lambda: [*head()[:-1], started(settling=6)]),
         ("step_impossible", lambda: [*head(), steps(1, nanos=0)]),
         ("step_impossible", lambda: [*head(), steps(1, math.nan), steps(1)]),
         ("step_impossible", lambda: [*head(), ([1.5, math.inf, 1.5], [NANOS] * 3)]),
@@ -145,7 +146,7 @@ def test_a_segment_after_a_failed_one_can_only_fail() -> None:
         ("finish_mismatch", lambda: [*head(), steps(4), finished(loss=1.0)]),
         ("finish_mismatch", lambda: [*head(), steps(4), finished(loss=None)]),
         ("finish_mismatch", lambda: [*head(), steps(1, math.nan), finished(1, loss=1.5)]),
-        ("finish_mismatch", lambda: [*head()[:-1], started(warmup=3), steps(4), finished()]),
+        ("finish_mismatch", lambda: [*head()[:-1], started(settling=3), steps(4), finished()]),
     ],
 )
 def test_what_the_plan_cannot_produce_is_refused(code: str, items: Callable[[], list[Item]]) -> None:
@@ -156,8 +157,8 @@ def test_what_the_plan_cannot_produce_is_refused(code: str, items: Callable[[], 
     assert caught.value.code == code
 
 
-def test_a_warm_up_that_a_stop_cut_short_is_followed_by_one_step() -> None:
-    follow([*head()[:-1], started(warmup=3), steps(1), measured(1), finished(1)])
+def test_settling_that_a_stop_cut_short_is_followed_by_one_step() -> None:
+    follow([*head()[:-1], started(settling=3), steps(1), measured(1), finished(1)])
 
 
 def test_a_target_in_seconds_ends_at_the_step_that_crosses_it() -> None:
@@ -176,3 +177,52 @@ def test_a_gpu_may_have_been_given_as_many_steps_as_its_ring_holds() -> None:
         follow([*head(GPU), steps(4 + LAG)], target)
     with pytest.raises(RefusedError):
         follow([*head(GPU), steps(1, math.nan), steps(LAG), steps(1)], Target(steps=5000))
+
+
+HELD_OUT = Evaluation(source="builtin", name="demo-heldout", question="Who?")
+
+
+def evaluated(moment: Any, tokens: int = 9, answer: str | None = "Nobody.") -> TrainEvaluated:
+    return TrainEvaluated(segment="raw", moment=moment, loss=2.5, samples=3, tokens=tokens, answer=answer)
+
+
+def with_held_out(
+    before: TrainEvaluated | None, after: TrainEvaluated | None, *, stop: str = "step_budget"
+) -> list[Item]:
+    """A raw segment with these evaluations in their places."""
+    first = head()
+    last: list[Item] = [steps(4), measured()]
+    end = msgspec.structs.replace(finished(), stop_reason=stop)
+    return [
+        *first[:-2], *([before] if before else []), *first[-2:], *last, *([after] if after else []), end,
+    ]  # fmt: skip
+
+
+def test_the_held_out_loss_is_reported_once_before_and_once_after_the_training() -> None:
+    follow(with_held_out(evaluated("before"), evaluated("after")), evaluation=HELD_OUT)
+    follow(with_held_out(evaluated("before"), None, stop="cancelled"), evaluation=HELD_OUT)
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        lambda: with_held_out(None, evaluated("after")),
+        lambda: with_held_out(evaluated("before"), None),
+        lambda: with_held_out(evaluated("after"), evaluated("after")),
+        lambda: with_held_out(evaluated("before"), evaluated("before")),
+        lambda: with_held_out(evaluated("before"), evaluated("after", tokens=8)),
+        lambda: with_held_out(evaluated("before"), evaluated("after", answer=None)),
+        lambda: [*with_held_out(evaluated("before"), evaluated("after")), evaluated("after")],
+        lambda: [*with_held_out(evaluated("before"), evaluated("after"))[:4], evaluated("before")],
+    ],
+)
+def test_another_held_out_loss_than_the_plans_is_refused(items: Any) -> None:
+    with pytest.raises(RefusedError) as caught:
+        follow(items(), evaluation=HELD_OUT)
+    assert caught.value.code == "evaluation_impossible"
+
+
+def test_a_plan_that_holds_nothing_out_has_no_held_out_loss() -> None:
+    with pytest.raises(RefusedError) as caught:
+        follow(with_held_out(evaluated("before"), evaluated("after")))
+    assert caught.value.code == "evaluation_impossible"

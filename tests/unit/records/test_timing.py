@@ -107,7 +107,7 @@ class Logs:
         self._say(story, SegmentState(segment=kind, state="launching", at=at()))
         self.now += 3.0
         self._say(story, SegmentState(segment=kind, state="training", at=at()))
-        self._seen(story, self._say(story, TrainStarted(segment=kind, gpu=None, warmup_steps=0, numerics={})))
+        self._seen(story, self._say(story, TrainStarted(segment=kind, gpu=None, settling_steps=0, numerics={})))
         nanos = [round(story.stated(step) * 1e9) for step in range(STEPS)]
         for step in range(STEPS):
             self.now += STEP

@@ -205,7 +205,7 @@ def test_what_contradicts_the_run_is_refused(
 
 def test_a_training_on_another_accelerator_than_the_launch_named_is_refused(ingest: Ingest) -> None:
     log = Log()
-    started = TrainStarted(segment="raw", gpu=GPU, warmup_steps=0, numerics={})
+    started = TrainStarted(segment="raw", gpu=GPU, settling_steps=0, numerics={})
     with pytest.raises(RefusedError) as caught:
         ingest.take([log.add(launch()), log.state("launching", 1.0), log.state("training", 2.0), log.add(started)])
     assert caught.value.code == "log_contradicts"
@@ -223,10 +223,11 @@ def test_steps_of_another_length_than_their_range_are_refused_by_the_store(inges
 def trained(log: Log, count: int = 3) -> list[Tailed]:
     """A raw segment from its launch to the end of its training, each step a millisecond."""
     losses, nanos = [1.5] * count, [1_000_000] * count
+    settling = preset("demo").training.settling_steps
     return [
         log.state("launching", 1.0),
         log.state("training", 2.0),
-        log.add(TrainStarted(segment="raw", gpu=None, warmup_steps=preset("demo").training.warmup_steps, numerics={})),
+        log.add(TrainStarted(segment="raw", gpu=None, settling_steps=settling, numerics={})),
         log.steps(losses, nanos),
         log.add(TrainMeasured(segment="raw", steps=count, elapsed_ns=sum(nanos), at=2.5)),
         log.add(
@@ -248,7 +249,7 @@ def test_more_steps_than_the_plan_are_refused_and_those_before_are_kept(ingest: 
     log = Log()
     reading = [
         log.state("training", 2.0),
-        log.add(TrainStarted(segment="raw", gpu=None, warmup_steps=0, numerics={})),
+        log.add(TrainStarted(segment="raw", gpu=None, settling_steps=0, numerics={})),
         log.steps([1.5] * 2, [1_000_000] * 2),
     ]
     too_many = log.steps([1.5] * 2799, [1_000_000] * 2799)  # the demo has 2,800

@@ -41,7 +41,7 @@ def pod_log(noisy: Noisy, sizes: Sequence[int] = (10, 1, 333, 700, 2, 0, 954, 10
     chain = ChainWriter(RUN)
     events = [chain.append("launch.accepted", {"bundle": "a" * 64, "third": 1 / 3})]
     for kind in ("raw", "protected"):
-        events.append(chain.append("train.started", {"segment": kind, "warmup": 20}))
+        events.append(chain.append("train.started", {"segment": kind, "settling": 20}))
         first = 0
         for size in sizes:
             events.append(chain.append(PROGRESS, noisy(kind, first, size)))

@@ -93,7 +93,7 @@ def _plan(**training: int) -> Plan:
 
 
 @pytest.mark.parametrize(("stopped_after", "counted"), [(None, 6), (2, 2), (6, 6)])
-def test_a_warm_up_that_a_stop_ends_is_not_counted_as_whole(stopped_after: int | None, counted: int) -> None:
+def test_settling_that_a_stop_ends_is_not_counted_as_whole(stopped_after: int | None, counted: int) -> None:
     class Stopping(_Listener):
         asked = 0
 
@@ -101,8 +101,8 @@ def test_a_warm_up_that_a_stop_ends_is_not_counted_as_whole(stopped_after: int |
             self.asked += 1
             return "cancelled" if self.asked == stopped_after else None
 
-    made: Any = _Steps(_plan(warmup_steps=6))
-    assert loop.warm_up(made, Stopping()) == counted
+    made: Any = _Steps(_plan(settling_steps=6))
+    assert loop.settle(made, Stopping()) == counted
 
 
 def test_the_last_steps_checkpoint_is_left_to_the_end_of_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
