@@ -30,6 +30,7 @@ _PACKAGE: Final = "glasshouse_tui.commands"
 COMMANDS: Final = {
     "demo": f"{_PACKAGE}.run:demo",
     "run": f"{_PACKAGE}.run:run",
+    "data": f"{_PACKAGE}.data:data",
     "runs": f"{_PACKAGE}.runs:runs",
     "show": f"{_PACKAGE}.runs:show",
     "watch": f"{_PACKAGE}.watch:watch",

@@ -15,11 +15,10 @@ from typing import Any, Final
 
 from safetensors.numpy import save
 
-from engine.payload.folder import SINGLE
+from engine.payload.listing import SINGLE
 from engine.payload.shape import read_config
-from engine.payload.weights import tiny_weights
+from engine.payload.weights import tiny_layout, tiny_weights
 from engine.system.resources import data_path
-from engine.worker.architecture import required_weights
 
 REVISION: Final = "a" * 40
 MODEL: Final = "someone/tiny"
@@ -62,14 +61,11 @@ class FakeHub(ThreadingHTTPServer):
             intermediate_size=18944, vocab_size=152064, max_position_embeddings=32768, tie_word_embeddings=False,
             layer_types=None,
         )  # fmt: skip
-        config, shape = read_config(self.files["config.json"])
-        projections = {f"{name}.weight": shape.projection(name) for name in ("q_proj", "k_proj", "v_proj", "o_proj")}
-        mlp = {"gate_proj.weight": (18944, 3584), "up_proj.weight": (18944, 3584), "down_proj.weight": (3584, 18944)}
-        sizes = {**projections, **mlp, "embed_tokens.weight": (152064, 3584), "lm_head.weight": (152064, 3584)}
+        layout = tiny_layout(read_config(self.files["config.json"])[1])
+        layout["lm_head.weight"] = layout["model.embed_tokens.weight"]
         header: dict[str, Any] = {}
         end = 0
-        for name in required_weights(config, shape.layers):
-            size = next((one for part, one in sizes.items() if name.endswith(part)), (3584,))
+        for name, size in layout.items():
             start, end = end, end + 2 * math.prod(size)
             header[name] = {"dtype": "BF16", "shape": list(size), "data_offsets": [start, end]}
         body = json.dumps(header).encode()

@@ -9,3 +9,4 @@ OPENAPI: Final = (
     "RunPod's OpenAPI document of v2 is missing: download it from RunPod's API documentation and set "
     "GLASSHOUSE_RUNPOD_OPENAPI to its path"
 )
+SIGNING_EXTRA: Final = "the signing extra is missing: run pip install -e '.[test]'"

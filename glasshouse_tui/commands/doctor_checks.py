@@ -48,6 +48,7 @@ def examine(home: Path) -> list[Finding]:
         _python,
         _base,
         _local_extra,
+        _signing_extra,
         lambda: _home(home),
         lambda: _database(home),
         _loopback,
@@ -90,6 +91,14 @@ def _local_extra() -> list[Finding]:
         ("torch", "transformers", "peft"),
         hint="Training on this machine needs the extra `local`: pip install 'glasshouse[local]'",
         needed=True,
+    )
+
+
+def _signing_extra() -> list[Finding]:
+    return _packages(
+        ("model_signing",),
+        hint="Signing adapters needs the extra `signing`: pip install 'glasshouse[signing]'",
+        needed=False,
     )
 
 

@@ -6,8 +6,11 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
 from engine.errors import GlasshouseError
-from engine.plan import dump_plan
+from engine.payload.prepare.report_text import report_lines
+from engine.plan import Plan, dump_plan
 from glasshouse_tui.commands.output import as_builtins, emit_json, emit_text, plain
+from glasshouse_tui.commands.own_data import check
+from glasshouse_tui.commands.presets import target_text
 from glasshouse_tui.commands.price_quote import quote_lines, quote_of, rents
 from glasshouse_tui.format import money
 
@@ -24,18 +27,11 @@ _THERE: Final = "the allocation itself: its login, its Python environment and it
 def dry_run(session: Session, inputs: PlanInputs) -> int:
     """Check the run and print what it would do; raises the `GlasshouseError` with which the run would be refused."""
     from engine.providers.settings import load_settings
-    from engine.runner.feasible import OFFLINE, check_run
+    from engine.runner.feasible import OFFLINE
     from engine.runner.spec import most_it_costs, spec_for
 
     settings = load_settings(session.home)
-    found = check_run(
-        session.home,
-        inputs.plan,
-        settings,
-        data_file=inputs.data_file,
-        model_folder=inputs.model_folder,
-        tolerant=True,
-    )
+    found = check(session, inputs, tolerant=True)
     unchecked = list(found.unchecked)
     price: dict[str, Any] | None = None
     lines: list[str] = []
@@ -85,15 +81,7 @@ def _model(found: Feasible) -> dict[str, Any] | None:
 
 
 def _data(found: Feasible) -> dict[str, Any] | None:
-    if found.inputs is None or found.inputs.tokens is None:
-        return None
-    tokens = found.inputs.tokens
-    return {
-        "samples": len(tokens.lengths),
-        "dropped": tokens.dropped,
-        "truncated": tokens.truncated,
-        "longest": int(tokens.lengths.max()),
-    }
+    return None if found.inputs is None else as_builtins(found.inputs.report)
 
 
 def _memory(need: Need) -> dict[str, Any]:
@@ -106,17 +94,25 @@ def _memory(need: Need) -> dict[str, Any]:
     }
 
 
+def recipe_text(plan: Plan) -> str:
+    """What is trained, in one line."""
+    training, target = plan.training, target_text(plan.target)
+    accumulated = f" x {training.grad_accum}" if training.grad_accum > 1 else ""
+    return (
+        f"{target} after {training.settling_steps} settling steps, batch {training.batch}{accumulated}, learning rate "
+        f"{training.learning_rate:g} ({training.schedule}), LoRA rank {plan.lora.r} on {', '.join(plan.lora.targets)}"
+    )
+
+
 def _text(found: Feasible) -> list[str]:
     lines = ["Nothing speaks against this run. Nothing was rented, entered or trained."]
-    model, data = _model(found), _data(found)
+    model = _model(found)
     if model is not None:
         download = f", {model['downloadBytes'] / _GB:.1f} GB to download" if model["downloadBytes"] else ""
         lines.append(f"model: {model['parameters']:,} weights in {model['dtype']}{download}")
-    if data is not None:
-        lines.append(
-            f"data: {data['samples']} samples, {data['dropped']} dropped, {data['truncated']} cut, "
-            f"the longest {data['longest']} tokens"
-        )
+    if found.inputs is not None:
+        lines += report_lines(found.inputs.report)
+        lines.append(f"training: {recipe_text(found.plan)}")
     for need in found.needs:
         memory = "unknown" if need.device.memory is None else f"{need.device.memory / _GIB:.1f} GiB"
         lines.append(f"memory: an estimated {need.estimate.total / _GIB:.1f} GiB; {plain(need.device.name)}: {memory}")

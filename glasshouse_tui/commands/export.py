@@ -14,24 +14,19 @@ from engine.system.files import read_named
 from engine.system.text import visible_json
 from glasshouse_tui.commands.base import RUN_ID, QuietSubcommand, Subcommand, open_reader, session_of
 from glasshouse_tui.commands.output import as_builtins, emit_json, emit_text, plain
+from glasshouse_tui.commands.proof_text import proof_lines
+from glasshouse_tui.commands.verify_adapter import with_adapter
 from glasshouse_tui.format import slack
 
 if TYPE_CHECKING:
     from engine.records.formats import Format
     from engine.records.trust import Anchors
-    from engine.records.verify import Proven, Verification
+    from engine.records.verify import Verification
 
 FAILED: Final = 1
 NOT_CLEAN: Final = 3
 _FILE: Final = click.Path(path_type=Path, dir_okay=False)
 _EXISTING_FILE: Final = click.Path(path_type=Path, dir_okay=False, exists=True)
-_MARKS: Final = {
-    "passed": "ok",
-    "failed": "FAILED",
-    "not_applicable": "-",
-    "not_checked": "not checked",
-    "unknown": "UNKNOWN",
-}
 
 
 @click.command(cls=Subcommand, short_help="Write the public artifact of a row.")
@@ -113,6 +108,12 @@ def _write(path: Path, data: bytes, *, force: bool) -> None:
     "--revocation", type=_EXISTING_FILE, multiple=True, metavar="FILE", help="A key's revocation or rotation statement."
 )
 @click.option("--challenge", metavar="TEXT", help="The challenge text that the row must contain.")
+@click.option(
+    "--adapter",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Also check that this folder holds the row's adapter, and who signed it.",
+)
 @click.pass_context
 def verify(
     context: click.Context,
@@ -122,6 +123,7 @@ def verify(
     policy: tuple[Path, ...],
     revocation: tuple[Path, ...],
     challenge: str | None,
+    adapter: Path | None,
 ) -> int:
     """Check exported artifacts: signatures, bindings, order, and every figure of the row, recomputed.
 
@@ -133,6 +135,8 @@ def verify(
     """
     from engine.records.trust import anchors
 
+    if adapter is not None and len(files) != 1:
+        raise UsageError("An adapter belongs to one row.", "Give one FILE with --adapter.")
     session = session_of(context)
     known = anchors(
         session.home, trust=trust, references=reference, policies=policy, revocations=revocation, challenge=challenge
@@ -141,6 +145,8 @@ def verify(
     documents: list[dict[str, Any]] = []
     for file in files:
         document, code = _judged(file, known, alone=len(files) == 1)
+        if adapter is not None and "error" not in document:
+            document, code = with_adapter(document, code, _content(file), adapter, known)
         documents.append(document)
         worst = code if worst == 0 or code == FAILED else worst
         if not session.json:
@@ -181,18 +187,12 @@ def _content(file: Path) -> bytes:
 
 def _text(file: Path, result: Verification) -> str:
     lines = [f"{plain(file)}: run {plain(result.id)}, {plain(result.label)}"]
-    width = max(len(proof.name) for proof in result.proofs)
-    lines += [_proof_line(proof, width) for proof in result.proofs]
+    lines += proof_lines(result.proofs)
     if result.checks:
         lines.append("The row's own checks, recomputed:")
         width = max(len(check["name"]) for check in result.checks)
         lines += [f"  {check['name']:<{width}}  {check['status']:<14}  {check['reason']}" for check in result.checks]
     return "\n".join([*lines, _verdict(result)])
-
-
-def _proof_line(proof: Proven, width: int) -> str:
-    detail = f"{proof.code}: {proof.reason} {proof.hint}" if proof.code else proof.reason
-    return f"  {proof.name:<{width}}  {_MARKS[proof.status]:<11}  {plain(detail)}".rstrip()
 
 
 def _verdict(result: Verification) -> str:

@@ -10,13 +10,17 @@ from typing import Any, Final
 import msgspec
 
 from engine.errors import DataError, PlanError, UsageError
+from engine.payload.data.spool import STANDARD_INPUT, is_stream
+from engine.payload.local_files import LocalFiles
 from engine.plan import (
     PROVIDERS,
     Data,
+    Evaluation,
     Model,
     Order,
     Plan,
     ProviderRequest,
+    Schedule,
     Segments,
     Target,
     checked,
@@ -24,9 +28,11 @@ from engine.plan import (
     preset,
     presets,
 )
+from engine.recipe import OWN_LORA, OWN_TRAINING
 
 OWN_MODEL: Final = "own-model"  # a plan is published, so it must not name files or folders of the operator
 OWN_DATA: Final = "own-data"
+AUTO: Final = "auto"
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 
@@ -51,8 +57,19 @@ class RunOptions:
     lora_r: int | None = None
     lora_alpha: int | None = None
     batch: int | None = None
-    max_length: int | None = None
-    warmup: int | None = None
+    epochs: float | None = None
+    lr_schedule: Schedule | None = None
+    lr_warmup: int | None = None
+    grad_accum: int | None = None
+    gradient_checkpointing: bool | None = None
+    lora_targets: str | None = None
+    lora_dropout: float | None = None
+    max_length: str | None = None
+    chat_template: Path | None = None
+    allow_data_loss: bool = False
+    eval_split: float | None = None
+    eval_file: Path | None = None
+    settling: int | None = None
     checkpoint_every: int | None = None
     challenge: str | None = None
     provider: str | None = None
@@ -68,16 +85,23 @@ class PlanInputs:
     """A checked plan and the local files that it uses."""
 
     plan: Plan
-    data_file: Path | None
-    model_folder: Path | None
+    files: LocalFiles
+    allow_data_loss: bool = False
 
 
 def plan_from_options(options: RunOptions) -> PlanInputs:
     """The plan that the options describe; raises `UsageError`, `PlanError` or `DataError`."""
-    if options.seconds is not None and options.steps is not None:
+    given = [name for name in ("seconds", "steps", "epochs") if getattr(options, name) is not None]
+    if len(given) > 1:
         raise UsageError(
-            "Both --seconds and --steps are given, but a run stops by only one of them.",
-            "Remove one of the two.",
+            f"{' and '.join(f'--{name}' for name in given)} are given, but a run stops by only one of them.",
+            "Remove all but one.",
+        )
+    if [options.data, options.eval_file, options.chat_template].count(STANDARD_INPUT) > 1:
+        raise UsageError("Standard input can be read only once.", "Give - to one option, and files to the others.")
+    if options.lora_dropout:
+        raise UsageError(
+            "Dropout would make the two segments do different work, so it is always 0.", "Remove --lora-dropout."
         )
     model, folder = _model(options)
     base = preset(options.preset) if options.preset is not None else _from_scratch(options, model)
@@ -86,7 +110,10 @@ def plan_from_options(options: RunOptions) -> PlanInputs:
         plan = msgspec.structs.replace(plan, ours=(*base.ours, *_new_settings(base, plan)))
     plan = checked(plan)
     _check_provider(plan.provider, options)
-    return PlanInputs(plan, options.data, folder)
+    files = LocalFiles(
+        data=options.data, held_out=options.eval_file, model=folder, template=_template(options.chat_template)
+    )
+    return PlanInputs(plan, files, options.allow_data_loss)
 
 
 _NOT_SETTINGS: Final = ("label", "preset", "challenge", "ours")
@@ -109,15 +136,21 @@ def _set_fields(**fields: Any) -> dict[str, Any]:
 
 
 def _from_scratch(options: RunOptions, model: Model | None) -> Plan:
-    if options.seconds is None and options.steps is None:
+    if options.seconds is None and options.steps is None and options.epochs is None:
         raise UsageError(
             "There is nothing to run.",
             f"Give --preset NAME ({', '.join(presets())}), "
-            "or --seconds or --steps together with your own --model or --data.",
+            "or --seconds, --steps or --epochs together with your own --model or --data.",
         )
     demo = preset("demo")
     model = model or demo.model
-    return Plan(label=model.name.rpartition("/")[2], model=model, target=demo.target, training=demo.training)
+    return Plan(
+        label=model.name.rpartition("/")[2],
+        model=model,
+        target=demo.target,
+        lora=OWN_LORA,
+        training=OWN_TRAINING,
+    )
 
 
 def _changes(base: Plan, options: RunOptions, model: Model | None) -> dict[str, Any]:
@@ -130,19 +163,26 @@ def _changes(base: Plan, options: RunOptions, model: Model | None) -> dict[str, 
         model=model,
         data=_data(options),
     )
-    if options.seconds is not None or options.steps is not None:
-        changes["target"] = Target(seconds=options.seconds, steps=options.steps)
+    if (options.seconds, options.steps, options.epochs) != (None, None, None):
+        changes["target"] = Target(seconds=options.seconds, steps=options.steps, epochs=options.epochs)
+    if options.data is not None:  # a preset's held-out samples belong to its own data
+        changes["evaluation"] = None
+    if (held_out := _evaluation(options)) is not None:
+        changes["evaluation"] = held_out
     if options.provider is not None and options.provider != base.provider.name:
         base = msgspec.structs.replace(
             base, provider=ProviderRequest()
         )  # the preset's provider options do not apply to another provider
     nested = {
-        "lora": _set_fields(r=options.lora_r, alpha=options.lora_alpha),
+        "lora": _set_fields(r=options.lora_r, alpha=options.lora_alpha, targets=_targets(options.lora_targets)),
         "training": _set_fields(
             learning_rate=options.lr,
+            schedule=options.lr_schedule,
+            lr_warmup=options.lr_warmup,
             batch=options.batch,
-            max_length=options.max_length,
-            warmup_steps=options.warmup,
+            grad_accum=options.grad_accum,
+            gradient_checkpointing=options.gradient_checkpointing,
+            settling_steps=options.settling,
             checkpoint_every=options.checkpoint_every,
         ),
         "provider": _set_fields(
@@ -154,10 +194,58 @@ def _changes(base: Plan, options: RunOptions, model: Model | None) -> dict[str, 
             keep_for=options.keep_for,
         ),
     }
+    if options.max_length is not None or options.data is not None:
+        nested["training"]["max_length"] = _length(options.max_length)
     for name, fields in nested.items():
         if fields:
             changes[name] = msgspec.structs.replace(getattr(base, name), **fields)
     return changes
+
+
+def _length(text: str | None) -> int | None:
+    """A maximum length in tokens; None for an automatic one, the default for own data."""
+    if text is None or text == AUTO:
+        return None
+    if not text.isascii() or not text.isdigit():
+        raise UsageError(
+            "--max-length is neither a number of tokens nor `auto`.", "Give a number such as 1024, or auto."
+        )
+    return int(text[:9])
+
+
+def _targets(text: str | None) -> tuple[str, ...] | None:
+    if text is None:
+        return None
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _evaluation(options: RunOptions) -> Evaluation | None:
+    """What is held out by the options; None if they say nothing about it."""
+    if options.eval_split is not None and options.eval_file is not None:
+        raise UsageError(
+            "Both --eval-split and --eval are given, but only one can be held out.", "Remove one of the two."
+        )
+    if options.eval_split is not None:
+        return Evaluation(source="split", percent=options.eval_split)
+    if options.eval_file is None:
+        return None
+    if options.data is None:
+        raise UsageError("--eval belongs to a data file, and none is given.", "Add --data FILE.")
+    _require_file(options.eval_file, "--eval")
+    return Evaluation(source="file", name=OWN_DATA)
+
+
+def _template(path: Path | None) -> Path | None:
+    if path is not None and not path.is_file() and not is_stream(path):
+        raise DataError(
+            f"There is no chat template {path}.", "Check the path given to --chat-template.", code="data_missing"
+        )
+    return path
+
+
+def _require_file(path: Path, flag: str) -> None:
+    if not path.exists() and not is_stream(path):
+        raise DataError(f"There is no data file {path}.", f"Check the path given to {flag}.", code="data_missing")
 
 
 def gpu_names(text: str | None) -> tuple[str, ...] | None:
@@ -174,12 +262,9 @@ def _data(options: RunOptions) -> Data | None:
     if options.data is None:
         if options.public_data or options.stand_in:
             flag = "--public-data" if options.public_data else "--stand-in"
-            raise UsageError(f"{flag} applies to a data file, and none is given.", "Add --data FILE.jsonl.")
+            raise UsageError(f"{flag} applies to a data file, and none is given.", "Add --data FILE.")
         return None
-    if not options.data.exists():
-        raise DataError(
-            f"There is no data file {options.data}.", "Check the path given to --data.", code="data_missing"
-        )
+    _require_file(options.data, "--data")
     return Data(source="file", name=OWN_DATA, public=options.public_data, stand_in=options.stand_in)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from engine.plan import Plan, dump_plan
+from engine.plan import Plan, Target, dump_plan
 from engine.plan import presets as shipped
 from glasshouse_tui.commands.base import Subcommand, session_of
 from glasshouse_tui.commands.output import emit_json, emit_text
@@ -23,11 +23,19 @@ def presets(context: click.Context) -> int:
     return 0
 
 
+def target_text(target: Target) -> str:
+    """When a segment stops."""
+    if target.seconds is not None:
+        return f"{target.seconds:g} s"
+    return f"{target.epochs:g} epochs" if target.steps is None and target.epochs else f"{target.steps} steps"
+
+
 def settings_of(plan: Plan) -> list[tuple[str, str, str]]:
     """(name in the plan, title, value) of every setting that a user can choose."""
-    target = f"{plan.target.seconds:g} s" if plan.target.seconds is not None else f"{plan.target.steps} steps"
+    target = target_text(plan.target)
     training, provider = plan.training, plan.provider
-    unversioned = "generated from the seed" if plan.model.source == "tiny" else "-"
+    unversioned = "shipped with this version" if plan.model.source == "tiny" else "-"
+    activations = "computed twice" if training.gradient_checkpointing else "kept"
     settings = [
         ("provider.name", "provider", provider.name),
         ("model.name", "model", plan.model.name),
@@ -41,16 +49,22 @@ def settings_of(plan: Plan) -> list[tuple[str, str, str]]:
         ("lora.alpha", "LoRA alpha", str(plan.lora.alpha)),
         ("lora.targets", "LoRA targets", ", ".join(plan.lora.targets)),
         ("training.learningRate", "learning rate", f"{training.learning_rate:g}"),
+        ("training.schedule", "schedule", training.schedule),
+        ("training.lrWarmup", "rate warm-up", f"{training.lr_warmup} updates"),
         ("training.batch", "batch", str(training.batch)),
-        ("training.maxLength", "max length", str(training.max_length)),
+        ("training.gradAccum", "accumulation", f"{training.grad_accum} batches an update"),
+        ("training.gradientCheckpointing", "activations", activations),
+        ("training.maxLength", "max length", "automatic" if training.max_length is None else str(training.max_length)),
         ("training.gradClip", "gradient clip", f"{training.grad_clip:g}"),
         ("training.dtype", "dtype", training.dtype),
         ("training.weightDecay", "weight decay", f"{training.weight_decay:g}"),
-        ("training.warmupSteps", "warm-up", f"{training.warmup_steps} steps"),
+        ("training.settlingSteps", "settling", f"{training.settling_steps} steps"),
         ("training.checkpointEvery", "checkpoint", f"every {training.checkpoint_every} steps"),
         ("training.failOnNonfinite", "non-finite", "fail" if training.fail_on_nonfinite else "continue"),
         ("marginPct", "margin", f"{plan.margin_pct:g} %"),
     ]
+    if plan.evaluation is not None:
+        settings.append(("evaluation", "held out", plan.evaluation.name or f"{plan.evaluation.percent:g} %"))
     if provider.gpus:
         settings.insert(1, ("provider.gpus", "GPU", ", ".join(provider.gpus)))
     if provider.max_price is not None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import IO, Final
 
+from engine.events import TrainEvaluated
 from engine.store.failure import Failure
 from engine.store.views import RunView, SegmentView
 from engine.system.text import visible
@@ -37,6 +38,12 @@ def progress_line(view: RunView, segment: SegmentView) -> str:
     return "  ".join(parts)
 
 
+def evaluated_line(found: TrainEvaluated) -> str:
+    """`raw         held-out loss 5.12 before the training`, with the answer to the plan's question if it has one."""
+    line = f"{found.segment:<{_WIDTH}}held-out loss {loss(found.loss, 4)} {found.moment} the training"
+    return line if found.answer is None else f"{line}  answer: {plain(found.answer)}"
+
+
 class Progress:
     """Writes successive views of one run as lines.
 
@@ -51,6 +58,7 @@ class Progress:
         self._interval = interval
         self._clock = clock
         self._last_transition = 0
+        self._evaluations = 0
         self._shown: dict[str, tuple[float, int]] = {}
         self._open_line = False
         self._advised: set[str] = set()
@@ -62,6 +70,9 @@ class Progress:
                 self._last_transition = transition.id
                 self._write(transition_line(transition.subject, transition.state, transition.reason))
                 self._advise(transition.error)
+        for evaluated in view.evaluations[self._evaluations :]:
+            self._write(evaluated_line(evaluated))
+        self._evaluations = len(view.evaluations)
         for segment in view.segments:
             if segment.steps:
                 self._show_steps(view, segment)

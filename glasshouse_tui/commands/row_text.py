@@ -29,7 +29,7 @@ _KEY_WIDTH: Final = 13
 
 def row_text(view: RunView, row: dict[str, Any]) -> str:
     """The row as text, about 80 columns wide unless its values are longer; nulls are shown as `unknown`."""
-    blocks = [_headline(view, row), _facts(view, row), _segments(view, row), _results(view, row)]
+    blocks = [_headline(view, row), _facts(view, row), _segments(view, row), _learned(row), _results(view, row)]
     blocks += [_verdict(title, [c for c in view.checks if c.group == group]) for group, title in _VERDICTS]
     if row.get("note"):
         blocks.append(fill(plain(row["note"]), 80))
@@ -86,7 +86,7 @@ def _facts(view: RunView, row: dict[str, Any]) -> str:
     else:
         target = "target unknown"
     source = ((view.plan or {}).get("model") or {}).get("source")
-    unversioned = {"tiny": "generated from the seed", "folder": "a local folder"}.get(str(source))
+    unversioned = {"tiny": "shipped with this version", "folder": "a local folder"}.get(str(source))
     order = f"{known(row.get('order', summary.order))}; " if summary.segments == "pair" else ""
     pairs = [
         ("model", known(row.get("model", summary.model))),
@@ -119,6 +119,7 @@ def _segments(view: RunView, row: dict[str, Any]) -> str:
         ["adapter", *(_short(value) for value in cells("AdapterSha256"))],
         ["tensors", *(_short(value) for value in cells("TensorDigest"))],
     ]
+    rows[-3:-3] = _held_out(row, kinds)
     if live:
         rows.insert(0, ["state", *(live[kind].state if kind in live else UNKNOWN for kind in kinds)])
     body = table(["", *kinds], rows)
@@ -126,13 +127,41 @@ def _segments(view: RunView, row: dict[str, Any]) -> str:
 
 
 def _updates(row: dict[str, Any], kinds: list[str]) -> list[list[str]]:
-    """What was trained, warm-up included; rows of an earlier version do not say."""
+    """What was trained, settling steps included; rows of an earlier version do not say."""
     names = {"updates": "Updates", "samples used": "SamplesUsed", "epochs": "Epochs"}
     return [
         [title, *(known(row[f"{kind}{name}"]) for kind in kinds)]
         for title, name in names.items()
         if all(f"{kind}{name}" in row for kind in kinds)
     ]
+
+
+def _held_out(row: dict[str, Any], kinds: list[str]) -> list[list[str]]:
+    """The losses on held-out samples, if the run had any."""
+    if not row.get("heldOutSamples"):
+        return []
+    moments = ("Before", "After")
+    return [
+        [f"held-out {moment.lower()}", *(loss(row.get(f"{kind}HeldOutLoss{moment}")) for kind in kinds)]
+        for moment in moments
+    ]
+
+
+def _learned(row: dict[str, Any]) -> str:
+    """What the training came to: the data, a question's answers, a warning where it diverged."""
+    pairs = []
+    if row.get("samplesUsed") is not None:
+        kept, all_of_them = row.get("answerTokensKept"), row.get("answerTokens")
+        share = f", {100 * kept / all_of_them:.1f} % of the answers' tokens kept" if kept and all_of_them else ""
+        cut = f"{row['samplesUsed']} samples used, {row['samplesDropped']} dropped, {row['samplesCut']} cut{share}"
+        pairs.append(("data", cut))
+    if row.get("question"):
+        pairs.append(("question", plain(row["question"])))
+        pairs += [(moment, known(row.get(f"answer{moment.title()}"))) for moment in ("before", "after")]
+    if row.get("diverged"):
+        uniform = known(row.get("uniformLoss"))
+        pairs.append(("diverged", f"the last losses are worse than guessing ({uniform}): lower --lr"))
+    return _lines(pairs)
 
 
 def _results(view: RunView, row: dict[str, Any]) -> str:

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from engine.plan import PROVIDERS, Order, Segments, preset, presets
+from engine.payload.local_files import NO_FILES
+from engine.plan import PROVIDERS, Order, Schedule, Segments, preset, presets
 from glasshouse_tui.commands.base import Session, Subcommand, open_reader, session_of
 from glasshouse_tui.commands.follow import exit_code, start_and_follow
 from glasshouse_tui.commands.output import emit_json, emit_text, on_terminal
+from glasshouse_tui.commands.own_data import check, planned, say_report
 from glasshouse_tui.commands.passphrase import passphrase_if_needed, passphrase_option
-from glasshouse_tui.commands.plan_options import PlanInputs, RunOptions, plan_from_options
+from glasshouse_tui.commands.plan_options import PlanInputs, RunOptions
 from glasshouse_tui.commands.price_quote import check_ceiling, confirm_price
 
 if TYPE_CHECKING:
@@ -46,23 +48,13 @@ def _starter(
         return start_run(
             session.home,
             inputs.plan,
-            data_file=inputs.data_file,
-            model_folder=inputs.model_folder,
+            inputs.files,
             passphrase=passphrase,
             policy=policy,
             found=found,
         )
 
     return start
-
-
-def _checked(session: Session, inputs: PlanInputs) -> Feasible:
-    from engine.providers.settings import load_settings
-    from engine.runner.feasible import check_run
-
-    open_reader(session).data_version()  # a home that cannot be used is refused as such
-    settings = load_settings(session.home)
-    return check_run(session.home, inputs.plan, settings, data_file=inputs.data_file, model_folder=inputs.model_folder)
 
 
 @click.command(cls=Subcommand, short_help="Run a small pair on this machine.")
@@ -76,7 +68,7 @@ def demo(context: click.Context, headless: bool, passphrase_file: Path | None) -
     what protection cost and what was proven. Ctrl-C in a headless run cancels it and waits for its clean-up.
     """
     session = session_of(context)
-    start = _starter(session, PlanInputs(preset("demo"), None, None), passphrase_file)
+    start = _starter(session, PlanInputs(preset("demo"), NO_FILES), passphrase_file)
     if headless or session.json or not on_terminal():
         return start_and_follow(session, start)
     run_id = start()
@@ -90,6 +82,11 @@ def demo(context: click.Context, headless: bool, passphrase_file: Path | None) -
         return 0
     emit_text(f"Run {run_id} is {view.summary.state}; `glasshouse show {run_id}` prints its row.")
     return exit_code(view)
+
+
+def _has_place(home: Path) -> bool:
+    """Whether the folder could be made where it is to be, as far as its parents tell."""
+    return next(parent for parent in home.absolute().parents if parent.exists()).is_dir()
 
 
 def _preset_names(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[str]:
@@ -106,21 +103,51 @@ def _preset_names(_context: click.Context, _parameter: click.Parameter, typed: s
 @click.option("--model", metavar="ID/FOLDER", help="A local model folder, or a Hub id with --revision.")
 @click.option("--revision", metavar="COMMIT", help="Full commit id of the Hub model.")
 @click.option(
-    "--data", metavar="FILE.jsonl", type=click.Path(path_type=Path), help="Your samples, one JSON object per line."
+    "--data",
+    metavar="FILE",
+    type=click.Path(path_type=Path, allow_dash=True),
+    help="Your samples: JSONL, JSON, CSV, Parquet, a folder of them, or - for standard input.",
 )
 @click.option("--public-data", is_flag=True, help="Declare --data public: a raw segment may use it in the clear.")
 @click.option("--stand-in", is_flag=True, help="Train on synthetic samples of the same shape instead of --data.")
 @click.option("--seconds", type=float, metavar="N", help="Stop each segment at the first step after N seconds.")
 @click.option("--steps", type=int, metavar="N", help="Stop each segment after N steps.")
+@click.option("--epochs", type=float, metavar="N", help="Stop each segment after N passes over the data.")
 @click.option("--order", type=click.Choice(get_args(Order)), help="Which segment runs first.")
 @click.option("--segments", type=click.Choice(get_args(Segments)), help="A pair, or only one segment.")
 @click.option("--seed", type=int, metavar="N", help="Seed for weights, sample order and noise.")
 @click.option("--lr", type=float, metavar="RATE", help="Learning rate.")
+@click.option(
+    "--lr-schedule", type=click.Choice(get_args(Schedule)), help="How the learning rate falls over all updates."
+)
+@click.option("--lr-warmup", type=int, metavar="UPDATES", help="Updates over which the learning rate rises from 0.")
 @click.option("--lora-r", type=int, metavar="N", help="LoRA rank.")
 @click.option("--lora-alpha", type=int, metavar="N", help="LoRA alpha.")
-@click.option("--batch", type=int, metavar="N", help="Samples per step.")
-@click.option("--max-length", type=int, metavar="N", help="Maximum tokens per sample.")
-@click.option("--warmup", type=int, metavar="STEPS", help="Steps before measuring starts.")
+@click.option(
+    "--lora-targets", metavar="A,B", help="Modules to train: names such as q_proj, or `attention`, or `all-linear`."
+)
+@click.option("--lora-dropout", type=float, metavar="0", help="Always 0: both segments must do the same work.")
+@click.option("--batch", type=int, metavar="N", help="Samples per forward pass.")
+@click.option("--grad-accum", type=int, metavar="N", help="Forward passes per step.")
+@click.option(
+    "--gradient-checkpointing",
+    is_flag=True,
+    default=None,
+    help="Compute activations twice in place of keeping them: less memory, slower steps.",
+)
+@click.option("--max-length", metavar="N/auto", help="Maximum tokens per sample; auto: the longest that fits.")
+@click.option(
+    "--chat-template",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="A Jinja chat template in place of the model's.",
+)
+@click.option("--allow-data-loss", is_flag=True, help="Run though more than half of the answers' tokens are cut off.")
+@click.option("--eval-split", type=float, metavar="PERCENT", help="Hold out a share of the data, for its loss.")
+@click.option(
+    "--eval", "eval_file", metavar="FILE", type=click.Path(path_type=Path), help="Samples to compute the loss on only."
+)
+@click.option("--settling", type=int, metavar="STEPS", help="Untimed steps before the measured ones.")
 @click.option("--checkpoint-every", type=int, metavar="STEPS", help="Steps between tensor digests.")
 @click.option("--challenge", metavar="TEXT", help="A buyer's text that is bound into plan, evidence and receipts.")
 @click.option(
@@ -156,18 +183,21 @@ def run(
     and its ceilings apply.
     """
     session = session_of(context)
-    inputs = plan_from_options(RunOptions(**options))
-    check_ceiling(session, inputs.plan)
-    if dry_run:
-        from glasshouse_tui.commands.dry_run import dry_run as check_only
+    with planned(RunOptions(**options)) as inputs:
+        check_ceiling(session, inputs.plan)
+        if dry_run:
+            from glasshouse_tui.commands.dry_run import dry_run as check_only
 
-        return check_only(session, inputs)
-    found = _checked(session, inputs)
-    start = _starter(session, inputs, passphrase_file, policy, found)
-    confirm_price(session, found, ask=not yes)
-    if not detach:
-        return start_and_follow(session, start)
-    run_id = start()
+            return check_only(session, inputs)
+        if session.home.exists() or not _has_place(session.home):
+            open_reader(session).data_version()  # a home that cannot be used is refused as such
+        found = check(session, inputs)
+        say_report(found)
+        start = _starter(session, inputs, passphrase_file, policy, found)
+        confirm_price(session, found, ask=not yes)
+        if not detach:
+            return start_and_follow(session, start)
+        run_id = start()
     if session.json:
         emit_json({"id": run_id, "state": session.reader().run(run_id).summary.state})
     else:

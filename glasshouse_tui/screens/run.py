@@ -24,12 +24,14 @@ from glasshouse_tui.widgets.bars import TopBar
 from glasshouse_tui.widgets.lossplot import LossPlot
 from glasshouse_tui.widgets.paint import Line, Lines, line, spread
 from glasshouse_tui.widgets.panels import (
+    LEGEND,
     LOG_COLUMNS,
     advice_lines,
     check_lines,
     fact_lines,
     left_text,
     log_row,
+    loss_lines,
     proof_lines,
     warning_row,
 )
@@ -38,7 +40,6 @@ from glasshouse_tui.widgets.segment import SegmentCard
 from glasshouse_tui.widgets.table import Row, RowTable
 
 PANELS: Final = (("proof", "Proof"), ("loss", "Loss"), ("checks", "Checks"), ("log", "Log"))
-LEGEND: Final = (line(("⠒⠒ ", "raw"), ("raw   ", "muted"), ("x ", "protected"), ("protected", "muted")),)
 _TICK_SECONDS: Final = 1.0
 _NO_CURVE: Final = "The loss curve was not published."
 
@@ -88,7 +89,7 @@ class RunScreen(ConsoleScreen):
             yield PanelTabs(id="tabs")
             with Vertical(id="panels"):
                 with LossPanel(id="loss-panel", classes="panel"):
-                    yield Lines(LEGEND, id="legend")
+                    yield Lines((LEGEND,), id="legend")
                     yield LossPlot()
                 with ScrollPanel(id="proof-panel", classes="panel"):
                     yield Lines(id="proof")
@@ -229,6 +230,7 @@ class RunScreen(ConsoleScreen):
         self.query_one("#banner", Lines).show(self._banner(view))
         self.query_one("#banner").display = bool(self._banner(view))
         self.query_one(LossPlot).show(data.curves, limit=summary.step_budget, absent=_NO_CURVE if published else None)
+        self._show_lines("legend", loss_lines(view, self._width("loss")))
         self._show_lines("proof", proof_lines(view))
         self._show_lines("checks", self._checks(view))
         self.query_one("#log").display = not published

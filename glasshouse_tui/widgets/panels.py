@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from engine.events import TrainEvaluated
 from engine.store.failure import Failure
 from engine.store.views import Check, LogLine, RunView, Transition
-from glasshouse_tui.format import DASH, brief, clock, controls_text, duration, percent, plain, slack, words
+from glasshouse_tui.format import DASH, brief, clock, controls_text, duration, loss, percent, plain, slack, words
 from glasshouse_tui.run_metrics import is_final, overhead, reason_of
 from glasshouse_tui.state_styles import UNKNOWN, StateStyle, state_style, verdict_style
 from glasshouse_tui.widgets.paint import Line, line
@@ -62,6 +63,45 @@ def proof_lines(view: RunView) -> list[Line]:
     if warning := _NOT_A_PROOF.get(view.tier or ""):
         lines += [(), line((warning, "muted"))]
     return lines
+
+
+LEGEND: Final = line(("⠒⠒ ", "raw"), ("raw   ", "muted"), ("x ", "protected"), ("protected", "muted"))
+
+
+def loss_lines(view: RunView, width: int) -> list[Line]:
+    """Above the curve: its legend with the held-out losses, the question with its answers, a training that diverged.
+
+    Where the width does not suffice for the question and both answers, the question is cut.
+    """
+    found: dict[tuple[str, str], TrainEvaluated] = {(one.segment, one.moment): one for one in view.evaluations}
+    lines = [LEGEND + _held_out(view, found)]
+    question = ((view.plan or {}).get("evaluation") or {}).get("question")
+    if question:
+        answered = "raw" if view.summary.segments == "raw" else "protected"
+        before, after = (_answer(found.get((answered, moment))) for moment in ("before", "after"))
+        room = max(8, width - len(before) - len(after) - 6)
+        asked = plain(question, room)
+        lines.append(line((f"{asked}  ", "muted"), (before, "plain"), (" → ", "muted"), (after, "strong")))
+    if (view.row or {}).get("diverged"):
+        lines.append(line(("diverged: the last losses are worse than guessing", "bad")))
+    return lines
+
+
+def _held_out(view: RunView, found: Mapping[tuple[str, str], TrainEvaluated]) -> Line:
+    """The losses before and after, once if they are the same in both segments."""
+    told: dict[str, str] = {}
+    for segment in view.segments:
+        if before := found.get((segment.kind, "before")):
+            after = found.get((segment.kind, "after"))
+            told[segment.kind] = f"{loss(before.loss)} → {DASH if after is None else loss(after.loss)}"
+    if not told:
+        return ()
+    parts = {"plain": next(iter(told.values()))} if len(set(told.values())) == 1 else told
+    return line(("   held out ", "muted"), *((f"{figures}  ", tone) for tone, figures in parts.items()))
+
+
+def _answer(found: TrainEvaluated | None) -> str:
+    return DASH if found is None or found.answer is None else plain(found.answer, 60)
 
 
 def _field(label: str, value: Line) -> Line:

@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 DATA = (
     "presets.json", "published_rows.json", "sample_corpus.jsonl", "policies/default.json", "tiny_model/config.json",
+    "tiny_model/base.json", "tiny_model/model.safetensors", "demo_facts.jsonl", "demo_heldout.jsonl",
     "locks/linux-x86_64.txt",
 )  # fmt: skip
 HEAVY = ("torch", "transformers", "peft", "asyncssh", "runpod", "textual", "plotext")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gzip
 import tempfile
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -36,7 +37,10 @@ from engine.attestation.verifier import appraise
 from engine.attestation.wipe_proof import runtime_state
 from engine.attestation.zeroization import read_zeroization, zeroization_receipt
 from engine.measure.safetensors_header import plan_layout, read_header
+from engine.payload.data.read import read_data
 from engine.plan import dump_plan, load_plan, preset
+from engine.records.adapters.config import differences, planned, read_config
+from engine.records.adapters.signature import read_signature
 from engine.records.trust import anchors
 from engine.records.verify import verify_bytes
 from engine.remote.launch import parse_stat
@@ -45,6 +49,7 @@ from engine.remote.tail import Tail
 from engine.sealing.adapter import open_adapter, read_adapter_header
 from engine.sealing.key_generations import PublicKeys, Ring, parse_ring
 from engine.sealing.manifest import parse_manifest
+from engine.sealing.operator_keys import OperatorKeys
 from engine.store.progress import Steps, body_of, steps_of
 from engine.system.resources import data_path
 from engine.wire import ChainReader, canonical, parse
@@ -52,13 +57,23 @@ from engine.worker.inbox import Inbox
 from engine.worker.job import JOB_FILE, Job, read_job
 from tests.vectors import evidence_cases, honest, log_cases
 from tests.vectors.honest import BASE, RUN, digest, public, signing
+from tests.vectors.model_signature import signed_over, statement
 
 T = TypeVar("T")
 Read = Callable[[bytes], object]
 
+_OPERATOR: Final = OperatorKeys.generate()
 ARTIFACT: Final = BASE.parent / "artifact"
 _TEMPORARY: Final = tempfile.TemporaryDirectory(prefix="glasshouse-fuzz-")  # removed when the process ends
 _FOLDER: Final = Path(_TEMPORARY.name)
+
+_DATA: Final = (
+    b'{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b","weight":1}],"tools":[]}\n',
+    b'[{"conversations":[{"from":"human","value":"a"},{"from":"gpt","value":"b"}]}]',
+    b'{"data":\n[{"prompt":"a","completion":"b"}]}',
+    b'prompt,completion\n"a, b",c\n',
+    gzip.compress(b'{"text":"a"}\n{"text":"b"}\n', mtime=0),
+)
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -155,6 +170,10 @@ def _job(data: bytes) -> object:
     return read_job(_FOLDER)[0].parsed_plan()
 
 
+def _data(data: bytes) -> object:
+    return read_data(_file("data", data))
+
+
 def _message(data: bytes) -> object:
     _file("message.json", data)
     return Inbox(_FOLDER).take("message.json")
@@ -249,6 +268,13 @@ def targets() -> dict[str, Target]:
         "claims": Target(lambda data: _appraised(evidence_cases.resigned(payload=data)), (claims,)),
         "result": Target(lambda data: peek_result(data.decode("utf-8", "surrogateescape")), (result.encode(),)),
         "policy": Target(load_policy, (data_path("policies", "default.json").read_bytes(),)),
+        "model_signature": Target(read_signature, (signed_over(_OPERATOR, statement(["a.json", "base/b"])),)),
+        "model_statement": Target(
+            lambda data: read_signature(signed_over(_OPERATOR, data)), (canonical(statement(["a.json", "base/b"])),)
+        ),
+        "adapter_config": Target(
+            lambda data: differences(preset("demo"), read_config(data)), (canonical(planned(preset("demo"))),)
+        ),
         "manifest": Target(parse_manifest, ((BASE / "package" / "manifest.json").read_bytes(),)),
         "challenge": Target(_challenge, (canonical(msgspec.to_builtins(honest.challenge())),)),
         "nonces": Target(_nonces, (canonical(honest.ledger()),)),
@@ -268,6 +294,7 @@ def targets() -> dict[str, Target]:
         "tensors": Target(lambda data: read_header(memoryview(data)), (_tensors(),)),
         "plan": Target(lambda data: load_plan(parse(data)), (canonical(dump_plan(preset("demo"))),)),
         "job": Target(_job, (_honest_job(),)),
+        "data": Target(_data, _DATA),
         "message": Target(_message, (b'{"codes":["x"]}',)),
         "artifact": Target(_verified, ((ARTIFACT / "row.json").read_bytes(),)),
         "ring": Target(parse_ring, (_ring(),)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
+from engine.payload.tokenizer_files import TokenizerFiles
+from engine.plan import preset
+from engine.records.adapters.config import planned
+from engine.records.adapters.tokenizers import TOKENIZER_FILE, keep_tokenizer
 from engine.sealing.adapter import AdapterBinding, seal_adapter
 from engine.sealing.operator_keys import OperatorKeys
 from engine.wire import sha256_hex
@@ -19,7 +24,13 @@ if TYPE_CHECKING:
     from tests.functional.command_line.conftest import CommandLine
 
 NAME = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
-CONFIG = {"peft_type": "LORA", "r": 8}
+CONFIG = planned(preset("demo"))
+TOKENIZER = TokenizerFiles(
+    tokenizer=b"{}",
+    tokenizer_config=b'{"chat_template": "{{ other }}", "eos_token": "<|im_end|>"}',
+    chat_template=b"{{ messages }}",
+    extras={"special_tokens_map.json": b"{}"},
+)
 
 
 def artifact(value: float) -> bytes:
@@ -35,6 +46,7 @@ def collected(cli: CommandLine) -> Path:
     folder = cli.home / "adapters" / cli.run_id
     with cli.enter_run(owner=os.getpid()) as writer:
         folder.mkdir(parents=True)
+        (folder / TOKENIZER_FILE).write_text(keep_tokenizer(cli.home, TOKENIZER))
         (folder / "adapter_config.json").write_text(json.dumps(CONFIG))
         (folder / "raw.safetensors").write_bytes(artifact(1.0))
         writer.segment(cli.run_id, "raw", adapter_sha256=sha256_hex(artifact(1.0)))
@@ -54,8 +66,19 @@ def test_an_adapter_becomes_a_peft_folder(cli: CommandLine, tmp_path: Path, opti
     done = cli("adapter", "last", "-o", target, *options, "--json")
     assert done.code == 0, done.out
     assert done.document["folder"] == str(target)
-    assert {file.name for file in target.iterdir()} == {"adapter_model.safetensors", "adapter_config.json"}
-    assert [path.stat().st_mode & 0o777 for path in (target, *target.iterdir())] == [0o700, 0o600, 0o600]
+    files = sorted(file.name for file in target.iterdir())
+    assert files == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "chat_template.jinja",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+    assert (done.document["files"], done.document["missing"], done.document["signedBy"]) == (files, [], None)
+    assert target.stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in target.iterdir()} == {0o600}
     tensors = load((target / "adapter_model.safetensors").read_bytes())
     assert tensors[NAME].tolist() == [[value] * 4] * 8
     assert json.loads((target / "adapter_config.json").read_text()) == CONFIG
@@ -63,11 +86,95 @@ def test_an_adapter_becomes_a_peft_folder(cli: CommandLine, tmp_path: Path, opti
 
 
 @pytest.mark.usefixtures("collected")
+def test_the_folder_has_the_one_chat_template_of_the_run(cli: CommandLine, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    assert cli("adapter", "last", "-o", target).code == 0
+    assert (target / "chat_template.jinja").read_bytes() == b"{{ messages }}"
+    assert json.loads((target / "tokenizer_config.json").read_text()) == {"eos_token": "<|im_end|>"}
+    assert (target / "tokenizer.json").read_bytes() == b"{}"
+
+
+def test_an_old_run_opens_and_says_what_was_not_kept(cli: CommandLine, collected: Path, tmp_path: Path) -> None:
+    (collected / TOKENIZER_FILE).unlink()
+    target = tmp_path / "out"
+    done = cli("adapter", "last", "-o", target, "--json")
+    assert done.code == 0, done.out
+    absent = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
+    assert done.document["missing"] == absent
+    assert all(name in (target / "README.md").read_text() for name in absent)
+    assert {file.name for file in target.iterdir()} == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+    again = cli("adapter", "last", "-o", tmp_path / "again")
+    assert "Not kept with this run: tokenizer.json" in again.out
+
+
+@pytest.mark.usefixtures("collected")
+def test_a_run_with_an_older_plan_still_opens(cli: CommandLine, tmp_path: Path) -> None:
+    with sqlite3.connect(cli.home / "glasshouse.db") as db:
+        db.execute("UPDATE plans SET body = json_set(body, '$.version', 1, '$.training.other', 5)")
+    target = tmp_path / "out"
+    cli("adapter", "last", "-o", target, "--with-base", "--json").refused(2, "plan_older")
+    done = cli("adapter", "last", "-o", target, "--json")
+    assert done.code == 0, done.out + done.err
+    assert (target / "adapter_model.safetensors").read_bytes() == artifact(2.0)
+    assert "An earlier version" in (target / "README.md").read_text()
+
+
+@pytest.mark.usefixtures("collected")
+@pytest.mark.parametrize(
+    "options",
+    [["--merged", "--with-base"], ["--base", "some"], ["--merged", "--base", "some"]],
+    ids=" ".join,
+)
+def test_options_that_do_not_fit_are_refused_before_anything_is_opened(
+    cli: CommandLine, tmp_path: Path, options: list[str]
+) -> None:
+    for file in (cli.home / "keys").iterdir():
+        file.unlink()
+    cli("adapter", "last", "-o", tmp_path / "out", *options, "--json").refused(2, "usage")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("collected")
+@pytest.mark.parametrize(
+    ("option", "library"), [("--merged", "peft"), ("--sign", "model_signing"), ("--sign", "OpenSSL")]
+)
+def test_a_missing_extra_is_named_before_anything_is_opened(
+    cli: CommandLine, tmp_path: Path, option: str, library: str
+) -> None:
+    for file in (cli.home / "keys").iterdir():
+        file.unlink()
+    script = f"import sys; sys.modules[{library!r}] = None; from glasshouse_tui.cli import main; sys.exit(main())"
+    done = cli.python(script, "adapter", "last", "-o", str(tmp_path / "out"), option, "--json")
+    failure = done.refused(2, "extra_missing")
+    assert "glasshouse[" in failure["hint"]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("changed", [{**CONFIG, "r": 4}, {**CONFIG, "use_rslora": True}, "text"])
+def test_a_replaced_configuration_is_refused_and_nothing_is_written(
+    cli: CommandLine, collected: Path, tmp_path: Path, changed: object
+) -> None:
+    (collected / "adapter_config.json").write_text(json.dumps(changed))
+    code = "adapter_config_differs" if isinstance(changed, dict) else "adapter_config_malformed"
+    cli("adapter", "last", "-o", tmp_path / "out", "--json").refused(1, code)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_replaced_tokenizer_is_refused_and_nothing_is_written(
+    cli: CommandLine, collected: Path, tmp_path: Path
+) -> None:
+    digest = (collected / TOKENIZER_FILE).read_text()
+    (cli.home / "tokenizers" / digest / "chat_template.jinja").write_text("{{ evil }}")
+    cli("adapter", "last", "-o", tmp_path / "out", "--json").refused(1, "tokenizer_changed")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("collected")
 def test_a_nonempty_folder_is_refused_and_an_empty_one_is_used(cli: CommandLine, tmp_path: Path) -> None:
     target = tmp_path / "out"
     target.mkdir()
     (target / "mine").write_text("mine")
-    cli("adapter", "last", "-o", target, "--json").refused(2, "usage")
+    cli("adapter", "last", "-o", target, "--json").refused(2, "folder_occupied")
     assert [entry.name for entry in target.iterdir()] == ["mine"]
     (target / "mine").unlink()
     assert cli("adapter", "last", "-o", target).code == 0

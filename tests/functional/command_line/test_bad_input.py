@@ -94,7 +94,7 @@ def test_an_impossible_plan_is_refused(cli: CommandLine, options: Sequence[str],
     [
         ('{"prompt": "a"}', "data_shape_invalid"),
         ("{broken", "data_json_invalid"),
-        ('{"messages": [{"role": "robot", "content": "x"}]}', "data_shape_invalid"),
+        ('{"messages": [{"role": "robot", "content": "x"}]}', "data_format_mixed"),
         ('{"prompt": "a", "completion": ""}', "data_sample_empty"),
     ],
 )

@@ -63,6 +63,8 @@ def test_json_is_one_document_and_nothing_else(cli: CommandLine, arguments: Sequ
         ["demo", "--nope"],
         ["run"],
         ["run", "--steps", "many"],
+        ["data"],
+        ["data", "nowhere.jsonl"],
         ["nope"],
         ["key"],
         ["completions", "tcsh"],

@@ -74,7 +74,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> OwnRun:
     environment = {**secrets, "USER": "canary-user", "LOGNAME": "canary-user", "RUNPOD_POD_ID": "canary-pod-id"}
     cli = CommandLine(base / "canary-home")
     inputs: list[str | Path] = ["--data", file, "--public-data", "--label", "mine", "--challenge", "who asks"]
-    done = cli("run", *inputs, "--steps", "40", "--warmup", "5", "--json", env=environment)
+    done = cli("run", *inputs, "--steps", "40", "--settling", "5", "--json", env=environment)
     assert done.code == 0, done.out + done.err
     assert "\x1b" not in done.err
     words = {**secrets, "sample": "canary-sample", "user": "canary-user", "pod": "canary-pod-id"}

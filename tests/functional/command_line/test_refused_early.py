@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine.payload.folder import SINGLE
+from engine.payload.listing import SINGLE
 from engine.store.home import database_path
 from engine.system.resources import data_path
 from tests.fake_hub import MODEL, REVISION, TOKEN, FakeHub, serving
@@ -113,7 +113,7 @@ def quantised(desk: Desk) -> None:
 
 
 def other_architecture(desk: Desk) -> None:
-    desk.hub.change_config(model_type="llama", architectures=["LlamaForCausalLM"])
+    desk.hub.change_config(model_type="mamba", architectures=["MambaForCausalLM"])
 
 
 def too_long(desk: Desk) -> None:
@@ -159,7 +159,7 @@ def large_on_a_processor(desk: Desk) -> None:
         (no_safetensors, "model_no_safetensors", "safetensors"),
         (remote_code, "model_remote_code", "code"),
         (quantised, "model_quantised", "bfloat16"),
-        (other_architecture, "architecture_unsupported", "--segments raw"),
+        (other_architecture, "architecture_unsupported", "qwen3"),
         (too_long, "max_length_too_long", "512"),
         (weights_missing, "model_weights_missing", "lm_head.weight"),
         (too_large_for_the_gpu, "model_too_large", "6.0 GiB"),

@@ -23,6 +23,8 @@ def test_bash_completes_commands_options_presets_and_run_ids(cli: CommandLine) -
         ("glasshouse run --pre", {"--preset"}),
         ("glasshouse run --preset de", {"demo"}),
         ("glasshouse show a1", {cli.run_id}),
+        ("glasshouse da", {"data"}),
+        ("glasshouse data --max", {"--max-length"}),
         ("glasshouse key re", {"restore", "revoke"}),
     ):
         done = cli.process(

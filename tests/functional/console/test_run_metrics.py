@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+import msgspec
 import pytest
 
+from engine.events import TrainEvaluated
 from engine.store.reader import Reader
 from engine.store.views import RunView
 from glasshouse_tui import run_metrics
+from glasshouse_tui.format import DASH
 from glasshouse_tui.provisional_checks import checks_of
+from glasshouse_tui.widgets.panels import loss_lines
 
 if TYPE_CHECKING:
     from tests.functional.console.conftest import Story
 
 RUN = "b81e44d0a6c1"
+KINDS: tuple[Literal["raw", "protected"], ...] = ("raw", "protected")
+MOMENTS: tuple[tuple[Literal["before", "after"], float, str], ...] = (
+    ("before", 6.25, "I do not know."),
+    ("after", 0.5, "Vera Stone\x1b[31m."),
+)
 
 
 def view_of(story: Story, run_id: str = RUN) -> RunView:
@@ -129,3 +138,24 @@ def test_a_published_row_has_no_stages_and_no_checks(story: Story) -> None:
     assert run_metrics.stages(view, "raw", story.clock()) == ()
     assert checks_of(view) == ()
     assert run_metrics.overhead(view) == (0.86, run_metrics.SINGLE_PAIR)
+
+
+def test_held_out_losses_and_answers_stand_above_the_curve(story: Story) -> None:
+    story.half(RUN)
+    plan = {"evaluation": {"question": "Who is the mayor of Fenport, and since when?"}}
+    told = [
+        TrainEvaluated(segment=kind, moment=moment, loss=loss, samples=2, tokens=9, answer=answer)
+        for kind in KINDS
+        for moment, loss, answer in MOMENTS
+    ]
+    view = msgspec.structs.replace(view_of(story), plan=plan, evaluations=tuple(told))
+    lines = ["".join(text for text, _ in one) for one in loss_lines(view, 60)]
+    assert lines[0].count("6.2500 → 0.5000") == 1
+    assert lines[1].endswith("I do not know. → Vera Stone·[31m.")
+    assert lines[1].startswith("Who is the mayor")
+    assert len(lines[1]) <= 60
+    other = msgspec.structs.replace(view, evaluations=(*told[:3], msgspec.structs.replace(told[3], loss=0.7)))
+    assert "0.5000" in (first := "".join(text for text, _ in loss_lines(other, 60)[0]))
+    assert "0.7000" in first
+    half = msgspec.structs.replace(view, evaluations=tuple(told[:1]))
+    assert f"6.2500 → {DASH}" in "".join(text for text, _ in loss_lines(half, 60)[0])

@@ -53,7 +53,9 @@ async def operator(
     home: Path, provider: LocalProvider, lease: Lease, reference: EnvironmentReference, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Operator]:
     monkeypatch.setattr("engine.runner.start.spawn_runner", lambda home, run_id: os.getpid())
-    run_id = await asyncio.to_thread(start_run, home, short_plan("protected", steps=3, challenge="a buyer's text"))
+    run_id = await asyncio.to_thread(
+        start_run, home, short_plan("protected", steps=3, evaluation=None, challenge="a buyer's text")
+    )
 
     async def opener() -> SshSession:
         return await provider.open_session(await provider.wait_ready(lease))

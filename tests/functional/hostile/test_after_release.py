@@ -293,7 +293,7 @@ async def test_a_log_whose_end_was_cut_off_makes_no_clean_row(operator: Operator
             {
                 "segment": "protected",
                 "gpu": None,
-                "warmupSteps": 5,
+                "settlingSteps": 5,
                 "numerics": {"torch": "built in /home/alice/torch"},
             },
         ),
@@ -316,7 +316,7 @@ async def test_a_training_that_the_plan_cannot_produce_ends_the_run(operator: Op
     following = asyncio.create_task(operator.follower().follow())
     await operator.released()
     operator.pod.state("training")
-    operator.pod.say(TRAIN_STARTED, {"segment": "protected", "gpu": None, "warmupSteps": 5, "numerics": {}})
+    operator.pod.say(TRAIN_STARTED, {"segment": "protected", "gpu": None, "settlingSteps": 5, "numerics": {}})
     raw = struct.pack("<60000f", *[1.5] * 60_000), struct.pack("<60000Q", *[1] * 60_000)
     for first in range(0, 60_000, 10_000):  # for a plan of 3
         last = first + 10_000

@@ -214,7 +214,7 @@ async def test_a_pod_that_claims_a_release_gets_no_key_and_no_clean_row(operator
     opened = {"segment": "protected", "runnerHead": "0" * 64, "manifestSha256": "0" * 64, "ciphertextSha256": "0" * 64}
     operator.pod.say(RELEASE_PLAN_COMPLETED, opened)
     operator.pod.state("training")
-    operator.pod.say(TRAIN_STARTED, {"segment": "protected", "gpu": None, "warmupSteps": 5, "numerics": {}})
+    operator.pod.say(TRAIN_STARTED, {"segment": "protected", "gpu": None, "settlingSteps": 5, "numerics": {}})
     operator.pod.state("failed")
     await asyncio.wait_for(operator.follower().follow(), SECONDS)
     operator.assert_nothing_released()

@@ -59,7 +59,7 @@ T = TypeVar("T")
 SECONDS: Final = 180.0
 RUN: Final = "feedfeedfeed"
 TRAINING: Final = "engine/worker/training"
-SMALL_MODULES: Final = ("model", "loop", "adapter", "numerics", "rehearsal", "secret_patterns")
+SMALL_MODULES: Final = ("evaluation", "model", "loop", "adapter", "numerics", "rehearsal", "secret_patterns")
 DROP_ALL: Final = 24  # PR_CAPBSET_DROP
 Patches = Mapping[str, Callable[[str], str]]
 

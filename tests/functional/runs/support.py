@@ -15,6 +15,7 @@ import msgspec
 import psutil
 import pytest
 
+from engine.payload.local_files import NO_FILES, LocalFiles
 from engine.plan import Plan, Segments, Target, preset
 from engine.records.export import export_run
 from engine.records.formats import render
@@ -32,9 +33,11 @@ DYING = Path(__file__).with_name("dying.py")
 
 
 def short_plan(segments: Segments = "pair", *, steps: int = 60, **changes: Any) -> Plan:
-    """The demo's plan with few steps."""
+    """The demo's plan with few steps; with other data, nothing is held out."""
     plan = preset("demo")
-    training = msgspec.structs.replace(plan.training, warmup_steps=5, checkpoint_every=25)
+    if "data" in changes:
+        plan = msgspec.structs.replace(plan, evaluation=None)
+    training = msgspec.structs.replace(plan.training, settling_steps=5, checkpoint_every=25)
     changes = {"target": Target(steps=steps), "training": training, "segments": segments, **changes}
     return msgspec.structs.replace(plan, **changes)
 
@@ -45,9 +48,9 @@ class Operator:
     def __init__(self, home: Path) -> None:
         self.home = home
 
-    def start(self, plan: Plan, **inputs: Path) -> str:
+    def start(self, plan: Plan, files: LocalFiles = NO_FILES) -> str:
         """Start a run in its own runner process."""
-        return start_run(self.home, plan, **inputs)  # type: ignore[arg-type]
+        return start_run(self.home, plan, files)
 
     def resume(self, run_id: str) -> None:
         """Give an orphaned run a new runner."""

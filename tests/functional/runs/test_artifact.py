@@ -71,7 +71,7 @@ def test_it_verifies_at_home(finished: Finished, exported: dict[str, Any], known
         proof.reason for proof in verification.proofs if proof.name == "environment"
     )
     assert verification.id == finished[1].summary.id
-    assert len(verification.checks) == 18
+    assert len(verification.checks) == 19
 
 
 def test_it_has_the_published_names_on_top(exported: dict[str, Any]) -> None:
@@ -373,11 +373,11 @@ def test_a_row_rewritten_by_another_operator_is_refused_even_when_that_operator_
 
 
 def test_malformed_and_unsigned_artifacts_raise_typed_errors(known: Anchors, exported: dict[str, Any]) -> None:
-    for text in (b"", b"[]", b"{}", b"\xff", b'{"format": "glasshouse-row/2"}', b'{"a": 1, "a": 2}', b"[" * 100_000):
+    for text in (b"", b"[]", b"{}", b"\xff", b'{"format": "glasshouse-row/3"}', b'{"a": 1, "a": 2}', b"[" * 100_000):
         with pytest.raises(GlasshouseError) as caught:
             verify_bytes(text, known)
         assert caught.value.code == "artifact_malformed"
-    for older in ("glasshouse-row/1", "glasshouse-row/3"):
+    for older in ("glasshouse-row/1", "glasshouse-row/2", "glasshouse-row/4"):
         with pytest.raises(GlasshouseError) as caught:
             verify_bytes(_bytes(exported | {"format": older}), known)
         assert caught.value.code == "artifact_version"

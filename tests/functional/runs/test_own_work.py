@@ -13,6 +13,7 @@ import pytest
 
 from engine.errors import DataError, PlanError
 from engine.payload.build import build_payload
+from engine.payload.local_files import LocalFiles
 from engine.plan import Data, Model, Target, load_plan, preset
 from engine.store.reader import Reader
 from engine.system.resources import data_path
@@ -21,12 +22,12 @@ from tests.functional.runs.support import LONG, Operator, segment_state, short_p
 SAMPLES = [
     {"messages": [{"role": "user", "content": f"What is {n} plus {n}?"}, {"role": "assistant", "content": str(2 * n)}]}
     for n in range(20)
-] + [{"prompt": "Say hello.", "completion": "Hello."}]
+] + [{"messages": [{"role": "user", "content": "Say hello."}, {"role": "assistant", "content": "Hello."}]}]
 
 
 @pytest.fixture
 def data_file(tmp_path: Path) -> Path:
-    """A small data file with both kinds of sample."""
+    """A small data file."""
     path = tmp_path / "mine.jsonl"
     path.write_text("\n".join(json.dumps(sample) for sample in SAMPLES) + "\n")
     return path
@@ -66,7 +67,7 @@ def test_private_data_on_a_local_model_runs_protected_and_its_adapter_loads_in_p
         data=Data(source="file", name="mine.jsonl", public=False),
     )  # fmt: skip
     operator = torch_operator
-    run_id = operator.start(plan, data_file=data_file, model_folder=model_folder)
+    run_id = operator.start(plan, LocalFiles(data=data_file, model=model_folder))
     row = operator.finish(run_id).row
     assert row is not None
     assert row["clean"] is True, [check for check in row["checks"] if check["status"] == "failed"]
@@ -75,6 +76,15 @@ def test_private_data_on_a_local_model_runs_protected_and_its_adapter_loads_in_p
     command = [sys.executable, "-m", "glasshouse_tui.cli", "--home", str(operator.home), "adapter", run_id, "-o"]
     subprocess.run([*command, str(out)], check=True, capture_output=True)
     assert _loaded_sum(model_folder, out) > 0.0
+    subprocess.run([*command, str(tmp_path / "merged"), "--merged"], check=True, capture_output=True)
+    assert (tmp_path / "merged" / "model.safetensors").is_file(), "the run's folder is remembered"
+    (model_folder / "tokenizer.json").write_text("{}")
+    refused = subprocess.run(
+        [*command, str(tmp_path / "other"), "--with-base", "--json"], capture_output=True, text=True, check=False
+    )
+    assert json.loads(refused.stdout)["error"]["code"] == "base_differs"
+    assert not (tmp_path / "other").exists()
+    assert (out / "tokenizer.json").read_bytes() != b"{}", "the tokenizer of the run was kept"
 
 
 def _loaded_sum(model_folder: Path, adapter: Path) -> float:
@@ -96,14 +106,14 @@ def test_a_pair_on_private_data_is_refused_before_anything_starts(operator: Oper
     raw: dict[str, Any] = msgspec.to_builtins(short_plan())
     raw["data"] |= {"source": "file", "name": "mine.jsonl", "public": False}
     with pytest.raises(PlanError) as caught:
-        operator.start(load_plan(raw), data_file=data_file)
+        operator.start(load_plan(raw), LocalFiles(data=data_file))
     assert caught.value.code == "data_not_public"
     assert not (operator.home / "glasshouse.db").exists()
 
 
 def test_a_stand_in_keeps_the_shape_and_none_of_the_words(operator: Operator, data_file: Path) -> None:
     data = Data(source="file", name="mine.jsonl", public=False, stand_in=True)
-    run_id = operator.start(short_plan("raw", steps=3, data=data), data_file=data_file)
+    run_id = operator.start(short_plan("raw", steps=3, data=data), LocalFiles(data=data_file))
     row = operator.finish(run_id).row
     assert row is not None
     assert row["state"] == "finished"
@@ -115,7 +125,7 @@ def test_a_bad_line_is_named_and_nothing_is_left_behind(operator: Operator, data
     data_file.write_text(data_file.read_text() + '{"messages": []}\n')
     plan = short_plan("raw", data=Data(source="file", name="mine.jsonl"))
     with pytest.raises(DataError) as caught:
-        operator.start(plan, data_file=data_file)
+        operator.start(plan, LocalFiles(data=data_file))
     assert str(len(SAMPLES) + 1) in caught.value.message
     assert not (operator.home / "runs").exists()
 
@@ -124,7 +134,7 @@ def test_data_changed_after_the_start_fails_the_run(operator: Operator, data_fil
     blocker = operator.start(short_plan("raw", target=LONG))
     operator.wait(blocker, lambda view: segment_state(view, "raw") == "training")
     run_id = operator.start(
-        short_plan("raw", steps=3, data=Data(source="file", name="mine.jsonl")), data_file=data_file
+        short_plan("raw", steps=3, data=Data(source="file", name="mine.jsonl")), LocalFiles(data=data_file)
     )
     data_file.write_text(data_file.read_text() + json.dumps(SAMPLES[0]) + "\n")
     operator.hurry(blocker)

@@ -37,7 +37,7 @@ def places_in_export(renter: Renter, run_id: str) -> list[tuple[str, str]]:
 def run_on_a_pod(renter: Renter) -> None:
     """Run the demo on a pod by the command line; the row must be clean and no pod left."""
     completed = renter.glasshouse(
-        "run", "--preset", "demo", "--provider", "runpod", "--steps", "20", "--warmup", "5", "--json"
+        "run", "--preset", "demo", "--provider", "runpod", "--steps", "20", "--settling", "5", "--json"
     )
     assert completed.returncode == 0, completed.stderr
     row = json.loads(completed.stdout)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.payload.local_files import LocalFiles
 from engine.plan import Data
 from engine.runner.folder import RunFolder
 from engine.store.reader import Reader
@@ -50,7 +51,9 @@ def test_a_runner_that_dies_at_one_commit_after_another_leaves_nothing_undone(
     data_file = tmp_path / "mine.jsonl"
     data_file.write_text('{"prompt": "Say hello.", "completion": "Hello."}\n' * 20)
     plan = short_plan("protected", steps=10, data=Data(source="file", name="mine.jsonl"))
-    run_id: str = operator.die_at("evidence:result", monkeypatch, lambda: operator.start(plan, data_file=data_file))
+    run_id: str = operator.die_at(
+        "evidence:result", monkeypatch, lambda: operator.start(plan, LocalFiles(data=data_file))
+    )
     operator.wait(run_id, lambda view: view.summary.orphaned)
     assert operator.view(run_id).summary.key == "withheld"
     data_file.unlink()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.payload.local_files import LocalFiles
 from engine.plan import Data
 from engine.runner.lifecycle import BUILDING
 from tests.functional.runs.renter import Renter
@@ -21,7 +22,7 @@ def test_data_that_turns_out_to_be_useless_rents_nothing(renter: Renter, tmp_pat
     sample = json.dumps({"prompt": "far too long " * 64, "completion": "never reached"})
     data.write_text((sample.ljust(LINE) + "\n") * 17)
     plan = renter.plan(segments, changes={"data": Data(source="file", name="own-data")})  # type: ignore[arg-type]
-    view = renter.finish(renter.start(plan, data_file=data))
+    view = renter.finish(renter.start(plan, LocalFiles(data=data)))
     assert view.summary.state == "failed"
     assert view.summary.reason.startswith("data_nothing_to_learn"), view.summary.reason
     entered = [(one.state, one.reason) for one in view.transitions if one.subject == "run"]
