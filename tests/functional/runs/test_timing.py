@@ -64,7 +64,7 @@ def test_step_times_inside_the_slack_are_clean_and_the_row_says_how_far_they_cou
     # A tenth was taken off the protected segment; the slack covers that, up to what the two segments' ends differ by.
     honest = 100 - (100 - row["overheadPct"]) * 0.9
     assert row["timingSlackPct"] >= honest - row["overheadPct"] - 1
-    assert (row["rawUpdates"], row["rawSamplesUsed"], row["protectedUpdates"]) == (1005, 1005, 1005)
-    assert row["rawEpochs"] == pytest.approx(1005 / row["dataSamples"], abs=1e-6)
+    assert (row["rawUpdates"], row["rawSamplesUsed"], row["protectedUpdates"]) == (1005, 4 * 1005, 1005)
+    assert row["rawEpochs"] == pytest.approx(4 * 1005 / row["dataSamples"], abs=1e-6)
     assert row["clean"] is True
     assert row_proof(operator, view.summary.id) == "passed"
