@@ -18,6 +18,8 @@ SegmentKind = Literal["raw", "protected"]
 Schedule = Literal["constant", "linear", "cosine"]
 StopReason = Literal["target_seconds", "step_budget", "nonfinite_loss", "cancelled", "error", "lease_expired"]
 
+STOPPED: Final = ("cancelled", "lease_expired")
+"""Reasons to stop after which nothing more is computed, the held-out loss included."""
 PLAN_VERSION: Final = 2
 LORA_TARGETS: Final = ("q_proj", "k_proj", "v_proj", "o_proj")
 TARGET_GROUPS: Final = ("attention", "all-linear")

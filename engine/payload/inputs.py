@@ -81,12 +81,13 @@ def describe_inputs(
     `DataError`, and `MissingExtraError` for a hub model if huggingface_hub is not installed.
     """
     data_file = _data_file(plan, files)
-    if plan.model.source == "hub":
+    is_checked = plan.model.source == "hub"
+    if is_checked:
         check_data(data_file)  # bad data is refused before a hub is asked
     model = describe_model(plan, files.model)
     targets = resolved_targets(model, plan.lora.targets)
     spec = encoder_spec(model, files.template)
-    data = prepared(data_file, spec, cache=cache, progress=progress)
+    data = prepared(data_file, spec, cache=cache, progress=progress, is_checked=is_checked)
     evaluation = plan.evaluation
     encoder = ChatEncoder(spec)
     limit = min(model.limits.values(), default=MAX_LENGTH)

@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import DataError
-from engine.payload.prepare.tokens import IGNORED, Tokens
+from engine.payload.prepare.tokens import Tokens
 from engine.payload.seeds import stream
+from engine.worker.payload_names import IGNORED
 
 
 def stand_in(tokens: Tokens, plain_ids: NDArray[np.int64], seed: int) -> Tokens:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from engine.errors import DataError
-from engine.worker.linears import GROUPS, endings, ends_with
+from engine.plan import TARGET_GROUPS
+from engine.worker.linears import endings, ends_with
 
 
 class Modules(Protocol):
@@ -31,14 +32,15 @@ def resolved_targets(model: Modules, targets: Sequence[str]) -> tuple[str, ...]:
     available = endings(model.linears, model.modules, ("all-linear",))
     lacking = [
         target for target in targets
-        if target not in GROUPS and not any(ends_with(module, target) for module in model.linears)
+        if target not in TARGET_GROUPS and not any(ends_with(module, target) for module in model.linears)
     ]  # fmt: skip
     found = endings(model.linears, model.modules, targets)
     if lacking or not found:
         names = ", ".join(lacking) or ", ".join(targets)
         raise DataError(
             f"The model has no linear layers called {names[:200]} that LoRA can train.",
-            f"Give --lora-targets one of the groups {', '.join(GROUPS)}, or some of: {', '.join(available)[:400]}.",
+            f"Give --lora-targets one of the groups {', '.join(TARGET_GROUPS)}, "
+            f"or some of: {', '.join(available)[:400]}.",
             code="model_lacks_targets",
         )
     return found

@@ -21,7 +21,7 @@ from engine.events import (
     TrainMeasured,
     TrainStarted,
 )
-from engine.plan import MAX_STEPS, Plan, SegmentKind, longest_seconds
+from engine.plan import MAX_STEPS, STOPPED, Plan, SegmentKind, longest_seconds
 from engine.store.views import PROTECTED_STAGES, RAW_STAGES
 
 LAG: Final = 1024
@@ -30,8 +30,6 @@ On a CPU each step is complete before the next one begins.
 """
 LEASE_MARGIN: Final = 3600.0
 """Seconds beyond the longest time of the plan: the step in progress is finished, and its adapter digested."""
-STOPPED: Final = ("cancelled", "lease_expired")
-"""Reasons to stop after which the held-out loss is not computed."""
 STAGES: Final[Mapping[str, Sequence[str]]] = {"raw": RAW_STAGES, "protected": PROTECTED_STAGES}
 _ENDED: Final = ("done", "failed")
 

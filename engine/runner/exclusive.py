@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from engine.errors import GlasshouseError
-from engine.plan import FREE, Plan
+from engine.plan import FREE, Plan, load_stored_plan
 from engine.providers.protocol import Exclusive, Lease, Provider, Spec
 from engine.providers.settings import Settings
 from engine.remote.host_lock import renewed
@@ -111,12 +111,6 @@ def lock_name(plan: Plan) -> str:
     return f"{plan.provider.name}:{plan.provider.allocation or 'default'}"
 
 
-def _stored_lock(plan: dict[str, Any] | None) -> str:
-    """`lock_name` of a stored plan, which another version may have made."""
-    request = (plan or {}).get("provider") or {}
-    return f"{request.get('name')}:{request.get('allocation') or 'default'}"
-
-
 def running_supervisor(reader: Reader, home: Path, run_id: str, lock: str) -> RunSummary | None:
     """Another unfinished run whose supervisor is alive; only processes of this machine can be checked.
 
@@ -128,7 +122,7 @@ def running_supervisor(reader: Reader, home: Path, run_id: str, lock: str) -> Ru
         launched = RunFolder(home, summary.id).read(LAUNCHED)
         if launched is None:
             continue
-        if summary.provider not in FREE or _stored_lock(reader.run(summary.id).plan) != lock:
+        if summary.provider not in FREE or lock_name(load_stored_plan(reader.run(summary.id).plan)) != lock:
             continue
         supervisor = msgspec.json.decode(launched, type=Launched)
         if is_alive(supervisor.pid, supervisor.start):

@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
-GROUPS: Final = ("attention", "all-linear")
-ATTENTION: Final = ("q_proj", "k_proj", "v_proj", "o_proj")
+from engine.plan import LORA_TARGETS
+
 _IN_LAYER: Final = re.compile(r"(.+?)\.(\d{1,5})\.(.+)", re.ASCII)
 _NOT_LINEAR: Final = ("norm", "embed", "conv", "rotary", "router", "bias")
 _EXPERT_NAMES: Final = frozenset({"gate_proj", "up_proj", "down_proj", "gate_up_proj", "w1", "w2", "w3"})
@@ -109,4 +109,4 @@ def _shortest(module: str, taken: Collection[str]) -> str:
 
 
 def _in_order(ending: str) -> tuple[int, str]:
-    return (ATTENTION.index(ending) if ending in ATTENTION else len(ATTENTION), ending)
+    return (LORA_TARGETS.index(ending) if ending in LORA_TARGETS else len(LORA_TARGETS), ending)

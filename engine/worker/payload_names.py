@@ -1,4 +1,4 @@
-"""Names in the payload that its maker and the trainer share."""
+"""Names and values in the payload that its maker and the trainer share."""
 
 from __future__ import annotations
 
@@ -9,5 +9,7 @@ TOKENIZER: Final = "tokenizer.json"
 HELD_OUT_IDS: Final = "held_out_ids"
 HELD_OUT_LABELS: Final = "held_out_labels"
 QUESTION: Final = "question_ids"
+IGNORED: Final = -100
+"""The label of a token that is not learned, as torch's cross entropy has it."""
 STOPS: Final = "question_stops"
 """Tokens that end an answer."""

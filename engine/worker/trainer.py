@@ -21,15 +21,13 @@ from typing import Any, Final
 import msgspec
 
 from engine.errors import GlasshouseError, RunError
-from engine.plan import Plan, StopReason, load_plan
+from engine.plan import STOPPED, Plan, StopReason, load_plan
 from engine.wire import parse
 from engine.worker.channel import TIMEOUT, Channel
 from engine.worker.training import adapter, loop, model, numerics
 from engine.worker.training.model import Workload
 
 MAX_TEXT: Final = 500
-STOPPED: Final = ("cancelled", "lease_expired")
-"""Reasons to stop after which nothing more is computed than what was trained."""
 _MODULE: Final = re.compile(r"[A-Za-z_][\w.]{0,79}", re.ASCII)
 _HOST_MEMORY: Final = "DefaultCPUAllocator: "
 GPU_ERRORS: Final = {

@@ -18,7 +18,7 @@ from engine.payload.data.formats import Format
 from engine.payload.data.messages import Ignored
 from engine.payload.data.records import Record
 from engine.payload.data.samples import Fault, Sample
-from engine.payload.data.sources import open_data
+from engine.payload.data.sources import OpenedData, open_data
 
 MAX_TRIED: Final = 1000
 """Most records in which the format is looked for."""
@@ -78,23 +78,31 @@ def no_samples(path: Path) -> DataError:
     return DataError(f"The data file {path} contains no samples.", SHAPES, code="data_empty")
 
 
+def _all_samples(path: Path, opened: OpenedData, ignored: Ignored | None = None) -> Iterator[tuple[Sample, Format]]:
+    """Every sample with the data's format; what is wrong with the records is raised at the end, all of it counted."""
+    form, records = with_format(iter(opened))
+    faults: list[Fault] = []
+    bad = 0
+    for one in converted(records, form, ignored):
+        if isinstance(one, Fault):
+            bad += 1
+            faults += [one] if len(faults) < MAX_SHOWN else []
+        elif form is not None:
+            yield one, form
+    if faults:
+        raise refusal(faults, bad, form)
+    if form is None:
+        raise no_samples(path)
+
+
 def check_data(path: Path) -> None:
     """Check every record of a data file or folder in constant memory: some seconds for 200 MB.
 
     Raises `DataError` as `read_data`.
     """
     with closing(open_data(path)) as opened:
-        form, records = with_format(iter(opened))
-        faults: list[Fault] = []
-        bad = 0
-        for one in converted(records, form):
-            if isinstance(one, Fault):
-                bad += 1
-                faults += [one] if len(faults) < MAX_SHOWN else []
-    if faults:
-        raise refusal(faults, bad, form)
-    if form is None:
-        raise no_samples(path)
+        for _ in _all_samples(path, opened):
+            pass
 
 
 def read_data(path: Path) -> DataFile:
@@ -102,26 +110,15 @@ def read_data(path: Path) -> DataFile:
 
     Raises `DataError` with the places of the first ten bad records, and as `open_data`.
     """
-    opened = open_data(path)
     ignored = Ignored()
-    form, records = with_format(iter(opened))
-    samples: list[Sample] = []
-    faults: list[Fault] = []
-    bad = 0
-    for one in converted(records, form, ignored):
-        if isinstance(one, Sample):
-            samples.append(one)
-        else:
-            bad += 1
-            faults += [one] if len(faults) < MAX_SHOWN else []
-    if faults:
-        raise refusal(faults, bad, form)
-    if form is None:
-        raise no_samples(path)
+    with closing(open_data(path)) as opened:
+        found = list(_all_samples(path, opened, ignored))
+        digest = opened.digest
+    samples = tuple(sample for sample, _ in found)
     return DataFile(
-        samples=tuple(samples),
-        digest=opened.digest,
-        format=form.title,
+        samples=samples,
+        digest=digest,
+        format=found[0][1].title,
         ignored=dict(ignored),
         duplicates=len(samples) - len({fingerprint(sample) for sample in samples}),
     )

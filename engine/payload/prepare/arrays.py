@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from engine.errors import DataError
 from engine.payload.chat.ragged import LEARNED, MARK, Ragged
-from engine.payload.prepare.tokens import IGNORED, MAX_TOKEN_BYTES, Tokens
+from engine.payload.prepare.tokens import MAX_TOKEN_BYTES, Tokens
 from engine.payload.seeds import stream
+from engine.worker.payload_names import IGNORED
 
 _BLOCK: Final = 1 << 21
 """Values that are padded at once: the index of a block takes 16 MiB."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from engine.payload.chat.encoder import ChatEncoder, EncoderSpec
-from engine.payload.chat.template import given_template, templates_in
+from engine.payload.chat.encoder import encoder_spec as spec_of
 from engine.payload.model import ModelDescription
 from engine.payload.prepare.report import Template
 
@@ -15,15 +15,7 @@ def encoder_spec(model: ModelDescription, chat_template: Path | None = None) -> 
 
     Raises `DataError` (`chat_template_invalid`, `tokenizer_invalid`).
     """
-    given = None if chat_template is None else given_template(chat_template)
-    return EncoderSpec(
-        tokenizer=model.tokenizer,
-        tokenizer_config=model.tokenizer_config,
-        templates=given or templates_in(model.tokenizer.parent, model.tokenizer_config),
-        vocab=model.shape.vocab,
-        eos=model.shape.eos,
-        pad=model.shape.pad,
-    )
+    return spec_of(model.tokenizer, model.shape, model.tokenizer_config, chat_template)
 
 
 def template_of(encoder: ChatEncoder) -> Template | None:

@@ -47,33 +47,28 @@ def prepared(
     cache: Path | None = None,
     progress: Progress | None = None,
     processes: int | None = None,
+    is_checked: bool = False,
 ) -> Prepared:
     """The token ids of the file or folder at `path`, which every record of it has.
 
     `cache` is a folder for token ids (`TokenCache`); `progress` is called with bytes done and in total. `processes`
-    (default: by cores and memory) changes nothing in the result. Raises `DataError`: as `open_data`, as `ChatEncoder`,
-    `data_empty` without records, as `refusal` for bad records, of which all are counted; and as `collected`.
+    (default: by cores and memory) changes nothing in the result. Large data is checked whole before it is encoded, so
+    that a bad record is refused within seconds; not if `is_checked`. Raises `DataError`: as `open_data`, as
+    `ChatEncoder`, `data_empty` without records, as `refusal` for bad records, of which all are counted; and as
+    `collected`.
     """
     with closing(open_data(path)) as opened:
         kept = None if cache is None else TokenCache(cache)
-        if kept is None:
-            return _checked_and_encoded(path, opened, spec, progress, processes)
         key = f"{encoder_digest(spec)} {opened.format_hint}"
-        found = kept.load(opened.digest_ahead(), key)
+        found = None if kept is None else kept.load(opened.digest_ahead(), key)
         if found is not None:
             return Prepared(samples=found[0], facts=found[1], cached=True)
-        made = _checked_and_encoded(path, opened, spec, progress, processes)
-    kept.keep(key, made.samples, made.facts)
+        if opened.size > CHECKED_FIRST_BYTES and not is_checked:
+            check_data(path)
+        made = _encoded(path, opened, spec, progress, processes)
+    if kept is not None:
+        kept.keep(key, made.samples, made.facts)
     return made
-
-
-def _checked_and_encoded(
-    path: Path, opened: OpenedData, spec: EncoderSpec, progress: Progress | None, processes: int | None
-) -> Prepared:
-    """A bad record of a large file is refused within seconds, not after minutes of encoding."""
-    if opened.size > CHECKED_FIRST_BYTES:
-        check_data(path)
-    return _encoded(path, opened, spec, progress, processes)
 
 
 def _encoded(

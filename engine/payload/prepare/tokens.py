@@ -8,8 +8,6 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-IGNORED: Final = -100
-"""The label of a token that is not learned, as torch's cross entropy has it."""
 MAX_TOKEN_BYTES: Final = 4 * 1024**3
 
 

@@ -10,12 +10,11 @@ from typing import Any, Final
 import msgspec
 
 from engine.plan import Plan
-from engine.worker.payload_names import HELD_OUT_IDS, HELD_OUT_LABELS, QUESTION, STOPS, TOKENIZER
+from engine.worker.payload_names import HELD_OUT_IDS, HELD_OUT_LABELS, IGNORED, QUESTION, STOPS, TOKENIZER
 from engine.worker.training.model import Workload
 
 MAX_ANSWER: Final = 256
 """The most characters of an answer that are reported."""
-IGNORED: Final = -100
 
 
 class Evaluated(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,12 +9,12 @@ import msgspec
 
 from engine.measure.stepchain import StepChain
 from engine.plan import Plan, StopReason
+from engine.worker.payload_names import IGNORED
 from engine.worker.training import adapter
 from engine.worker.training.model import Workload
 from engine.worker.training.recorder import CudaRecorder, HostRecorder, Recorder
 
 REPORT_EVERY_NS: Final = 500_000_000
-IGNORED: Final = -100
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,7 +11,7 @@ from engine.errors import DataError
 from engine.payload.chat.ragged import LEARNED, MARK, Ragged, ragged
 from engine.payload.prepare import arrays
 from engine.payload.prepare.arrays import counted, duplicates, first_equal, padded, split
-from engine.payload.prepare.tokens import IGNORED
+from engine.worker.payload_names import IGNORED
 
 Row = tuple[list[int], list[int]]
 PAD = 7
