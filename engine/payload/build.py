@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import DataError
+from engine.payload.adapter_config import adapter_config
 from engine.payload.chat.ragged import LEARNED
 from engine.payload.data.samples import Sample
 from engine.payload.inputs import Inputs, describe_inputs, with_digests
@@ -22,7 +23,6 @@ from engine.payload.tensors import array_digest, tensor_bytes
 from engine.payload.tokenizer_files import TokenizerFiles
 from engine.payload.weights import lora_start
 from engine.plan import Plan
-from engine.wire import canonical
 from engine.worker.payload_names import HELD_OUT_IDS, HELD_OUT_LABELS, QUESTION, STOPS, TOKENIZER
 
 TOKENS: Final = "tokens.safetensors"
@@ -63,26 +63,6 @@ def _order(plan: Plan, samples: int, order_seed: int) -> NDArray[np.int64]:
     return sample_order(order_seed, samples, order_entries(samples, needed))
 
 
-def _adapter_config(plan: Plan, targets: tuple[str, ...]) -> bytes:
-    """peft's `LoraConfig` for the collected adapter. Only a hub model has a name that peft can resolve."""
-    return canonical(
-        {
-            "base_model_name_or_path": plan.model.name if plan.model.source == "hub" else None,
-            "bias": "none",
-            "fan_in_fan_out": False,
-            "inference_mode": True,
-            "init_lora_weights": True,
-            "lora_alpha": plan.lora.alpha,
-            "lora_dropout": 0.0,
-            "peft_type": "LORA",
-            "r": plan.lora.r,
-            "revision": plan.model.revision,
-            "target_modules": list(targets),
-            "task_type": "CAUSAL_LM",
-        }
-    )
-
-
 def build_payload(plan: Plan, files: LocalFiles = NO_FILES, *, cache: Path | None = None) -> Payload:
     """Build every file of the payload; both segments of a pair get the same. `cache` is a folder for token ids.
 
@@ -103,7 +83,7 @@ def build_payload(plan: Plan, files: LocalFiles = NO_FILES, *, cache: Path | Non
             TOKENS: tensor_bytes({**ids, **order}),
             ADAPTER: tensor_bytes(start),
             CONFIG: inputs.model.config_bytes,
-            ADAPTER_CONFIG: _adapter_config(plan, plan.lora.targets),
+            ADAPTER_CONFIG: adapter_config(plan),
             **_tokenizer(plan, inputs),
             **weights,
         },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -65,9 +66,6 @@ def data(
     )
     with planned(options) as inputs:
         cache = None if inputs.files.temporary else token_cache(session.home)
-        progress = DataProgress(sys.stderr)
-        try:
+        with closing(DataProgress(sys.stderr)) as progress:
             found = describe_inputs(inputs.plan, inputs.files, cache=cache, judged=False, progress=progress)
-        finally:
-            progress.close()
     return emit_report(session, found.report, found.data.facts, inputs.plan.model)

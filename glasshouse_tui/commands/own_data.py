@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -50,8 +50,7 @@ def check(session: Session, inputs: PlanInputs, *, tolerant: bool = False) -> Fe
     from engine.runner.feasible import check_run
 
     settings = load_settings(session.home)
-    progress = DataProgress(sys.stderr)
-    try:
+    with closing(DataProgress(sys.stderr)) as progress:
         return check_run(
             session.home,
             inputs.plan,
@@ -61,8 +60,6 @@ def check(session: Session, inputs: PlanInputs, *, tolerant: bool = False) -> Fe
             allow_loss=inputs.allow_data_loss,
             progress=progress,
         )
-    finally:
-        progress.close()
 
 
 def say_report(found: Feasible) -> None:

@@ -37,9 +37,10 @@ from engine.attestation.verifier import appraise
 from engine.attestation.wipe_proof import runtime_state
 from engine.attestation.zeroization import read_zeroization, zeroization_receipt
 from engine.measure.safetensors_header import plan_layout, read_header
+from engine.payload.adapter_config import planned
 from engine.payload.data.read import read_data
 from engine.plan import dump_plan, load_plan, preset
-from engine.records.adapters.config import differences, planned, read_config
+from engine.records.adapters.config import differences, read_config
 from engine.records.adapters.signature import read_signature
 from engine.records.trust import anchors
 from engine.records.verify import verify_bytes

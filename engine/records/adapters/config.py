@@ -6,6 +6,7 @@ from pathlib import PurePosixPath
 from typing import Any, Final
 
 from engine.errors import RefusedError, WireError
+from engine.payload.adapter_config import planned
 from engine.plan import Plan
 from engine.wire import canonical, parse
 
@@ -18,21 +19,6 @@ _SAVED: Final = frozenset({"peft_version", "megatron_core", "auto_mapping", "inf
 """Fields that say nothing about what the adapter computes, and that peft may add or change when it saves one."""
 _START: Final = "init_lora_weights"
 """True and false say nothing, because the weights are loaded afterwards. Names such as `olora` change the base."""
-
-
-def planned(plan: Plan) -> dict[str, Any]:
-    """What a plan decides of the configuration, by peft's names."""
-    return {
-        _BASE_NAME: plan.model.name if plan.model.source == "hub" else None,
-        "revision": plan.model.revision,
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "r": plan.lora.r,
-        "lora_alpha": plan.lora.alpha,
-        "lora_dropout": 0.0,
-        "target_modules": sorted(plan.lora.targets),
-        "bias": "none",
-    }
 
 
 def read_config(data: bytes) -> dict[str, Any]:
@@ -57,6 +43,7 @@ def differences(plan: Plan, config: dict[str, Any], *, beside: bool = False) -> 
     decide must say nothing (null, false, empty): some of them change what the adapter computes.
     """
     expected = planned(plan)
+    expected["target_modules"] = sorted(expected["target_modules"])
     shown = dict(config)
     if isinstance(shown.get("target_modules"), list):
         shown["target_modules"] = sorted(map(str, shown["target_modules"]))

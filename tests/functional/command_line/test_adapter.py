@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
+from engine.payload.adapter_config import planned
 from engine.payload.tokenizer_files import TokenizerFiles
 from engine.plan import preset
-from engine.records.adapters.config import planned
 from engine.records.adapters.tokenizers import TOKENIZER_FILE, keep_tokenizer
 from engine.sealing.adapter import AdapterBinding, seal_adapter
 from engine.sealing.operator_keys import OperatorKeys

@@ -8,9 +8,10 @@ import msgspec
 import pytest
 
 from engine.errors import RefusedError
+from engine.payload.adapter_config import planned
 from engine.payload.build import build_payload
 from engine.plan import Model, preset
-from engine.records.adapters.config import differences, planned, read_config
+from engine.records.adapters.config import differences, read_config
 
 TINY = preset("demo")
 HUB = msgspec.structs.replace(TINY, model=Model(source="hub", name="org/model", revision="a" * 40))

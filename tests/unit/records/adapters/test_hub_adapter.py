@@ -11,11 +11,11 @@ import msgspec
 import pytest
 from safetensors.numpy import save
 
+from engine.payload.adapter_config import planned
 from engine.payload.model import describe_model
 from engine.payload.tokenizer_files import TokenizerFiles
 from engine.payload.weights import lora_start
 from engine.plan import Model, preset
-from engine.records.adapters.config import planned
 from engine.records.adapters.folder import Adapter, Wishes, write_adapter
 from engine.system.resources import data_path
 from engine.wire import canonical

@@ -11,11 +11,11 @@ import pytest
 from safetensors.numpy import save
 
 from engine.errors import RefusedError
+from engine.payload.adapter_config import planned
 from engine.payload.model import describe_model
 from engine.payload.weights import lora_start, uniform
 from engine.plan import preset
 from engine.records.adapters.base_model import Files, tiny_files
-from engine.records.adapters.config import planned
 from engine.records.adapters.merge import merge
 from engine.wire import canonical
 from tests.needs import LOCAL_EXTRA
