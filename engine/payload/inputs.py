@@ -17,7 +17,7 @@ from engine.payload.data.read import check_data
 from engine.payload.folder import folder_digest
 from engine.payload.local_files import NO_FILES, LocalFiles
 from engine.payload.model import ModelDescription, describe_model
-from engine.payload.prepare.arrays import padded
+from engine.payload.prepare.arrays import padded, usable_rows
 from engine.payload.prepare.describe import Described, Wanted, described
 from engine.payload.prepare.for_model import encoder_spec, template_of
 from engine.payload.prepare.lengths import auto_length
@@ -101,12 +101,13 @@ def describe_inputs(
     found = described(data.samples, data.facts, encoder, wanted, template=template_of(encoder))
     if judged:
         check_loss(found.report, allow_loss=allow_loss)
+        usable_rows(data.samples, found.train, found.length)
     held_out = None
     if evaluation is not None and evaluation.source != "split":
         # A report about the data counts the samples of another file beside its own.
         held_out = _held_out_data(plan, files, spec, cache)
-        usable = padded(held_out.samples, np.arange(len(held_out.samples.ends)), found.length, encoder.pad)
-        counted = msgspec.structs.replace(found.report, held_out=len(usable.lengths))
+        usable = usable_rows(held_out.samples, np.arange(len(held_out.samples.ends)), found.length)
+        counted = msgspec.structs.replace(found.report, held_out=len(usable))
         found = msgspec.structs.replace(found, report=counted)
     return Inputs(
         model=model,

@@ -126,12 +126,15 @@ def _draw(sizes: list[int], wanted: int) -> list[int]:
     return drawn if len(drawn) < len(sizes) else drawn[:-1]
 
 
-def padded(samples: Ragged, indices: NDArray[np.int64], max_length: int, pad: int) -> Tokens:
-    """The samples at `indices`, cut or padded to `max_length`, without those of which nothing can be learned.
+def usable_rows(samples: Ragged, indices: NDArray[np.int64], max_length: int) -> NDArray[np.int64]:
+    """Those of `indices` at which something can be learned after the cut, int64.
 
     Raises `DataError`: `data_too_large` above 4 GiB of ids and labels, `data_nothing_to_learn` if none is left.
     """
-    figures = counted(samples, max_length)
+    return _usable_rows(counted(samples, max_length), indices, max_length)
+
+
+def _usable_rows(figures: Counted, indices: NDArray[np.int64], max_length: int) -> NDArray[np.int64]:
     rows = indices[figures.usable[indices]]
     if not len(rows):
         raise DataError(
@@ -139,13 +142,23 @@ def padded(samples: Ragged, indices: NDArray[np.int64], max_length: int, pad: in
             "Give a larger --max-length or shorter prompts.",
             code="data_nothing_to_learn",
         )
-    shape = (len(rows), max_length)
     if 2 * 4 * len(rows) * max_length > MAX_TOKEN_BYTES:
         raise DataError(
             f"{len(rows)} samples of {max_length} tokens exceed the limit of a run.",
             "Give a smaller file or a smaller --max-length.",
             code="data_too_large",
         )
+    return rows
+
+
+def padded(samples: Ragged, indices: NDArray[np.int64], max_length: int, pad: int) -> Tokens:
+    """The samples at `indices`, cut or padded to `max_length`, without those of which nothing can be learned.
+
+    Raises `DataError` as `usable_rows`.
+    """
+    figures = counted(samples, max_length)
+    rows = _usable_rows(figures, indices, max_length)
+    shape = (len(rows), max_length)
     input_ids, labels = np.empty(shape, np.int32), np.empty(shape, np.int32)
     marks, lengths = np.empty(shape, np.bool_), figures.kept[rows]
     starts = (samples.ends - figures.lengths)[rows]
