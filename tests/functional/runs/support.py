@@ -73,7 +73,13 @@ class Operator:
     @contextlib.contextmanager
     def held(self, run_id: str) -> Iterator[None]:
         """Wait until the runner is suspended; it is resumed at the end of the block."""
-        self.until(lambda: [p.status() for p in self.processes(run_id, DYING.name)] == [psutil.STATUS_STOPPED])
+
+        def is_suspended() -> bool:
+            with contextlib.suppress(psutil.NoSuchProcess):  # a child that has its command line until it starts its own
+                return [p.status() for p in self.processes(run_id, DYING.name)] == [psutil.STATUS_STOPPED]
+            return False
+
+        self.until(is_suspended)
         (runner,) = self.processes(run_id, DYING.name)
         yield
         runner.resume()
